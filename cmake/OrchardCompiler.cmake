@@ -1,0 +1,22 @@
+# Compiler settings shared by every target.
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+
+if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
+  set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()
+
+add_library(orchard_compiler INTERFACE)
+target_compile_options(orchard_compiler INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Werror>
+  # A fused multiply-add must appear where the source asks for it, or debug and release would round differently.
+  $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
+target_include_directories(orchard_compiler INTERFACE ${PROJECT_SOURCE_DIR})
+
+if(ORCHARD_SANITIZE)
+  target_compile_options(orchard_compiler INTERFACE -fsanitize=${ORCHARD_SANITIZE} -fno-omit-frame-pointer)
+  target_link_options(orchard_compiler INTERFACE -fsanitize=${ORCHARD_SANITIZE})
+endif()

@@ -1,0 +1,29 @@
+# orchard_floor(NAME SOURCES ... DEPENDS ...)  a static library of one floor
+# orchard_test(NAME ...)                       a GoogleTest program bin/NAME from NAME.cpp
+# orchard_benchmark(NAME ...)                  a program bin/NAME from NAME.cpp
+
+function(orchard_floor name)
+  cmake_parse_arguments(FLOOR "" "" "SOURCES;DEPENDS;PRIVATE_DEPENDS" ${ARGN})
+  if(NOT FLOOR_SOURCES)
+    add_library(orchard_${name} INTERFACE)
+    target_link_libraries(orchard_${name} INTERFACE orchard_compiler ${FLOOR_DEPENDS})
+    return()
+  endif()
+  add_library(orchard_${name} STATIC ${FLOOR_SOURCES})
+  target_link_libraries(orchard_${name} PUBLIC orchard_compiler ${FLOOR_DEPENDS} PRIVATE ${FLOOR_PRIVATE_DEPENDS})
+endfunction()
+
+function(orchard_test source)
+  cmake_parse_arguments(TEST "" "RANKS" "DEPENDS" ${ARGN})
+  get_filename_component(name ${source} NAME_WE)
+  add_executable(${name} ${source})
+  target_link_libraries(${name} PRIVATE orchard_compiler ${TEST_DEPENDS} GTest::gtest GTest::gmock GTest::gtest_main)
+  add_test(NAME ${name} COMMAND ${name})
+  set_tests_properties(${name} PROPERTIES ENVIRONMENT "OMP_NUM_THREADS=2" TIMEOUT 600)
+endfunction()
+
+function(orchard_benchmark name)
+  cmake_parse_arguments(BENCH "" "" "DEPENDS" ${ARGN})
+  add_executable(${name} ${name}.cpp)
+  target_link_libraries(${name} PRIVATE orchard_compiler ${BENCH_DEPENDS})
+endfunction()

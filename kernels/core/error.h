@@ -1,0 +1,29 @@
+// Errors are exceptions whose message names the thing, the place and the cure.
+#pragma once
+
+#include <fmt/core.h>
+
+#include <stdexcept>
+#include <utility>
+
+namespace orchard {
+
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+template <class... Args>
+[[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) {
+  throw Error(fmt::format(format, std::forward<Args>(args)...));
+}
+
+// Throws Error with the formatted message unless `ok`. The arguments are evaluated always, the text
+// only on failure.
+template <class... Args>
+void require(bool ok, fmt::format_string<Args...> format, Args&&... args) {
+  if (!ok) [[unlikely]]
+    fail(format, std::forward<Args>(args)...);
+}
+
+}  // namespace orchard

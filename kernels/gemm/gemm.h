@@ -1,0 +1,59 @@
+// Matrix products. Every weight of the model is stored [out, in], so a linear layer is
+//   forward          y [rows, out]   = x [rows, in]  · w^T         (transpose_b)
+//   input gradient   d_x [rows, in]  = d_y [rows, out] · w
+//   weight gradient  d_w [out, in]  += d_y^T · x                   (transpose_a, accumulate)
+//
+// dtypes: a and b are both f32 or both bf16; c is f32, or bf16 when a and b are. Products of bf16
+// accumulate in fp32 and round once at the end. FLOPs 2·m·n·k; bytes (m·k + k·n + m·n) elements;
+// bound by compute for k > 64.
+#pragma once
+
+#include "kernels/core/tensor.h"
+
+namespace orchard {
+
+class Stream;
+
+enum class Transpose : std::uint8_t { no, yes };
+enum class Accumulate : std::uint8_t { overwrite, add };
+
+// c [m, n] = op(a) [m, k] · op(b) [k, n] (+ bias [n]) (+ c when accumulating). k = 0 yields zeros
+// or leaves c.
+struct Gemm {
+  ConstTensor a;  // [m, k], or [k, m] when transpose_a
+  ConstTensor b;  // [k, n], or [n, k] when transpose_b
+  Tensor c;       // [m, n]
+  Transpose transpose_a = Transpose::no;
+  Transpose transpose_b = Transpose::no;
+  Accumulate accumulate = Accumulate::overwrite;
+  ConstTensor bias = {};  // [n], dtype of a; absent: none
+};
+
+void run(Stream&, const Gemm&);
+
+// The experts' products. Rows of group g are [row_offsets[g], row_offsets[g + 1]); offsets are
+// multiples of 32 (kernels/permute pads with zero rows), so that only a handful of shapes ever
+// occur. Rows at or after row_offsets[groups] are neither read nor written. Empty groups are legal.
+//   c[rows of g] [*, n] = a[rows of g] [*, k] · op(b[g])
+struct GroupedGemm {
+  ConstTensor a;            // [max_rows, k]
+  ConstTensor b;            // [groups, k, n], or [groups, n, k] when transpose_b
+  Tensor c;                 // [max_rows, n]
+  ConstTensor row_offsets;  // i32 [groups + 1], on the stream's device
+  Transpose transpose_b = Transpose::no;
+};
+
+void run(Stream&, const GroupedGemm&);
+
+// d_b[g] [m, n] += a[rows of g]^T [m, *] · b[rows of g] [*, n], in fp32. An empty group leaves
+// d_b[g] as it is.
+struct GroupedGemmWeightGradient {
+  ConstTensor a;            // [max_rows, m]
+  ConstTensor b;            // [max_rows, n]
+  Tensor d_b;               // f32 [groups, m, n]
+  ConstTensor row_offsets;  // i32 [groups + 1]
+};
+
+void run(Stream&, const GroupedGemmWeightGradient&);
+
+}  // namespace orchard

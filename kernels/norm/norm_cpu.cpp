@@ -1,0 +1,12 @@
+// Registers the norms of the CPU backend.
+#include "kernels/norm/norm_cpu.h"
+
+#include "kernels/cpu/register.h"
+
+namespace orchard::cpu {
+
+void register_norm(OperationTable& table) {
+  register_rms_norm(table);
+}
+
+}  // namespace orchard::cpu

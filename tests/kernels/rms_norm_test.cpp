@@ -1,0 +1,137 @@
+// RMSNorm against an fp64 reference.
+#include "kernels/norm/norm.h"
+#include "tests/kernels/op_test.h"
+
+namespace orchard::testing {
+namespace {
+
+struct Case {
+  DType dtype;
+  std::int64_t rows, cols;
+  bool with_delta;
+};
+
+class RmsNorm : public ::testing::TestWithParam<Case> {
+ protected:
+  // The result passes through at most four roundings of the dtype (sum, norm, weight, store) and a
+  // mean whose fp32 error grows like sqrt(cols): 8 roundoffs of the dtype plus 8·sqrt(cols) of fp32
+  // leave a factor of two.
+  double bound() const {
+    return 8 * unit_roundoff(GetParam().dtype) +
+           8 * std::sqrt(GetParam().cols) * unit_roundoff(DType::f32);
+  }
+};
+
+TEST_P(RmsNorm, ForwardMatchesReference) {
+  const auto [dtype, rows, cols, with_delta] = GetParam();
+  Guarded x = random_normal(dtype, {rows, cols}, 1), delta = random_normal(dtype, {rows, cols}, 2);
+  Guarded weight = random_normal(dtype, {cols}, 3);
+  Guarded y(dtype, {rows, cols}), sum(dtype, {rows, cols}), inverse_rms(DType::f32, {rows});
+  RmsNormForward op{.x = x, .weight = weight, .y = y, .inverse_rms = inverse_rms};
+  if (with_delta) op.delta = delta.tensor(), op.sum = sum.tensor();
+  const auto stream = cpu_device().make_stream();
+  run(*stream, op);
+  stream->synchronize();
+
+  std::vector<double> expected(static_cast<std::size_t>(rows * cols));
+  for (std::int64_t r = 0; r < rows; ++r) {
+    double square = 0;
+    const auto input = [&](std::int64_t c) {
+      return with_delta ? sum.at(r * cols + c) : x.at(r * cols + c);
+    };
+    for (std::int64_t c = 0; c < cols; ++c) {
+      if (with_delta) {
+        ASSERT_NEAR(sum.at(r * cols + c), x.at(r * cols + c) + delta.at(r * cols + c),
+                    unit_roundoff(dtype) * 16);  // values stay below 8: one rounding
+      }
+      square += input(c) * input(c);
+    }
+    const double inverse = 1 / std::sqrt(square / static_cast<double>(cols) + 1e-5);
+    for (std::int64_t c = 0; c < cols; ++c) {
+      expected[static_cast<std::size_t>(r * cols + c)] = input(c) * inverse * weight.at(c);
+    }
+  }
+  expect_close(y, expected, bound(), "y");
+
+  const Guarded first = y;
+  run(*stream, op);
+  stream->synchronize();
+  EXPECT_TRUE(first == y) << "two runs differ";
+}
+
+TEST_P(RmsNorm, BackwardMatchesReference) {
+  const auto [dtype, rows, cols, with_d_sum] = GetParam();
+  Guarded x = random_normal(dtype, {rows, cols}, 1), d_y = random_normal(dtype, {rows, cols}, 2);
+  Guarded weight = random_normal(dtype, {cols}, 3), d_sum = random_normal(dtype, {rows, cols}, 4);
+  Guarded inverse_rms(DType::f32, {rows}), y(dtype, {rows, cols}), d_x(dtype, {rows, cols});
+  Guarded d_weight = zeros(DType::f32, {cols});
+  const auto stream = cpu_device().make_stream();
+  run(*stream, RmsNormForward{.x = x, .weight = weight, .y = y, .inverse_rms = inverse_rms});
+  RmsNormBackward op{.x = x,
+                     .weight = weight,
+                     .inverse_rms = inverse_rms,
+                     .d_y = d_y,
+                     .d_x = d_x,
+                     .d_weight = d_weight};
+  if (with_d_sum) op.d_sum = d_sum.tensor();
+  run(*stream, op);
+  stream->synchronize();
+
+  std::vector<double> expected(static_cast<std::size_t>(rows * cols)),
+      expected_weight(static_cast<std::size_t>(cols));
+  for (std::int64_t r = 0; r < rows; ++r) {
+    double square = 0, dot = 0;
+    for (std::int64_t c = 0; c < cols; ++c) square += x.at(r * cols + c) * x.at(r * cols + c);
+    const double inverse = 1 / std::sqrt(square / static_cast<double>(cols) + 1e-5);
+    for (std::int64_t c = 0; c < cols; ++c) {
+      dot += d_y.at(r * cols + c) * weight.at(c) * x.at(r * cols + c) * inverse;
+    }
+    for (std::int64_t c = 0; c < cols; ++c) {
+      const std::int64_t i = r * cols + c;
+      const double normalised = x.at(i) * inverse;
+      expected[static_cast<std::size_t>(i)] =
+          inverse * (d_y.at(i) * weight.at(c) - normalised * dot / static_cast<double>(cols)) +
+          (with_d_sum ? d_sum.at(i) : 0);
+      expected_weight[static_cast<std::size_t>(c)] += d_y.at(i) * normalised;
+    }
+  }
+  // A single column is all cancellation (y does not depend on |x|): its terms have the size of
+  // d_y·w / |x|.
+  expect_close(d_x, expected, bound(), "d_x",
+               cols == 1 ? std::abs(d_y.at(0) * weight.at(0) / x.at(0)) : 0);
+  // fp32 sums of `rows` terms, each with a few fp32 roundings.
+  expect_close(d_weight, expected_weight,
+               16 * std::sqrt(rows) * unit_roundoff(DType::f32) + bound() * (dtype == DType::f32),
+               "d_weight");
+
+  const Guarded first = d_x, first_weight = d_weight;
+  d_weight = zeros(DType::f32, {cols});
+  op.d_weight = d_weight.tensor();
+  run(*stream, op);
+  stream->synchronize();
+  EXPECT_TRUE(first == d_x && first_weight == d_weight) << "two runs differ";
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, RmsNorm,
+    ::testing::Values(Case{DType::f32, 1, 1, false}, Case{DType::f32, 3, 17, true},
+                      Case{DType::f32, 131, 64, false}, Case{DType::f32, 65, 127, true},
+                      Case{DType::f32, 16, 129, false}, Case{DType::f32, 0, 8, false},
+                      Case{DType::bf16, 1, 1, false}, Case{DType::bf16, 3, 17, true},
+                      Case{DType::bf16, 131, 64, true}, Case{DType::bf16, 257, 509, false}));
+
+TEST(RmsNormErrors, NameTheOperandAndItsShape) {
+  Guarded x = zeros(DType::f32, {2, 4}), weight = zeros(DType::f32, {3}),
+          y = zeros(DType::f32, {2, 4});
+  Guarded inverse_rms = zeros(DType::f32, {2});
+  const auto stream = cpu_device().make_stream();
+  try {
+    run(*stream, RmsNormForward{.x = x, .weight = weight, .y = y, .inverse_rms = inverse_rms});
+    FAIL() << "a weight of the wrong length was accepted";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "RmsNormForward: weight has shape [3], expected [4]");
+  }
+}
+
+}  // namespace
+}  // namespace orchard::testing
