@@ -12,6 +12,8 @@ endif()
 add_library(orchard_compiler INTERFACE)
 target_compile_options(orchard_compiler INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Werror>
+  # Designated initializers leave the operands that an operation does not need to their defaults.
+  $<$<COMPILE_LANGUAGE:CXX>:-Wno-missing-field-initializers>
   # A fused multiply-add must appear where the source asks for it, or debug and release would round differently.
   $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
 target_include_directories(orchard_compiler INTERFACE ${PROJECT_SOURCE_DIR})

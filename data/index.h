@@ -1,4 +1,5 @@
-// The index of a training set: one record per sample, in a fixed order. Small enough for every rank to hold.
+// The index of a training set: one record per sample, in a fixed order. Small enough for every rank
+// to hold.
 #pragma once
 
 #include <string>

@@ -1,6 +1,6 @@
-// What a training set holds. A sample is a token sequence in which a special token marks the place of each
-// picture, and the encoded pictures themselves. How many visual tokens a picture becomes is decided when a
-// stage packs it, not here.
+// What a training set holds. A sample is a token sequence in which a special token marks the place
+// of each picture, and the encoded pictures themselves. How many visual tokens a picture becomes is
+// decided when a stage packs it, not here.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ enum class Split : std::uint8_t { train, held_out };
 // JPEG or PNG bytes as they came.
 struct EncodedPicture {
   std::vector<std::uint8_t> bytes;
-  std::int32_t width = 0;   // pixels, from the header of the file
+  std::int32_t width = 0;  // pixels, from the header of the file
   std::int32_t height = 0;
 };
 
@@ -29,14 +29,15 @@ struct Sample {
   std::vector<EncodedPicture> pictures;
 };
 
-// What packing may know about a sample: everything that follows from here is identical on every rank.
+// What packing may know about a sample: everything that follows from here is identical on every
+// rank.
 struct PictureSize {
   std::int32_t width = 0;
   std::int32_t height = 0;
 };
 
 struct SampleRecord {
-  std::int32_t category = 0;          // index into the training set's category names
+  std::int32_t category = 0;  // index into the training set's category names
   Split split = Split::train;
   std::int32_t token_count = 0;       // tokens, image tokens included
   std::int32_t assistant_tokens = 0;  // of these, with Role::assistant
@@ -47,8 +48,8 @@ struct SampleRecord {
 // Special tokens every tokenizer of Orchard has, at these ids.
 enum SpecialToken : std::int32_t {
   token_unknown = 0,
-  token_begin = 1,      // opens each document
-  token_end = 2,        // closes each document
+  token_begin = 1,  // opens each document
+  token_end = 2,    // closes each document
   token_pad = 3,
   token_image = 4,      // place of a picture in a sample; expanded when packing
   token_user = 5,       // <|user|>

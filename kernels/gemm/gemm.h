@@ -41,6 +41,7 @@ struct GroupedGemm {
   Tensor c;                 // [max_rows, n]
   ConstTensor row_offsets;  // i32 [groups + 1], on the stream's device
   Transpose transpose_b = Transpose::no;
+  Accumulate accumulate = Accumulate::overwrite;
 };
 
 void run(Stream&, const GroupedGemm&);

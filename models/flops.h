@@ -1,0 +1,27 @@
+// FLOPs of the model's matrix products, counted the way benchmarks quote them: multiply and add are
+// two.
+#pragma once
+
+#include "models/config.h"
+
+namespace orchard {
+
+struct FlopCounts {
+  double forward = 0;
+  double training =
+      0;  // forward + backward: three times the products with weights, 2.5 + 1 times attention
+};
+
+// Of packed sequences: `tokens` rows in documents of `document_length` tokens, `targets` rows
+// through the head, `tiles` picture tiles. Causal attention counts the half that is needed;
+// recomputation counts nothing extra.
+struct Workload {
+  std::int64_t tokens = 0;
+  double document_length = 0;
+  std::int64_t targets = 0;
+  std::int64_t tiles = 0;
+};
+
+FlopCounts count_flops(const ModelConfig& model, const Workload& work);
+
+}  // namespace orchard

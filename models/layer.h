@@ -1,0 +1,56 @@
+// The contract of layers.
+//
+//   struct Saved;                                                  what backward needs; plain
+//   tensors Tensor forward(Pass&, x, Saved&) const;                        returns y void
+//   backward_input(Pass&, d_y, Saved&, Tensor d_x) const;   writes d_x void backward_weight(Pass&,
+//   Saved&) const;                   adds to the parameters' gradients
+//
+// There is no tape: a layer calls its parts in the order written down. Backward comes in two halves
+// because zero-bubble pipelines run the weight half later. backward_input may add tensors to Saved
+// that the weight half needs (every d_y of a linear layer); d_y must therefore stay alive until
+// backward_weight has run.
+//
+// Memory: whatever a layer allocates comes from pass.arena, which works like a stack. It belongs to
+// one micro-batch; whoever runs a chain of layers marks it before a block's forward and rewinds to
+// the mark after the block's weight half. Tensors that must survive the rewind (d_x between blocks)
+// are allocated before.
+#pragma once
+
+#include <string>
+#include <unordered_map>
+
+#include "kernels/device/arena.h"
+#include "kernels/device/device.h"
+#include "models/batch.h"
+#include "parallel/parameter.h"
+
+namespace orchard {
+
+// What every layer needs while one micro-batch passes.
+struct Pass {
+  Stream& stream;
+  Arena& arena;
+  const DeviceBatch& batch;
+  LossScales scales = {};
+  // Routing to follow instead of the router's own choice, by router parameter; null: none.
+  const std::unordered_map<const Parameter*, ConstTensor>* replay = nullptr;
+
+  ConstTensor replay_of(const Parameter* router) const {
+    if (!replay) return {};
+    const auto it = replay->find(router);
+    require(it != replay->end(), "the replayed routing has no choices for {}", router->spec.name);
+    return it->second;
+  }
+
+  Tensor allocate(DType dtype, Shape shape) const { return arena.allocate(dtype, shape); }
+  Tensor allocate_like(const ConstTensor& x) const { return arena.allocate(x.dtype(), x.shape()); }
+};
+
+// The residual stream between blocks: its value is sum + delta. The addition is left to the next
+// norm, which reads both anyway. delta is absent at the start of a stack.
+struct Residual {
+  ConstTensor sum;    // [rows, width]
+  ConstTensor delta;  // [rows, width] or absent
+};
+
+}  // namespace orchard

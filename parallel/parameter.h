@@ -1,0 +1,93 @@
+// Parameters: what they are called, how they start, how they are optimised and sharded, where they
+// live.
+//
+// A model declares its parameters in a ParameterStore; the store then allocates all of them in a
+// few flat buffers: fp32 master weights, fp32 gradients and, in bf16 mode, bf16 values. Flat
+// buffers make gradient reduction and AdamW one pass each. Everything that treats parameters
+// generically (initialisation, checkpoints, optimizers, reductions) reads the ParameterSpec.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/device/device.h"
+
+namespace orchard {
+
+enum class Initializer : std::uint8_t {
+  normal,            // N(0, std²)
+  truncated_normal,  // N(0, std²) cut at two standard deviations
+  ones,
+  zeros,
+};
+
+enum class WeightDecay : std::uint8_t { no, yes };
+
+// How a parameter is split over the ranks of a mesh. One rank holds everything until tensor and
+// expert parallelism exist; the description is complete so that they need no other.
+struct Sharding {
+  int tensor_dim = -1;  // dimension cut over tensor ranks; -1: replicated
+  int expert = -1;      // index of the expert it belongs to; -1: not an expert's
+};
+
+struct ParameterSpec {
+  std::string name;  // global, e.g. "decoder.layers.3.attention.wq"
+  Shape shape;       // global
+  Initializer initializer = Initializer::normal;
+  double std = 0.02;
+  WeightDecay weight_decay = WeightDecay::no;
+  Sharding sharding = {};
+};
+
+struct Parameter {
+  ParameterSpec spec;
+  std::int64_t offset = 0;  // elements into each flat buffer
+  Tensor value;             // f32 or bf16: what forward and backward read
+  Tensor master;            // f32: what the optimizer updates; the same memory as value in f32 mode
+  Tensor gradient;          // f32: sum over the micro-batches of a step
+};
+
+class ParameterStore {
+ public:
+  // Reserves a place; the reference stays valid for the store's life. Names are unique.
+  Parameter& declare(ParameterSpec spec);
+
+  // Gives every parameter its memory, with zero gradients. Values are undefined until initialise or
+  // a load.
+  void allocate(Device& device, Stream& stream, DType dtype);
+
+  // The values that (seed, name, element index) imply.
+  void initialise(Stream& stream, std::uint64_t seed);
+
+  // Values from masters, in bf16 mode: after masters were written by something else than the
+  // optimizer.
+  void refresh_values(Stream& stream);
+  void zero_gradients(Stream& stream);
+
+  // One view [count, ...] over `count` parameters of equal shape declared in a row, e.g. the w_gate
+  // of all experts.
+  enum class Field : std::uint8_t { value, master, gradient };
+  Tensor stacked(const Parameter& first, std::int64_t count, Field field) const;
+
+  std::deque<Parameter>& parameters() { return parameters_; }
+  const std::deque<Parameter>& parameters() const { return parameters_; }
+  const Parameter* find(std::string_view name) const;
+
+  // Number of elements of all parameters whose name passes the filter.
+  std::int64_t count(const std::function<bool(const ParameterSpec&)>& filter = {}) const;
+
+  DType dtype() const { return dtype_; }
+  Tensor flat_masters() const { return masters_.tensor(DType::f32, {elements_}); }
+  Tensor flat_gradients() const { return gradients_.tensor(DType::f32, {elements_}); }
+
+ private:
+  std::deque<Parameter> parameters_;
+  std::int64_t elements_ = 0;  // of a flat buffer, padding between parameters included
+  DType dtype_ = DType::f32;
+  Buffer masters_, gradients_, values_;
+};
+
+}  // namespace orchard

@@ -1,0 +1,171 @@
+#include "train/step.h"
+
+#include <chrono>
+#include <cmath>
+#include <numeric>
+
+#include "kernels/elementwise/elementwise.h"
+
+namespace orchard {
+namespace {
+
+class Stopwatch {
+ public:
+  explicit Stopwatch(double& seconds) : seconds_(seconds) {}
+  ~Stopwatch() {
+    seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+  Stopwatch(const Stopwatch&) = delete;
+  Stopwatch& operator=(const Stopwatch&) = delete;
+
+ private:
+  double& seconds_;
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+template <class T>
+void copy_to_host(Stream& stream, std::vector<T>& host, const ConstTensor& tensor) {
+  host.resize(static_cast<std::size_t>(tensor.numel()));
+  stream.copy(Tensor(host.data(), tensor.dtype(), tensor.shape(), DeviceKind::cpu), tensor);
+}
+
+double sum(const std::vector<float>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0);
+}
+
+}  // namespace
+
+StepRunner::StepRunner(Device& device, Stream& stream, Communicator& ranks, ParameterStore& store,
+                       const MultimodalModel& model)
+    : stream_(stream),
+      ranks_(ranks),
+      store_(store),
+      model_(model),
+      arena_(device),
+      uploader_(model.config(), store.dtype()),
+      norm_(device.allocate(sizeof(float))) {}
+
+LossScales StepRunner::scales(const StepTotals& totals) const {
+  const auto share = [](double weight, std::int64_t count) {
+    return count > 0 ? static_cast<float>(weight / static_cast<double>(count)) : 0.0f;
+  };
+  const MoeConfig& moe = model_.config().decoder.moe;
+  return {.target = share(1, totals.targets),
+          .balance = share(moe.balance_weight, totals.sequences),
+          .z = share(moe.z_weight, totals.real_rows)};
+}
+
+void StepRunner::read_back(const Pass& pass, const MultimodalModel::Saved& saved) {
+  if (used_ == host_.size()) host_.emplace_back();
+  HostLosses& host = host_[used_++];
+  copy_to_host(pass.stream, host.targets, saved.head.losses);
+  const std::vector<RouterStatistics> statistics =
+      model_.decoder().router_statistics(saved.decoder);
+  host.balance.resize(statistics.size());
+  host.z.resize(statistics.size());
+  host.counts.resize(statistics.size());
+  for (std::size_t layer = 0; layer < statistics.size(); ++layer) {
+    copy_to_host(pass.stream, host.balance[layer], statistics[layer].balance_loss);
+    copy_to_host(pass.stream, host.z[layer], statistics[layer].z_loss);
+    copy_to_host(pass.stream, host.counts[layer], statistics[layer].expert_counts);
+  }
+}
+
+LossReport StepRunner::collect(const StepTotals& totals) {
+  stream_.synchronize();
+  const std::size_t layers = model_.decoder().routers().size();
+  const auto experts = static_cast<std::size_t>(model_.config().decoder.moe.experts);
+  // loss, balance, z, then the counts before and after capacity of every layer: one reduction for
+  // all.
+  std::vector<double> sums(3 + layers * 2 * experts);
+  for (std::size_t m = 0; m < used_; ++m) {
+    const HostLosses& host = host_[m];
+    sums[0] += sum(host.targets);
+    for (std::size_t layer = 0; layer < layers; ++layer) {
+      sums[1] += sum(host.balance[layer]);
+      sums[2] += sum(host.z[layer]);
+      for (std::size_t i = 0; i < 2 * experts; ++i)
+        sums[3 + layer * 2 * experts + i] += host.counts[layer][i];
+    }
+  }
+  used_ = 0;
+  ranks_.sum_on_host(sums);
+  const auto mean = [](double total, std::int64_t count) {
+    return count ? total / static_cast<double>(count) : 0.0;
+  };
+  LossReport report{.loss = mean(sums[0], totals.targets),
+                    .balance_loss = mean(sums[1], totals.sequences),
+                    .z_loss = mean(sums[2], totals.real_rows)};
+  for (std::size_t layer = 0; layer < layers; ++layer) {
+    const double* const before = &sums[3 + layer * 2 * experts];
+    const double* const after = before + experts;
+    const double choices = std::accumulate(before, after, 0.0);
+    std::vector<double>& load = report.expert_load.emplace_back(before, after);
+    for (double& share : load) share /= std::max(choices, 1.0);
+    report.dropped.push_back(1 -
+                             std::accumulate(after, after + experts, 0.0) / std::max(choices, 1.0));
+  }
+  return report;
+}
+
+StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
+                                  const StepTotals& totals) {
+  StepReport report;
+  store_.zero_gradients(stream_);
+  for (const MicroBatch& micro_batch : micro_batches) {
+    arena_.reset();
+    const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batch);
+    Pass pass{.stream = stream_, .arena = arena_, .batch = batch, .scales = scales(totals)};
+    MultimodalModel::Saved saved;
+    {
+      const Stopwatch watch(report.seconds.forward);
+      model_.forward(pass, saved, Purpose::train);
+      read_back(pass, saved);
+    }
+    const Stopwatch watch(report.seconds.backward);
+    model_.backward(pass, saved);
+    stream_.synchronize();
+  }
+  {
+    const Stopwatch watch(report.seconds.reduce);
+    ranks_.all_reduce_sum(stream_, store_.flat_gradients());
+  }
+  report.losses = collect(totals);
+  // The sum over ranks is the same everywhere, so all ranks take this decision alike.
+  require(std::isfinite(report.losses.loss),
+          "the loss is {}: lower the learning rate, or look for bad data", report.losses.loss);
+  return report;
+}
+
+StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const StepTotals& totals,
+                             Optimizer& optimizer, double learning_rate, std::int64_t step) {
+  StepReport report = accumulate(micro_batches, totals);
+  const Stopwatch watch(report.seconds.optimizer);
+  const Tensor square = norm_.tensor(DType::f32, {1});
+  float sum_of_squares = 0;
+  run(stream_, SumOfSquares{.x = store_.flat_gradients(), .result = square});
+  stream_.copy(Tensor(&sum_of_squares, DType::f32, {1}, DeviceKind::cpu), square);
+  stream_.synchronize();
+  report.gradient_norm = std::sqrt(static_cast<double>(sum_of_squares));
+  require(std::isfinite(report.gradient_norm),
+          "the gradient norm of step {} is {}: lower the learning rate, or look for bad data", step,
+          report.gradient_norm);
+  optimizer.update(stream_, learning_rate, report.gradient_norm, step);
+  stream_.synchronize();
+  return report;
+}
+
+std::vector<float> StepRunner::evaluate(const MicroBatch& micro_batch) {
+  arena_.reset();
+  const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batch);
+  Pass pass{.stream = stream_, .arena = arena_, .batch = batch};
+  MultimodalModel::Saved saved;
+  model_.forward(pass, saved, Purpose::evaluate);
+  std::vector<float> losses;
+  copy_to_host(stream_, losses, saved.head.losses);
+  stream_.synchronize();
+  losses.resize(static_cast<std::size_t>(batch.targets));
+  return losses;
+}
+
+}  // namespace orchard

@@ -1,0 +1,90 @@
+// One optimizer step of data-parallel training: micro-batches forward and backward in order, one
+// reduction of the gradients, one update.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "models/multimodal.h"
+#include "train/optimizer.h"
+#include "train/upload.h"
+
+namespace orchard {
+
+// Totals over all ranks of one step, known from the packing plan before it starts. Losses are
+// divided by them, so that a gradient depends neither on the number of ranks nor on accumulation.
+struct StepTotals {
+  std::int64_t targets = 0;    // rows with a target
+  std::int64_t real_rows = 0;  // rows that are not padding
+  std::int64_t sequences = 0;
+};
+
+// Where a step's time went, in seconds of this rank.
+struct PhaseSeconds {
+  double forward = 0, backward = 0, reduce = 0, optimizer = 0;
+};
+
+// Losses of a step, or of an evaluation, over all ranks.
+struct LossReport {
+  double loss = 0;          // mean cross-entropy of the target tokens
+  double balance_loss = 0;  // mean over sequences, summed over layers, without its weight
+  double z_loss = 0;        // mean over real tokens, summed over layers, without its weight
+  // Share of the choices that each expert got, before capacity, by sparse layer; and the share
+  // dropped.
+  std::vector<std::vector<double>> expert_load;
+  std::vector<double> dropped;
+};
+
+struct StepReport {
+  LossReport losses;
+  double gradient_norm = 0;
+  PhaseSeconds seconds;
+};
+
+// Runs micro-batches and keeps what they leave behind until the losses are collected. Everything
+// that a step needs is allocated on its first calls and reused.
+class StepRunner {
+ public:
+  // All arguments must outlive the runner.
+  StepRunner(Device& device, Stream& stream, Communicator& ranks, ParameterStore& store,
+             const MultimodalModel& model);
+
+  // Gradients of all micro-batches of this rank, reduced over ranks, are left in the store.
+  // Throws Error when the loss is not finite, on every rank.
+  StepReport accumulate(std::span<const MicroBatch> micro_batches, const StepTotals& totals);
+
+  // accumulate, then the optimizer's update.
+  StepReport train(std::span<const MicroBatch> micro_batches, const StepTotals& totals,
+                   Optimizer& optimizer, double learning_rate, std::int64_t step);
+
+  // Forward only. Losses of each target row in batch order (see MicroBatch::targets), of this rank
+  // alone.
+  std::vector<float> evaluate(const MicroBatch& batch);
+
+  const Arena& arena() const { return arena_; }
+
+ private:
+  LossScales scales(const StepTotals& totals) const;
+  // Queues copies of a micro-batch's losses to the host: backward reuses their memory.
+  void read_back(const Pass& pass, const MultimodalModel::Saved& saved);
+  LossReport collect(const StepTotals& totals);
+
+  Stream& stream_;
+  Communicator& ranks_;
+  ParameterStore& store_;
+  const MultimodalModel& model_;
+  Arena arena_;
+  BatchUploader uploader_;
+
+  struct HostLosses {
+    std::vector<float> targets;                     // [padded targets]
+    std::vector<std::vector<float>> balance, z;     // [layer][sequences]
+    std::vector<std::vector<std::int32_t>> counts;  // [layer][2 · experts]
+  };
+  std::vector<HostLosses> host_;  // of each micro-batch of the step
+  std::size_t used_ = 0;          // micro-batches of the step in progress
+  Buffer norm_;
+};
+
+}  // namespace orchard

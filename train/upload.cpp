@@ -1,0 +1,65 @@
+#include "train/upload.h"
+
+#include "kernels/device/device.h"
+#include "kernels/elementwise/elementwise.h"
+
+namespace orchard {
+
+DeviceBatch BatchUploader::upload(Stream& stream, Arena& arena, const MicroBatch& batch) {
+  const std::int64_t rows = batch.sequences * batch.length;
+  require(static_cast<std::int64_t>(batch.sources.size()) == rows,
+          "a micro-batch of {} x {} rows has {} sources", batch.sequences, batch.length,
+          batch.sources.size());
+  const auto copy = [&](const std::vector<std::int32_t>& values) -> ConstTensor {
+    const Shape shape{static_cast<std::int64_t>(values.size())};
+    const Tensor tensor = arena.allocate(DType::i32, shape);
+    stream.copy(tensor, ConstTensor(values.data(), DType::i32, shape, DeviceKind::cpu));
+    return tensor;
+  };
+  sequence_offsets_.clear();
+  for (std::int64_t s = 0; s <= batch.sequences; ++s) {
+    sequence_offsets_.push_back(static_cast<std::int32_t>(s * batch.length));
+  }
+  target_rows_.clear();
+  target_ids_.clear();
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const std::int32_t target = batch.targets[static_cast<std::size_t>(r)];
+    if (target < 0) continue;
+    target_rows_.push_back(static_cast<std::int32_t>(r));
+    target_ids_.push_back(target);
+  }
+  DeviceBatch out{.rows = rows, .sequences = batch.sequences};
+  out.targets = static_cast<std::int64_t>(target_rows_.size());
+  const auto padded = static_cast<std::size_t>((out.targets + target_multiple - 1) /
+                                               target_multiple * target_multiple);
+  target_rows_.resize(padded, -1);
+  target_ids_.resize(padded, -1);
+
+  out.sources = copy(batch.sources);
+  out.positions = copy(batch.positions);
+  out.document_offsets = copy(batch.document_offsets);
+  out.sequence_offsets = copy(sequence_offsets_);
+  out.real_rows = copy(batch.real_rows);
+  out.target_rows = copy(target_rows_);
+  out.target_ids = copy(target_ids_);
+
+  out.tiles = batch.tiles;
+  if (batch.tiles == 0) return out;
+  tile_offsets_.clear();
+  for (std::int64_t t = 0; t <= batch.tiles; ++t) {
+    tile_offsets_.push_back(static_cast<std::int32_t>(t * (config_.vision.patches() + 1)));
+  }
+  out.tile_offsets = copy(tile_offsets_);
+  const Shape shape{batch.tiles, config_.vision.patches(), config_.vision.patch_values()};
+  const Tensor pixels = arena.allocate(DType::f32, shape);
+  stream.copy(pixels, ConstTensor(batch.patches.data(), DType::f32, shape, DeviceKind::cpu));
+  out.patches = pixels;
+  if (dtype_ != DType::f32) {
+    const Tensor narrow = arena.allocate(dtype_, shape);
+    run(stream, Convert{.x = pixels, .y = narrow});
+    out.patches = narrow;
+  }
+  return out;
+}
+
+}  // namespace orchard
