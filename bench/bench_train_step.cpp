@@ -1,0 +1,175 @@
+// Training speed of the small text models: tokens/s, model FLOP/s beside the machine's own GEMM peak measured in
+// the same process, peak memory, and where the time goes.
+//
+//   bench_train_step [--model tiny|tiny-moe] [--dtype f32|bf16] [--sequence 512] [--micro-batch 8]
+//                    [--steps 10] [--threads 2] [--json]
+//
+// Tokens are random and every sequence is one document, so nothing but the model's arithmetic is measured. The
+// first two steps warm up. Model FLOPs count what the mathematics needs (models/flops.h), not what is executed.
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <nlohmann/json.hpp>
+
+#include "kernels/gemm/peak.h"
+#include "launch/options.h"
+#include "models/flops.h"
+#include "parallel/random.h"
+#include "train/step.h"
+
+namespace orchard {
+namespace {
+
+struct Setting {
+  std::string model = "tiny";
+  DType dtype = DType::f32;
+  std::int64_t sequence = 512;
+  std::int64_t micro_batch = 8;
+  std::int64_t steps = 10;
+  int threads = 2;
+  bool json = false;
+};
+
+MicroBatch random_batch(const ModelConfig& model, const Setting& setting) {
+  MicroBatch batch{.sequences = setting.micro_batch, .length = setting.sequence};
+  const CounterRandom random(1, "bench_train_step");
+  const auto rows = static_cast<std::uint64_t>(setting.micro_batch * setting.sequence);
+  for (std::uint64_t r = 0; r < rows; ++r) {
+    const auto position = static_cast<std::int64_t>(r) % setting.sequence;
+    batch.sources.push_back(static_cast<std::int32_t>(random.uniform(r) * static_cast<double>(model.decoder.vocabulary)));
+    batch.positions.push_back(static_cast<std::int32_t>(position));
+    batch.category.push_back(0);
+  }
+  for (std::int64_t r = 0; r < static_cast<std::int64_t>(rows); ++r) {
+    const bool last = (r + 1) % setting.sequence == 0;
+    batch.targets.push_back(last ? -1 : batch.sources[static_cast<std::size_t>(r + 1)]);
+    batch.target_count += !last;
+  }
+  for (std::int64_t s = 0; s <= setting.micro_batch; ++s) {
+    batch.document_offsets.push_back(static_cast<std::int32_t>(s * setting.sequence));
+  }
+  batch.real_rows.assign(static_cast<std::size_t>(setting.micro_batch), static_cast<std::int32_t>(setting.sequence));
+  return batch;
+}
+
+double peak_memory_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<double>(usage.ru_maxrss) * 1024;
+}
+
+void measure(const Setting& setting) {
+  ModelConfig config = load_recipe(setting.model).model;
+  config.decoder.max_positions = std::max(config.decoder.max_positions, setting.sequence);
+  const std::unique_ptr<Device> device = make_cpu_device({.threads = setting.threads});
+  const std::unique_ptr<Stream> stream = device->make_stream();
+  const std::unique_ptr<Communicator> ranks = make_single_communicator();
+  ParameterStore store;
+  MultimodalModel model(store, config);
+  store.allocate(*device, *stream, setting.dtype);
+  store.initialise(*stream, 1);
+  model.prepare(*device, *stream);
+  Optimizer optimizer(*device, *stream, store, {});
+  StepRunner runner(*device, *stream, *ranks, store, model);
+
+  const MicroBatch batch = random_batch(config, setting);
+  const StepTotals totals{.targets = batch.target_count,
+                          .real_rows = setting.micro_batch * setting.sequence,
+                          .sequences = setting.micro_batch};
+  constexpr std::int64_t warm_up = 2;
+  std::vector<double> seconds;
+  PhaseSeconds phases;
+  double loss = 0;
+  for (std::int64_t step = 1; step <= warm_up + setting.steps; ++step) {
+    const auto start = std::chrono::steady_clock::now();
+    const StepReport report = runner.train({&batch, 1}, totals, optimizer, 1e-4, step);
+    if (step <= warm_up) continue;
+    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    phases.forward += report.seconds.forward;
+    phases.backward += report.seconds.backward;
+    phases.reduce += report.seconds.reduce;
+    phases.optimizer += report.seconds.optimizer;
+    loss = report.losses.loss;
+  }
+  std::sort(seconds.begin(), seconds.end());
+  const double median = seconds[seconds.size() / 2];
+  const double memory = peak_memory_bytes();
+
+  const double tokens_per_s = static_cast<double>(totals.real_rows) / median;
+  const Workload work{.tokens = totals.real_rows,
+                      .document_length = static_cast<double>(setting.sequence),
+                      .targets = totals.targets};
+  const double flops = count_flops(config, work).training / median;
+  const double peak = measure_gemm_peak(*stream, setting.dtype);
+  const double n = static_cast<double>(setting.steps);
+  if (setting.json) {
+    const nlohmann::json line{{"model", setting.model},
+                              {"dtype", std::string(name_of(setting.dtype))},
+                              {"threads", setting.threads},
+                              {"sequence", setting.sequence},
+                              {"micro_batch", setting.micro_batch},
+                              {"parameters", store.count()},
+                              {"tokens_per_s", tokens_per_s},
+                              {"step_s_median", median},
+                              {"step_s_min", seconds.front()},
+                              {"model_gflop_per_s", flops / 1e9},
+                              {"gemm_peak_gflop_per_s", peak / 1e9},
+                              {"fraction_of_peak", flops / peak},
+                              {"peak_memory_bytes", memory},
+                              {"forward_s", phases.forward / n},
+                              {"backward_s", phases.backward / n},
+                              {"optimizer_s", phases.optimizer / n},
+                              {"loss", loss}};
+    fmt::print("{}\n", line.dump());
+    return;
+  }
+  fmt::print(
+      "{:9} {:4} {} threads {}x{}: {:8.0f} tokens/s  {:7.1f} GFLOP/s of {:7.1f} GEMM peak = {:4.1f} %  {:5.0f} MB  "
+      "forward {:.0f} backward {:.0f} optimizer {:.0f} ms\n",
+      setting.model, name_of(setting.dtype), setting.threads, setting.micro_batch, setting.sequence, tokens_per_s,
+      flops / 1e9, peak / 1e9, 100 * flops / peak, memory / 1e6, 1e3 * phases.forward / n, 1e3 * phases.backward / n,
+      1e3 * phases.optimizer / n);
+}
+
+Setting parse(int argc, char** argv) {
+  Setting setting;
+  for (int i = 1; i < argc; ++i) {
+    const std::string name = argv[i];
+    if (name == "--json") {
+      setting.json = true;
+      continue;
+    }
+    require(i + 1 < argc, "option {} needs a value", name);
+    const std::string value = argv[++i];
+    if (name == "--model") {
+      setting.model = value;
+    } else if (name == "--dtype") {
+      require(value == "f32" || value == "bf16", "--dtype is f32 or bf16, not {}", value);
+      setting.dtype = value == "f32" ? DType::f32 : DType::bf16;
+    } else if (name == "--sequence") {
+      setting.sequence = std::stoll(value);
+    } else if (name == "--micro-batch") {
+      setting.micro_batch = std::stoll(value);
+    } else if (name == "--steps") {
+      setting.steps = std::stoll(value);
+    } else if (name == "--threads") {
+      setting.threads = std::stoi(value);
+    } else {
+      fail("unknown option {}; known: --model --dtype --sequence --micro-batch --steps --threads --json", name);
+    }
+  }
+  return setting;
+}
+
+}  // namespace
+}  // namespace orchard
+
+int main(int argc, char** argv) {
+  try {
+    orchard::measure(orchard::parse(argc, argv));
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "bench_train_step: {}\n", error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,59 @@
+// Everything that defines a run, typed. launch/ fills it from the command line, the environment, a recipe and
+// defaults; the trainer reads nothing else.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "data/marks.h"
+#include "data/tiling.h"
+#include "models/config.h"
+#include "train/optimizer.h"
+
+namespace orchard {
+
+// Which tokens are targets (mm15.md §10, Loss).
+enum class TargetRule : std::uint8_t {
+  text,       // every text token that follows: stages 1 and 2
+  assistant,  // the assistant's tokens and their end mark: stage 3
+};
+
+enum class MixingUnit : std::uint8_t {
+  sequence,  // each packed sequence is of one group (stage 1)
+  example,   // each example is drawn by itself (stages 2 and 3)
+};
+
+struct StageConfig {
+  int number = 1;
+  std::int64_t steps = 0;
+  std::int64_t global_batch = 0;     // sequences of an optimizer step, over all ranks
+  std::int64_t sequence_length = 0;  // rows of a packed sequence, visual tokens included
+  std::int64_t side = 0;             // pixels a side of a tile in this stage: the vision tower's side
+  std::int64_t max_pictures = 16;    // of a packed sequence
+  TilingOptions tiling;              // its side is the stage's
+  MarkStyle marks = MarkStyle::index;
+  std::string mixture;  // a named mixture of data/mixture.h
+  MixingUnit mixing = MixingUnit::example;
+  TargetRule targets = TargetRule::text;
+  OptimizerConfig optimizer;
+  double peak_lr = 0;  // 0: the learning-rate law at the dense backbone's size
+  std::int64_t warmup = 0;
+  double final_lr_fraction = 0;
+};
+
+struct RunConfig {
+  ModelConfig model;  // vision.side is overridden by the stage's; vocabulary by the tokenizer's, where 0
+  std::vector<StageConfig> stages;
+  DType dtype = DType::f32;
+  std::uint64_t seed = 1;
+  std::int64_t micro_batch = 1;       // sequences of one forward pass
+  std::int64_t validate_every = 0;    // steps; 0: only at the start and the end of a stage
+  std::int64_t validation_samples = 0;  // held-out samples of each category; 0: all
+  std::int64_t checkpoint_every = 0;  // steps; 0: only at the end of a stage
+  std::int64_t keep_checkpoints = 2;  // the newest of a stage, the final one apart
+  std::filesystem::path training_set;
+  std::filesystem::path run_folder;
+};
+
+}  // namespace orchard
