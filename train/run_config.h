@@ -7,22 +7,12 @@
 #include <vector>
 
 #include "data/marks.h"
+#include "data/sample_layout.h"
 #include "data/tiling.h"
 #include "models/config.h"
 #include "train/optimizer.h"
 
 namespace orchard {
-
-// Which tokens are targets (mm15.md §10, Loss).
-enum class TargetRule : std::uint8_t {
-  text,       // every text token that follows: stages 1 and 2
-  assistant,  // the assistant's tokens and their end mark: stage 3
-};
-
-enum class MixingUnit : std::uint8_t {
-  sequence,  // each packed sequence is of one group (stage 1)
-  example,   // each example is drawn by itself (stages 2 and 3)
-};
 
 struct StageConfig {
   int number = 1;
@@ -34,8 +24,7 @@ struct StageConfig {
   TilingOptions tiling;              // its side is the stage's
   MarkStyle marks = MarkStyle::index;
   std::string mixture;  // a named mixture of data/mixture.h
-  MixingUnit mixing = MixingUnit::example;
-  TargetRule targets = TargetRule::text;
+  TargetPolicy targets = TargetPolicy::text;
   OptimizerConfig optimizer;
   double peak_lr = 0;  // 0: the learning-rate law at the dense backbone's size
   std::int64_t warmup = 0;

@@ -1,0 +1,165 @@
+// The whole model at toy size: gradients, recomputation, identities of the mixture of experts.
+#include "models/multimodal.h"
+#include "tests/models/layer_test.h"
+
+namespace orchard::testing {
+namespace {
+
+ModelConfig toy_model() {
+  ModelConfig config;
+  config.vision = {.layers = 1, .width = 16, .heads = 2, .mlp_width = 24, .patch = 2, .side = 6};
+  config.connector = {.hidden = 12, .depth = 1, .out_side = 2};
+  config.decoder = {.layers = 2, .hidden = 16, .ffn = 32, .heads = 4, .kv_heads = 2, .head_dim = 8, .vocabulary = 40,
+                    .max_positions = 16, .moe = {.experts = 4, .every = 2}};
+  return config;
+}
+
+// Two sequences of 12 rows; the first opens with a picture (4 visual rows), the second holds two short
+// documents and padding.
+class ToyModel {
+ public:
+  explicit ToyModel(const ModelConfig& config) : model_(bench_.store(), config) {
+    bench_.allocate_parameters();
+    model_.prepare(bench_.device(), bench_.stream());
+    DeviceBatch& b = bench_.batch();
+    b.rows = 24;
+    b.sequences = 2;
+    b.sources = bench_.integers({1, -1, -2, -3, -4, 10, 11, 12, 13, 14, 15, 2, 1, 20, 21, 2, 1, 22, 23, 24, 2, 3, 3, 3});
+    b.positions = bench_.integers({0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 2});
+    b.document_offsets = bench_.integers({0, 12, 16, 21, 24});
+    b.sequence_offsets = bench_.integers({0, 12, 24});
+    b.real_rows = bench_.integers({12, 9});
+    std::vector<std::int32_t> rows{4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 16, 17, 18, 19};
+    std::vector<std::int32_t> ids{10, 11, 12, 13, 14, 15, 2, 20, 21, 2, 22, 23, 24, 2};
+    b.targets = static_cast<std::int64_t>(rows.size());
+    rows.resize(target_multiple, -1);
+    ids.resize(target_multiple, -1);
+    b.target_rows = bench_.integers(rows);
+    b.target_ids = bench_.integers(ids);
+    if (!config.has_vision()) return;
+    b.tiles = 1;
+    b.patches = bench_.normal("patches", {1, config.vision.patches(), config.vision.patch_values()});
+    b.tile_offsets = bench_.integers({0, static_cast<std::int32_t>(config.vision.patches() + 1)});
+  }
+
+  LayerBench& bench() { return bench_; }
+
+  // Total loss of the batch; with `gradients` it also fills the store's gradients.
+  double loss(bool gradients) {
+    bench_.arena().reset();
+    Pass pass{.stream = bench_.stream(), .arena = bench_.arena(), .batch = bench_.batch(), .scales = scales_,
+              .replay = replay_.empty() ? nullptr : &replay_};
+    MultimodalModel::Saved saved;
+    model_.forward(pass, saved, gradients ? Purpose::train : Purpose::evaluate);
+    double total = 0;
+    for (std::int64_t i = 0; i < saved.head.losses.numel(); ++i) total += saved.head.losses.data<float>()[i] * scales_.target;
+    cross_entropy_ = total;
+    for (const RouterStatistics& s : model_.decoder().router_statistics(saved.decoder)) {
+      for (int i = 0; i < 2; ++i) {
+        total += scales_.balance * s.balance_loss.data<float>()[i] + scales_.z * s.z_loss.data<float>()[i];
+      }
+    }
+    if (gradients) {
+      bench_.store().zero_gradients(bench_.stream());
+      // The head adds the table's gradient in forward, so forward runs once more after the zeroing.
+      bench_.arena().reset();
+      model_.forward(pass, saved, Purpose::train);
+      model_.backward(pass, saved);
+    }
+    return total;
+  }
+
+  // Of the last call of loss: its cross-entropy part.
+  double cross_entropy() const { return cross_entropy_; }
+
+  // Keeps today's choice of experts for the passes that follow.
+  void freeze_routing() {
+    bench_.arena().reset();
+    Pass pass{.stream = bench_.stream(), .arena = bench_.arena(), .batch = bench_.batch(), .scales = scales_};
+    MultimodalModel::Saved saved;
+    model_.forward(pass, saved, Purpose::evaluate);
+    const auto routers = model_.decoder().routers();
+    const auto statistics = model_.decoder().router_statistics(saved.decoder);
+    for (std::size_t i = 0; i < routers.size(); ++i) {
+      const ConstTensor chosen = statistics[i].chosen;
+      const auto* p = chosen.data<std::int32_t>();
+      replay_[routers[i]] = ConstTensor(bench_.integers({p, p + chosen.numel()})).reshape(chosen.shape());
+    }
+  }
+
+  std::vector<float> gradients() {
+    const ConstTensor flat = bench_.store().flat_gradients();
+    return {flat.data<float>(), flat.data<float>() + flat.numel()};
+  }
+
+ private:
+  LayerBench bench_;
+  MultimodalModel model_;
+  LossScales scales_{.target = 1.0f / 14, .balance = 0.01f / 2, .z = 0.001f / 21};
+  std::unordered_map<const Parameter*, ConstTensor> replay_;
+  double cross_entropy_ = 0;
+};
+
+TEST(Multimodal, EveryParametersGradientMatchesFiniteDifferences) {
+  ToyModel toy(toy_model());
+  toy.freeze_routing();
+  expect_gradients(toy.bench(), {.value = [&] { return toy.loss(false); },
+                                 .gradient = [&](Tensor) { toy.loss(true); },
+                                 .x = {}},
+                   1e-2, 2e-2);
+}
+
+TEST(Multimodal, RecomputationChangesNoBit) {
+  ModelConfig config = toy_model();
+  ToyModel plain(config);
+  config.recompute = Recompute::blocks;
+  ToyModel recomputed(config);
+  EXPECT_EQ(plain.loss(true), recomputed.loss(true));
+  EXPECT_EQ(plain.gradients(), recomputed.gradients());
+}
+
+TEST(Multimodal, TwoRunsAreBitEqual) {
+  ToyModel a(toy_model()), b(toy_model());
+  EXPECT_EQ(a.loss(true), b.loss(true));
+  EXPECT_EQ(a.gradients(), b.gradients());
+}
+
+TEST(Multimodal, TextOnlyBatchLeavesTheVisionTowerAlone) {
+  ToyModel toy(toy_model());
+  DeviceBatch& b = toy.bench().batch();
+  b.tiles = 0;
+  b.sources = toy.bench().integers({1, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 2, 1, 20, 21, 2, 1, 22, 23, 24, 2, 3, 3, 3});
+  toy.loss(true);
+  for (const Parameter& p : toy.bench().store().parameters()) {
+    const double norm = dot(p.gradient, p.gradient);
+    if (p.spec.name.starts_with("vision.") || p.spec.name.starts_with("connector.")) {
+      EXPECT_EQ(norm, 0) << p.spec.name;
+    } else if (p.spec.name == "embedding") {
+      EXPECT_GT(norm, 0);
+    }
+  }
+}
+
+// With equal experts the gates (which sum to one) make the mixture the dense layer (mm15.md §8.4).
+TEST(Multimodal, MixtureOfEqualExpertsIsTheDenseModel) {
+  ModelConfig config = toy_model();
+  ToyModel sparse(config);
+  config.decoder.moe = {};
+  ToyModel dense(config);
+  for (Parameter& p : sparse.bench().store().parameters()) {
+    std::string name = p.spec.name;
+    const auto expert = name.find(".experts.");
+    if (expert != std::string::npos) name = name.substr(0, expert) + name.substr(name.find('.', expert + 9));
+    const Parameter* twin = dense.bench().store().find(name);
+    if (p.spec.name.ends_with(".router")) continue;
+    ASSERT_NE(twin, nullptr) << name;
+    std::copy_n(twin->master.data<float>(), twin->master.numel(), p.master.data<float>());
+  }
+  sparse.loss(false);
+  dense.loss(false);
+  // Gates that sum to one within 1e-9 and a few fp32 roundings a layer apart.
+  EXPECT_NEAR(sparse.cross_entropy(), dense.cross_entropy(), 1e-5 * dense.cross_entropy());
+}
+
+}  // namespace
+}  // namespace orchard::testing

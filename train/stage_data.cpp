@@ -1,0 +1,85 @@
+#include "train/stage_data.h"
+
+#include "data/picture.h"
+
+namespace orchard {
+namespace {
+
+// Batches ready ahead of the trainer: enough to ride out a slow picture, few enough to stay small.
+constexpr std::size_t prefetched_batches = 4;
+
+PackingOptions packing_options(const RunConfig& run, const StageConfig& stage) {
+  PackingOptions options{.length = stage.sequence_length,
+                         .tokens_per_tile = run.model.connector.tokens(),
+                         .max_pictures = stage.max_pictures,
+                         .tiling = stage.tiling,
+                         .targets = stage.targets};
+  options.tiling.side = stage.side;
+  return options;
+}
+
+SampleLayout make_layout(const TrainingSet& set, const RunConfig& run, const StageConfig& stage) {
+  const PackingOptions options = packing_options(run, stage);
+  const TextTokenizer tokenize = [&](std::string_view text) { return set.tokenizer().encode(text); };
+  return {set.index(), options, make_mark_table(stage.marks, tokenize, options.tiling, set.index())};
+}
+
+SampleSource source_of(const TrainingSet& set) {
+  return {.read = [&set](std::int64_t i) { return set.load(i); },
+          .decode =
+              [](const EncodedPicture& encoded) {
+                Picture picture = decode_picture(encoded.bytes);
+                return RgbPicture{picture.width, picture.height, std::move(picture.rgb)};
+              }};
+}
+
+// Stages draw independently of each other from one seed.
+std::uint64_t stage_seed(const RunConfig& run, const StageConfig& stage) {
+  return run.seed * 1000003u + static_cast<std::uint64_t>(stage.number);
+}
+
+}  // namespace
+
+StageData::StageData(const TrainingSet& set, const RunConfig& run, const StageConfig& stage)
+    : set_(set),
+      patch_(run.model.vision.patch),
+      shape_{.global_sequences = stage.global_batch, .micro_sequences = run.micro_batch},
+      layout_(make_layout(set, run, stage)),
+      plan_(layout_, named_mixture(stage.mixture, set.index().categories), stage_seed(run, stage)) {
+  HeldOutOptions options;
+  if (run.validation_samples > 0) options.limit_per_category = run.validation_samples;
+  options.categories = plan_.mixture().training_set_categories(set.index());
+  held_out_ = plan_held_out(layout_, options);
+}
+
+StepPlan StageData::step_plan(std::int64_t step) {
+  return plan_step(plan_, (step - 1) * shape_.global_sequences, shape_);
+}
+
+BatchBuilder StageData::make_builder(Device& device, std::function<void(const BadSample&)> on_bad) const {
+  return {layout_, source_of(set_), {.patch = patch_, .on_bad = std::move(on_bad)}, device};
+}
+
+std::unique_ptr<PrefetchingLoader> StageData::make_loader(std::int64_t first_step, int rank, int ranks,
+                                                          std::function<void(const BadSample&)> on_bad) {
+  // The loader's device and builder belong to its thread and are made there: OpenMP's number of threads is a
+  // property of the calling thread, and pictures should not compete with the model for cores.
+  struct Worker {
+    std::unique_ptr<Device> device;
+    std::unique_ptr<BatchBuilder> builder;
+  };
+  const auto worker = std::make_shared<Worker>();
+  const std::int64_t start = (first_step - 1) * shape_.global_sequences;
+  const auto make = [this, worker, start, rank, ranks,
+                     on_bad = std::move(on_bad)](std::int64_t n) -> std::optional<MicroBatch> {
+    if (!worker->device) {
+      worker->device = make_cpu_device({.threads = 1});
+      worker->builder = std::make_unique<BatchBuilder>(make_builder(*worker->device, on_bad));
+    }
+    const std::int64_t first = first_sequence_of(n, start, shape_, rank, ranks);
+    return worker->builder->build(plan_.sequences(first, shape_.micro_sequences));
+  };
+  return std::make_unique<PrefetchingLoader>(make, prefetched_batches);
+}
+
+}  // namespace orchard

@@ -1,0 +1,44 @@
+// The data of one stage: layout, packing plan, held-out plan and the loader of this rank.
+#pragma once
+
+#include <memory>
+
+#include "data/batch_builder.h"
+#include "data/held_out.h"
+#include "data/loader.h"
+#include "data/step_plan.h"
+#include "data/training_set.h"
+#include "train/run_config.h"
+
+namespace orchard {
+
+class StageData {
+ public:
+  // `set` must outlive it. Categories that the stage's mixture does not name are left out, of validation too.
+  StageData(const TrainingSet& set, const RunConfig& run, const StageConfig& stage);
+  StageData(const StageData&) = delete;
+  StageData& operator=(const StageData&) = delete;
+
+  // What step number `step` (from 1) consumes, for all ranks.
+  StepPlan step_plan(std::int64_t step);
+  // Micro-batches of `rank` from step `first_step` on, in order, prepared on a thread of their own.
+  std::unique_ptr<PrefetchingLoader> make_loader(std::int64_t first_step, int rank, int ranks,
+                                                 std::function<void(const BadSample&)> on_bad);
+  // A builder for validation: `device` is a CPU's.
+  BatchBuilder make_builder(Device& device, std::function<void(const BadSample&)> on_bad) const;
+
+  const SampleLayout& layout() const { return layout_; }
+  const HeldOutPlan& held_out() const { return held_out_; }
+  // Shares of the mixture and what the packing leaves out, for the log.
+  std::string report() const { return plan_.report(); }
+
+ private:
+  const TrainingSet& set_;
+  std::int64_t patch_;
+  BatchShape shape_;
+  SampleLayout layout_;
+  PackingPlan plan_;
+  HeldOutPlan held_out_;
+};
+
+}  // namespace orchard

@@ -1,0 +1,43 @@
+// How well the model predicts held-out samples, and whether it looks at the pictures.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "train/stage_data.h"
+#include "train/step.h"
+
+namespace orchard {
+
+// The same held-out samples with their own pictures and with each other's. A model that looks loses when
+// pictures are swapped. Differences are taken per sample, so they are paired.
+struct SwapReport {
+  std::int64_t samples = 0;
+  double own = 0;             // mean over samples of the sample's mean target loss
+  double swapped = 0;
+  double difference = 0;      // mean of swapped - own
+  double standard_error = 0;  // of that mean
+
+  double z() const { return standard_error > 0 ? difference / standard_error : 0; }
+};
+
+struct CategoryLoss {
+  std::string category;
+  double loss = 0;  // mean over the category's target tokens
+  std::int64_t targets = 0;
+};
+
+struct ValidationReport {
+  double loss = 0;  // mean over all target tokens
+  std::int64_t targets = 0;
+  std::vector<CategoryLoss> categories;  // those with targets, in the training set's order
+  SwapReport swap;                       // samples = 0 when it was not asked for or nothing pairs
+};
+
+enum class Swap : std::uint8_t { skip, compare };
+
+// Sequences are dealt out to the ranks; every rank returns the same report.
+ValidationReport validate(StepRunner& runner, const StageData& data, const TrainingSetIndex& index,
+                          std::int64_t micro_batch, Communicator& ranks, Swap swap);
+
+}  // namespace orchard
