@@ -81,7 +81,16 @@ class BackwardPiece {
         kv_head_(kv_head),
         padded_(round_up(heads_.head_dim, lanes())),
         shared_(shared),
-        s_(scratch) {}
+        s_(scratch),
+        query_tokens_(op.q.dim(0)),
+        q_(op.q.data<T>()),
+        k_(op.k.data<T>()),
+        v_(op.v.data<T>()),
+        d_out_(op.d_out.data<T>()),
+        log_sum_exp_(op.log_sum_exp.data<float>()),
+        d_q_(op.d_q.data<T>()),
+        d_k_(op.d_k.data<T>()),
+        d_v_(op.d_v.data<T>()) {}
 
   // The gradients `wanted` that these queries and keys of the document give each other. d_q asks
   // for all keys, d_k and d_v for all queries.
@@ -114,7 +123,7 @@ class BackwardPiece {
     return (document_.key_begin + key) * heads_.key_stride + kv_head_ * heads_.head_dim;
   }
   float* d_q(std::int64_t h, std::int64_t row) const {
-    return shared_.d_q + (query_head(h) * op_.q.dim(0) + document_.query_begin + row) * padded_;
+    return shared_.d_q + (query_head(h) * query_tokens_ + document_.query_begin + row) * padded_;
   }
 
   void zero_d_q(Range queries) {
@@ -125,11 +134,9 @@ class BackwardPiece {
 
   void pack_keys(std::int64_t key, std::int64_t count) {
     const std::int64_t first = key_element(key);
-    pack_rows(op_.v.data<T>() + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.keys,
-              padded_);
+    pack_rows(v_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.keys, padded_);
     transpose_tile(s_.keys, count, heads_.head_dim, padded_, s_.values_transposed, key_tile);
-    pack_rows(op_.k.data<T>() + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.keys,
-              padded_);
+    pack_rows(k_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.keys, padded_);
     transpose_tile(s_.keys, count, heads_.head_dim, padded_, s_.keys_transposed, key_tile);
   }
 
@@ -139,10 +146,10 @@ class BackwardPiece {
     const std::int64_t columns =
         std::min(document_.visible_keys(op_.mask, row + rows - 1) - key, count);
     const std::int64_t vectors = vectors_for(columns), out_vectors = padded_ / lanes();
-    pack_rows(op_.q.data<T>() + query_element(h, row), heads_.query_stride, rows, heads_.head_dim,
+    pack_rows(q_ + query_element(h, row), heads_.query_stride, rows, heads_.head_dim,
               op_.scale * log2_e, s_.queries, padded_);
-    pack_rows(op_.d_out.data<T>() + query_element(h, row), heads_.query_stride, rows,
-              heads_.head_dim, 1.0f, s_.d_out, padded_);
+    pack_rows(d_out_ + query_element(h, row), heads_.query_stride, rows, heads_.head_dim, 1.0f,
+              s_.d_out, padded_);
     tile_gemm<Store::overwrite>(rows, vectors, heads_.head_dim, {s_.queries, padded_, 1},
                                 s_.keys_transposed, key_tile, s_.probabilities, key_tile);
     tile_gemm<Store::overwrite>(rows, vectors, heads_.head_dim, {s_.d_out, padded_, 1},
@@ -169,7 +176,7 @@ class BackwardPiece {
   void softmax_backward(std::int64_t h, std::int64_t row, std::int64_t visible,
                         std::int64_t vectors, float* scores, float* d_probabilities) {
     const std::int64_t i = (document_.query_begin + row) * heads_.query_heads + query_head(h);
-    const float log_sum_exp = op_.log_sum_exp.data<float>()[i];
+    const float log_sum_exp = log_sum_exp_[i];
     // A query that sees no key: against +inf its probabilities are zero.
     const Vector log2_sum = set(log_sum_exp == -infinity ? infinity : log_sum_exp * log2_e);
     const Vector dot = set(shared_.dots[i]);
@@ -195,14 +202,14 @@ class BackwardPiece {
   }
 
   void store_keys(std::int64_t key, std::int64_t count) {
-    store_rows(s_.d_keys, ln_2, count, op_.d_k.data<T>() + key_element(key), heads_.key_stride);
-    store_rows(s_.d_values, 1.0f, count, op_.d_v.data<T>() + key_element(key), heads_.key_stride);
+    store_rows(s_.d_keys, ln_2, count, d_k_ + key_element(key), heads_.key_stride);
+    store_rows(s_.d_values, 1.0f, count, d_v_ + key_element(key), heads_.key_stride);
   }
 
   void store_queries(Range queries) {
     for (std::int64_t h = 0; h < heads_.group; ++h) {
       store_rows(d_q(h, queries.begin), op_.scale, queries.end - queries.begin,
-                 op_.d_q.data<T>() + query_element(h, queries.begin), heads_.query_stride);
+                 d_q_ + query_element(h, queries.begin), heads_.query_stride);
     }
   }
 
@@ -212,19 +219,25 @@ class BackwardPiece {
   const std::int64_t kv_head_, padded_;
   const Shared shared_;
   const Scratch s_;
+  const std::int64_t query_tokens_;
+  const T *const q_, *const k_, *const v_, *const d_out_;
+  const float* const log_sum_exp_;
+  T *const d_q_, *const d_k_, *const d_v_;
 };
 
 template <class T>
 void dots_of_rows(const AttentionBackward& op, float* dots, std::int64_t begin, std::int64_t end) {
   const std::int64_t head_dim = op.q.dim(2);
+  const T* out = op.out.data<T>() + begin * head_dim;
+  const T* d_out = op.d_out.data<T>() + begin * head_dim;
   for (std::int64_t row = begin; row < end; ++row) {
-    const T* const out = op.out.data<T>() + row * head_dim;
-    const T* const d_out = op.d_out.data<T>() + row * head_dim;
     Vector dot = zero();
     for_each_vector(head_dim, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
       dot = hn::MulAdd(load(out + i, n), load(d_out + i, n), dot);
     });
     dots[row] = sum(dot);
+    out += head_dim;
+    d_out += head_dim;
   }
 }
 

@@ -64,7 +64,12 @@ class ForwardPiece {
         begin_(piece.begin),
         rows_(piece.end - piece.begin),
         padded_(round_up(heads_.head_dim, lanes())),
-        s_(scratch) {}
+        s_(scratch),
+        q_(op.q.data<T>()),
+        k_(op.k.data<T>()),
+        v_(op.v.data<T>()),
+        out_(op.out.data<T>()),
+        log_sum_exp_(op.log_sum_exp.data<float>()) {}
 
   void run() {
     start();
@@ -87,7 +92,7 @@ class ForwardPiece {
 
   void start() {
     for (std::int64_t h = 0; h < heads_.group; ++h) {
-      pack_rows(op_.q.data<T>() + query_element(h, 0), heads_.query_stride, rows_, heads_.head_dim,
+      pack_rows(q_ + query_element(h, 0), heads_.query_stride, rows_, heads_.head_dim,
                 op_.scale * log2_e, s_.queries + h * query_block * padded_, padded_);
     }
     const std::int64_t slots = heads_.group * query_block;
@@ -99,11 +104,9 @@ class ForwardPiece {
   void pack_keys(std::int64_t key, std::int64_t count) {
     const std::int64_t first =
         (document_.key_begin + key) * heads_.key_stride + kv_head_ * heads_.head_dim;
-    pack_rows(op_.k.data<T>() + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.values,
-              padded_);
+    pack_rows(k_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.values, padded_);
     transpose_tile(s_.values, count, heads_.head_dim, padded_, s_.keys, key_tile);
-    pack_rows(op_.v.data<T>() + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.values,
-              padded_);
+    pack_rows(v_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.values, padded_);
   }
 
   // The tile of queries from `row` meets the packed keys from `key`.
@@ -138,12 +141,12 @@ class ForwardPiece {
         const float total = sum(load(s_.sums + slot * lanes()));
         const bool sees_none = s_.max[slot] == -infinity && total == 0.0f;
         const Vector inverse = set(sees_none ? 0.0f : 1.0f / total);
-        T* const out = op_.out.data<T>() + query_element(h, row);
+        T* const out = out_ + query_element(h, row);
         for_each_vector(heads_.head_dim, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
           store(hn::Mul(load(s_.out + slot * padded_ + i), inverse), out + i, n);
         });
         const std::int64_t token = document_.query_begin + begin_ + row;
-        op_.log_sum_exp.data<float>()[token * heads_.query_heads + kv_head_ * heads_.group + h] =
+        log_sum_exp_[token * heads_.query_heads + kv_head_ * heads_.group + h] =
             sees_none ? -infinity : (s_.max[slot] + std::log2(total)) * ln_2;
       }
     }
@@ -154,6 +157,9 @@ class ForwardPiece {
   const Document document_;
   const std::int64_t kv_head_, begin_, rows_, padded_;
   const Scratch s_;
+  const T *const q_, *const k_, *const v_;
+  T* const out_;
+  float* const log_sum_exp_;
 };
 
 }  // namespace
