@@ -1,0 +1,335 @@
+// Attention backward on the CPU (Dao et al. 2022, algorithm 4). With P = exp(scale·q·kᵀ - lse),
+// recomputed tile by tile, and D = rowsum(d_out ∘ out):
+//
+//   d_v = Pᵀ·d_out    dS = P ∘ (d_out·vᵀ - D)    d_q = scale·dS·k    d_k = scale·dSᵀ·q
+//
+// A piece of work walks over tiles of 64 keys and, inside, over tiles of 64 queries of all query
+// heads of one kv head. So d_k and d_v are summed in a fixed order (head, query), and d_q in order
+// of keys. When there are fewer documents and heads than threads, the gradients are made in two
+// passes of smaller pieces: d_k and d_v by ranges of keys, then d_q by ranges of queries. Every sum
+// has the same order in both plans, so the results are the same to the bit.
+//
+// FLOPs: 10·head_dim per visible query-key pair (14 in two passes). Bound by fused multiply-adds.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/attention/attention_backward_cpu.cpp"
+#include "hwy/foreach_target.h"  // compiles this file once per instruction set
+#include "hwy/highway.h"
+//
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/attention/attention.h"
+#include "kernels/attention/attention_cpu.h"
+#include "kernels/attention/pieces.h"
+#include "kernels/attention/softmax-inl.h"
+#include "kernels/attention/tile_gemm-inl.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/device/device.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace orchard::cpu::HWY_NAMESPACE {
+namespace {
+
+constexpr std::int64_t query_tile = 64;
+// Queries of a piece that makes only d_q: enough to make packing the keys cheap.
+constexpr std::int64_t query_block = 128;
+
+enum class Gradients { d_q, d_k_and_d_v, all };
+
+// One thread's scratch. `padded` is head_dim rounded up to whole vectors.
+struct Scratch {
+  Scratch(Carver& carver, std::int64_t padded)
+      : keys(carver.take<float>(key_tile * padded)),
+        keys_transposed(carver.take<float>(padded * key_tile)),
+        values_transposed(carver.take<float>(padded * key_tile)),
+        d_keys(carver.take<float>(key_tile * padded)),
+        d_values(carver.take<float>(key_tile * padded)),
+        queries(carver.take<float>(query_tile * padded)),
+        d_out(carver.take<float>(query_tile * padded)),
+        probabilities(carver.take<float>(query_tile * key_tile)),
+        d_scores(carver.take<float>(query_tile * key_tile)) {}
+
+  float* keys;               // [key_tile, padded]
+  float* keys_transposed;    // [padded, key_tile]
+  float* values_transposed;  // [padded, key_tile]
+  float* d_keys;             // [key_tile, padded] of d_k / (scale·log2(e))
+  float* d_values;           // [key_tile, padded]
+  float* queries;            // [query_tile, padded] times scale·log2(e)
+  float* d_out;              // [query_tile, padded]
+  float* probabilities;      // [query_tile, key_tile]
+  float* d_scores;           // [query_tile, key_tile]
+};
+
+// What all pieces share, in the workspace.
+struct Shared {
+  float* d_q;         // [heads, query_tokens, padded] of d_q / scale
+  const float* dots;  // [query_tokens, heads] D
+};
+
+struct Range {
+  std::int64_t begin, end;
+};
+
+template <class T>
+class BackwardPiece {
+ public:
+  BackwardPiece(const AttentionBackward& op, const Document& document, std::int64_t kv_head,
+                const Shared& shared, const Scratch& scratch)
+      : op_(op),
+        heads_(op),
+        document_(document),
+        kv_head_(kv_head),
+        padded_(round_up(heads_.head_dim, lanes())),
+        shared_(shared),
+        s_(scratch),
+        query_tokens_(op.q.dim(0)),
+        q_(op.q.data<T>()),
+        k_(op.k.data<T>()),
+        v_(op.v.data<T>()),
+        d_out_(op.d_out.data<T>()),
+        log_sum_exp_(op.log_sum_exp.data<float>()),
+        d_q_(op.d_q.data<T>()),
+        d_k_(op.d_k.data<T>()),
+        d_v_(op.d_v.data<T>()) {}
+
+  // The gradients `wanted` that these queries and keys of the document give each other. d_q asks
+  // for all keys, d_k and d_v for all queries.
+  template <Gradients wanted>
+  void run(Range queries, Range keys) {
+    if (wanted != Gradients::d_k_and_d_v) zero_d_q(queries);
+    for (std::int64_t key = keys.begin; key < keys.end; key += key_tile) {
+      const std::int64_t count = std::min(key_tile, keys.end - key);
+      const std::int64_t first = document_.first_query(op_.mask, key);
+      pack_keys(key, count);
+      std::fill_n(s_.d_keys, count * padded_, 0.0f);
+      std::fill_n(s_.d_values, count * padded_, 0.0f);
+      for (std::int64_t h = 0; h < heads_.group; ++h) {
+        for (std::int64_t row = queries.begin; row < queries.end; row += query_tile) {
+          const std::int64_t rows = std::min(query_tile, queries.end - row);
+          if (row + rows > first) visit<wanted>(h, row, rows, key, count);
+        }
+      }
+      if (wanted != Gradients::d_q) store_keys(key, count);
+    }
+    if (wanted != Gradients::d_k_and_d_v) store_queries(queries);
+  }
+
+ private:
+  std::int64_t query_head(std::int64_t h) const { return kv_head_ * heads_.group + h; }
+  std::int64_t query_element(std::int64_t h, std::int64_t row) const {
+    return (document_.query_begin + row) * heads_.query_stride + query_head(h) * heads_.head_dim;
+  }
+  std::int64_t key_element(std::int64_t key) const {
+    return (document_.key_begin + key) * heads_.key_stride + kv_head_ * heads_.head_dim;
+  }
+  float* d_q(std::int64_t h, std::int64_t row) const {
+    return shared_.d_q + (query_head(h) * query_tokens_ + document_.query_begin + row) * padded_;
+  }
+
+  void zero_d_q(Range queries) {
+    for (std::int64_t h = 0; h < heads_.group; ++h) {
+      std::fill(d_q(h, queries.begin), d_q(h, queries.end), 0.0f);
+    }
+  }
+
+  void pack_keys(std::int64_t key, std::int64_t count) {
+    const std::int64_t first = key_element(key);
+    pack_rows(v_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.keys, padded_);
+    transpose_tile(s_.keys, count, heads_.head_dim, padded_, s_.values_transposed, key_tile);
+    pack_rows(k_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.keys, padded_);
+    transpose_tile(s_.keys, count, heads_.head_dim, padded_, s_.keys_transposed, key_tile);
+  }
+
+  template <Gradients wanted>
+  void visit(std::int64_t h, std::int64_t row, std::int64_t rows, std::int64_t key,
+             std::int64_t count) {
+    const std::int64_t columns =
+        std::min(document_.visible_keys(op_.mask, row + rows - 1) - key, count);
+    const std::int64_t vectors = vectors_for(columns), out_vectors = padded_ / lanes();
+    pack_rows(q_ + query_element(h, row), heads_.query_stride, rows, heads_.head_dim,
+              op_.scale * log2_e, s_.queries, padded_);
+    pack_rows(d_out_ + query_element(h, row), heads_.query_stride, rows, heads_.head_dim, 1.0f,
+              s_.d_out, padded_);
+    tile_gemm<Store::overwrite>(rows, vectors, heads_.head_dim, {s_.queries, padded_, 1},
+                                s_.keys_transposed, key_tile, s_.probabilities, key_tile);
+    tile_gemm<Store::overwrite>(rows, vectors, heads_.head_dim, {s_.d_out, padded_, 1},
+                                s_.values_transposed, key_tile, s_.d_scores, key_tile);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const std::int64_t visible = document_.visible_keys(op_.mask, row + r) - key;
+      softmax_backward(h, row + r, std::min(visible, columns), vectors,
+                       s_.probabilities + r * key_tile, s_.d_scores + r * key_tile);
+    }
+    if (wanted != Gradients::d_q) {
+      tile_gemm<Store::add>(columns, out_vectors, rows, {s_.probabilities, 1, key_tile}, s_.d_out,
+                            padded_, s_.d_values, padded_);
+      tile_gemm<Store::add>(columns, out_vectors, rows, {s_.d_scores, 1, key_tile}, s_.queries,
+                            padded_, s_.d_keys, padded_);
+    }
+    if (wanted != Gradients::d_k_and_d_v) {
+      tile_gemm<Store::add>(rows, out_vectors, columns, {s_.d_scores, key_tile, 1}, s_.keys,
+                            padded_, d_q(h, row), padded_);
+    }
+  }
+
+  // One row: scores become probabilities, d_probabilities become d_scores (but for the factor
+  // scale).
+  void softmax_backward(std::int64_t h, std::int64_t row, std::int64_t visible,
+                        std::int64_t vectors, float* scores, float* d_probabilities) {
+    const std::int64_t i = (document_.query_begin + row) * heads_.query_heads + query_head(h);
+    const float log_sum_exp = log_sum_exp_[i];
+    // A query that sees no key: against +inf its probabilities are zero.
+    const Vector log2_sum = set(log_sum_exp == -infinity ? infinity : log_sum_exp * log2_e);
+    const Vector dot = set(shared_.dots[i]);
+    mask_row(scores, visible, vectors);
+    for (std::int64_t v = 0; v < vectors; ++v) {
+      float* const score = scores + v * lanes();
+      float* const d_probability = d_probabilities + v * lanes();
+      const Vector p = power_of_two(hn::Sub(load(score), log2_sum));
+      store(p, score);
+      store(hn::Mul(p, hn::Sub(load(d_probability), dot)), d_probability);
+    }
+  }
+
+  void store_rows(const float* from, float factor, std::int64_t rows, T* to,
+                  std::int64_t to_stride) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      for_each_vector(heads_.head_dim, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+        store(hn::Mul(load(from + i), set(factor)), to + i, n);
+      });
+      from += padded_;
+      to += to_stride;
+    }
+  }
+
+  void store_keys(std::int64_t key, std::int64_t count) {
+    store_rows(s_.d_keys, ln_2, count, d_k_ + key_element(key), heads_.key_stride);
+    store_rows(s_.d_values, 1.0f, count, d_v_ + key_element(key), heads_.key_stride);
+  }
+
+  void store_queries(Range queries) {
+    for (std::int64_t h = 0; h < heads_.group; ++h) {
+      store_rows(d_q(h, queries.begin), op_.scale, queries.end - queries.begin,
+                 d_q_ + query_element(h, queries.begin), heads_.query_stride);
+    }
+  }
+
+  const AttentionBackward& op_;
+  const Heads heads_;
+  const Document document_;
+  const std::int64_t kv_head_, padded_;
+  const Shared shared_;
+  const Scratch s_;
+  const std::int64_t query_tokens_;
+  const T *const q_, *const k_, *const v_, *const d_out_;
+  const float* const log_sum_exp_;
+  T *const d_q_, *const d_k_, *const d_v_;
+};
+
+template <class T>
+void dots_of_rows(const AttentionBackward& op, float* dots, std::int64_t begin, std::int64_t end) {
+  const std::int64_t head_dim = op.q.dim(2);
+  const T* out = op.out.data<T>() + begin * head_dim;
+  const T* d_out = op.d_out.data<T>() + begin * head_dim;
+  for (std::int64_t row = begin; row < end; ++row) {
+    Vector dot = zero();
+    for_each_vector(head_dim, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+      dot = hn::MulAdd(load(out + i, n), load(d_out + i, n), dot);
+    });
+    dots[row] = sum(dot);
+    out += head_dim;
+    d_out += head_dim;
+  }
+}
+
+// Whether two passes over finer pieces end before one pass: they do 7 products instead of 5, but
+// one pass takes at least as long as its largest piece.
+bool two_passes_are_faster(std::span<const Piece> whole_documents, std::int64_t kv_heads) {
+  if (whole_documents.empty()) return false;
+  std::int64_t total = 0;
+  for (const Piece& piece : whole_documents) total += piece.cost * kv_heads;
+  const std::int64_t share = total / thread_count();
+  return 5 * std::max(whole_documents.front().cost, share) > 7 * share;
+}
+
+template <class T>
+void backward(Stream& stream, const AttentionBackward& op) {
+  const Documents documents("AttentionBackward", op);
+  const Heads heads(op);
+  const std::int64_t padded = round_up(heads.head_dim, lanes());
+  const std::int64_t query_rows = op.q.dim(0) * heads.query_heads;
+
+  Carver count(nullptr);
+  Scratch(count, padded);
+  const std::size_t scratch_bytes = count.used_bytes();
+  const auto carve = [&](Carver& carver, float*& d_q, float*& dots, Piece*& pieces) {
+    carver.take<std::byte>(static_cast<std::int64_t>(scratch_bytes) * thread_count());
+    d_q = carver.take<float>(query_rows * padded);
+    dots = carver.take<float>(query_rows);
+    pieces = carver.take<Piece>(
+        static_cast<std::int64_t>(std::max(documents.max_pieces(op.q.dim(0), query_block),
+                                           documents.max_pieces(op.k.dim(0), key_tile))));
+  };
+  float *d_q, *dots;
+  Piece* pieces;
+  Carver sizes(nullptr);
+  carve(sizes, d_q, dots, pieces);
+  std::byte* const workspace = stream.workspace(sizes.used_bytes());
+  Carver carver(workspace);
+  carve(carver, d_q, dots, pieces);
+
+  zero_outside(stream, op.d_q, documents.query_begin(), documents.query_end());
+  zero_outside(stream, op.d_k, documents.key_begin(), documents.key_end());
+  zero_outside(stream, op.d_v, documents.key_begin(), documents.key_end());
+  parallel_for(query_rows, 64, [&](std::int64_t begin, std::int64_t end) {
+    dots_of_rows<T>(op, dots, begin, end);
+  });
+
+  const auto for_each_piece = [&](std::span<const Piece> list, const auto& body) {
+    parallel_tasks(static_cast<std::int64_t>(list.size()) * heads.kv_heads, [&](std::int64_t i) {
+      Carver own(workspace + scratch_bytes * static_cast<std::size_t>(omp_get_thread_num()));
+      const Piece& piece = list[static_cast<std::size_t>(i / heads.kv_heads)];
+      body(piece, BackwardPiece<T>(op, piece.document, i % heads.kv_heads, {d_q, dots},
+                                   Scratch(own, padded)));
+    });
+  };
+  const auto whole = documents.whole(pieces);
+  if (!two_passes_are_faster(whole, heads.kv_heads)) {
+    for_each_piece(whole, [](const Piece& piece, BackwardPiece<T> work) {
+      work.template run<Gradients::all>({0, piece.document.queries}, {0, piece.document.keys});
+    });
+    return;
+  }
+  for_each_piece(documents.cut_keys(pieces, key_tile),
+                 [](const Piece& piece, BackwardPiece<T> work) {
+                   work.template run<Gradients::d_k_and_d_v>({0, piece.document.queries},
+                                                             {piece.begin, piece.end});
+                 });
+  for_each_piece(documents.cut_queries(pieces, query_block),
+                 [&op](const Piece& piece, BackwardPiece<T> work) {
+                   const std::int64_t seen = piece.document.visible_keys(op.mask, piece.end - 1);
+                   work.template run<Gradients::d_q>({piece.begin, piece.end}, {0, seen});
+                 });
+}
+
+}  // namespace
+
+void attention_backward(Stream& stream, const AttentionBackward& op) {
+  op.q.dtype() == DType::f32 ? backward<float>(stream, op) : backward<bf16>(stream, op);
+}
+
+}  // namespace orchard::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace orchard::cpu {
+
+HWY_EXPORT(attention_backward);
+
+void register_attention_backward(OperationTable& table) {
+  table.add<AttentionBackward>([](Stream& s, const AttentionBackward& op) {
+    HWY_DYNAMIC_DISPATCH(attention_backward)(s, op);
+  });
+}
+
+}  // namespace orchard::cpu
+#endif  // HWY_ONCE

@@ -1,0 +1,97 @@
+#include "kernels/attention/pieces.h"
+
+#include <algorithm>
+
+namespace orchard::cpu {
+namespace {
+
+void check_offsets(const char* operation, const char* name, const std::int32_t* offsets,
+                   std::int64_t documents, std::int64_t tokens) {
+  require(offsets[0] >= 0 && offsets[documents] <= tokens,
+          "{}: {} covers rows [{}, {}), the tensor has {}", operation, name, offsets[0],
+          offsets[documents], tokens);
+  for (std::int64_t i = 0; i < documents; ++i) {
+    require(offsets[i] <= offsets[i + 1], "{}: {}[{}] = {} is above the next offset, {}", operation,
+            name, i, offsets[i], offsets[i + 1]);
+  }
+}
+
+// The longest first, so that no thread starts a long piece when the others are done.
+std::span<Piece> largest_first(Piece* begin, Piece* end) {
+  std::sort(begin, end, [](const Piece& a, const Piece& b) {
+    if (a.cost != b.cost) return a.cost > b.cost;
+    if (a.document.query_begin != b.document.query_begin)
+      return a.document.query_begin < b.document.query_begin;
+    return a.begin < b.begin;
+  });
+  return {begin, end};
+}
+
+}  // namespace
+
+std::int64_t Document::visible_keys(Mask mask, std::int64_t i) const {
+  if (mask == Mask::full) return keys;
+  return std::clamp<std::int64_t>(i + 1 + keys - queries, 0, keys);
+}
+
+std::int64_t Document::first_query(Mask mask, std::int64_t j) const {
+  if (mask == Mask::full) return 0;
+  return std::clamp<std::int64_t>(j - keys + queries, 0, queries);
+}
+
+Documents::Documents(const char* operation, const ConstTensor& query_offsets,
+                     const ConstTensor& key_offsets, Mask mask, std::int64_t query_tokens,
+                     std::int64_t key_tokens)
+    : query_offsets_(query_offsets.data<std::int32_t>()),
+      key_offsets_(key_offsets.data<std::int32_t>()),
+      count_(query_offsets.dim(0) - 1),
+      mask_(mask) {
+  check_offsets(operation, "query_offsets", query_offsets_, count_, query_tokens);
+  check_offsets(operation, "key_offsets", key_offsets_, count_, key_tokens);
+}
+
+Document Documents::document(std::int64_t i) const {
+  return {query_offsets_[i], query_offsets_[i + 1] - query_offsets_[i], key_offsets_[i],
+          key_offsets_[i + 1] - key_offsets_[i]};
+}
+
+std::span<Piece> Documents::whole(Piece* memory) const {
+  Piece* next = memory;
+  for (std::int64_t i = 0; i < count_; ++i) {
+    const Document d = document(i);
+    const std::int64_t visible = d.visible_keys(mask_, 0) + d.visible_keys(mask_, d.queries - 1);
+    *next++ = {d, 0, d.queries, d.queries * visible / 2};
+  }
+  return largest_first(memory, next);
+}
+
+std::span<Piece> Documents::cut_queries(Piece* memory, std::int64_t block) const {
+  Piece* next = memory;
+  for (std::int64_t i = 0; i < count_; ++i) {
+    const Document d = document(i);
+    const std::int64_t ranges = (d.queries + block - 1) / block;
+    for (std::int64_t r = 0; r < ranges; ++r) {
+      const std::int64_t begin = d.queries * r / ranges, end = d.queries * (r + 1) / ranges;
+      const std::int64_t visible = d.visible_keys(mask_, begin) + d.visible_keys(mask_, end - 1);
+      *next++ = {d, static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end),
+                 (end - begin) * visible / 2};
+    }
+  }
+  return largest_first(memory, next);
+}
+
+std::span<Piece> Documents::cut_keys(Piece* memory, std::int64_t block) const {
+  Piece* next = memory;
+  for (std::int64_t i = 0; i < count_; ++i) {
+    const Document d = document(i);
+    for (std::int64_t begin = 0; begin < d.keys; begin += block) {
+      const std::int64_t end = std::min<std::int64_t>(begin + block, d.keys);
+      const std::int64_t unseen = d.first_query(mask_, begin) + d.first_query(mask_, end - 1);
+      *next++ = {d, static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end),
+                 (end - begin) * (2 * d.queries - unseen) / 2};
+    }
+  }
+  return largest_first(memory, next);
+}
+
+}  // namespace orchard::cpu

@@ -1,0 +1,68 @@
+// How the CPU cuts attention into independent pieces of work: a piece is a range of one document's
+// queries (or keys), to be done for one kv head by one thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernels/attention/attention.h"
+
+namespace orchard::cpu {
+
+// One document's rows in q and k.
+struct Document {
+  std::int32_t query_begin = 0, queries = 0;
+  std::int32_t key_begin = 0, keys = 0;
+
+  // Query `i` of the document sees its keys [0, visible_keys(i)). The ends are aligned.
+  std::int64_t visible_keys(Mask mask, std::int64_t i) const;
+  // The first query that sees key `j`; `queries` when none does.
+  std::int64_t first_query(Mask mask, std::int64_t j) const;
+};
+
+struct Piece {
+  Document document;
+  std::int32_t begin = 0, end = 0;  // rows of the axis that was cut
+  std::int64_t cost = 0;            // query-key pairs that see each other
+};
+
+// The documents of an operation. Throws when the offsets decrease or leave the tensors.
+class Documents {
+ public:
+  template <class Operation>
+  Documents(const char* operation, const Operation& op)
+      : Documents(operation, op.query_offsets, op.key_offsets ? op.key_offsets : op.query_offsets,
+                  op.mask, op.q.dim(0), op.k.dim(0)) {}
+
+  // An upper bound that does not depend on where the documents end, so that the workspace of equal
+  // batches is equal.
+  std::size_t max_pieces(std::int64_t rows, std::int64_t block) const {
+    return static_cast<std::size_t>(count_ + (rows + block - 1) / block);
+  }
+
+  // Every document whole.
+  std::span<Piece> whole(Piece* memory) const;
+  // Every document's queries in nearly equal ranges of at most `block`.
+  std::span<Piece> cut_queries(Piece* memory, std::int64_t block) const;
+  // Every document's keys in ranges of `block`; the last is what remains.
+  std::span<Piece> cut_keys(Piece* memory, std::int64_t block) const;
+
+  // Rows of q and of k that belong to some document.
+  std::int64_t query_begin() const { return query_offsets_[0]; }
+  std::int64_t query_end() const { return query_offsets_[count_]; }
+  std::int64_t key_begin() const { return key_offsets_[0]; }
+  std::int64_t key_end() const { return key_offsets_[count_]; }
+
+ private:
+  Documents(const char* operation, const ConstTensor& query_offsets, const ConstTensor& key_offsets,
+            Mask mask, std::int64_t query_tokens, std::int64_t key_tokens);
+  Document document(std::int64_t i) const;
+
+  const std::int32_t* query_offsets_;
+  const std::int32_t* key_offsets_;
+  std::int64_t count_;
+  Mask mask_;
+};
+
+}  // namespace orchard::cpu

@@ -1,0 +1,320 @@
+// Attention against an fp64 reference that holds the whole score matrix.
+#include "kernels/attention/attention.h"
+
+#include <omp.h>
+
+#include <limits>
+#include <numeric>
+
+#include "tests/kernels/op_test.h"
+
+namespace orchard::testing {
+namespace {
+
+struct Case {
+  DType dtype;
+  std::int64_t heads, kv_heads, head_dim;
+  std::vector<int> queries;    // length of each document
+  std::vector<int> keys = {};  // empty: as queries
+  Mask mask = Mask::causal;
+  int unused_rows = 0;  // before the first document and after the last
+  double logits = 1;    // standard deviation of the scores
+};
+
+void PrintTo(const Case& c, std::ostream* os) {
+  *os << name_of(c.dtype) << " heads " << c.heads << "/" << c.kv_heads << " of " << c.head_dim
+      << (c.mask == Mask::causal ? " causal" : " full") << " queries";
+  for (const int n : c.queries) *os << " " << n;
+  *os << " keys";
+  for (const int n : c.keys) *os << " " << n;
+}
+
+std::vector<int> offsets_of(const std::vector<int>& lengths, int first) {
+  std::vector<int> offsets(lengths.size() + 1, first);
+  for (std::size_t i = 0; i < lengths.size(); ++i) offsets[i + 1] = offsets[i] + lengths[i];
+  return offsets;
+}
+
+// The operands of one case, and both operations on them.
+struct Problem {
+  explicit Problem(const Case& parameters)
+      : c(parameters),
+        query_offset(offsets_of(c.queries, c.unused_rows)),
+        key_offset(offsets_of(c.keys.empty() ? c.queries : c.keys, c.unused_rows)),
+        query_shape{query_offset.back() + c.unused_rows, c.heads, c.head_dim},
+        key_shape{key_offset.back() + c.unused_rows, c.kv_heads, c.head_dim},
+        q(random_normal(c.dtype, query_shape, 1, c.logits)),
+        k(random_normal(c.dtype, key_shape, 2)),
+        v(random_normal(c.dtype, key_shape, 3)),
+        d_out(random_normal(c.dtype, query_shape, 4)),
+        query_offsets(integers({std::ssize(query_offset)}, query_offset)),
+        key_offsets(integers({std::ssize(key_offset)}, key_offset)),
+        out(c.dtype, query_shape),
+        log_sum_exp(DType::f32, {query_shape[0], c.heads}),
+        d_q(c.dtype, query_shape),
+        d_k(c.dtype, key_shape),
+        d_v(c.dtype, key_shape) {}
+
+  AttentionForward forward() {
+    AttentionForward op{.q = q,
+                        .k = k,
+                        .v = v,
+                        .query_offsets = query_offsets,
+                        .mask = c.mask,
+                        .scale = scale(),
+                        .out = out,
+                        .log_sum_exp = log_sum_exp};
+    if (!c.keys.empty()) op.key_offsets = key_offsets.tensor();
+    return op;
+  }
+  AttentionBackward backward() {
+    AttentionBackward op{.q = q,
+                         .k = k,
+                         .v = v,
+                         .out = out,
+                         .log_sum_exp = log_sum_exp,
+                         .d_out = d_out,
+                         .query_offsets = query_offsets,
+                         .mask = c.mask,
+                         .scale = scale(),
+                         .d_q = d_q,
+                         .d_k = d_k,
+                         .d_v = d_v};
+    if (!c.keys.empty()) op.key_offsets = key_offsets.tensor();
+    return op;
+  }
+  void run_both() {
+    const auto stream = cpu_device().make_stream();
+    run(*stream, forward());
+    run(*stream, backward());
+    stream->synchronize();
+  }
+  float scale() const { return static_cast<float>(1 / std::sqrt(c.head_dim)); }
+  bool same_results(const Problem& other) const {
+    return out == other.out && log_sum_exp == other.log_sum_exp && d_q == other.d_q &&
+           d_k == other.d_k && d_v == other.d_v;
+  }
+
+  Case c;
+  std::vector<int> query_offset, key_offset;
+  Shape query_shape, key_shape;
+  Guarded q, k, v, d_out, query_offsets, key_offsets;
+  Guarded out, log_sum_exp, d_q, d_k, d_v;
+};
+
+// The definition, in fp64. The magnitudes are sums of the absolute values of the terms of each
+// gradient: rounding errors are relative to the terms, which may cancel.
+struct Reference {
+  std::vector<double> out, log_sum_exp, d_q, d_k, d_v;
+
+  explicit Reference(const Problem& p)
+      : out(p.out.size()),
+        log_sum_exp(p.log_sum_exp.size(), -std::numeric_limits<double>::infinity()),
+        d_q(p.d_q.size()),
+        d_k(p.d_k.size()),
+        d_v(p.d_v.size()) {
+    for (std::size_t d = 0; d + 1 < p.query_offset.size(); ++d) {
+      const std::int64_t queries = p.query_offset[d + 1] - p.query_offset[d];
+      const std::int64_t keys = p.key_offset[d + 1] - p.key_offset[d];
+      for (std::int64_t h = 0; h < p.c.heads; ++h) {
+        for (std::int64_t i = 0; i < queries; ++i) {
+          const std::int64_t seen =
+              p.c.mask == Mask::full ? keys : std::max<std::int64_t>(0, i + 1 + keys - queries);
+          if (seen > 0) row(p, p.query_offset[d] + i, p.key_offset[d], seen, h);
+        }
+      }
+    }
+  }
+
+ private:
+  void row(const Problem& p, std::int64_t token, std::int64_t first_key, std::int64_t keys,
+           std::int64_t h) {
+    const std::int64_t dim = p.c.head_dim;
+    const std::int64_t query = (token * p.c.heads + h) * dim;
+    const auto key = [&](std::int64_t j) {
+      return ((first_key + j) * p.c.kv_heads + h / (p.c.heads / p.c.kv_heads)) * dim;
+    };
+    const double scale = p.scale();
+    std::vector<double> probability(keys), d_probability(keys);
+    double max = -std::numeric_limits<double>::infinity(), total = 0, dot = 0;
+    for (std::int64_t j = 0; j < keys; ++j) {
+      for (std::int64_t e = 0; e < dim; ++e) {
+        probability[j] += scale * p.q.at(query + e) * p.k.at(key(j) + e);
+        d_probability[j] += p.d_out.at(query + e) * p.v.at(key(j) + e);
+      }
+      max = std::max(max, probability[j]);
+    }
+    for (double& score : probability) total += score = std::exp(score - max);
+    log_sum_exp[token * p.c.heads + h] = max + std::log(total);
+    for (std::int64_t j = 0; j < keys; ++j) {
+      probability[j] /= total;
+      dot += probability[j] * d_probability[j];
+    }
+    for (std::int64_t j = 0; j < keys; ++j) {
+      const double d_score = scale * probability[j] * (d_probability[j] - dot);
+      for (std::int64_t e = 0; e < dim; ++e) {
+        out[query + e] += probability[j] * p.v.at(key(j) + e);
+        d_q[query + e] += d_score * p.k.at(key(j) + e);
+        d_k[key(j) + e] += d_score * p.q.at(query + e);
+        d_v[key(j) + e] += probability[j] * p.d_out.at(query + e);
+      }
+    }
+  }
+};
+
+class Attention : public ::testing::TestWithParam<Case> {
+ protected:
+  // Scores are fp32 dot products of head_dim terms: their error is about sqrt(head_dim) roundoffs
+  // of their size, and becomes a relative error of the probabilities. The sums over keys add
+  // sqrt(keys) roundoffs. Then one rounding to the dtype.
+  double fp32_bound(const Problem& p) const {
+    const double keys = p.key_shape[0] + 1.0;
+    return (16 + 4 * std::sqrt(p.c.head_dim) * std::max(p.c.logits, 1.0) + 4 * std::sqrt(keys)) *
+           unit_roundoff(DType::f32);
+  }
+};
+
+TEST_P(Attention, ForwardMatchesReference) {
+  Problem p(GetParam());
+  const auto stream = cpu_device().make_stream();
+  run(*stream, p.forward());
+  stream->synchronize();
+  const Reference expected(p);
+  expect_close(p.out, expected.out, fp32_bound(p) + unit_roundoff(p.c.dtype), "out");
+  for (std::int64_t i = 0; i < p.log_sum_exp.size(); ++i) {
+    const double value = expected.log_sum_exp[static_cast<std::size_t>(i)];
+    if (std::isinf(value)) {
+      ASSERT_EQ(p.log_sum_exp.at(i), value) << "log_sum_exp of a query that sees nothing, " << i;
+    } else {
+      ASSERT_NEAR(p.log_sum_exp.at(i), value, fp32_bound(p) * std::max(1.0, std::abs(value))) << i;
+    }
+  }
+}
+
+TEST_P(Attention, BackwardMatchesReference) {
+  Problem p(GetParam());
+  p.run_both();
+  const Reference expected(p);
+  // Beside fp32 errors there is the rounding of `out` to the dtype, which reaches dS through D =
+  // rowsum(d_out ∘ out): an error of sqrt(head_dim) roundoffs of out·d_out beside terms d_out·v of
+  // size sqrt(head_dim). One roundoff more for the stored gradient; a factor of two above that.
+  const double bound = 4 * fp32_bound(p) + 4 * unit_roundoff(p.c.dtype);
+  // One visible key, or one dimension: all of dS cancels, so errors are relative to its terms,
+  // which are of size 1.
+  const double terms = 1;
+  expect_close(p.d_q, expected.d_q, bound, "d_q", terms);
+  expect_close(p.d_k, expected.d_k, bound, "d_k", terms * std::max(1.0, p.c.logits));
+  expect_close(p.d_v, expected.d_v, bound, "d_v", terms);
+}
+
+TEST_P(Attention, RowsOutsideDocumentsAreZero) {
+  Problem p(GetParam());
+  p.run_both();
+  const auto expect_zero = [&](const Guarded& tensor, int begin, int end, const char* what) {
+    const std::int64_t cols = tensor.size() / std::max<std::int64_t>(tensor.shape()[0], 1);
+    for (std::int64_t i = 0; i < tensor.size(); ++i) {
+      const bool inside = i >= begin * cols && i < end * cols;
+      ASSERT_TRUE(inside || tensor.at(i) == 0) << what << " " << i;
+    }
+  };
+  expect_zero(p.out, p.query_offset.front(), p.query_offset.back(), "out");
+  expect_zero(p.d_q, p.query_offset.front(), p.query_offset.back(), "d_q");
+  expect_zero(p.d_k, p.key_offset.front(), p.key_offset.back(), "d_k");
+  expect_zero(p.d_v, p.key_offset.front(), p.key_offset.back(), "d_v");
+}
+
+// Sums of another order, or a race, would show here. Seven threads exceed the number of documents
+// and heads of most cases, so that backward takes its two-pass plan.
+TEST_P(Attention, DoesNotDependOnThreadsOrRuns) {
+  Problem one(GetParam()), again(GetParam()), two(GetParam()), seven(GetParam());
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(1);
+  one.run_both();
+  again.run_both();
+  omp_set_num_threads(2);
+  two.run_both();
+  omp_set_num_threads(7);
+  seven.run_both();
+  omp_set_num_threads(threads);
+  EXPECT_TRUE(one.same_results(again)) << "two runs differ";
+  EXPECT_TRUE(one.same_results(two)) << "1 and 2 threads differ";
+  EXPECT_TRUE(one.same_results(seven)) << "1 and 7 threads differ";
+}
+
+constexpr DType f32 = DType::f32, bf16_ = DType::bf16;
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, Attention,
+    ::testing::Values(
+        Case{f32, 1, 1, 1, {1}}, Case{f32, 2, 1, 64, {1, 63, 64, 65, 127}},
+        Case{f32, 8, 1, 24, {0, 5, 0, 70, 0}, {}, Mask::causal, 3}, Case{f32, 4, 2, 80, {300, 17}},
+        Case{f32, 2, 2, 128, {129, 64}}, Case{f32, 2, 1, 256, {65}}, Case{f32, 3, 3, 1, {67}},
+        Case{f32, 2, 2, 32, {65, 65}, {}, Mask::full}, Case{f32, 2, 2, 80, {257}, {}, Mask::full},
+        Case{f32, 2, 2, 61, {127}, {}, Mask::full, 1},
+        Case{f32, 4, 1, 64, {}, {}, Mask::causal, 2},         // no document at all
+        Case{f32, 4, 2, 64, {1, 1, 3}, {300, 64, 65}},        // a cache of keys
+        Case{f32, 2, 1, 24, {100, 40, 7, 0}, {30, 0, 7, 9}},  // queries that see no key
+        Case{f32, 2, 1, 24, {10, 40, 0}, {130, 0, 5}, Mask::full, 2},
+        Case{f32, 1, 1, 64, {300}, {}, Mask::causal, 0, 30},  // peaked distributions
+        Case{bf16_, 1, 1, 1, {1}}, Case{bf16_, 2, 1, 64, {63, 64, 65}},
+        Case{bf16_, 8, 1, 24, {0, 5, 127, 1}, {}, Mask::causal, 3},
+        Case{bf16_, 2, 2, 80, {257}, {}, Mask::full}, Case{bf16_, 2, 1, 128, {1, 2}, {300, 65}},
+        Case{bf16_, 2, 1, 256, {70}}));
+
+// Scores of 1e4 would overflow exp() without the running maximum; the softmax is then one-hot.
+TEST(AttentionExtremes, LargeScoresPickTheLargestKey) {
+  constexpr std::int64_t keys = 130, dim = 4;
+  Guarded q(f32, {1, 1, dim}), k = zeros(f32, {keys, 1, dim}), v = random_normal(f32, k.shape(), 1);
+  for (std::int64_t e = 0; e < dim; ++e) q.set(e, 100);
+  for (std::int64_t j = 0; j < keys; ++j) k.set(j * dim, j == 77 ? 110 : (j % 2 ? 100 : -100));
+  Guarded query_offsets = integers({2}, std::vector{0, 1});
+  Guarded key_offsets = integers({2}, std::vector{0, static_cast<int>(keys)});
+  Guarded out(f32, q.shape()), log_sum_exp(f32, {1, 1});
+  const auto stream = cpu_device().make_stream();
+  run(*stream, AttentionForward{.q = q,
+                                .k = k,
+                                .v = v,
+                                .query_offsets = query_offsets,
+                                .key_offsets = key_offsets,
+                                .scale = 1,
+                                .out = out,
+                                .log_sum_exp = log_sum_exp});
+  stream->synchronize();
+  for (std::int64_t e = 0; e < dim; ++e) EXPECT_FLOAT_EQ(out.at(e), v.at(77 * dim + e));
+  EXPECT_NEAR(log_sum_exp.at(0), 11000, 11000 * 4 * unit_roundoff(f32));
+}
+
+// A NaN must reach the loss, where the step is refused; the other document stays clean.
+TEST(AttentionExtremes, NanStaysInItsDocument) {
+  Problem p({f32, 1, 1, 8, {40, 40}});
+  p.q.set(20 * 8, std::nan(""));
+  p.run_both();
+  EXPECT_TRUE(std::isnan(p.out.at(20 * 8)));
+  EXPECT_TRUE(std::isnan(p.d_k.at(0)));
+  for (std::int64_t i = 40 * 8; i < p.out.size(); ++i) {
+    ASSERT_TRUE(std::isfinite(p.out.at(i)) && std::isfinite(p.d_k.at(i))) << i;
+  }
+}
+
+TEST(AttentionErrors, NameTheOperandAndTheRule) {
+  const auto message = [](auto spoil) {
+    Problem p({f32, 2, 1, 8, {4, 4}});
+    AttentionForward op = p.forward();
+    spoil(p, op);
+    try {
+      run(*cpu_device().make_stream(), op);
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+    return std::string("accepted");
+  };
+  EXPECT_EQ(message([](Problem& p, AttentionForward& op) { op.log_sum_exp = p.out.tensor(); }),
+            "AttentionForward: log_sum_exp has shape [8, 2, 8], expected [8, 2]");
+  EXPECT_EQ(message([](Problem& p, AttentionForward&) { p.query_offsets.set(1, 9); }),
+            "AttentionForward: query_offsets[1] = 9 is above the next offset, 8");
+  EXPECT_EQ(message([](Problem& p, AttentionForward&) { p.query_offsets.set(2, 9); }),
+            "AttentionForward: query_offsets covers rows [0, 9), the tensor has 8");
+}
+
+}  // namespace
+}  // namespace orchard::testing
