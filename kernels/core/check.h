@@ -8,6 +8,9 @@
 
 namespace orchard {
 
+// What activations and their gradients are made of.
+inline constexpr std::initializer_list<DType> float_types = {DType::f32, DType::bf16};
+
 class Checker {
  public:
   Checker(std::string_view operation, DeviceKind device) : operation_(operation), device_(device) {}

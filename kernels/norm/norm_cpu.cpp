@@ -7,6 +7,8 @@ namespace orchard::cpu {
 
 void register_norm(OperationTable& table) {
   register_rms_norm(table);
+  register_layer_norm(table);
+  register_qk_norm_rope(table);
 }
 
 }  // namespace orchard::cpu

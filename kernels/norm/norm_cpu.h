@@ -6,5 +6,7 @@
 namespace orchard::cpu {
 
 void register_rms_norm(OperationTable&);
+void register_layer_norm(OperationTable&);
+void register_qk_norm_rope(OperationTable&);
 
 }  // namespace orchard::cpu

@@ -7,11 +7,13 @@
 //
 #include <cmath>
 
+#include "kernels/core/visit.h"
+#include "kernels/cpu/loops-inl.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/reduction.h"
-#include "kernels/cpu/simd-inl.h"
 #include "kernels/device/device.h"
 #include "kernels/norm/norm.h"
+#include "kernels/norm/residual-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
@@ -21,20 +23,10 @@ void forward_rows(const RmsNormForward& op, std::int64_t begin, std::int64_t end
   const std::int64_t cols = op.x.dim(1);
   const T* const weight = op.weight.data<T>();
   for (std::int64_t row = begin; row < end; ++row) {
-    const T* x = op.x.data<T>() + row * cols;
-    const T* const delta = op.delta ? op.delta.data<T>() + row * cols : nullptr;
-    T* const sum_row = op.sum ? op.sum.data<T>() + row * cols : nullptr;
-    T* const y = op.y.data<T>() + row * cols;
+    T* const y = row_of<T>(op.y, row, cols);
     Vector squares = zero();
-    for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      Vector v = load(x + i, n);
-      if (delta) {
-        store(hn::Add(v, load(delta + i, n)), sum_row + i, n);
-        v = load(sum_row + i, n);  // as stored: backward sees the rounded sum
-      }
-      squares = hn::MulAdd(v, v, squares);
-    });
-    if (delta) x = sum_row;
+    const T* const x = read_row<T>(
+        op, row, [&](Vector v, std::int64_t) HWY_ATTR { squares = hn::MulAdd(v, v, squares); });
     const float inverse_rms =
         1.0f / std::sqrt(sum(squares) / static_cast<float>(cols) + op.epsilon);
     op.inverse_rms.data<float>()[row] = inverse_rms;
@@ -52,10 +44,10 @@ void backward_rows(const RmsNormBackward& op, std::int64_t begin, std::int64_t e
   const std::int64_t cols = op.x.dim(1);
   const T* const weight = op.weight.data<T>();
   for (std::int64_t row = begin; row < end; ++row) {
-    const T* const x = op.x.data<T>() + row * cols;
-    const T* const d_y = op.d_y.data<T>() + row * cols;
-    const T* const d_sum = op.d_sum ? op.d_sum.data<T>() + row * cols : nullptr;
-    T* const d_x = op.d_x.data<T>() + row * cols;
+    const T* const x = row_of<T>(op.x, row, cols);
+    const T* const d_y = row_of<T>(op.d_y, row, cols);
+    const T* const d_sum = row_of<T>(op.d_sum, row, cols);
+    T* const d_x = row_of<T>(op.d_x, row, cols);
     const Vector r = set(op.inverse_rms.data<float>()[row]);
     Vector dot = zero();
     for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
@@ -76,17 +68,16 @@ void backward_rows(const RmsNormBackward& op, std::int64_t begin, std::int64_t e
 }
 
 void rms_norm_forward(Stream&, const RmsNormForward& op) {
-  const auto rows_of = op.x.dtype() == DType::f32 ? forward_rows<float> : forward_rows<bf16>;
-  parallel_for(op.x.dim(0), 16,
-               [&](std::int64_t begin, std::int64_t end) { rows_of(op, begin, end); });
+  parallel_for(op.x.dim(0), 16, [&](std::int64_t begin, std::int64_t end) {
+    visit_float(op.x.dtype(), [&]<class T>(T) { forward_rows<T>(op, begin, end); });
+  });
 }
 
 void rms_norm_backward(Stream& stream, const RmsNormBackward& op) {
-  const auto rows_of = op.x.dtype() == DType::f32 ? backward_rows<float> : backward_rows<bf16>;
-  sum_over_rows(stream, op.x.dim(0), op.d_weight,
-                [&](std::int64_t begin, std::int64_t end, float* partial) {
-                  rows_of(op, begin, end, partial);
-                });
+  sum_over_rows(
+      stream, op.x.dim(0), op.d_weight, [&](std::int64_t begin, std::int64_t end, float* partial) {
+        visit_float(op.x.dtype(), [&]<class T>(T) { backward_rows<T>(op, begin, end, partial); });
+      });
 }
 
 }  // namespace orchard::cpu::HWY_NAMESPACE

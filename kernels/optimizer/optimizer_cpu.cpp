@@ -1,7 +1,13 @@
+// Registers the optimizers of the CPU backend.
+#include "kernels/optimizer/optimizer_cpu.h"
+
 #include "kernels/cpu/register.h"
 
 namespace orchard::cpu {
 
-void register_optimizer(OperationTable&) {}
+void register_optimizer(OperationTable& table) {
+  register_adamw(table);
+  register_adafactor(table);
+}
 
 }  // namespace orchard::cpu

@@ -1,0 +1,42 @@
+// Loops over vectors that several operations share. Include like simd-inl.h.
+#if defined(ORCHARD_KERNELS_CPU_LOOPS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ORCHARD_KERNELS_CPU_LOOPS_INL_H_
+#undef ORCHARD_KERNELS_CPU_LOOPS_INL_H_
+#else
+#define ORCHARD_KERNELS_CPU_LOOPS_INL_H_
+#endif
+
+#include "kernels/core/tensor.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace orchard::cpu::HWY_NAMESPACE {
+
+// As for_each_vector, spread over the pool. The lambda needs HWY_ATTR before its body.
+template <class Body>
+HWY_INLINE void parallel_vectors(std::int64_t n, const Body& body) {
+  // 4096 elements are a few pages: enough to pay for handing them to a thread.
+  parallel_for(n, 4096, [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
+    for_each_vector(end - begin,
+                    [&](std::int64_t i, std::int64_t count) HWY_ATTR { body(begin + i, count); });
+  });
+}
+
+// `v` with the lanes from `count` on set to `rest`.
+HWY_INLINE Vector first_lanes(Vector v, std::int64_t count, float rest = 0) {
+  if (count == lanes()) return v;
+  return hn::IfThenElse(hn::FirstN(Floats(), static_cast<std::size_t>(count)), v, set(rest));
+}
+
+// Row `row` of a tensor whose rows have `cols` elements; nullptr for an absent tensor.
+template <class T, class Void>
+HWY_INLINE auto row_of(const BasicTensor<Void>& tensor, std::int64_t row, std::int64_t cols) {
+  auto* const data = tensor.template data<T>();
+  return data ? data + row * cols : nullptr;
+}
+
+}  // namespace orchard::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

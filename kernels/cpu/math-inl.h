@@ -1,0 +1,50 @@
+// Vector functions of stated accuracy. Include like simd-inl.h.
+#if defined(ORCHARD_KERNELS_CPU_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef ORCHARD_KERNELS_CPU_MATH_INL_H_
+#undef ORCHARD_KERNELS_CPU_MATH_INL_H_
+#else
+#define ORCHARD_KERNELS_CPU_MATH_INL_H_
+#endif
+
+#include "kernels/cpu/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace orchard::cpu::HWY_NAMESPACE {
+
+// exp(x) within 2 units in the last place. Infinite above 88.72; zero below -86.6, where the result
+// comes near the subnormals, so exp(-inf) = 0. A NaN stays a NaN (Highway 1.0.3's own Exp turns it
+// into zero, which would hide a diverged run).
+//
+// Cody-Waite reduction x = n·ln2 + r, |r| <= ln2/2, and the polynomial of Cephes' expf.
+HWY_INLINE Vector exp(Vector x) {
+  const Floats d;
+  const hn::RebindToSigned<Floats> di;
+  const Vector smallest = set(-86.6f);
+  // The constant comes first: x86's minimum and maximum return their second operand for a NaN.
+  const Vector bounded = hn::Min(set(89.0f), hn::Max(smallest, x));
+  const Vector n = hn::Round(hn::Mul(bounded, set(1.44269504f)));
+  // ln2 in two parts, the first short enough for n·0.693359375 to be exact.
+  const Vector r =
+      hn::NegMulAdd(n, set(-2.12194440e-4f), hn::NegMulAdd(n, set(0.693359375f), bounded));
+  Vector p = set(1.9875691500e-4f);
+  p = hn::MulAdd(p, r, set(1.3981999507e-3f));
+  p = hn::MulAdd(p, r, set(8.3334519073e-3f));
+  p = hn::MulAdd(p, r, set(4.1665795894e-2f));
+  p = hn::MulAdd(p, r, set(1.6666665459e-1f));
+  p = hn::MulAdd(p, r, set(5.0000001201e-1f));
+  p = hn::MulAdd(p, hn::Mul(r, r), hn::Add(r, set(1.0f)));
+  // 2p · 2^(n-1), since 2^128 is no float.
+  const auto exponent = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n), hn::Set(di, 126)));
+  const Vector result = hn::Mul(hn::Add(p, p), hn::BitCast(d, exponent));
+  return hn::IfThenZeroElse(hn::Lt(x, smallest), result);
+}
+
+// 1 / (1 + exp(-x)) within 3 units in the last place; exactly 0 and 1 at the far ends.
+HWY_INLINE Vector sigmoid(Vector x) {
+  return hn::Div(set(1.0f), hn::Add(set(1.0f), exp(hn::Neg(x))));
+}
+
+}  // namespace orchard::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // per-target include guard

@@ -1,0 +1,11 @@
+// The files that make up the CPU's optimizers.
+#pragma once
+
+#include "kernels/device/operation_table.h"
+
+namespace orchard::cpu {
+
+void register_adamw(OperationTable&);
+void register_adafactor(OperationTable&);
+
+}  // namespace orchard::cpu

@@ -1,0 +1,173 @@
+// quick-gelu, SiLU and SwiGLU against fp64 references.
+#include "kernels/activation/activation.h"
+
+#include "tests/kernels/checks.h"
+
+namespace orchard::testing {
+namespace {
+
+using Values = std::vector<double>;
+
+double sigmoid(double x) {
+  return 1 / (1 + std::exp(-x));
+}
+
+double steepness(Activation kind) {
+  return kind == Activation::quick_gelu ? 1.702 : 1.0;
+}
+
+double value(Activation kind, double x) {
+  return x * sigmoid(steepness(kind) * x);
+}
+
+double slope(Activation kind, double x) {
+  const double k = steepness(kind), s = sigmoid(k * x);
+  return s + k * x * s * (1 - s);
+}
+
+// Two roundings of the dtype at most (store, and the fp32 constant 1.702), and a dozen of fp32.
+double bound(DType dtype) {
+  return 2 * unit_roundoff(dtype) + 16 * unit_roundoff(DType::f32);
+}
+
+struct Case {
+  DType dtype;
+  std::int64_t size;
+};
+
+class Activations : public ::testing::TestWithParam<std::tuple<Activation, Case>> {};
+
+TEST_P(Activations, MatchReferenceForwardAndBackward) {
+  const Activation kind = std::get<0>(GetParam());
+  const auto [dtype, size] = std::get<1>(GetParam());
+  Guarded x = random_normal(dtype, {size}, 1, 3), d_y = random_normal(dtype, {size}, 2);
+  Guarded y(dtype, {size}), d_x(dtype, {size});
+  run_repeatedly(ActivationForward{.kind = kind, .x = x, .y = y}, {&y});
+  run_repeatedly(ActivationBackward{.kind = kind, .x = x, .d_y = d_y, .d_x = d_x}, {&d_x});
+  Values expected, expected_gradient;
+  for (std::int64_t i = 0; i < size; ++i) {
+    expected.push_back(value(kind, x.at(i)));
+    expected_gradient.push_back(d_y.at(i) * slope(kind, x.at(i)));
+  }
+  expect_close(y, expected, bound(dtype), "y");
+  expect_close(d_x, expected_gradient, bound(dtype), "d_x");
+
+  Guarded in_place = x;
+  const auto stream = cpu_device().make_stream();
+  run(*stream, ActivationForward{.kind = kind, .x = in_place, .y = in_place});
+  EXPECT_TRUE(in_place == y) << "y cannot alias x";
+  run(*stream, ActivationBackward{.kind = kind, .x = x, .d_y = d_y, .d_x = d_y});
+  EXPECT_TRUE(d_y == d_x) << "d_x cannot alias d_y";
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Sizes, Activations,
+    ::testing::Combine(::testing::Values(Activation::quick_gelu, Activation::silu),
+                       ::testing::Values(Case{DType::f32, 0}, Case{DType::f32, 1},
+                                         Case{DType::f32, 15}, Case{DType::f32, 17},
+                                         Case{DType::f32, 10007}, Case{DType::bf16, 1},
+                                         Case{DType::bf16, 31}, Case{DType::bf16, 10007})));
+
+TEST(ActivationReference, SlopeIsTheDerivative) {
+  for (const Activation kind : {Activation::quick_gelu, Activation::silu}) {
+    const Values x = random_normal(DType::f32, {8}, 1, 2).values();
+    Values gradient;
+    for (const double v : x) gradient.push_back(slope(kind, v));
+    expect_gradient(
+        [&](const Values& at) {
+          double total = 0;
+          for (const double v : at) total += value(kind, v);
+          return total;
+        },
+        x, gradient, "slope");
+  }
+}
+
+// The exponential and the sigmoid claim 2 and 3 units in the last place; a product adds half a one.
+TEST(ActivationAccuracy, SigmoidKeepsItsRelativeAccuracyOverTheWholeRange) {
+  constexpr std::int64_t size = 200'001;
+  Guarded x(DType::f32, {size}), y(DType::f32, {size});
+  for (std::int64_t i = 0; i < size; ++i) x.set(i, -88.0 + 188.0 * static_cast<double>(i) / size);
+  run(*cpu_device().make_stream(), ActivationForward{.kind = Activation::silu, .x = x, .y = y});
+  double worst = 0;
+  for (std::int64_t i = 0; i < size; ++i) {
+    const double expected = value(Activation::silu, x.at(i));
+    if (expected != 0) worst = std::max(worst, std::abs(y.at(i) / expected - 1));
+  }
+  EXPECT_LE(worst, 3.5 * 2 * unit_roundoff(DType::f32));
+}
+
+TEST(ActivationAccuracy, HugeInputsSaturateAndNaNsSurvive) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  const Values inputs = {-3e38, -1000, -100, 100, 1000, 3e38, infinity, std::nan("")};
+  Guarded x(DType::f32, {8}), y(DType::f32, {8}), d_y(DType::f32, {8}), d_x(DType::f32, {8});
+  for (std::int64_t i = 0; i < 8; ++i) x.set(i, inputs[static_cast<std::size_t>(i)]), d_y.set(i, 1);
+  const auto stream = cpu_device().make_stream();
+  run(*stream, ActivationForward{.kind = Activation::silu, .x = x, .y = y});
+  for (const std::int64_t i : {0, 1, 2}) EXPECT_EQ(y.at(i), 0) << x.at(i);
+  for (const std::int64_t i : {3, 4, 5, 6}) EXPECT_EQ(y.at(i), x.at(i));
+  EXPECT_TRUE(std::isnan(y.at(7)));
+  run(*stream, ActivationBackward{.kind = Activation::silu, .x = x, .d_y = d_y, .d_x = d_x});
+  for (const std::int64_t i : {0, 1, 2}) EXPECT_EQ(d_x.at(i), 0) << x.at(i);
+  for (const std::int64_t i : {3, 4, 5}) EXPECT_EQ(d_x.at(i), 1);
+  EXPECT_TRUE(std::isnan(d_x.at(7)));
+}
+
+struct GluCase {
+  DType dtype;
+  std::int64_t rows, cols, active;  // active < 0: no row_count
+};
+
+class SwiGlu : public ::testing::TestWithParam<GluCase> {};
+
+TEST_P(SwiGlu, MatchesReferenceAndLeavesInactiveRowsAlone) {
+  const auto [dtype, rows, cols, active] = GetParam();
+  const Shape shape = {rows, cols};
+  Guarded gate = random_normal(dtype, shape, 1, 2), up = random_normal(dtype, shape, 2);
+  Guarded d_y = random_normal(dtype, shape, 3), y = random_normal(dtype, shape, 4);
+  Guarded d_gate = random_normal(dtype, shape, 5), d_up = random_normal(dtype, shape, 6);
+  Guarded again = y, row_count = integers({1}, std::vector<int>{static_cast<int>(active)});
+  Values expected_y = y.values(), expected_gate = d_gate.values(), expected_up = d_up.values();
+  const std::int64_t size = (active < 0 ? rows : active) * cols;
+  for (std::int64_t i = 0; i < size; ++i) {
+    const auto at = static_cast<std::size_t>(i);
+    expected_y[at] = value(Activation::silu, gate.at(i)) * up.at(i);
+    expected_gate[at] = d_y.at(i) * up.at(i) * slope(Activation::silu, gate.at(i));
+    expected_up[at] = d_y.at(i) * value(Activation::silu, gate.at(i));
+  }
+  SwiGluForward forward{.gate = gate, .up = up, .y = y};
+  SwiGluBackward backward{
+      .gate = gate, .up = up, .d_y = d_y, .d_gate = d_gate, .d_up = d_up, .y = again};
+  if (active >= 0) forward.row_count = backward.row_count = row_count.tensor();
+  run_repeatedly(forward, {&y});
+  run_repeatedly(backward, {&d_gate, &d_up, &again});
+  expect_close(y, expected_y, bound(dtype), "y");
+  expect_close(d_gate, expected_gate, bound(dtype), "d_gate");
+  expect_close(d_up, expected_up, bound(dtype), "d_up");
+  EXPECT_TRUE(again == y) << "the recomputed output differs from forward's";
+
+  // In place, and without y: the same gradients.
+  backward.d_gate = gate.tensor(), backward.d_up = up.tensor(), backward.y = {};
+  run(*cpu_device().make_stream(), backward);
+  for (std::int64_t i = 0; i < size; ++i) {
+    ASSERT_EQ(gate.at(i), d_gate.at(i));
+    ASSERT_EQ(up.at(i), d_up.at(i));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, SwiGlu,
+    ::testing::Values(GluCase{DType::f32, 1, 1, -1}, GluCase{DType::f32, 7, 17, 0},
+                      GluCase{DType::f32, 7, 17, 5}, GluCase{DType::f32, 131, 127, 130},
+                      GluCase{DType::f32, 0, 64, -1}, GluCase{DType::bf16, 3, 31, 2},
+                      GluCase{DType::bf16, 67, 129, -1}));
+
+TEST(SwiGluErrors, ARowCountBeyondTheBufferIsNamed) {
+  Guarded gate = zeros(DType::f32, {4, 2}), up = gate, y = gate;
+  Guarded row_count = integers({1}, std::vector<int>{5});
+  EXPECT_EQ(error_of(SwiGluForward{.gate = gate, .up = up, .y = y, .row_count = row_count}),
+            "SwiGluForward: row_count is 5, but gate has 4 rows");
+}
+
+}  // namespace
+}  // namespace orchard::testing

@@ -1,0 +1,184 @@
+// AdaFactor against an fp64 reference, step after step, factored and not.
+#include <numeric>
+
+#include "kernels/optimizer/optimizer.h"
+#include "tests/kernels/checks.h"
+
+namespace orchard::testing {
+namespace {
+
+using Values = std::vector<double>;
+
+struct Hyper {
+  double lr = 1e-2, clip = 1, decay = 0.01f, scale = 0.5;
+};
+
+double mean(const Values& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+// Steps 2 to 7 of the chain: clip the block, multiply by the learning rate, decay, subtract.
+void apply(Values& w, Values update, const Hyper& h) {
+  Values squares = update;
+  for (double& s : squares) s *= s;
+  const double clip = std::max(1.0, std::sqrt(mean(squares)) / h.clip);
+  for (std::size_t i = 0; i < w.size(); ++i) w[i] -= h.lr * update[i] / clip + h.decay * w[i];
+}
+
+double second_moment_decay(int t) {
+  return 1 - std::pow(t, -0.8);
+}
+
+struct Factored {
+  Values w, v_row, v_col;
+
+  void step(const Values& gradients, const Hyper& h, int t) {
+    const std::size_t rows = v_row.size(), cols = v_col.size();
+    const double beta = second_moment_decay(t);
+    Values row_means(rows), col_means(cols), update(w.size());
+    for (std::size_t i = 0; i < w.size(); ++i) {
+      const double square = std::pow(gradients[i] * h.scale, 2) + 1e-30;
+      row_means[i / cols] += square / static_cast<double>(cols);
+      col_means[i % cols] += square / static_cast<double>(rows);
+    }
+    for (std::size_t r = 0; r < rows; ++r) v_row[r] = beta * v_row[r] + (1 - beta) * row_means[r];
+    for (std::size_t c = 0; c < cols; ++c) v_col[c] = beta * v_col[c] + (1 - beta) * col_means[c];
+    for (std::size_t i = 0; i < w.size(); ++i) {
+      update[i] = gradients[i] * h.scale / std::sqrt(v_row[i / cols] / mean(v_row)) /
+                  std::sqrt(v_col[i % cols]);
+    }
+    apply(w, update, h);
+  }
+};
+
+struct Full {
+  Values w, v;
+
+  void step(const Values& gradients, const Hyper& h, int t) {
+    const double beta = second_moment_decay(t);
+    Values update(w.size());
+    for (std::size_t i = 0; i < w.size(); ++i) {
+      const double g = gradients[i] * h.scale;
+      v[i] = beta * v[i] + (1 - beta) * (g * g + 1e-30);
+      update[i] = g / std::sqrt(v[i]);
+    }
+    apply(w, update, h);
+  }
+};
+
+// Gradients whose rows and columns differ in size, growing with t so that clipping sets in after
+// the first step.
+Guarded gradient(std::int64_t rows, std::int64_t cols, int t) {
+  Guarded g = random_normal(DType::f32, {rows, cols}, 10 + static_cast<unsigned>(t));
+  for (std::int64_t i = 0; i < g.size(); ++i) {
+    g.set(i, g.at(i) * std::pow(4.0, t) * (1 + static_cast<double>(i / cols % 3)) *
+                 (1 + static_cast<double>(i % cols % 5)));
+  }
+  return g;
+}
+
+AdaFactor operation(Guarded& w, Guarded& g, Guarded& copy, const Hyper& h, int t) {
+  return {.weights = w,
+          .gradients = g,
+          .copy = copy,
+          .gradient_scale = static_cast<float>(h.scale),
+          .lr = static_cast<float>(h.lr),
+          .clip_threshold = static_cast<float>(h.clip),
+          .weight_decay = static_cast<float>(h.decay),
+          .step = t};
+}
+
+void expect_rounded_copy(const Guarded& w, const Guarded& copy) {
+  for (std::int64_t i = 0; i < w.size(); ++i) {
+    ASSERT_EQ(copy.at(i), to_float(to_bf16(static_cast<float>(w.at(i))))) << i;
+  }
+}
+
+struct Case {
+  std::int64_t rows, cols;
+};
+
+class AdaFactorSteps : public ::testing::TestWithParam<Case> {
+ protected:
+  // Sums of `rows` or `cols` squares in fp32, and a handful of roundings a step.
+  double bound(int t) const {
+    const auto [rows, cols] = GetParam();
+    return t * (8 + 4 * std::sqrt(std::max(rows, cols))) * unit_roundoff(DType::f32);
+  }
+};
+
+TEST_P(AdaFactorSteps, FactoredFollowsTheReference) {
+  const auto [rows, cols] = GetParam();
+  const Hyper h;
+  Guarded w = random_normal(DType::f32, {rows, cols}, 1), copy(DType::bf16, {rows, cols});
+  Guarded v_row = zeros(DType::f32, {rows}), v_col = zeros(DType::f32, {cols});
+  Factored state{w.values(), v_row.values(), v_col.values()};
+  for (int t = 1; t <= 3; ++t) {
+    Guarded g = gradient(rows, cols, t);
+    AdaFactor op = operation(w, g, copy, h, t);
+    op.v_row = v_row.tensor(), op.v_col = v_col.tensor();
+    run_repeatedly(op, {&w, &v_row, &v_col, &copy});
+    if (w.size() == 0) continue;
+    state.step(g.values(), h, t);
+    expect_close(v_row, state.v_row, bound(t), "v_row");
+    expect_close(v_col, state.v_col, bound(t), "v_col");
+    expect_close(w, state.w, bound(t), "weights");
+    expect_rounded_copy(w, copy);
+  }
+}
+
+TEST_P(AdaFactorSteps, UnfactoredFollowsTheReference) {
+  const auto [rows, cols] = GetParam();
+  const Hyper h;
+  Guarded w = random_normal(DType::f32, {rows, cols}, 1), copy(DType::bf16, {rows, cols});
+  Guarded v = zeros(DType::f32, {rows, cols});
+  Full state{w.values(), v.values()};
+  for (int t = 1; t <= 3; ++t) {
+    Guarded g = gradient(rows, cols, t);
+    AdaFactor op = operation(w, g, copy, h, t);
+    op.v = v.tensor();
+    run_repeatedly(op, {&w, &v, &copy});
+    if (w.size() == 0) continue;
+    state.step(g.values(), h, t);
+    expect_close(v, state.v, bound(t), "v");
+    expect_close(w, state.w, bound(t), "weights");
+    expect_rounded_copy(w, copy);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, AdaFactorSteps,
+                         ::testing::Values(Case{1, 1}, Case{1, 17}, Case{17, 1}, Case{65, 31},
+                                           Case{131, 257}, Case{1030, 33}, Case{0, 4}));
+
+TEST(AdaFactorFirstStep, OfAnUnfactoredBlockMovesEachWeightByTheLearningRate) {
+  Guarded w = zeros(DType::f32, {33}), v = w, g = random_normal(DType::f32, {33}, 1);
+  run(*cpu_device().make_stream(),
+      AdaFactor{.weights = w, .gradients = g, .v = v, .lr = 0.25f, .step = 1});
+  // β₂ = 0 makes u = ±1, whose rms of 1 does not clip.
+  for (std::int64_t i = 0; i < 33; ++i) EXPECT_NEAR(w.at(i), g.at(i) > 0 ? -0.25 : 0.25, 1e-6);
+}
+
+TEST(AdaFactorFirstStep, OfZeroGradientsOnlyDecays) {
+  Guarded w = random_normal(DType::f32, {40, 50}, 1), g = zeros(DType::f32, {40, 50});
+  const Guarded before = w;
+  Guarded v_row = zeros(DType::f32, {40}), v_col = zeros(DType::f32, {50});
+  run(*cpu_device().make_stream(), AdaFactor{.weights = w,
+                                             .gradients = g,
+                                             .v_row = v_row,
+                                             .v_col = v_col,
+                                             .lr = 0.25f,
+                                             .weight_decay = 0.5f,
+                                             .step = 1});
+  for (std::int64_t i = 0; i < w.size(); ++i) ASSERT_EQ(w.at(i), 0.5 * before.at(i));
+}
+
+TEST(AdaFactorErrors, StatisticsThatDoNotFitAreNamed) {
+  Guarded w = zeros(DType::f32, {4, 3}), row = zeros(DType::f32, {4}), v = w;
+  EXPECT_EQ(error_of(AdaFactor{.weights = w, .gradients = w, .v_row = row, .v_col = row}),
+            "AdaFactor: v_col has shape [4], expected [3]");
+  EXPECT_EQ(error_of(AdaFactor{.weights = w, .gradients = w, .v_row = row, .v = v}),
+            "AdaFactor: either v is given, or v_row and v_col");
+}
+
+}  // namespace
+}  // namespace orchard::testing

@@ -1,0 +1,83 @@
+// AdamW against an fp64 reference, step after step.
+#include "kernels/optimizer/optimizer.h"
+#include "tests/kernels/checks.h"
+
+namespace orchard::testing {
+namespace {
+
+using Values = std::vector<double>;
+
+struct Hyper {
+  double lr = 1e-2, beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f, decay = 0.1f, scale = 0.5;
+};
+
+struct State {
+  Values w, m, v;
+};
+
+void reference_step(State& s, const Values& gradients, const Hyper& h, int t) {
+  for (std::size_t i = 0; i < s.w.size(); ++i) {
+    const double g = gradients[i] * h.scale;
+    s.m[i] = h.beta1 * s.m[i] + (1 - h.beta1) * g;
+    s.v[i] = h.beta2 * s.v[i] + (1 - h.beta2) * g * g;
+    const double m_hat = s.m[i] / (1 - std::pow(h.beta1, t));
+    const double v_hat = s.v[i] / (1 - std::pow(h.beta2, t));
+    s.w[i] -= h.lr * m_hat / (std::sqrt(v_hat) + h.epsilon) + h.lr * h.decay * s.w[i];
+  }
+}
+
+class AdamWSteps : public ::testing::TestWithParam<std::int64_t> {};
+
+TEST_P(AdamWSteps, FollowTheReference) {
+  const std::int64_t size = GetParam();
+  const Hyper h;
+  Guarded w = random_normal(DType::f32, {size}, 1), m = zeros(DType::f32, {size}), v = m;
+  Guarded copy(DType::bf16, {size});
+  State state{w.values(), m.values(), v.values()};
+  for (int t = 1; t <= 4; ++t) {
+    // Gradients of very different sizes: the update hardly depends on the size.
+    Guarded g =
+        random_normal(DType::f32, {size}, 10 + static_cast<unsigned>(t), std::pow(10.0, 1 - 2 * t));
+    run_repeatedly(AdamW{.weights = w,
+                         .gradients = g,
+                         .m = m,
+                         .v = v,
+                         .copy = copy,
+                         .gradient_scale = static_cast<float>(h.scale),
+                         .lr = static_cast<float>(h.lr),
+                         .beta1 = static_cast<float>(h.beta1),
+                         .beta2 = static_cast<float>(h.beta2),
+                         .epsilon = static_cast<float>(h.epsilon),
+                         .weight_decay = static_cast<float>(h.decay),
+                         .step = t},
+                   {&w, &m, &v, &copy});
+    reference_step(state, g.values(), h, t);
+    // A handful of fp32 roundings a step, relative to each element's own size or the others'.
+    const double bound = 8 * t * unit_roundoff(DType::f32);
+    expect_close(m, state.m, bound, "m");
+    expect_close(v, state.v, bound, "v");
+    expect_close(w, state.w, bound, "weights");
+    for (std::int64_t i = 0; i < size; ++i) {
+      ASSERT_EQ(copy.at(i), to_float(to_bf16(static_cast<float>(w.at(i))))) << i;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, AdamWSteps, ::testing::Values(0, 1, 15, 17, 127, 10007));
+
+TEST(AdamWFirstStep, MovesEachWeightByTheLearningRateAgainstItsGradient) {
+  Guarded w = zeros(DType::f32, {33}), m = w, v = w, g = random_normal(DType::f32, {33}, 1);
+  run(*cpu_device().make_stream(),
+      AdamW{.weights = w, .gradients = g, .m = m, .v = v, .lr = 0.25f, .step = 1});
+  // Bias correction makes m̂ = g and v̂ = g² exactly; ε = 1e-8 shows for the smallest gradients.
+  for (std::int64_t i = 0; i < 33; ++i) EXPECT_NEAR(w.at(i), g.at(i) > 0 ? -0.25 : 0.25, 1e-6);
+}
+
+TEST(AdamWErrors, ASecondMomentOfAnotherShapeIsNamed) {
+  Guarded w = zeros(DType::f32, {4}), v = zeros(DType::f32, {3});
+  EXPECT_EQ(error_of(AdamW{.weights = w, .gradients = w, .m = w, .v = v}),
+            "AdamW: v has shape [3], expected [4]");
+}
+
+}  // namespace
+}  // namespace orchard::testing

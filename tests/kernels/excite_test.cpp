@@ -1,0 +1,100 @@
+// Squeeze-and-excitation's scaling against an fp64 reference.
+#include "kernels/activation/activation.h"
+#include "tests/kernels/checks.h"
+
+namespace orchard::testing {
+namespace {
+
+using Values = std::vector<double>;
+
+double sigmoid(double x) {
+  return 1 / (1 + std::exp(-x));
+}
+
+struct Case {
+  DType dtype;
+  std::int64_t images, pixels, channels;
+};
+
+// Calls body(element, scale element) for every element of [images, pixels, channels].
+template <class Body>
+void for_each_element(const Case& c, const Body& body) {
+  for (std::int64_t i = 0; i < c.images * c.pixels * c.channels; ++i) {
+    body(static_cast<std::size_t>(i),
+         static_cast<std::size_t>(i / (c.pixels * c.channels) * c.channels + i % c.channels));
+  }
+}
+
+Values reference(const Case& c, const Values& x, const Values& scale) {
+  Values y(x.size());
+  for_each_element(c, [&](std::size_t i, std::size_t s) { y[i] = x[i] * sigmoid(scale[s]); });
+  return y;
+}
+
+struct Gradients {
+  Values x, scale;
+};
+
+Gradients reference_gradients(const Case& c, const Values& x, const Values& scale,
+                              const Values& d_y) {
+  Gradients d{Values(x.size()), Values(scale.size())};
+  for_each_element(c, [&](std::size_t i, std::size_t s) {
+    const double factor = sigmoid(scale[s]);
+    d.x[i] = d_y[i] * factor;
+    d.scale[s] += d_y[i] * x[i] * factor * (1 - factor);
+  });
+  return d;
+}
+
+class Excite : public ::testing::TestWithParam<Case> {};
+
+TEST_P(Excite, MatchesReferenceForwardAndBackward) {
+  const Case& c = GetParam();
+  const Shape shape = {c.images, c.pixels, c.channels};
+  Guarded x = random_normal(c.dtype, shape, 1), d_y = random_normal(c.dtype, shape, 2);
+  Guarded scale = random_normal(c.dtype, {c.images, c.channels}, 3, 2), d_scale = scale;
+  Guarded y(c.dtype, shape), d_x(c.dtype, shape);
+  run_repeatedly(ExciteForward{.x = x, .scale = scale, .y = y}, {&y});
+  run_repeatedly(ExciteBackward{.x = x, .scale = scale, .d_y = d_y, .d_x = d_x, .d_scale = d_scale},
+                 {&d_x, &d_scale});
+  // One rounding of the dtype at the store and a dozen of fp32; the sum over pixels adds
+  // sqrt(pixels) more, and its terms may cancel.
+  const double store = 2 * unit_roundoff(c.dtype) + 16 * unit_roundoff(DType::f32);
+  expect_close(y, reference(c, x.values(), scale.values()), store, "y");
+  const Gradients d = reference_gradients(c, x.values(), scale.values(), d_y.values());
+  expect_close(d_x, d.x, store, "d_x");
+  expect_close(d_scale, d.scale, store + 8 * std::sqrt(c.pixels) * unit_roundoff(DType::f32),
+               "d_scale");
+
+  const auto stream = cpu_device().make_stream();
+  Guarded in_place = x;
+  run(*stream, ExciteForward{.x = in_place, .scale = scale, .y = in_place});
+  EXPECT_TRUE(in_place == y) << "y cannot alias x";
+  Guarded scale_gradient = scale;
+  run(*stream,
+      ExciteBackward{
+          .x = x, .scale = scale_gradient, .d_y = d_y, .d_x = d_y, .d_scale = scale_gradient});
+  EXPECT_TRUE(d_y == d_x) << "d_x cannot alias d_y";
+  EXPECT_TRUE(scale_gradient == d_scale) << "d_scale cannot alias scale";
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, Excite,
+                         ::testing::Values(Case{DType::f32, 1, 1, 1}, Case{DType::f32, 3, 9, 17},
+                                           Case{DType::f32, 2, 144, 64},
+                                           Case{DType::f32, 2, 131, 31}, Case{DType::f32, 0, 4, 8},
+                                           Case{DType::bf16, 1, 1100, 5},
+                                           Case{DType::bf16, 3, 67, 127}));
+
+TEST(ExciteReference, GradientsAreThoseOfTheForward) {
+  const Case c{DType::f32, 2, 3, 4};
+  const Values x = random_normal(DType::f32, {2, 3, 4}, 1).values();
+  const Values scale = random_normal(DType::f32, {2, 4}, 2).values();
+  const Values d_y = random_normal(DType::f32, {2, 3, 4}, 3).values();
+  const Gradients d = reference_gradients(c, x, scale, d_y);
+  expect_gradient([&](const Values& v) { return dot(d_y, reference(c, v, scale)); }, x, d.x, "d_x");
+  expect_gradient([&](const Values& v) { return dot(d_y, reference(c, x, v)); }, scale, d.scale,
+                  "d_scale");
+}
+
+}  // namespace
+}  // namespace orchard::testing

@@ -1,0 +1,220 @@
+// LayerNorm against an fp64 reference.
+#include "kernels/norm/norm.h"
+#include "tests/kernels/checks.h"
+
+namespace orchard::testing {
+namespace {
+
+using Values = std::vector<double>;
+
+struct Case {
+  DType dtype;
+  std::int64_t rows, cols;
+  bool residual;  // delta forward, d_sum backward
+};
+
+struct Statistics {
+  double mean = 0, inverse_std = 0;
+};
+
+Statistics statistics(const Values& x, std::size_t row, std::size_t cols) {
+  Statistics s;
+  double square = 0;
+  const auto n = static_cast<double>(cols);
+  for (std::size_t c = 0; c < cols; ++c) s.mean += x[row * cols + c] / n;
+  for (std::size_t c = 0; c < cols; ++c) square += std::pow(x[row * cols + c] - s.mean, 2) / n;
+  s.inverse_std = 1 / std::sqrt(square + 1e-5);
+  return s;
+}
+
+Values reference(const Values& x, const Values& weight, const Values& bias) {
+  const std::size_t cols = weight.size();
+  Values y(x.size());
+  for (std::size_t r = 0; r < x.size() / cols; ++r) {
+    const Statistics s = statistics(x, r, cols);
+    for (std::size_t c = 0; c < cols; ++c) {
+      y[r * cols + c] = (x[r * cols + c] - s.mean) * s.inverse_std * weight[c] + bias[c];
+    }
+  }
+  return y;
+}
+
+struct Gradients {
+  Values x, weight, bias;
+};
+
+Gradients reference_gradients(const Values& x, const Values& weight, const Values& d_y) {
+  const std::size_t cols = weight.size();
+  Gradients d{Values(x.size()), Values(cols), Values(cols)};
+  for (std::size_t r = 0; r < x.size() / cols; ++r) {
+    const Statistics s = statistics(x, r, cols);
+    const auto n = static_cast<double>(cols);
+    const auto normalised = [&](std::size_t c) {
+      return (x[r * cols + c] - s.mean) * s.inverse_std;
+    };
+    double mean_g = 0, mean_dot = 0;
+    for (std::size_t c = 0; c < cols; ++c) {
+      const double g = d_y[r * cols + c] * weight[c];
+      mean_g += g / n, mean_dot += g * normalised(c) / n;
+      d.weight[c] += d_y[r * cols + c] * normalised(c);
+      d.bias[c] += d_y[r * cols + c];
+    }
+    for (std::size_t c = 0; c < cols; ++c) {
+      d.x[r * cols + c] =
+          s.inverse_std * (d_y[r * cols + c] * weight[c] - mean_g - normalised(c) * mean_dot);
+    }
+  }
+  return d;
+}
+
+class LayerNorm : public ::testing::TestWithParam<Case> {
+ protected:
+  // The result passes through at most four roundings of the dtype (input, weight, bias, store) and
+  // means whose fp32 error grows like sqrt(cols): 8 roundoffs of the dtype plus 16·sqrt(cols) of
+  // fp32 leave a factor of two.
+  double bound() const {
+    return 8 * unit_roundoff(GetParam().dtype) +
+           16 * std::sqrt(GetParam().cols) * unit_roundoff(DType::f32);
+  }
+};
+
+TEST_P(LayerNorm, ForwardMatchesReference) {
+  const auto [dtype, rows, cols, residual] = GetParam();
+  // A mean of 3 deviations: a one-pass variance or a forgotten mean would show.
+  Guarded x = random_normal(dtype, {rows, cols}, 1, 1, 3);
+  Guarded delta = random_normal(dtype, {rows, cols}, 2);
+  Guarded weight = random_normal(dtype, {cols}, 3), bias = random_normal(dtype, {cols}, 4);
+  Guarded y(dtype, {rows, cols}), sum(dtype, {rows, cols});
+  Guarded mean(DType::f32, {rows}), inverse_std(DType::f32, {rows});
+  LayerNormForward op{
+      .x = x, .weight = weight, .bias = bias, .y = y, .mean = mean, .inverse_std = inverse_std};
+  if (residual) op.delta = delta.tensor(), op.sum = sum.tensor();
+  run_repeatedly(op, {&y, &sum, &mean, &inverse_std});
+
+  if (residual) {
+    Values expected = x.values();
+    const Values added = delta.values();
+    for (std::size_t i = 0; i < expected.size(); ++i) expected[i] += added[i];
+    expect_close(sum, expected, unit_roundoff(dtype), "sum");  // one rounding
+  }
+  const Values input = residual ? sum.values() : x.values();
+  expect_close(y, reference(input, weight.values(), bias.values()), bound(), "y");
+  Values means, inverses;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const Statistics s =
+        statistics(input, static_cast<std::size_t>(r), static_cast<std::size_t>(cols));
+    means.push_back(s.mean), inverses.push_back(s.inverse_std);
+  }
+  const double fp32_sums = 8 * std::sqrt(cols) * unit_roundoff(DType::f32);
+  expect_close(mean, means, fp32_sums, "mean");
+  expect_close(inverse_std, inverses, fp32_sums, "inverse_std");
+}
+
+TEST_P(LayerNorm, BackwardMatchesReference) {
+  const auto [dtype, rows, cols, residual] = GetParam();
+  Guarded x = random_normal(dtype, {rows, cols}, 1, 1, 3);
+  Guarded d_y = random_normal(dtype, {rows, cols}, 2),
+          d_sum = random_normal(dtype, {rows, cols}, 5);
+  Guarded weight = random_normal(dtype, {cols}, 3), bias = random_normal(dtype, {cols}, 4);
+  Guarded y(dtype, {rows, cols}), d_x(dtype, {rows, cols});
+  Guarded mean(DType::f32, {rows}), inverse_std(DType::f32, {rows});
+  Guarded d_weight = random_normal(DType::f32, {cols}, 6), d_bias = zeros(DType::f32, {cols});
+  const Values before = d_weight.values();
+  run(*cpu_device().make_stream(), LayerNormForward{.x = x,
+                                                    .weight = weight,
+                                                    .bias = bias,
+                                                    .y = y,
+                                                    .mean = mean,
+                                                    .inverse_std = inverse_std});
+  LayerNormBackward op{.x = x,
+                       .weight = weight,
+                       .mean = mean,
+                       .inverse_std = inverse_std,
+                       .d_y = d_y,
+                       .d_x = d_x,
+                       .d_weight = d_weight,
+                       .d_bias = d_bias};
+  if (residual) op.d_sum = d_sum.tensor();
+  run_repeatedly(op, {&d_x, &d_weight, &d_bias});
+
+  Gradients expected = reference_gradients(x.values(), weight.values(), d_y.values());
+  if (residual) {
+    const Values added = d_sum.values();
+    for (std::size_t i = 0; i < expected.x.size(); ++i) expected.x[i] += added[i];
+  }
+  for (std::size_t c = 0; c < before.size(); ++c) expected.weight[c] += before[c];
+  // A single column is all cancellation (x equals its mean): its terms are d_y·w·inverse_std.
+  const double terms = cols == 1 ? std::abs(d_y.at(0) * weight.at(0) * inverse_std.at(0)) : 0;
+  expect_close(d_x, expected.x, bound(), "d_x", terms);
+  // fp32 sums of `rows` terms; the mean and deviation read here carry fp32 errors of their own.
+  const double sums = 16 * std::sqrt(rows) * unit_roundoff(DType::f32) +
+                      16 * std::sqrt(cols) * unit_roundoff(DType::f32);
+  expect_close(d_weight, expected.weight, sums, "d_weight");
+  expect_close(d_bias, expected.bias, sums, "d_bias");
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, LayerNorm,
+    ::testing::Values(Case{DType::f32, 1, 1, false}, Case{DType::f32, 3, 17, true},
+                      Case{DType::f32, 131, 64, false}, Case{DType::f32, 65, 127, true},
+                      Case{DType::f32, 16, 129, false}, Case{DType::f32, 0, 8, false},
+                      Case{DType::f32, 1100, 5, true}, Case{DType::bf16, 1, 1, false},
+                      Case{DType::bf16, 3, 17, true}, Case{DType::bf16, 131, 64, true},
+                      Case{DType::bf16, 257, 509, false}));
+
+TEST(LayerNormReference, GradientsAreThoseOfTheForward) {
+  const Values x = random_normal(DType::f32, {3, 7}, 1).values();
+  const Values weight = random_normal(DType::f32, {7}, 2).values();
+  const Values bias = random_normal(DType::f32, {7}, 3).values();
+  const Values d_y = random_normal(DType::f32, {3, 7}, 4).values();
+  const Gradients d = reference_gradients(x, weight, d_y);
+  expect_gradient([&](const Values& v) { return dot(d_y, reference(v, weight, bias)); }, x, d.x,
+                  "d_x");
+  expect_gradient([&](const Values& v) { return dot(d_y, reference(x, v, bias)); }, weight,
+                  d.weight, "d_weight");
+  expect_gradient([&](const Values& v) { return dot(d_y, reference(x, weight, v)); }, bias, d.bias,
+                  "d_bias");
+}
+
+TEST(LayerNormAliasing, OutputsMayOverwriteInputs) {
+  Guarded x = random_normal(DType::bf16, {5, 37}, 1), d_y = random_normal(DType::bf16, {5, 37}, 2);
+  Guarded weight = random_normal(DType::bf16, {37}, 3), bias = random_normal(DType::bf16, {37}, 4);
+  Guarded y(DType::bf16, {5, 37}), d_x(DType::bf16, {5, 37}), in_place = x;
+  Guarded mean(DType::f32, {5}), inverse_std(DType::f32, {5});
+  const auto stream = cpu_device().make_stream();
+  LayerNormForward forward{
+      .x = x, .weight = weight, .bias = bias, .y = y, .mean = mean, .inverse_std = inverse_std};
+  run(*stream, forward);
+  forward.x = forward.y = in_place.tensor();
+  run(*stream, forward);
+  EXPECT_TRUE(in_place == y);
+  LayerNormBackward backward{
+      .x = x, .weight = weight, .mean = mean, .inverse_std = inverse_std, .d_y = d_y, .d_x = d_x};
+  run(*stream, backward);
+  backward.d_x = d_y.tensor();
+  run(*stream, backward);
+  EXPECT_TRUE(d_y == d_x);
+}
+
+TEST(LayerNormErrors, NameTheOperandAndItsShape) {
+  Guarded x = zeros(DType::f32, {2, 4}), weight = zeros(DType::f32, {4}), bias = weight;
+  Guarded y = x, mean = zeros(DType::f32, {2}), inverse_std = zeros(DType::f32, {3});
+  EXPECT_EQ(error_of(LayerNormForward{.x = x,
+                                      .weight = weight,
+                                      .bias = bias,
+                                      .y = y,
+                                      .mean = mean,
+                                      .inverse_std = inverse_std}),
+            "LayerNormForward: inverse_std has shape [3], expected [2]");
+  EXPECT_EQ(error_of(LayerNormBackward{.x = x,
+                                       .weight = weight,
+                                       .mean = mean,
+                                       .inverse_std = mean,
+                                       .d_y = y,
+                                       .d_x = x,
+                                       .d_weight = weight}),
+            "LayerNormBackward: d_weight and d_bias are wanted together");
+}
+
+}  // namespace
+}  // namespace orchard::testing

@@ -1,0 +1,217 @@
+// QK-norm + RoPE against an fp64 reference.
+#include "kernels/norm/norm.h"
+#include "tests/kernels/checks.h"
+
+namespace orchard::testing {
+namespace {
+
+using Values = std::vector<double>;
+
+constexpr double theta = 5e5;
+constexpr std::int64_t max_positions = 600;
+
+Guarded rotation(std::int64_t head_dim) {
+  Guarded table(DType::f32, {max_positions, head_dim});
+  rotation_table(table.tensor().data<float>(), max_positions, head_dim, theta);
+  return table;
+}
+
+// Positions that restart, as documents do, and reach the end of the table.
+std::vector<int> document_positions(std::int64_t tokens) {
+  std::vector<int> positions;
+  for (std::int64_t t = 0; t < tokens; ++t) positions.push_back(static_cast<int>(t * 7 % 13));
+  if (tokens > 1) positions.back() = max_positions - 1;
+  return positions;
+}
+
+// Turns the pairs of one head by angle sign·position·θ^(-2i/d), computed here from the definition.
+void turn(double* head, std::size_t head_dim, int position, double sign) {
+  const std::size_t half = head_dim / 2;
+  for (std::size_t i = 0; i < half; ++i) {
+    const double angle =
+        sign * position *
+        std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+    const double a = head[i], b = head[half + i];
+    head[i] = a * std::cos(angle) - b * std::sin(angle);
+    head[half + i] = a * std::sin(angle) + b * std::cos(angle);
+  }
+}
+
+double inverse_rms_of(const double* head, std::size_t head_dim) {
+  double square = 0;
+  for (std::size_t i = 0; i < head_dim; ++i) square += head[i] * head[i];
+  return 1 / std::sqrt(square / static_cast<double>(head_dim) + 1e-5);
+}
+
+Values reference(const Values& x, const Values& weight, std::size_t heads,
+                 const std::vector<int>& positions) {
+  const std::size_t head_dim = weight.size();
+  Values y = x;
+  for (std::size_t row = 0; row < x.size() / head_dim; ++row) {
+    double* const head = y.data() + row * head_dim;
+    const double r = inverse_rms_of(head, head_dim);
+    for (std::size_t i = 0; i < head_dim; ++i) head[i] *= r * weight[i];
+    turn(head, head_dim, positions[row / heads], 1);
+  }
+  return y;
+}
+
+struct Gradients {
+  Values x, weight;
+};
+
+Gradients reference_gradients(const Values& x, const Values& weight, std::size_t heads,
+                              const std::vector<int>& positions, const Values& d_y) {
+  const std::size_t head_dim = weight.size();
+  Gradients d{d_y, Values(head_dim)};
+  for (std::size_t row = 0; row < x.size() / head_dim; ++row) {
+    const double* const input = x.data() + row * head_dim;
+    double* const head = d.x.data() + row * head_dim;
+    turn(head, head_dim, positions[row / heads], -1);
+    const double r = inverse_rms_of(input, head_dim);
+    double mean = 0;
+    for (std::size_t i = 0; i < head_dim; ++i) {
+      d.weight[i] += head[i] * input[i] * r;
+      head[i] *= weight[i];
+      mean += head[i] * input[i] * r / static_cast<double>(head_dim);
+    }
+    for (std::size_t i = 0; i < head_dim; ++i) head[i] = r * (head[i] - input[i] * r * mean);
+  }
+  return d;
+}
+
+struct Case {
+  DType dtype;
+  std::int64_t tokens, heads, head_dim;
+};
+
+class QkNormRope : public ::testing::TestWithParam<Case> {
+ protected:
+  // At most three roundings of the dtype (x, weight, store), amplified by sqrt(2) in the rotation;
+  // fp32 errors of the mean grow like sqrt(head_dim), and the table adds one fp32 rounding.
+  double bound() const {
+    return 8 * unit_roundoff(GetParam().dtype) +
+           16 * std::sqrt(GetParam().head_dim) * unit_roundoff(DType::f32);
+  }
+};
+
+TEST_P(QkNormRope, ForwardMatchesReference) {
+  const auto [dtype, tokens, heads, head_dim] = GetParam();
+  const std::vector<int> where = document_positions(tokens);
+  Guarded x = random_normal(dtype, {tokens, heads, head_dim}, 1), y = x;
+  Guarded weight = random_normal(dtype, {head_dim}, 2), table = rotation(head_dim);
+  Guarded positions = integers({tokens}, where), inverse_rms(DType::f32, {tokens, heads});
+  run_repeatedly(QkNormRopeForward{.x = x,
+                                   .weight = weight,
+                                   .rotation = table,
+                                   .positions = positions,
+                                   .y = y,
+                                   .inverse_rms = inverse_rms},
+                 {&y, &inverse_rms});
+  expect_close(y, reference(x.values(), weight.values(), static_cast<std::size_t>(heads), where),
+               bound(), "y");
+}
+
+TEST_P(QkNormRope, BackwardMatchesReference) {
+  const auto [dtype, tokens, heads, head_dim] = GetParam();
+  const std::vector<int> where = document_positions(tokens);
+  Guarded x = random_normal(dtype, {tokens, heads, head_dim}, 1), y = x, d_x = x;
+  Guarded d_y = random_normal(dtype, {tokens, heads, head_dim}, 3);
+  Guarded weight = random_normal(dtype, {head_dim}, 2), table = rotation(head_dim);
+  Guarded positions = integers({tokens}, where), inverse_rms(DType::f32, {tokens, heads});
+  Guarded d_weight = random_normal(DType::f32, {head_dim}, 4);
+  const Values before = d_weight.values();
+  run(*cpu_device().make_stream(), QkNormRopeForward{.x = x,
+                                                     .weight = weight,
+                                                     .rotation = table,
+                                                     .positions = positions,
+                                                     .y = y,
+                                                     .inverse_rms = inverse_rms});
+  run_repeatedly(QkNormRopeBackward{.x = x,
+                                    .weight = weight,
+                                    .rotation = table,
+                                    .positions = positions,
+                                    .inverse_rms = inverse_rms,
+                                    .d_y = d_y,
+                                    .d_x = d_x,
+                                    .d_weight = d_weight},
+                 {&d_x, &d_weight});
+  Gradients expected = reference_gradients(x.values(), weight.values(),
+                                           static_cast<std::size_t>(heads), where, d_y.values());
+  for (std::size_t i = 0; i < before.size(); ++i) expected.weight[i] += before[i];
+  // Two elements leave hardly a tangent: d_x cancels against terms of size d_y·w·r.
+  double terms = 0;
+  if (head_dim == 2) {
+    for (std::int64_t i = 0; i < inverse_rms.size(); ++i)
+      terms = std::max(terms, inverse_rms.at(i));
+  }
+  expect_close(d_x, expected.x, bound(), "d_x", terms);
+  // fp32 sums over tokens and heads, and the fp32 error of inverse_rms.
+  expect_close(d_weight, expected.weight,
+               16 * std::sqrt(tokens * heads + head_dim) * unit_roundoff(DType::f32), "d_weight");
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, QkNormRope,
+                         ::testing::Values(Case{DType::f32, 1, 1, 2}, Case{DType::f32, 5, 3, 34},
+                                           Case{DType::f32, 131, 4, 64},
+                                           Case{DType::f32, 17, 2, 80}, Case{DType::f32, 0, 2, 8},
+                                           Case{DType::bf16, 7, 3, 30},
+                                           Case{DType::bf16, 67, 8, 128}));
+
+TEST(QkNormRopeReference, GradientsAreThoseOfTheForward) {
+  const std::vector<int> where = {0, 3, 11};
+  const Values x = random_normal(DType::f32, {3, 2, 6}, 1).values();
+  const Values weight = random_normal(DType::f32, {6}, 2).values();
+  const Values d_y = random_normal(DType::f32, {3, 2, 6}, 3).values();
+  const Gradients d = reference_gradients(x, weight, 2, where, d_y);
+  expect_gradient([&](const Values& v) { return dot(d_y, reference(v, weight, 2, where)); }, x, d.x,
+                  "d_x");
+  expect_gradient([&](const Values& v) { return dot(d_y, reference(x, v, 2, where)); }, weight,
+                  d.weight, "d_weight");
+}
+
+TEST(QkNormRopeAliasing, OutputsMayOverwriteInputs) {
+  Guarded x = random_normal(DType::f32, {5, 2, 24}, 1), y = x, in_place = x;
+  Guarded d_y = random_normal(DType::f32, {5, 2, 24}, 2), d_x = d_y;
+  Guarded weight = random_normal(DType::f32, {24}, 3), table = rotation(24);
+  Guarded positions = integers({5}, document_positions(5)), inverse_rms(DType::f32, {5, 2});
+  const auto stream = cpu_device().make_stream();
+  QkNormRopeForward forward{.x = x,
+                            .weight = weight,
+                            .rotation = table,
+                            .positions = positions,
+                            .y = y,
+                            .inverse_rms = inverse_rms};
+  run(*stream, forward);
+  forward.x = forward.y = in_place.tensor();
+  run(*stream, forward);
+  EXPECT_TRUE(in_place == y);
+  QkNormRopeBackward backward{.x = x,
+                              .weight = weight,
+                              .rotation = table,
+                              .positions = positions,
+                              .inverse_rms = inverse_rms,
+                              .d_y = d_y,
+                              .d_x = d_x};
+  run(*stream, backward);
+  backward.d_x = d_y.tensor();
+  run(*stream, backward);
+  EXPECT_TRUE(d_y == d_x);
+}
+
+TEST(QkNormRopeErrors, APositionOutsideTheTableIsNamed) {
+  Guarded x = zeros(DType::f32, {2, 1, 4}), weight = zeros(DType::f32, {4}), table = rotation(4);
+  Guarded positions = integers({2}, std::vector<int>{0, max_positions});
+  Guarded inverse_rms(DType::f32, {2, 1}), y = x;
+  EXPECT_EQ(error_of(QkNormRopeForward{.x = x,
+                                       .weight = weight,
+                                       .rotation = table,
+                                       .positions = positions,
+                                       .y = y,
+                                       .inverse_rms = inverse_rms}),
+            "QkNormRopeForward: token 1 has position 600, outside the rotation table of 600 "
+            "positions");
+}
+
+}  // namespace
+}  // namespace orchard::testing
