@@ -1,0 +1,181 @@
+#include "data/batch_builder.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "kernels/core/error.h"
+#include "kernels/image/image.h"
+
+namespace orchard {
+namespace {
+
+// Rows for a sample of which nothing could be read: its pictures first, then unknown tokens.
+SampleRows placeholder_rows(const PackedSample& packed, std::int64_t first_visual_row,
+                            std::int64_t tokens_per_tile) {
+  SampleRows rows;
+  const auto count = static_cast<std::size_t>(packed.rows);
+  rows.sources.assign(count, token_unknown);
+  rows.targets.assign(count, -1);
+  for (std::int64_t v = 0; v < packed.tiles * tokens_per_tile; ++v) {
+    rows.sources[static_cast<std::size_t>(v)] =
+        static_cast<std::int32_t>(-1 - first_visual_row - v);
+  }
+  return rows;
+}
+
+}  // namespace
+
+BatchBuilder::BatchBuilder(const SampleLayout& layout, SampleSource source,
+                           BatchBuilderOptions options, Device& device)
+    : layout_(layout),
+      source_(std::move(source)),
+      options_(std::move(options)),
+      stream_(device.make_stream()) {
+  const std::int64_t side = layout.options().tiling.side;
+  require(device.kind() == DeviceKind::cpu, "pictures are rendered on a CPU device, not on {}",
+          name_of(device.kind()));
+  require(options_.patch >= 1 && side % options_.patch == 0,
+          "tile side {} is not a multiple of the patch side {}", side, options_.patch);
+}
+
+std::int64_t BatchBuilder::tile_values() const {
+  const std::int64_t side = layout_.options().tiling.side;
+  return side * side * 3;
+}
+
+MicroBatch BatchBuilder::build(std::span<const PackedSequence> sequences) {
+  MicroBatch batch;
+  batch.sequences = static_cast<std::int64_t>(sequences.size());
+  batch.length = layout_.options().length;
+  const auto rows = static_cast<std::size_t>(batch.sequences * batch.length);
+  batch.sources.reserve(rows);
+  batch.targets.reserve(rows);
+  batch.positions.reserve(rows);
+  batch.category.reserve(rows);
+  batch.sample.reserve(rows);
+  batch.document_offsets.push_back(0);
+  std::int64_t tiles = 0;
+  for (const PackedSequence& sequence : sequences) tiles += sequence.tiles;
+  // Zeros are the mean colour.
+  batch.patches.assign(static_cast<std::size_t>(tiles * tile_values()), 0.0f);
+  for (const PackedSequence& sequence : sequences) {
+    for (const PackedSample& packed : sequence.samples) add_sample(packed, batch);
+    add_padding(batch.length - sequence.rows, batch);
+    batch.real_rows.push_back(sequence.rows);
+  }
+  return batch;
+}
+
+void BatchBuilder::add_sample(const PackedSample& packed, MicroBatch& batch) {
+  const SampleRows rows = read_sample(packed, batch);
+  batch.sources.insert(batch.sources.end(), rows.sources.begin(), rows.sources.end());
+  batch.targets.insert(batch.targets.end(), rows.targets.begin(), rows.targets.end());
+  for (std::int32_t r = 0; r < packed.rows; ++r) batch.positions.push_back(r);
+  const auto count = static_cast<std::size_t>(packed.rows);
+  batch.category.insert(batch.category.end(), count, layout_.record(packed.sample).category);
+  batch.sample.insert(batch.sample.end(), count, packed.sample);
+  batch.document_offsets.push_back(static_cast<std::int32_t>(batch.sources.size()));
+  batch.tiles += packed.tiles;
+  batch.target_count += rows.target_count;
+}
+
+void BatchBuilder::add_padding(std::int64_t rows, MicroBatch& batch) {
+  if (rows == 0) return;
+  const auto count = static_cast<std::size_t>(rows);
+  batch.sources.insert(batch.sources.end(), count, token_pad);
+  batch.targets.insert(batch.targets.end(), count, -1);
+  batch.positions.insert(batch.positions.end(), count, 0);
+  batch.category.insert(batch.category.end(), count, -1);
+  batch.sample.insert(batch.sample.end(), count, -1);
+  batch.document_offsets.push_back(static_cast<std::int32_t>(batch.sources.size()));
+}
+
+SampleRows BatchBuilder::read_sample(const PackedSample& packed, MicroBatch& batch) {
+  const std::int64_t tokens_per_tile = layout_.options().tokens_per_tile;
+  const std::int64_t first_visual_row = batch.tiles * tokens_per_tile;
+  float* const patches = batch.patches.data() + batch.tiles * tile_values();
+  BadSample bad{.sample = packed.sample};
+  SampleRows rows;
+  try {
+    const Sample sample = source_.read(packed.sample);
+    bad.id = sample.id;
+    rows = expand_sample(sample, packed.sample, packed.pictures_of, first_visual_row, layout_);
+    if (packed.pictures_of == packed.sample) {
+      render(sample, packed.pictures_of, patches);
+    } else {
+      render(source_.read(packed.pictures_of), packed.pictures_of, patches);
+    }
+    bad_in_a_row_ = 0;
+    return rows;
+  } catch (const Error& error) {
+    bad.reason = error.what();
+  }
+  std::fill_n(patches, packed.tiles * tile_values(), 0.0f);
+  if (rows.sources.empty()) rows = placeholder_rows(packed, first_visual_row, tokens_per_tile);
+  std::fill(rows.targets.begin(), rows.targets.end(), -1);
+  rows.target_count = 0;
+  ++batch.bad_samples;
+  note_bad(bad);
+  return rows;
+}
+
+void BatchBuilder::note_bad(const BadSample& bad) {
+  ++bad_samples_;
+  ++bad_in_a_row_;
+  if (options_.on_bad) options_.on_bad(bad);
+  require(bad_in_a_row_ < options_.bad_in_a_row_limit,
+          "{} samples in a row were bad, the last of them sample {} ({}): {}; inspect the training "
+          "set's shards and pack it again",
+          bad_in_a_row_, bad.sample, bad.id, bad.reason);
+}
+
+void BatchBuilder::render(const Sample& pictures, std::int64_t number, float* patches) {
+  const std::vector<TilePlan> plans = layout_.tile_plans(number);
+  require(pictures.pictures.size() == plans.size(), "{} pictures, where the index says {}",
+          pictures.pictures.size(), plans.size());
+  const std::int64_t side = layout_.options().tiling.side;
+  for (std::size_t p = 0; p < plans.size(); ++p) {
+    const TilePlan& plan = plans[p];
+    const RgbPicture picture = source_.decode(pictures.pictures[p]);
+    const PictureSize& size =
+        layout_.index()
+            .pictures[static_cast<std::size_t>(layout_.record(number).first_picture) + p];
+    require(picture.width == size.width && picture.height == size.height &&
+                picture.pixels.size() == static_cast<std::size_t>(size.width) *
+                                             static_cast<std::size_t>(size.height) * 3,
+            "picture {} decodes to {} x {} pixels, where the index says {} x {}", p, picture.width,
+            picture.height, size.width, size.height);
+    render_tiles(picture, plan, patches);
+    patches += plan.grid_tiles() * tile_values();
+    if (!plan.has_overview) continue;
+    render_tiles(picture, {.grid = {1, 1}, .height = side, .width = side}, patches);
+    patches += tile_values();
+  }
+}
+
+void BatchBuilder::render_tiles(const RgbPicture& picture, const TilePlan& plan, float* patches) {
+  const std::int64_t side = layout_.options().tiling.side, patch = options_.patch;
+  const Shape canvas_shape{plan.grid.rows * side, plan.grid.cols * side, 3};
+  canvas_.resize(static_cast<std::size_t>(canvas_shape.numel()));
+  const Tensor canvas{canvas_.data(), DType::f32, canvas_shape, DeviceKind::cpu};
+  run(*stream_, ResizeBicubic{.x = {picture.pixels.data(),
+                                    DType::u8,
+                                    {picture.height, picture.width, 3},
+                                    DeviceKind::cpu},
+                              .height = plan.height,
+                              .width = plan.width,
+                              .y = canvas});
+  run(*stream_, NormalisePatchify{.x = canvas,
+                                  .height = plan.height,
+                                  .width = plan.width,
+                                  .side = side,
+                                  .patch = patch,
+                                  .patches = {patches,
+                                              DType::f32,
+                                              {plan.grid_tiles(), (side / patch) * (side / patch),
+                                               3 * patch * patch},
+                                              DeviceKind::cpu}});
+  stream_->synchronize();
+}
+
+}  // namespace orchard

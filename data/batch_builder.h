@@ -1,0 +1,77 @@
+// Planned sequences to micro-batches: reads samples, expands their tokens, renders their pictures.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "data/batch.h"
+#include "data/expand.h"
+#include "data/packing.h"
+#include "kernels/device/device.h"
+
+namespace orchard {
+
+struct RgbPicture {
+  std::int32_t width = 0;
+  std::int32_t height = 0;
+  std::vector<std::uint8_t> pixels{};  // [height, width, 3]
+};
+
+// Where samples come from. Both throw Error when the data is bad; anything else they throw ends the
+// run.
+struct SampleSource {
+  std::function<Sample(std::int64_t)> read;  // by number in the index
+  std::function<RgbPicture(const EncodedPicture&)> decode;
+};
+
+struct BadSample {
+  std::int64_t sample = 0;
+  std::string id{};  // empty when it could not be read at all
+  std::string reason{};
+};
+
+struct BatchBuilderOptions {
+  std::int64_t patch = 14;  // pixels a side; divides the tile's side
+  std::int64_t bad_in_a_row_limit = 100;
+  std::function<void(const BadSample&)> on_bad{};  // called on the building thread
+};
+
+// A sample that cannot be read, decoded or matched with the index keeps its rows: its text as input
+// where that could be read, pictures in the mean colour (zeros after normalisation), no targets.
+class BatchBuilder {
+ public:
+  // Renders on `device`, which must be a CPU's and be driven by the building thread alone. The
+  // layout must outlive the builder.
+  BatchBuilder(const SampleLayout& layout, SampleSource source, BatchBuilderOptions options,
+               Device& device);
+
+  // Throws when the limit of bad samples in a row is reached, counted over batches.
+  MicroBatch build(std::span<const PackedSequence> sequences);
+
+  std::int64_t bad_samples() const { return bad_samples_; }
+
+ private:
+  void add_sample(const PackedSample& packed, MicroBatch& batch);
+  static void add_padding(std::int64_t rows, MicroBatch& batch);
+  SampleRows read_sample(const PackedSample& packed, MicroBatch& batch);
+  // The tiles of all pictures of sample `number`.
+  void render(const Sample& sample, std::int64_t number, float* patches);
+  // The grid of one picture, without its overview.
+  void render_tiles(const RgbPicture& picture, const TilePlan& plan, float* patches);
+  void note_bad(const BadSample& bad);
+
+  std::int64_t tile_values() const;  // floats of one tile's patches
+
+  const SampleLayout& layout_;
+  SampleSource source_;
+  BatchBuilderOptions options_;
+  std::unique_ptr<Stream> stream_;
+  std::vector<float> canvas_;
+  std::int64_t bad_samples_ = 0;
+  std::int64_t bad_in_a_row_ = 0;
+};
+
+}  // namespace orchard
