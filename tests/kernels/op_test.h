@@ -136,7 +136,7 @@ inline Guarded integers(Shape shape, std::span<const int> values) {
 
 // Unit roundoff of a dtype: half the distance from 1 to the next larger number.
 inline double unit_roundoff(DType dtype) {
-  return dtype == DType::bf16 ? 0x1p-9 : 0x1p-24;
+  return dtype == DType::bf16 ? 0x1p-8 : 0x1p-24;
 }
 
 // Every element of `actual` lies within `bound` of `expected`, in units of max(|expected_i|,
