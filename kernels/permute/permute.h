@@ -1,7 +1,8 @@
 // Moving tokens to their experts and back. Rows of the expert buffer are ordered by (expert,
 // token); each expert's rows are padded with zero rows to a multiple of `row_multiple`, so that
 // GEMM shapes repeat. Bound by memory. x, rows and their gradients share one dtype, f32 or bf16;
-// gates are f32.
+// gates are f32. k is at most max_top_k (router.h). d_x may alias d_extra, and d_rows may alias
+// rows.
 #pragma once
 
 #include "kernels/core/tensor.h"
@@ -33,8 +34,7 @@ struct DispatchForward {
   Tensor rows;              // [max_rows, hidden]
 };
 
-// d_x[t] = sum over choices j, in choice order, of d_rows[slot[t, j]], in fp32. `d_extra` is added
-// first.
+// d_x[t] = d_extra[t], then plus d_rows[slot[t, j]] for every choice j in choice order, in fp32.
 struct DispatchBackward {
   ConstTensor d_rows;        // [max_rows, hidden]
   ConstTensor slot;          // i32 [tokens, k]
@@ -50,8 +50,8 @@ struct CombineForward {
   Tensor y;           // [tokens, hidden]
 };
 
-// d_rows[slot[t, j]] = gates[t, j] · d_y[t], zeros for padding rows; d_gates[t, j] = d_y[t] ·
-// rows[slot[t, j]].
+// d_rows[slot[t, j]] = gates[t, j] · d_y[t], zeros for padding rows, untouched past the last group;
+// d_gates[t, j] = the dot product of d_y[t] and rows[slot[t, j]], 0 where slot is -1.
 struct CombineBackward {
   ConstTensor rows, source, slot, gates, row_offsets;
   ConstTensor d_y;  // [tokens, hidden]

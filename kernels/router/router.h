@@ -3,13 +3,18 @@
 // and router z-loss (Zoph et al. 2022, eq. 5). A routing group is one packed sequence; only its
 // real (leading) tokens take part: padding gets no expert and counts nowhere. fp32 throughout.
 //
-//   p = softmax(logits); choices in order of falling p, ties to the lower expert
-//   gate_j = p[e_j] / (sum of the k chosen p + 1e-9)     normalised before any drop, not
-//   renormalised after capacity C = max(1, int(real tokens · factor / experts)); all first choices
-//   have priority over all second ones: position of choice j = earlier choices j of that expert +
-//   its kept choices of ranks < j; >= C: dropped balance loss of a sequence = E² · mean_e(f_e ·
-//   P_e) / k', f_e the fraction of choices (BalanceCounts) for e before capacity, P_e the mean of
-//   p[e] over its real tokens
+//   p = softmax(logits)
+//   choices: the k experts of largest p, in falling order, ties to the lower expert
+//   gate_j = p[e_j] / (sum of the k chosen p + 1e-9), normalised before any drop and not again
+//            after it
+//   C = max(1, int(real tokens · factor / experts)), per sequence
+//   position of choice j = choices j of that expert by earlier tokens + its kept choices of ranks
+//            below j; at C or beyond it is dropped: all first choices go before all second ones
+//   balance loss of a sequence = E² · mean_e(f_e · P_e) / k'; f_e: the choices (BalanceCounts) of
+//            e per real token, before capacity; P_e: the mean of p[e] over the real tokens; 1 for
+//            uniform routing
+//
+// Bound by memory: 8 bytes per logit forward, 8 backward.
 #pragma once
 
 #include "kernels/core/tensor.h"
@@ -17,6 +22,16 @@
 namespace orchard {
 
 class Stream;
+
+inline constexpr int max_top_k = 8;
+
+// C of one sequence. In fp32, so that a factor like 0.9f counts as the decimal it was written as.
+constexpr std::int64_t expert_capacity(std::int64_t real_tokens, float factor,
+                                       std::int64_t experts) {
+  const auto capacity = static_cast<std::int64_t>(static_cast<float>(real_tokens) * factor /
+                                                  static_cast<float>(experts));
+  return capacity > 1 ? capacity : 1;
+}
 
 enum class BalanceCounts : std::uint8_t {
   first_choice,  // f_e counts first choices, k' = 1: MM1.5's top-2
@@ -27,9 +42,9 @@ struct RouterForward {
   ConstTensor logits;            // f32 [tokens, experts]
   ConstTensor sequence_offsets;  // i32 [sequences + 1]
   ConstTensor real_tokens;       // i32 [sequences], real tokens at the head of each sequence
-  ConstTensor replay =
-      {};  // i32 [tokens, k]: choose these experts instead of the top-k; absent: choose
-  int k = 2;
+  // i32 [tokens, k]: choose these experts instead of the top k (padding is ignored); absent: choose
+  ConstTensor replay = {};
+  int k = 2;                  // at most max_top_k and the number of experts
   float capacity_factor = 0;  // 0: dropless
   BalanceCounts balance_counts = BalanceCounts::first_choice;
   Tensor probabilities;  // f32 [tokens, experts]; zero for padding
@@ -37,12 +52,14 @@ struct RouterForward {
   Tensor chosen;         // i32 [tokens, k] before capacity; -1 for padding
   Tensor experts;        // i32 [tokens, k] after capacity: -1 where dropped or padding
   Tensor gates;          // f32 [tokens, k]; zero where dropped or padding
-  Tensor margins = {};   // f32 [tokens]: p of the last choice minus p of the best expert not chosen
+  // f32 [tokens]: p of the last choice minus p of the best expert not chosen (0 where all are
+  // chosen), negative where a replay contradicts p; zero for padding; absent: not wanted
+  Tensor margins = {};
   Tensor choice_fractions;  // f32 [sequences, experts], f_e
   Tensor balance_loss;      // f32 [sequences]
   Tensor z_loss;            // f32 [sequences]: sum over the sequence's real tokens of log_sum_exp²
-  Tensor expert_counts;     // i32 [2, experts]: choices per expert before and after capacity, all
-                            // sequences
+  // i32 [2, experts]: choices per expert before and after capacity, over all sequences
+  Tensor expert_counts;
 };
 
 // d_logits from the gates' gradient and from the two losses:

@@ -1,0 +1,91 @@
+#include "kernels/permute/permute.h"
+
+#include "kernels/core/check.h"
+#include "kernels/device/device.h"
+#include "kernels/router/router.h"
+
+namespace orchard {
+namespace {
+
+constexpr std::initializer_list<DType> activations = {DType::f32, DType::bf16};
+
+// slot is [tokens, k] with a k that the kernels' stack buffers hold.
+void check_slot(const Checker& check, const ConstTensor& slot, std::int64_t tokens) {
+  check.that(slot.rank() == 2, "slot is [tokens, k]");
+  check.that(slot.dim(1) <= max_top_k, "k is at most 8");
+  check.operand("slot", slot, {tokens, slot.dim(1)}, {DType::i32});
+}
+
+}  // namespace
+
+void run(Stream& stream, const PermutePlan& op) {
+  const Checker check("PermutePlan", stream.device().kind());
+  const Shape shape = op.experts.shape();
+  check.that(shape.rank() == 2, "experts is [tokens, k]");
+  check.that(op.row_offsets.rank() == 1 && op.row_offsets.dim(0) >= 1,
+             "row_offsets is [experts + 1]");
+  check.that(op.source.rank() == 1, "source is [max_rows]");
+  check.operand("experts", op.experts, shape, {DType::i32});
+  check.operand("row_offsets", op.row_offsets, op.row_offsets.shape(), {DType::i32});
+  check.operand("source", op.source, op.source.shape(), {DType::i32});
+  check.operand("slot", op.slot, shape, {DType::i32});
+  dispatch(stream, op, "PermutePlan");
+}
+
+void run(Stream& stream, const DispatchForward& op) {
+  const Checker check("DispatchForward", stream.device().kind());
+  check.that(op.x.rank() == 2 && op.rows.rank() == 2,
+             "x is [tokens, hidden], rows [max_rows, hidden]");
+  check.that(op.row_offsets.rank() == 1 && op.row_offsets.dim(0) >= 1,
+             "row_offsets is [experts + 1]");
+  const std::int64_t max_rows = op.rows.dim(0);
+  check.operand("x", op.x, op.x.shape(), activations);
+  check.operand("source", op.source, {max_rows}, {DType::i32});
+  check.operand("row_offsets", op.row_offsets, op.row_offsets.shape(), {DType::i32});
+  check.operand("rows", op.rows, {max_rows, op.x.dim(1)}, {op.x.dtype()});
+  dispatch(stream, op, "DispatchForward");
+}
+
+void run(Stream& stream, const DispatchBackward& op) {
+  const Checker check("DispatchBackward", stream.device().kind());
+  check.that(op.d_rows.rank() == 2 && op.d_x.rank() == 2,
+             "d_rows is [max_rows, hidden], d_x [tokens, hidden]");
+  const Shape shape = op.d_x.shape();
+  check.operand("d_rows", op.d_rows, {op.d_rows.dim(0), shape[1]}, activations);
+  check_slot(check, op.slot, shape[0]);
+  check.optional("d_extra", op.d_extra, shape, {op.d_rows.dtype()});
+  check.operand("d_x", op.d_x, shape, {op.d_rows.dtype()});
+  dispatch(stream, op, "DispatchBackward");
+}
+
+void run(Stream& stream, const CombineForward& op) {
+  const Checker check("CombineForward", stream.device().kind());
+  check.that(op.rows.rank() == 2 && op.y.rank() == 2,
+             "rows is [max_rows, hidden], y [tokens, hidden]");
+  const Shape shape = op.y.shape();
+  check.operand("rows", op.rows, {op.rows.dim(0), shape[1]}, activations);
+  check_slot(check, op.slot, shape[0]);
+  check.operand("gates", op.gates, op.slot.shape(), {DType::f32});
+  check.operand("y", op.y, shape, {op.rows.dtype()});
+  dispatch(stream, op, "CombineForward");
+}
+
+void run(Stream& stream, const CombineBackward& op) {
+  const Checker check("CombineBackward", stream.device().kind());
+  check.that(op.rows.rank() == 2 && op.d_y.rank() == 2,
+             "rows is [max_rows, hidden], d_y [tokens, hidden]");
+  check.that(op.row_offsets.rank() == 1 && op.row_offsets.dim(0) >= 1,
+             "row_offsets is [experts + 1]");
+  const Shape shape = op.rows.shape();
+  check.operand("rows", op.rows, shape, activations);
+  check.operand("source", op.source, {shape[0]}, {DType::i32});
+  check_slot(check, op.slot, op.d_y.dim(0));
+  check.operand("gates", op.gates, op.slot.shape(), {DType::f32});
+  check.operand("row_offsets", op.row_offsets, op.row_offsets.shape(), {DType::i32});
+  check.operand("d_y", op.d_y, {op.d_y.dim(0), shape[1]}, {op.rows.dtype()});
+  check.operand("d_rows", op.d_rows, shape, {op.rows.dtype()});
+  check.operand("d_gates", op.d_gates, op.slot.shape(), {DType::f32});
+  dispatch(stream, op, "CombineBackward");
+}
+
+}  // namespace orchard

@@ -1,0 +1,331 @@
+// Embedding, row gathers and scatters, and the class token, against plain loops.
+#include "kernels/embedding/embedding.h"
+
+#include <omp.h>
+
+#include "tests/kernels/op_test.h"
+
+namespace orchard::testing {
+namespace {
+
+std::string message_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "accepted";
+}
+
+struct EmbeddingCase {
+  DType dtype;
+  std::int64_t tokens, vocab, visual, hidden;
+};
+
+class Embedding : public ::testing::TestWithParam<EmbeddingCase> {
+ protected:
+  // Random ids, some often; visual rows in falling order at every third token while they last (one
+  // row of them stays unnamed).
+  Guarded sources() const {
+    const auto [dtype, tokens, vocab, visual, hidden] = GetParam();
+    Guarded out(DType::i32, {tokens});
+    std::mt19937 engine(3);
+    std::int64_t next = visual - 1;
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      const bool is_visual = t % 3 == 1 && next > 0;
+      out.set(t, is_visual ? static_cast<double>(-1 - next--)
+                           : engine() % static_cast<unsigned>(t % 2 ? vocab : (vocab + 3) / 4));
+    }
+    return out;
+  }
+};
+
+TEST_P(Embedding, ForwardCopiesTableAndVisualRows) {
+  const auto [dtype, tokens, vocab, visual, hidden] = GetParam();
+  Guarded table = random_normal(dtype, {vocab, hidden}, 1);
+  Guarded pictures = random_normal(dtype, {visual, hidden}, 2);
+  Guarded ids = sources(), y(dtype, {tokens, hidden});
+  const auto stream = cpu_device().make_stream();
+  run(*stream,
+      EmbeddingForward{
+          .table = table, .visual = visual ? pictures.tensor() : Tensor(), .sources = ids, .y = y});
+  stream->synchronize();
+  for (std::int64_t i = 0; i < tokens * hidden; ++i) {
+    const auto id = static_cast<std::int64_t>(ids.at(i / hidden));
+    const std::int64_t column = i % hidden;
+    ASSERT_EQ(y.at(i),
+              id >= 0 ? table.at(id * hidden + column) : pictures.at((-1 - id) * hidden + column))
+        << "token " << i / hidden;
+  }
+}
+
+TEST_P(Embedding, BackwardAddsRepeatedIdsInTokenOrder) {
+  const auto [dtype, tokens, vocab, visual, hidden] = GetParam();
+  Guarded d_y = random_normal(dtype, {tokens, hidden}, 3), ids = sources();
+  const Guarded before = random_normal(DType::f32, {vocab, hidden}, 4);
+  Guarded d_table = before, d_visual(dtype, {visual, hidden});
+  const auto stream = cpu_device().make_stream();
+  run(*stream, EmbeddingBackward{.d_y = d_y,
+                                 .sources = ids,
+                                 .d_table = d_table,
+                                 .d_visual = visual ? d_visual.tensor() : Tensor()});
+  stream->synchronize();
+
+  // The order is part of the contract, so the reference adds floats and nothing may differ.
+  Guarded expected_table = before, expected_visual = zeros(dtype, {visual, hidden});
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const auto id = static_cast<std::int64_t>(ids.at(t));
+    for (std::int64_t i = 0; i < hidden; ++i) {
+      const double gradient = d_y.at(t * hidden + i);
+      if (id < 0) {
+        expected_visual.set((-1 - id) * hidden + i, gradient);
+      } else {
+        const std::int64_t at = id * hidden + i;
+        expected_table.set(
+            at, static_cast<float>(expected_table.at(at)) + static_cast<float>(gradient));
+      }
+    }
+  }
+  EXPECT_TRUE(d_table == expected_table);
+  if (visual) {
+    EXPECT_TRUE(d_visual == expected_visual);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, Embedding,
+                         ::testing::Values(EmbeddingCase{DType::f32, 1, 1, 0, 1},
+                                           EmbeddingCase{DType::f32, 0, 5, 2, 8},
+                                           EmbeddingCase{DType::f32, 61, 23, 7, 65},
+                                           EmbeddingCase{DType::f32, 200, 5, 144, 257},
+                                           EmbeddingCase{DType::bf16, 61, 23, 7, 17},
+                                           EmbeddingCase{DType::bf16, 97, 31, 12, 200}));
+
+TEST(EmbeddingErrors, NameTheTokenItsIdAndTheVocabulary) {
+  Guarded table = zeros(DType::f32, {10, 4}), visual = zeros(DType::f32, {2, 4});
+  Guarded sources = integers({3}, std::vector<int>{9, -2, 10}), y = zeros(DType::f32, {3, 4});
+  const auto stream = cpu_device().make_stream();
+  const auto forward = [&] {
+    run(*stream, EmbeddingForward{.table = table, .visual = visual, .sources = sources, .y = y});
+  };
+  EXPECT_EQ(message_of(forward),
+            "EmbeddingForward: token 2 has id 10, but the vocabulary has 10 entries");
+  sources = integers({3}, std::vector<int>{9, -3, 0});
+  EXPECT_EQ(
+      message_of(forward),
+      "EmbeddingForward: token 1 (source -3) names visual row 2, but there are 2 visual rows");
+  sources = integers({3}, std::vector<int>{-1, 0, -1});
+  EXPECT_EQ(message_of(forward), "accepted");
+  EXPECT_EQ(message_of([&] {
+              run(*stream, EmbeddingBackward{.d_y = y, .sources = sources, .d_visual = visual});
+            }),
+            "EmbeddingBackward (d_visual): entries 0 and 2 both name row 0");
+}
+
+// The table of a 3B model, of which 3 rows are used: the address space is reserved but never
+// touched, so a pass over the table would take 600 MB and show as resident memory.
+TEST(EmbeddingCost, OnlyNamedRowsOfALargeTableAreTouched) {
+  constexpr std::int64_t vocab = 49152, hidden = 3072;
+  const std::unique_ptr<float[]> untouched(new float[vocab * hidden]);
+  for (const std::int64_t id : {0, 20000, 49151}) {
+    std::fill_n(untouched.get() + id * hidden, hidden, 1.0f);
+  }
+  const Tensor d_table(untouched.get(), DType::f32, {vocab, hidden}, DeviceKind::cpu);
+  Guarded ids = integers({4}, std::vector<int>{0, 49151, 20000, 0});
+  Guarded d_y = random_normal(DType::f32, {4, hidden}, 5);
+  const auto stream = cpu_device().make_stream();
+  const auto resident_pages = [] {
+    std::int64_t total = 0, resident = 0;
+    if (std::FILE* file = std::fopen("/proc/self/statm", "r")) {
+      if (std::fscanf(file, "%ld %ld", &total, &resident) != 2) resident = 0;
+      std::fclose(file);
+    }
+    return resident;
+  };
+  const std::int64_t before = resident_pages();
+  run(*stream, EmbeddingBackward{.d_y = d_y, .sources = ids, .d_table = d_table});
+  stream->synchronize();
+  EXPECT_LT(resident_pages() - before, 5000);  // 20 MB at 4 KB a page; the table has 590 MB
+  EXPECT_EQ(untouched[5],
+            static_cast<float>(1 + d_y.at(5)) + static_cast<float>(d_y.at(3 * hidden + 5)));
+}
+
+struct RowsCase {
+  DType dtype;
+  std::int64_t rows, cols;
+};
+class Rows : public ::testing::TestWithParam<RowsCase> {};
+
+TEST_P(Rows, GatherAndScatterAreInverse) {
+  const auto [dtype, rows, cols] = GetParam();
+  Guarded x = random_normal(dtype, {rows, cols}, 1), y(dtype, {rows + 2, cols}),
+          back(dtype, {rows, cols});
+  Guarded indices(DType::i32, {rows + 2});  // rows in reverse, with a -1 at either end
+  for (std::int64_t i = 0; i < rows + 2; ++i) {
+    indices.set(i, i == 0 || i == rows + 1 ? -1.0 : static_cast<double>(rows - i));
+  }
+  const auto stream = cpu_device().make_stream();
+  run(*stream, GatherRows{.x = x, .indices = indices, .y = y});
+  run(*stream, ScatterRows{.x = y, .indices = indices, .y = back});
+  stream->synchronize();
+  for (std::int64_t i = 0; i < (rows + 2) * cols; ++i) {
+    const auto index = static_cast<std::int64_t>(indices.at(i / cols));
+    ASSERT_EQ(y.at(i), index < 0 ? 0 : x.at(index * cols + i % cols)) << "row " << i / cols;
+  }
+  EXPECT_TRUE(back == x);
+}
+
+TEST_P(Rows, ScatterZeroesRowsThatNoIndexNames) {
+  const auto [dtype, rows, cols] = GetParam();
+  Guarded x = random_normal(dtype, {1, cols}, 1), y(dtype, {rows, cols});
+  Guarded indices = integers({1}, std::vector<int>{static_cast<int>(rows - 1)});
+  if (rows == 0) indices.set(0, -1);
+  const auto stream = cpu_device().make_stream();
+  run(*stream, ScatterRows{.x = x, .indices = indices, .y = y});
+  stream->synchronize();
+  for (std::int64_t i = 0; i < rows * cols; ++i) {
+    ASSERT_EQ(y.at(i), i / cols == rows - 1 ? x.at(i % cols) : 0) << "row " << i / cols;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, Rows,
+                         ::testing::Values(RowsCase{DType::f32, 1, 1}, RowsCase{DType::f32, 0, 3},
+                                           RowsCase{DType::f32, 37, 19},
+                                           RowsCase{DType::bf16, 50, 33}));
+
+TEST(RowsErrors, NameTheIndex) {
+  Guarded x = zeros(DType::f32, {2, 3}), y = zeros(DType::f32, {2, 3});
+  Guarded indices = integers({2}, std::vector<int>{1, 2});
+  const auto stream = cpu_device().make_stream();
+  EXPECT_EQ(message_of([&] { run(*stream, GatherRows{.x = x, .indices = indices, .y = y}); }),
+            "GatherRows: indices[1] is 2, outside [-1, 2)");
+  indices.set(1, 1);
+  EXPECT_EQ(message_of([&] { run(*stream, ScatterRows{.x = x, .indices = indices, .y = y}); }),
+            "ScatterRows: entries 0 and 1 both name row 1");
+}
+
+struct ClassCase {
+  DType dtype;
+  std::int64_t images, patches, width;
+};
+
+class ClassToken : public ::testing::TestWithParam<ClassCase> {
+ protected:
+  Shape with_class() const { return {GetParam().images, GetParam().patches + 1, GetParam().width}; }
+  Shape without_class() const { return {GetParam().images, GetParam().patches, GetParam().width}; }
+  Shape positions() const { return {GetParam().patches + 1, GetParam().width}; }
+  // Gradients of positions: an fp32 sum over the images and what was there before.
+  double sum_bound() const {
+    return 4 * static_cast<double>(GetParam().images + 1) * unit_roundoff(DType::f32);
+  }
+};
+
+TEST_P(ClassToken, PrependAddsPositionsToAllRows) {
+  const auto [dtype, images, patches, width] = GetParam();
+  Guarded x = random_normal(dtype, without_class(), 1), token = random_normal(dtype, {width}, 2);
+  Guarded table = random_normal(dtype, positions(), 3), y(dtype, with_class());
+  const auto stream = cpu_device().make_stream();
+  run(*stream, PrependClassForward{.patches = x, .class_token = token, .positions = table, .y = y});
+  stream->synchronize();
+  std::vector<double> expected;
+  for (std::int64_t n = 0; n < images; ++n) {
+    for (std::int64_t i = 0; i < (patches + 1) * width; ++i) {
+      expected.push_back(table.at(i) +
+                         (i < width ? token.at(i) : x.at((n * patches - 1) * width + i)));
+    }
+  }
+  expect_close(y, expected, unit_roundoff(dtype) * 2, "y");  // one rounding
+}
+
+TEST_P(ClassToken, PrependBackwardSumsOverImages) {
+  const auto [dtype, images, patches, width] = GetParam();
+  Guarded d_y = random_normal(dtype, with_class(), 4), d_patches(dtype, without_class());
+  Guarded d_token = random_normal(DType::f32, {width}, 5);
+  Guarded d_positions = random_normal(DType::f32, positions(), 6);
+  std::vector<double> expected_token = d_token.values(), expected_positions = d_positions.values();
+  const auto stream = cpu_device().make_stream();
+  PrependClassBackward op{
+      .d_y = d_y, .d_patches = d_patches, .d_class_token = d_token, .d_positions = d_positions};
+  run(*stream, op);
+  stream->synchronize();
+  for (std::int64_t n = 0; n < images; ++n) {
+    for (std::int64_t i = 0; i < (patches + 1) * width; ++i) {
+      const double gradient = d_y.at(n * (patches + 1) * width + i);
+      expected_positions[static_cast<std::size_t>(i)] += gradient;
+      if (i < width) {
+        expected_token[static_cast<std::size_t>(i)] += gradient;
+      } else {
+        ASSERT_EQ(d_patches.at((n * patches - 1) * width + i), gradient);
+      }
+    }
+  }
+  // Sums may cancel: their terms have size one.
+  expect_close(d_token, expected_token, sum_bound(), "d_class_token", 1);
+  expect_close(d_positions, expected_positions, sum_bound(), "d_positions", 1);
+
+  const Guarded first = d_patches;
+  op.d_class_token = op.d_positions = {};
+  run(*stream, op);
+  stream->synchronize();
+  EXPECT_TRUE(first == d_patches) << "d_patches depends on whether the other gradients are wanted";
+}
+
+TEST_P(ClassToken, DropRemovesTheClassRowAndAddsPositions) {
+  const auto [dtype, images, patches, width] = GetParam();
+  Guarded x = random_normal(dtype, with_class(), 7), y(dtype, without_class());
+  Guarded table = random_normal(dtype, {patches, width}, 8);
+  const auto stream = cpu_device().make_stream();
+  for (const bool with_positions : {false, true}) {
+    run(*stream,
+        DropClassForward{.x = x, .positions = with_positions ? table.tensor() : Tensor(), .y = y});
+    stream->synchronize();
+    std::vector<double> expected;
+    for (std::int64_t n = 0; n < images; ++n) {
+      for (std::int64_t i = 0; i < patches * width; ++i) {
+        expected.push_back(x.at((n * (patches + 1) + 1) * width + i) +
+                           (with_positions ? table.at(i) : 0));
+      }
+    }
+    expect_close(y, expected, unit_roundoff(dtype) * 2, "y");  // one rounding
+  }
+}
+
+TEST_P(ClassToken, DropBackwardZeroesTheClassRow) {
+  const auto [dtype, images, patches, width] = GetParam();
+  Guarded d_y = random_normal(dtype, without_class(), 9), d_x(dtype, with_class());
+  Guarded d_positions = random_normal(DType::f32, {patches, width}, 10);
+  std::vector<double> expected_positions = d_positions.values();
+  const auto stream = cpu_device().make_stream();
+  run(*stream, DropClassBackward{.d_y = d_y, .d_x = d_x, .d_positions = d_positions});
+  stream->synchronize();
+  for (std::int64_t i = 0; i < d_x.size(); ++i) {
+    const std::int64_t n = i / ((patches + 1) * width), j = i % ((patches + 1) * width) - width;
+    const double gradient = j < 0 ? 0 : d_y.at(n * patches * width + j);
+    ASSERT_EQ(d_x.at(i), gradient);
+    if (j >= 0) expected_positions[static_cast<std::size_t>(j)] += gradient;
+  }
+  expect_close(d_positions, expected_positions, sum_bound(), "d_positions", 1);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, ClassToken,
+    ::testing::Values(ClassCase{DType::f32, 1, 1, 1}, ClassCase{DType::f32, 0, 4, 8},
+                      ClassCase{DType::f32, 3, 0, 5}, ClassCase{DType::f32, 5, 9, 33},
+                      ClassCase{DType::bf16, 4, 16, 31}, ClassCase{DType::bf16, 2, 5, 64}));
+
+TEST(EmbeddingDeterminism, DoesNotDependOnTheNumberOfThreads) {
+  Guarded d_y = random_normal(DType::f32, {300, 333}, 1), ids(DType::i32, {300});
+  for (std::int64_t t = 0; t < 300; ++t) ids.set(t, static_cast<double>(t * t % 13));
+  Guarded serial = zeros(DType::f32, {13, 333}), threaded = serial;
+  const auto stream = cpu_device().make_stream();
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(1);
+  run(*stream, EmbeddingBackward{.d_y = d_y, .sources = ids, .d_table = serial});
+  omp_set_num_threads(5);
+  run(*stream, EmbeddingBackward{.d_y = d_y, .sources = ids, .d_table = threaded});
+  omp_set_num_threads(before);
+  stream->synchronize();
+  EXPECT_TRUE(serial == threaded);
+}
+
+}  // namespace
+}  // namespace orchard::testing
