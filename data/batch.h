@@ -6,8 +6,8 @@
 
 namespace orchard {
 
-// `sequences` packed sequences of `length` rows each; row r of sequence s is s·length + r. Padding fills the
-// tail of a sequence: token_pad, no target, position 0, a document of its own.
+// `sequences` packed sequences of `length` rows each; row r of sequence s is s·length + r. Padding
+// fills the tail of a sequence: token_pad, no target, position 0, a document of its own.
 struct MicroBatch {
   std::int64_t sequences = 0;
   std::int64_t length = 0;
@@ -17,11 +17,11 @@ struct MicroBatch {
   std::vector<std::int32_t> document_offsets;  // [documents + 1] rows
   std::vector<std::int32_t> real_rows;         // [sequences] rows that are not padding
   std::vector<std::int32_t> category;          // [rows] index of the sample's category, -1 padding
-  std::vector<std::int64_t> sample;            // [rows] number of the sample in the index, -1 padding
-  std::int64_t tiles = 0;                      // picture tiles, each of tokens_per_tile visual rows, in order
-  std::vector<float> patches;                  // [tiles, patches per tile, 3·patch²]
-  std::int64_t target_count = 0;               // rows with a target; losses are divided by the planned count
-  std::int64_t bad_samples = 0;                // kept in place without targets
+  std::vector<std::int64_t> sample;  // [rows] number of the sample in the index, -1 padding
+  std::int64_t tiles = 0;            // picture tiles, each of tokens_per_tile visual rows, in order
+  std::vector<float> patches;        // [tiles, patches per tile, 3·patch²]
+  std::int64_t target_count = 0;     // rows with a target; losses are divided by the planned count
+  std::int64_t bad_samples = 0;      // kept in place without targets
 };
 
 }  // namespace orchard
