@@ -27,8 +27,9 @@ class Shape {
   std::int64_t operator[](int i) const { return extents_[checked(i)]; }
 
   void append(std::int64_t extent) {
-    require(rank_ < max_rank && extent >= 0, "cannot append extent {} to shape {}", extent,
-            to_string());
+    if (rank_ >= max_rank || extent < 0) [[unlikely]] {
+      fail("cannot append extent {} to shape {}", extent, to_string());
+    }
     extents_[rank_++] = extent;
   }
 
@@ -56,7 +57,10 @@ class Shape {
  private:
   int checked(int i) const {
     const int index = i < 0 ? i + rank_ : i;
-    require(index >= 0 && index < rank_, "dimension {} of shape {} does not exist", i, to_string());
+    // Not require(), whose arguments are evaluated always: kernels ask for extents in their loops.
+    if (index < 0 || index >= rank_) [[unlikely]] {
+      fail("dimension {} of shape {} does not exist", i, to_string());
+    }
     return index;
   }
 
