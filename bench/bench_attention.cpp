@@ -97,13 +97,14 @@ class Run {
   Tensor random(DType dtype, const Shape& shape) {
     const Tensor tensor = allocate(dtype, shape);
     std::normal_distribution<float> normal;
-    for (std::int64_t i = 0; i < tensor.numel(); ++i) {
-      const float value = normal(engine_);
-      if (dtype == DType::f32) {
-        tensor.data<float>()[i] = value;
-      } else {
-        tensor.data<bf16>()[i] = to_bf16(value);
-      }
+    const auto fill = [&](auto* data, auto convert) {
+      const std::int64_t n = tensor.numel();
+      for (std::int64_t i = 0; i < n; ++i) data[i] = convert(normal(engine_));
+    };
+    if (dtype == DType::f32) {
+      fill(tensor.data<float>(), [](float x) { return x; });
+    } else {
+      fill(tensor.data<bf16>(), to_bf16);
     }
     return tensor;
   }

@@ -16,6 +16,14 @@ target_compile_options(orchard_compiler INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wno-missing-field-initializers>
   # A fused multiply-add must appear where the source asks for it, or debug and release would round differently.
   $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
+target_compile_options(orchard_compiler INTERFACE
+  # A kernel that spills registers or keeps an array in local memory does not compile.
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Wshadow>
+  # Functions that are constexpr on the host, such as those of dtype.h, run on the GPU as well.
+  $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>
+  # fmt 9 checks format strings at compile time, and does not by itself under nvcc.
+  $<$<COMPILE_LANGUAGE:CUDA>:-DFMT_USE_CONSTEXPR=1>)
 target_include_directories(orchard_compiler INTERFACE ${PROJECT_SOURCE_DIR})
 
 if(ORCHARD_SANITIZE)

@@ -136,13 +136,13 @@ void BatchBuilder::render(const Sample& pictures, std::int64_t number, float* pa
   const std::int64_t side = layout_.options().tiling.side;
   for (std::size_t p = 0; p < plans.size(); ++p) {
     const TilePlan& plan = plans[p];
-    const RgbPicture picture = source_.decode(pictures.pictures[p]);
+    const Picture picture = source_.decode(pictures.pictures[p]);
     const PictureSize& size =
         layout_.index()
             .pictures[static_cast<std::size_t>(layout_.record(number).first_picture) + p];
     require(picture.width == size.width && picture.height == size.height &&
-                picture.pixels.size() == static_cast<std::size_t>(size.width) *
-                                             static_cast<std::size_t>(size.height) * 3,
+                picture.rgb.size() == static_cast<std::size_t>(size.width) *
+                                          static_cast<std::size_t>(size.height) * 3,
             "picture {} decodes to {} x {} pixels, where the index says {} x {}", p, picture.width,
             picture.height, size.width, size.height);
     render_tiles(picture, plan, patches);
@@ -153,18 +153,17 @@ void BatchBuilder::render(const Sample& pictures, std::int64_t number, float* pa
   }
 }
 
-void BatchBuilder::render_tiles(const RgbPicture& picture, const TilePlan& plan, float* patches) {
+void BatchBuilder::render_tiles(const Picture& picture, const TilePlan& plan, float* patches) {
   const std::int64_t side = layout_.options().tiling.side, patch = options_.patch;
   const Shape canvas_shape{plan.grid.rows * side, plan.grid.cols * side, 3};
   canvas_.resize(static_cast<std::size_t>(canvas_shape.numel()));
   const Tensor canvas{canvas_.data(), DType::f32, canvas_shape, DeviceKind::cpu};
-  run(*stream_, ResizeBicubic{.x = {picture.pixels.data(),
-                                    DType::u8,
-                                    {picture.height, picture.width, 3},
-                                    DeviceKind::cpu},
-                              .height = plan.height,
-                              .width = plan.width,
-                              .y = canvas});
+  run(*stream_,
+      ResizeBicubic{
+          .x = {picture.rgb.data(), DType::u8, {picture.height, picture.width, 3}, DeviceKind::cpu},
+          .height = plan.height,
+          .width = plan.width,
+          .y = canvas});
   run(*stream_, NormalisePatchify{.x = canvas,
                                   .height = plan.height,
                                   .width = plan.width,

@@ -10,21 +10,16 @@
 #include "data/batch.h"
 #include "data/expand.h"
 #include "data/packing.h"
+#include "data/picture.h"
 #include "kernels/device/device.h"
 
 namespace orchard {
-
-struct RgbPicture {
-  std::int32_t width = 0;
-  std::int32_t height = 0;
-  std::vector<std::uint8_t> pixels{};  // [height, width, 3]
-};
 
 // Where samples come from. Both throw Error when the data is bad; anything else they throw ends the
 // run.
 struct SampleSource {
   std::function<Sample(std::int64_t)> read;  // by number in the index
-  std::function<RgbPicture(const EncodedPicture&)> decode;
+  std::function<Picture(const EncodedPicture&)> decode;
 };
 
 struct BadSample {
@@ -60,7 +55,7 @@ class BatchBuilder {
   // The tiles of all pictures of sample `number`.
   void render(const Sample& sample, std::int64_t number, float* patches);
   // The grid of one picture, without its overview.
-  void render_tiles(const RgbPicture& picture, const TilePlan& plan, float* patches);
+  void render_tiles(const Picture& picture, const TilePlan& plan, float* patches);
   void note_bad(const BadSample& bad);
 
   std::int64_t tile_values() const;  // floats of one tile's patches

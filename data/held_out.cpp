@@ -9,15 +9,21 @@
 namespace orchard {
 namespace {
 
-std::vector<std::int64_t> choose_samples(const SampleLayout& layout, std::int64_t limit) {
+std::vector<std::int64_t> choose_samples(const SampleLayout& layout,
+                                         const HeldOutOptions& options) {
   std::vector<std::vector<std::int64_t>> of_category(layout.index().categories.size());
+  const std::vector<std::int32_t>& wanted = options.categories;
   for (const std::int64_t sample : layout.packable(Split::held_out)) {
-    of_category[static_cast<std::size_t>(layout.record(sample).category)].push_back(sample);
+    const std::int32_t category = layout.record(sample).category;
+    if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), category) == wanted.end()) {
+      continue;
+    }
+    of_category[static_cast<std::size_t>(category)].push_back(sample);
   }
   std::vector<std::int64_t> chosen;
   for (const std::vector<std::int64_t>& samples : of_category) {
     const auto size = static_cast<std::int64_t>(samples.size());
-    const std::int64_t take = std::min(size, limit);
+    const std::int64_t take = std::min(size, options.limit_per_category);
     for (std::int64_t i = 0; i < take; ++i) {
       chosen.push_back(samples[static_cast<std::size_t>(i * size / take)]);
     }
@@ -59,7 +65,7 @@ HeldOutPlan plan_held_out(const SampleLayout& layout, const HeldOutOptions& opti
   plan.skipped = counts.pictures_too_large + counts.answer_too_long + counts.empty;
 
   std::map<std::vector<int>, std::vector<std::int64_t>> alike;
-  for (const std::int64_t sample : choose_samples(layout, options.limit_per_category)) {
+  for (const std::int64_t sample : choose_samples(layout, options)) {
     ++plan.samples;
     if (plan.sequences.empty() || !plan.sequences.back().add(sample, layout)) {
       plan.sequences.emplace_back().add(sample, layout);

@@ -12,6 +12,8 @@ namespace orchard {
 struct HeldOutOptions {
   // Of each category of the index, evenly spaced over its held-out samples.
   std::int64_t limit_per_category = std::numeric_limits<std::int64_t>::max();
+  // Numbers of the index's categories to take; empty: all.
+  std::vector<std::int32_t> categories{};
 };
 
 // Two samples of one category with as many pictures on the same grids: `sample` may show the

@@ -13,7 +13,14 @@ namespace {
 // Packing on from a checkpoint costs at most this many sequences, well under a millisecond each.
 constexpr std::int64_t checkpoint_interval = 1024;
 // Covers the distance between the step being trained and the batches being prepared.
-constexpr std::size_t recent_sequences = 4096;
+constexpr std::int64_t recent_sequences = 4096;
+
+// The checkpoint taken last before sequence n or at it; none when no work has come that far.
+template <class State>
+const State* checkpoint_before(std::int64_t n, const std::vector<State>& checkpoints) {
+  const auto i = static_cast<std::size_t>(n / checkpoint_interval);
+  return i < checkpoints.size() ? &checkpoints[i] : nullptr;
+}
 
 std::vector<SequenceStream> make_streams(const SampleLayout& layout, const ResolvedMixture& mixture,
                                          std::uint64_t seed) {
@@ -65,28 +72,37 @@ SequenceStream::SequenceStream(const SampleLayout& layout, std::vector<ResolvedC
       sampler_(categories_, seed),
       state_{.cursor = sampler_.begin()} {}
 
-PackedSequence SequenceStream::pack(State& state) const {
-  PackedSequence packed;
+void SequenceStream::pack(State& state, PackedSequence& packed) const {
+  packed.samples.clear();
+  packed.rows = packed.pictures = packed.tiles = packed.targets = 0;
   if (state.waiting >= 0) packed.add(state.waiting, *layout_);
   do {
     state.waiting = sampler_.next(state.cursor);
   } while (packed.add(state.waiting, *layout_));
   ++state.sequence;
-  return packed;
 }
 
 PackedSequence SequenceStream::sequence(std::int64_t n) {
   require(n >= 0, "there is no packed sequence {}", n);
-  if (n < state_.sequence - static_cast<std::int64_t>(recent_.size())) {
-    state_ = checkpoints_[static_cast<std::size_t>(n / checkpoint_interval)];
+  const State* const checkpoint = checkpoint_before(n, checkpoints_);
+  if (n < state_.sequence - static_cast<std::int64_t>(recent_.size()) ||
+      (checkpoint && checkpoint->sequence > state_.sequence)) {
+    state_ = *checkpoint;
     recent_.clear();
   }
+  PackedSequence packed;
   while (state_.sequence <= n) {
     if (state_.sequence == checkpoint_interval * static_cast<std::int64_t>(checkpoints_.size())) {
       checkpoints_.push_back(state_);
     }
-    recent_.push_back(pack(state_));
-    if (recent_.size() > recent_sequences) recent_.pop_front();
+    const bool keep = state_.sequence + recent_sequences > n;
+    pack(state_, packed);
+    if (!keep) {
+      recent_.clear();
+      continue;
+    }
+    recent_.push_back(packed);
+    if (static_cast<std::int64_t>(recent_.size()) > recent_sequences) recent_.pop_front();
   }
   return recent_[recent_.size() - static_cast<std::size_t>(state_.sequence - n)];
 }
@@ -96,24 +112,23 @@ PackingPlan::PackingPlan(const SampleLayout& layout, const Mixture& mixture, std
       mixture_(resolve(mixture, layout.index(), layout.packable(Split::train))),
       streams_(make_streams(layout, mixture_, seed)),
       choice_(stream_shares(mixture_), counter_hash(seed, 1)),
-      stream_counts_{std::vector<std::int64_t>(streams_.size())} {}
+      census_{0, std::vector<std::int64_t>(streams_.size())} {}
 
 PackingPlan::Place PackingPlan::place_of(std::int64_t n) {
   if (streams_.size() == 1) return {0, n};
-  const auto count_on = [&](std::vector<std::int64_t>& counts, std::int64_t from, std::int64_t to) {
-    for (std::int64_t i = from; i < to; ++i) ++counts[static_cast<std::size_t>(choice_(i))];
-  };
-  const std::int64_t interval = n / checkpoint_interval;
-  while (static_cast<std::int64_t>(stream_counts_.size()) <= interval) {
-    const auto last = static_cast<std::int64_t>(stream_counts_.size()) - 1;
-    std::vector<std::int64_t> counts = stream_counts_.back();
-    count_on(counts, last * checkpoint_interval, (last + 1) * checkpoint_interval);
-    stream_counts_.push_back(std::move(counts));
+  const Census* const checkpoint = checkpoint_before(n, checkpoints_);
+  if (n < census_.sequence || (checkpoint && checkpoint->sequence > census_.sequence)) {
+    census_ = *checkpoint;
   }
-  std::vector<std::int64_t> counts = stream_counts_[static_cast<std::size_t>(interval)];
-  count_on(counts, interval * checkpoint_interval, n);
+  while (true) {
+    if (census_.sequence == checkpoint_interval * static_cast<std::int64_t>(checkpoints_.size())) {
+      checkpoints_.push_back(census_);
+    }
+    if (census_.sequence == n) break;
+    ++census_.counts[static_cast<std::size_t>(choice_(census_.sequence++))];
+  }
   const int stream = choice_(n);
-  return {stream, counts[static_cast<std::size_t>(stream)]};
+  return {stream, census_.counts[static_cast<std::size_t>(stream)]};
 }
 
 PackedSequence PackingPlan::sequence(std::int64_t n) {

@@ -55,7 +55,8 @@ class SequenceStream {
     Sampler::Cursor cursor;
     std::int64_t waiting = -1;  // the drawn sample that did not fit the sequence before
   };
-  PackedSequence pack(State&) const;
+  // Packs the next sequence into `packed`, whose memory is used again.
+  void pack(State& state, PackedSequence& packed) const;
 
   const SampleLayout* layout_;
   std::vector<ResolvedCategory> categories_;
@@ -84,6 +85,11 @@ class PackingPlan {
     int stream = 0;
     std::int64_t sequence = 0;  // in that stream
   };
+  // How many of the sequences before `sequence` each stream holds.
+  struct Census {
+    std::int64_t sequence = 0;
+    std::vector<std::int64_t> counts;
+  };
   Place place_of(std::int64_t n);
 
   const SampleLayout& layout_;
@@ -91,7 +97,8 @@ class PackingPlan {
   std::mutex mutex_;
   std::vector<SequenceStream> streams_;  // one per group, or one for all when examples are mixed
   WeightedChoice choice_;                // of the stream of each sequence
-  std::vector<std::vector<std::int64_t>> stream_counts_;  // of each stream, every so often
+  Census census_;                        // before the sequence asked for last
+  std::vector<Census> checkpoints_;
 };
 
 }  // namespace orchard

@@ -114,6 +114,9 @@ bool write_all(Writer& writer, const Picture& picture, int color_type, png_bytep
   png_set_IHDR(writer.png, writer.info, static_cast<png_uint_32>(picture.width),
                static_cast<png_uint_32>(picture.height), 8, color_type, PNG_INTERLACE_NONE,
                PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
+  // Scanned or rendered text has few levels and sharp edges: filters make it larger and take time.
+  if (color_type == PNG_COLOR_TYPE_GRAY)
+    png_set_filter(writer.png, PNG_FILTER_TYPE_BASE, PNG_FILTER_NONE);
   png_set_rows(writer.png, writer.info, rows);
   png_write_png(writer.png, writer.info, PNG_TRANSFORM_IDENTITY, nullptr);
   return true;

@@ -24,8 +24,11 @@ struct EncodedPicture {
 struct Sample {
   std::string id;                    // stable name for messages: source file and number
   std::string category;              // "caption", "ocr_lines", "general", ...
-  std::vector<std::int32_t> tokens;  // with one image token per picture, in order
-  std::vector<Role> roles;           // of each token
+  // Opens with token_begin, closes with token_end; one image token per picture, in order.
+  std::vector<std::int32_t> tokens;
+  // Of each token. Role::assistant is what is learnt in stage 3: answers and the <|end|> that closes
+  // each, but not the <|assistant|> before it.
+  std::vector<Role> roles;
   std::vector<EncodedPicture> pictures;
 };
 

@@ -49,6 +49,13 @@ void validate(const DecoderConfig& d) {
 
 }  // namespace
 
+std::int64_t dense_backbone_parameters(const DecoderConfig& d) {
+  const std::int64_t attention =
+      d.hidden * d.head_dim * (2 * d.heads + 2 * d.kv_heads) + 2 * d.head_dim;
+  const std::int64_t layer = attention + 3 * d.hidden * d.ffn + 2 * d.hidden;
+  return d.layers * layer + d.hidden;
+}
+
 void ModelConfig::validate() const {
   orchard::validate(decoder);
   if (!has_vision()) return;

@@ -66,6 +66,10 @@ struct DecoderConfig {
   }
 };
 
+// Non-embedding parameters of the decoder with every feed-forward dense: the N of the learning-rate
+// law.
+std::int64_t dense_backbone_parameters(const DecoderConfig& decoder);
+
 enum class Recompute : std::uint8_t {
   none,
   blocks,  // keep only the input of each transformer block and run its forward again in backward

@@ -31,33 +31,38 @@ void to_device(Stream& stream, const Tensor& tensor, const std::vector<float>& v
   stream.synchronize();
 }
 
-void write(hdf5::File& file, const std::string& name, const Shape& shape, const std::vector<float>& values) {
+void write(hdf5::File& file, const std::string& name, const Shape& shape,
+           const std::vector<float>& values) {
   hdf5::Dataset dataset = file.create_dataset(name, hdf5::Element::f32, shape);
   dataset.write(std::span<const float>(values), dataset.whole());
   dataset.set_attribute("xxh3", hash_hex(bytes_of(values)));
 }
 
-std::vector<float> read_verified(const std::filesystem::path& path, const hdf5::File& file, const std::string& name) {
+std::vector<float> read_verified(const std::filesystem::path& path, const hdf5::File& file,
+                                 const std::string& name) {
   const hdf5::Dataset dataset = file.dataset(name);
-  require(dataset.element() == hdf5::Element::f32, "{}: dataset {} is {}, expected f32", path.string(), name,
-          hdf5::name_of(dataset.element()));
+  require(dataset.element() == hdf5::Element::f32, "{}: dataset {} is {}, expected f32",
+          path.string(), name, hdf5::name_of(dataset.element()));
   std::vector<float> values = dataset.read<float>();
   const std::string stored = dataset.string_attribute("xxh3"), found = hash_hex(bytes_of(values));
-  require(stored == found, "{}: dataset {} is damaged (checksum {}, expected {}); use an earlier checkpoint",
+  require(stored == found,
+          "{}: dataset {} is damaged (checksum {}, expected {}); use an earlier checkpoint",
           path.string(), name, found, stored);
   return values;
 }
 
-bool is_position_table(std::string_view name) { return name == "vision.positions" || name == "connector.positions"; }
+bool is_position_table(std::string_view name) {
+  return name == "vision.positions" || name == "connector.positions";
+}
 
 // [class rows + old², width] -> [class rows + new², width]; class rows are copied.
-std::vector<float> resize_table(const std::vector<float>& table, std::int64_t class_rows, const Shape& from,
-                                const Shape& to) {
+std::vector<float> resize_table(const std::vector<float>& table, std::int64_t class_rows,
+                                const Shape& from, const Shape& to) {
   const auto side = [&](const Shape& shape) {
     const std::int64_t patches = shape[0] - class_rows;
     const auto root = static_cast<int>(std::lround(std::sqrt(static_cast<double>(patches))));
-    require(static_cast<std::int64_t>(root) * root == patches, "a position table of {} rows is not a square grid",
-            shape[0]);
+    require(static_cast<std::int64_t>(root) * root == patches,
+            "a position table of {} rows is not a square grid", shape[0]);
     return root;
   };
   const auto skip = static_cast<std::size_t>(class_rows * from[1]);
@@ -75,14 +80,17 @@ std::vector<float> resize_table(const std::vector<float>& table, std::int64_t cl
 
 hdf5::File open_checked(const std::filesystem::path& path) {
   hdf5::File file = hdf5::File::open(path);
-  require(file.has_attribute("orchard_checkpoint"), "{} is not an Orchard checkpoint", path.string());
+  require(file.has_attribute("orchard_checkpoint"), "{} is not an Orchard checkpoint",
+          path.string());
   const std::int64_t version = file.integer_attribute("orchard_checkpoint");
-  require(version == format_version, "{} has checkpoint format {}, this program reads {}", path.string(), version,
-          format_version);
+  require(version == format_version, "{} has checkpoint format {}, this program reads {}",
+          path.string(), version, format_version);
   return file;
 }
 
-std::string_view name_of(OptimizerKind kind) { return kind == OptimizerKind::adamw ? "adamw" : "adafactor"; }
+std::string_view name_of(OptimizerKind kind) {
+  return kind == OptimizerKind::adamw ? "adamw" : "adafactor";
+}
 
 }  // namespace
 
@@ -99,7 +107,8 @@ void save_checkpoint(const std::filesystem::path& path, const CheckpointInfo& in
   file.set_attribute("model", info.model);
   file.set_attribute("optimizer", name_of(optimizer.config().kind));
   for (const Parameter& p : store.parameters()) {
-    write(file, std::string(parameters_group) + p.spec.name, p.spec.shape, to_host(stream, p.master));
+    write(file, std::string(parameters_group) + p.spec.name, p.spec.shape,
+          to_host(stream, p.master));
   }
   for (const auto& [name, tensor] : optimizer.state()) {
     write(file, std::string(optimizer_group) + name, tensor.shape(), to_host(stream, tensor));
@@ -126,21 +135,26 @@ void load_parameters(const std::filesystem::path& path, Stream& stream, Paramete
   for (const Parameter& p : store.parameters()) {
     const std::string name = std::string(parameters_group) + p.spec.name;
     require(unknown.erase(p.spec.name) == 1,
-            "{} is a checkpoint of another model: it has no parameter {}; compare its attribute 'model' with the recipe",
+            "{} is a checkpoint of another model: it has no parameter {}; compare its attribute "
+            "'model' with the recipe",
             path.string(), p.spec.name);
     const Shape stored = file.dataset(name).shape();
     std::vector<float> values = read_verified(path, file, name);
     if (stored != p.spec.shape) {
-      const bool resizable = positions == PositionTables::resized && is_position_table(p.spec.name) &&
-                             stored.rank() == 2 && stored[1] == p.spec.shape[1];
+      const bool resizable = positions == PositionTables::resized &&
+                             is_position_table(p.spec.name) && stored.rank() == 2 &&
+                             stored[1] == p.spec.shape[1];
       require(resizable,
-              "{} is a checkpoint of another model: {} has shape {}, the recipe asks for {}", path.string(),
-              p.spec.name, stored.to_string(), p.spec.shape.to_string());
-      values = resize_table(values, p.spec.name == "vision.positions" ? 1 : 0, stored, p.spec.shape);
+              "{} is a checkpoint of another model: {} has shape {}, the recipe asks for {}",
+              path.string(), p.spec.name, stored.to_string(), p.spec.shape.to_string());
+      values =
+          resize_table(values, p.spec.name == "vision.positions" ? 1 : 0, stored, p.spec.shape);
     }
     to_device(stream, p.master, values);
   }
-  require(unknown.empty(), "{} is a checkpoint of another model: it also holds {} parameters that the recipe's model lacks, {} the first",
+  require(unknown.empty(),
+          "{} is a checkpoint of another model: it also holds {} parameters that the recipe's "
+          "model lacks, {} the first",
           path.string(), unknown.size(), unknown.empty() ? "" : *unknown.begin());
   store.refresh_values(stream);
 }
@@ -148,15 +162,17 @@ void load_parameters(const std::filesystem::path& path, Stream& stream, Paramete
 void load_optimizer(const std::filesystem::path& path, Stream& stream, const Optimizer& optimizer) {
   const hdf5::File file = open_checked(path);
   const std::string kind = file.string_attribute("optimizer");
-  require(kind == name_of(optimizer.config().kind), "{} holds the state of {}, the recipe asks for {}", path.string(),
-          kind, name_of(optimizer.config().kind));
+  require(kind == name_of(optimizer.config().kind),
+          "{} holds the state of {}, the recipe asks for {}", path.string(), kind,
+          name_of(optimizer.config().kind));
   for (const auto& [name, tensor] : optimizer.state()) {
     const std::string full = std::string(optimizer_group) + name;
-    require(file.contains(full), "{} has no optimizer state {}; was it saved with another factoring threshold?",
+    require(file.contains(full),
+            "{} has no optimizer state {}; was it saved with another factoring threshold?",
             path.string(), name);
     const Shape stored = file.dataset(full).shape();
-    require(stored == tensor.shape(), "{}: optimizer state {} has shape {}, expected {}", path.string(), name,
-            stored.to_string(), tensor.shape().to_string());
+    require(stored == tensor.shape(), "{}: optimizer state {} has shape {}, expected {}",
+            path.string(), name, stored.to_string(), tensor.shape().to_string());
     to_device(stream, tensor, read_verified(path, file, full));
   }
 }

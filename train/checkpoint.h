@@ -1,12 +1,14 @@
-// Checkpoints: one HDF5 file with every parameter as a plain dataset under its global name and shape.
+// Checkpoints: one HDF5 file with every parameter as a plain dataset under its global name and
+// shape.
 //
 //   /parameters/<name>            f32, row-major, the master weights
-//   /optimizer/<slot>/<name>      f32, the optimizer's state (m, v, v_row, v_col); absent in weights-only files
-//   attributes                    format, stage, step, sequences, seed, tokenizer, model (JSON), kind of optimizer
-//   attribute xxh3 of a dataset   XXH3-128 of its bytes, verified on load
+//   /optimizer/<slot>/<name>      f32, the optimizer's state (m, v, v_row, v_col); absent in
+//   weights-only files attributes                    format, stage, step, sequences, seed,
+//   tokenizer, model (JSON), kind of optimizer attribute xxh3 of a dataset   XXH3-128 of its bytes,
+//   verified on load
 //
-// A file appears under its name only when it is whole and on disk (data/atomic_file.h). docs/parameters.md
-// lists the names.
+// A file appears under its name only when it is whole and on disk (data/atomic_file.h).
+// docs/parameters.md lists the names.
 #pragma once
 
 #include <filesystem>
@@ -17,13 +19,13 @@
 namespace orchard {
 
 struct CheckpointInfo {
-  int stage = 0;                  // that the weights come from
-  std::int64_t step = 0;          // optimizer steps done in it
-  std::int64_t sequences = 0;     // packed sequences consumed in it: the data's resume state
+  int stage = 0;               // that the weights come from
+  std::int64_t step = 0;       // optimizer steps done in it
+  std::int64_t sequences = 0;  // packed sequences consumed in it: the data's resume state
   std::uint64_t seed = 0;
   bool stage_finished = false;
   std::string tokenizer_hash;
-  std::string model;              // the model's dimensions as JSON, see model_json
+  std::string model;  // the model's dimensions as JSON, see model_json
 };
 
 // Writes from rank 0's point of view: call it on one rank. Waits for the stream.
@@ -36,11 +38,12 @@ CheckpointInfo read_checkpoint_info(const std::filesystem::path& path);
 // What may differ between the file and the store.
 enum class PositionTables : std::uint8_t {
   exact,    // every shape must agree
-  resized,  // vision.positions and connector.positions are resized to the store's grid (mm15.md §10)
+  resized,  // vision.positions and connector.positions are resized to the store's grid (mm15.md
+            // §10)
 };
 
-// Fills the masters (and values) of every parameter. Throws Error naming the first parameter that is missing,
-// of another shape, or damaged, and those in the file that the store does not know.
+// Fills the masters (and values) of every parameter. Throws Error naming the first parameter that
+// is missing, of another shape, or damaged, and those in the file that the store does not know.
 void load_parameters(const std::filesystem::path& path, Stream& stream, ParameterStore& store,
                      PositionTables positions);
 

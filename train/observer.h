@@ -1,5 +1,5 @@
-// What a run tells the world. The trainer calls these on rank 0 only; implementations write the console,
-// metrics.jsonl and TensorBoard events.
+// What a run tells the world. The trainer calls these on rank 0 only; implementations write the
+// console, metrics.jsonl and TensorBoard events.
 #pragma once
 
 #include <string>
@@ -15,11 +15,11 @@ struct StepEvent {
   std::int64_t steps = 0;  // of the stage
   StepReport report;
   double learning_rate = 0;
-  std::int64_t tokens = 0;   // real rows of the step, all ranks
+  std::int64_t tokens = 0;  // real rows of the step, all ranks
   std::int64_t targets = 0;
   std::int64_t tiles = 0;
-  double step_seconds = 0;   // wall clock, data included
-  double data_seconds = 0;   // of these, waiting for the loader
+  double step_seconds = 0;       // wall clock, data included
+  double data_seconds = 0;       // of these, waiting for the loader
   std::int64_t bad_samples = 0;  // of this rank, so far
 };
 

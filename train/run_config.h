@@ -1,5 +1,5 @@
-// Everything that defines a run, typed. launch/ fills it from the command line, the environment, a recipe and
-// defaults; the trainer reads nothing else.
+// Everything that defines a run, typed. launch/ fills it from the command line, the environment, a
+// recipe and defaults; the trainer reads nothing else.
 #pragma once
 
 #include <filesystem>
@@ -19,9 +19,9 @@ struct StageConfig {
   std::int64_t steps = 0;
   std::int64_t global_batch = 0;     // sequences of an optimizer step, over all ranks
   std::int64_t sequence_length = 0;  // rows of a packed sequence, visual tokens included
-  std::int64_t side = 0;             // pixels a side of a tile in this stage: the vision tower's side
-  std::int64_t max_pictures = 16;    // of a packed sequence
-  TilingOptions tiling;              // its side is the stage's
+  std::int64_t side = 0;           // pixels a side of a tile in this stage: the vision tower's side
+  std::int64_t max_pictures = 16;  // of a packed sequence
+  TilingOptions tiling;            // its side is the stage's
   MarkStyle marks = MarkStyle::index;
   std::string mixture;  // a named mixture of data/mixture.h
   TargetPolicy targets = TargetPolicy::text;
@@ -32,15 +32,16 @@ struct StageConfig {
 };
 
 struct RunConfig {
-  ModelConfig model;  // vision.side is overridden by the stage's; vocabulary by the tokenizer's, where 0
+  ModelConfig
+      model;  // vision.side is overridden by the stage's; vocabulary by the tokenizer's, where 0
   std::vector<StageConfig> stages;
   DType dtype = DType::f32;
   std::uint64_t seed = 1;
-  std::int64_t micro_batch = 1;       // sequences of one forward pass
-  std::int64_t validate_every = 0;    // steps; 0: only at the start and the end of a stage
+  std::int64_t micro_batch = 1;         // sequences of one forward pass
+  std::int64_t validate_every = 0;      // steps; 0: only at the start and the end of a stage
   std::int64_t validation_samples = 0;  // held-out samples of each category; 0: all
-  std::int64_t checkpoint_every = 0;  // steps; 0: only at the end of a stage
-  std::int64_t keep_checkpoints = 2;  // the newest of a stage, the final one apart
+  std::int64_t checkpoint_every = 0;    // steps; 0: only at the end of a stage
+  std::int64_t keep_checkpoints = 2;    // the newest of a stage, the final one apart
   std::filesystem::path training_set;
   std::filesystem::path run_folder;
 };

@@ -1,5 +1,7 @@
 #include "train/stage_data.h"
 
+#include <set>
+
 #include "data/picture.h"
 
 namespace orchard {
@@ -20,8 +22,11 @@ PackingOptions packing_options(const RunConfig& run, const StageConfig& stage) {
 
 SampleLayout make_layout(const TrainingSet& set, const RunConfig& run, const StageConfig& stage) {
   const PackingOptions options = packing_options(run, stage);
-  const TextTokenizer tokenize = [&](std::string_view text) { return set.tokenizer().encode(text); };
-  return {set.index(), options, make_mark_table(stage.marks, tokenize, options.tiling, set.index())};
+  const TextTokenizer tokenize = [&](std::string_view text) {
+    return set.tokenizer().encode(text);
+  };
+  return {set.index(), options,
+          make_mark_table(stage.marks, tokenize, options.tiling, set.index())};
 }
 
 SampleSource source_of(const TrainingSet& set) {
@@ -38,6 +43,20 @@ std::uint64_t stage_seed(const RunConfig& run, const StageConfig& stage) {
   return run.seed * 1000003u + static_cast<std::uint64_t>(stage.number);
 }
 
+// The training set's categories that the mixture draws from.
+std::vector<std::int32_t> categories_of(const ResolvedMixture& mixture,
+                                        const TrainingSetIndex& index) {
+  std::set<std::int32_t> categories;
+  for (const ResolvedGroup& group : mixture.groups) {
+    for (const ResolvedCategory& category : group.categories) {
+      for (const std::int64_t sample : category.samples) {
+        categories.insert(index.samples[static_cast<std::size_t>(sample)].category);
+      }
+    }
+  }
+  return {categories.begin(), categories.end()};
+}
+
 }  // namespace
 
 StageData::StageData(const TrainingSet& set, const RunConfig& run, const StageConfig& stage)
@@ -48,7 +67,7 @@ StageData::StageData(const TrainingSet& set, const RunConfig& run, const StageCo
       plan_(layout_, named_mixture(stage.mixture, set.index().categories), stage_seed(run, stage)) {
   HeldOutOptions options;
   if (run.validation_samples > 0) options.limit_per_category = run.validation_samples;
-  options.categories = plan_.mixture().training_set_categories(set.index());
+  options.categories = categories_of(plan_.mixture(), set.index());
   held_out_ = plan_held_out(layout_, options);
 }
 
@@ -56,14 +75,16 @@ StepPlan StageData::step_plan(std::int64_t step) {
   return plan_step(plan_, (step - 1) * shape_.global_sequences, shape_);
 }
 
-BatchBuilder StageData::make_builder(Device& device, std::function<void(const BadSample&)> on_bad) const {
+BatchBuilder StageData::make_builder(Device& device,
+                                     std::function<void(const BadSample&)> on_bad) const {
   return {layout_, source_of(set_), {.patch = patch_, .on_bad = std::move(on_bad)}, device};
 }
 
-std::unique_ptr<PrefetchingLoader> StageData::make_loader(std::int64_t first_step, int rank, int ranks,
-                                                          std::function<void(const BadSample&)> on_bad) {
-  // The loader's device and builder belong to its thread and are made there: OpenMP's number of threads is a
-  // property of the calling thread, and pictures should not compete with the model for cores.
+std::unique_ptr<PrefetchingLoader> StageData::make_loader(
+    std::int64_t first_step, int rank, int ranks, std::function<void(const BadSample&)> on_bad) {
+  // The loader's device and builder belong to its thread and are made there: OpenMP's number of
+  // threads is a property of the calling thread, and pictures should not compete with the model for
+  // cores.
   struct Worker {
     std::unique_ptr<Device> device;
     std::unique_ptr<BatchBuilder> builder;

@@ -14,7 +14,8 @@ namespace orchard {
 
 class StageData {
  public:
-  // `set` must outlive it. Categories that the stage's mixture does not name are left out, of validation too.
+  // `set` must outlive it. Categories that the stage's mixture does not name are left out, of
+  // validation too.
   StageData(const TrainingSet& set, const RunConfig& run, const StageConfig& stage);
   StageData(const StageData&) = delete;
   StageData& operator=(const StageData&) = delete;

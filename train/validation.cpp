@@ -16,14 +16,16 @@ struct SampleLoss {
 using SampleLosses = std::map<std::int64_t, SampleLoss>;  // by number in the index
 
 // Loss of every sample in this rank's share of `sequences`.
-SampleLosses sample_losses(StepRunner& runner, BatchBuilder& builder, std::span<const PackedSequence> sequences,
-                           std::int64_t micro_batch, const Communicator& ranks) {
+SampleLosses sample_losses(StepRunner& runner, BatchBuilder& builder,
+                           std::span<const PackedSequence> sequences, std::int64_t micro_batch,
+                           const Communicator& ranks) {
   SampleLosses losses;
   const auto n = static_cast<std::int64_t>(sequences.size());
   for (std::int64_t batch = ranks.rank(); batch * micro_batch < n; batch += ranks.size()) {
     const std::int64_t first = batch * micro_batch;
     const MicroBatch micro = builder.build(
-        sequences.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(std::min(micro_batch, n - first))));
+        sequences.subspan(static_cast<std::size_t>(first),
+                          static_cast<std::size_t>(std::min(micro_batch, n - first))));
     const std::vector<float> values = runner.evaluate(micro);
     std::size_t next = 0;
     for (std::size_t row = 0; row < micro.targets.size(); ++row) {
@@ -46,7 +48,8 @@ ValidationReport validate(StepRunner& runner, const StageData& data, const Train
   const HeldOutPlan& plan = data.held_out();
   const SampleLosses own = sample_losses(runner, builder, plan.sequences, micro_batch, ranks);
 
-  // Sum and count of each category, then samples, own, swapped, difference and its square of the pairs.
+  // Sum and count of each category, then samples, own, swapped, difference and its square of the
+  // pairs.
   const std::size_t categories = index.categories.size();
   std::vector<double> sums(2 * categories + 5);
   for (const auto& [sample, loss] : own) {
@@ -75,7 +78,8 @@ ValidationReport validate(StepRunner& runner, const StageData& data, const Train
   for (std::size_t c = 0; c < categories; ++c) {
     const double targets = sums[2 * c + 1];
     if (targets == 0) continue;
-    report.categories.push_back({index.categories[c], sums[2 * c] / targets, std::llround(targets)});
+    report.categories.push_back(
+        {index.categories[c], sums[2 * c] / targets, std::llround(targets)});
     report.targets += std::llround(targets);
     total += sums[2 * c];
   }

@@ -9,11 +9,11 @@
 
 namespace orchard {
 
-// The same held-out samples with their own pictures and with each other's. A model that looks loses when
-// pictures are swapped. Differences are taken per sample, so they are paired.
+// The same held-out samples with their own pictures and with each other's. A model that looks loses
+// when pictures are swapped. Differences are taken per sample, so they are paired.
 struct SwapReport {
   std::int64_t samples = 0;
-  double own = 0;             // mean over samples of the sample's mean target loss
+  double own = 0;  // mean over samples of the sample's mean target loss
   double swapped = 0;
   double difference = 0;      // mean of swapped - own
   double standard_error = 0;  // of that mean

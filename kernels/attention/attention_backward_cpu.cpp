@@ -6,8 +6,9 @@
 // A piece of work walks over tiles of 64 keys and, inside, over tiles of 64 queries of all query
 // heads of one kv head. So d_k and d_v are summed in a fixed order (head, query), and d_q in order
 // of keys. When there are fewer documents and heads than threads, the gradients are made in two
-// passes of smaller pieces: d_k and d_v by ranges of keys, then d_q by ranges of queries. Every sum
-// has the same order in both plans, so the results are the same to the bit.
+// passes of smaller pieces: d_k and d_v by ranges of keys, then d_q by ranges of queries. Every
+// element is one chain of additions in an order that tiles and pieces do not change, so both plans
+// give the same bits.
 //
 // FLOPs: 10·head_dim per visible query-key pair (14 in two passes). Bound by fused multiply-adds.
 #undef HWY_TARGET_INCLUDE
@@ -30,34 +31,30 @@ HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 namespace {
 
-constexpr std::int64_t query_tile = 64;
-// Queries of a piece that makes only d_q: enough to make packing the keys cheap.
-constexpr std::int64_t query_block = 128;
-
 enum class Gradients { d_q, d_k_and_d_v, all };
 
 // One thread's scratch. `padded` is head_dim rounded up to whole vectors.
 struct Scratch {
   Scratch(Carver& carver, std::int64_t padded)
-      : keys(carver.take<float>(key_tile * padded)),
-        keys_transposed(carver.take<float>(padded * key_tile)),
-        values_transposed(carver.take<float>(padded * key_tile)),
-        d_keys(carver.take<float>(key_tile * padded)),
-        d_values(carver.take<float>(key_tile * padded)),
+      : keys(carver.take<float>(max_key_tile * padded)),
+        keys_transposed(carver.take<float>(padded * max_key_tile)),
+        values_transposed(carver.take<float>(padded * max_key_tile)),
+        d_keys(carver.take<float>(max_key_tile * padded)),
+        d_values(carver.take<float>(max_key_tile * padded)),
         queries(carver.take<float>(query_tile * padded)),
         d_out(carver.take<float>(query_tile * padded)),
-        probabilities(carver.take<float>(query_tile * key_tile)),
-        d_scores(carver.take<float>(query_tile * key_tile)) {}
+        probabilities(carver.take<float>(query_tile * max_key_tile)),
+        d_scores(carver.take<float>(query_tile * max_key_tile)) {}
 
-  float* keys;               // [key_tile, padded]
-  float* keys_transposed;    // [padded, key_tile]
-  float* values_transposed;  // [padded, key_tile]
-  float* d_keys;             // [key_tile, padded] of d_k / (scale·log2(e))
-  float* d_values;           // [key_tile, padded]
+  float* keys;               // [max_key_tile, padded]
+  float* keys_transposed;    // [padded, max_key_tile]
+  float* values_transposed;  // [padded, max_key_tile]
+  float* d_keys;             // [max_key_tile, padded] of d_k / (scale·log2(e))
+  float* d_values;           // [max_key_tile, padded]
   float* queries;            // [query_tile, padded] times scale·log2(e)
   float* d_out;              // [query_tile, padded]
-  float* probabilities;      // [query_tile, key_tile]
-  float* d_scores;           // [query_tile, key_tile]
+  float* probabilities;      // [query_tile, max_key_tile]
+  float* d_scores;           // [query_tile, max_key_tile]
 };
 
 // What all pieces share, in the workspace.
@@ -97,16 +94,17 @@ class BackwardPiece {
   template <Gradients wanted>
   void run(Range queries, Range keys) {
     if (wanted != Gradients::d_k_and_d_v) zero_d_q(queries);
-    for (std::int64_t key = keys.begin; key < keys.end; key += key_tile) {
-      const std::int64_t count = std::min(key_tile, keys.end - key);
-      const std::int64_t first = document_.first_query(op_.mask, key);
+    for (std::int64_t key = keys.begin, count = 0; key < keys.end; key += count) {
+      count = next_key_tile(keys.end - key);
+      const std::int64_t first = std::max(document_.first_query(op_.mask, key), queries.begin);
       pack_keys(key, count);
       std::fill_n(s_.d_keys, count * padded_, 0.0f);
       std::fill_n(s_.d_values, count * padded_, 0.0f);
       for (std::int64_t h = 0; h < heads_.group; ++h) {
-        for (std::int64_t row = queries.begin; row < queries.end; row += query_tile) {
-          const std::int64_t rows = std::min(query_tile, queries.end - row);
-          if (row + rows > first) visit<wanted>(h, row, rows, key, count);
+        for (std::int64_t row = first, rows = 0; row < queries.end; row += rows) {
+          const bool whole = document_.visible_keys(op_.mask, row) >= key + count;
+          rows = std::min(whole ? query_tile : diagonal_query_tile, queries.end - row);
+          visit<wanted>(h, row, rows, key, count);
         }
       }
       if (wanted != Gradients::d_q) store_keys(key, count);
@@ -135,9 +133,9 @@ class BackwardPiece {
   void pack_keys(std::int64_t key, std::int64_t count) {
     const std::int64_t first = key_element(key);
     pack_rows(v_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.keys, padded_);
-    transpose_tile(s_.keys, count, heads_.head_dim, padded_, s_.values_transposed, key_tile);
+    transpose_tile(s_.keys, count, heads_.head_dim, padded_, s_.values_transposed, max_key_tile);
     pack_rows(k_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.keys, padded_);
-    transpose_tile(s_.keys, count, heads_.head_dim, padded_, s_.keys_transposed, key_tile);
+    transpose_tile(s_.keys, count, heads_.head_dim, padded_, s_.keys_transposed, max_key_tile);
   }
 
   template <Gradients wanted>
@@ -151,22 +149,22 @@ class BackwardPiece {
     pack_rows(d_out_ + query_element(h, row), heads_.query_stride, rows, heads_.head_dim, 1.0f,
               s_.d_out, padded_);
     tile_gemm<Store::overwrite>(rows, vectors, heads_.head_dim, {s_.queries, padded_, 1},
-                                s_.keys_transposed, key_tile, s_.probabilities, key_tile);
+                                s_.keys_transposed, max_key_tile, s_.probabilities, max_key_tile);
     tile_gemm<Store::overwrite>(rows, vectors, heads_.head_dim, {s_.d_out, padded_, 1},
-                                s_.values_transposed, key_tile, s_.d_scores, key_tile);
+                                s_.values_transposed, max_key_tile, s_.d_scores, max_key_tile);
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t visible = document_.visible_keys(op_.mask, row + r) - key;
       softmax_backward(h, row + r, std::min(visible, columns), vectors,
-                       s_.probabilities + r * key_tile, s_.d_scores + r * key_tile);
+                       s_.probabilities + r * max_key_tile, s_.d_scores + r * max_key_tile);
     }
     if (wanted != Gradients::d_q) {
-      tile_gemm<Store::add>(columns, out_vectors, rows, {s_.probabilities, 1, key_tile}, s_.d_out,
-                            padded_, s_.d_values, padded_);
-      tile_gemm<Store::add>(columns, out_vectors, rows, {s_.d_scores, 1, key_tile}, s_.queries,
+      tile_gemm<Store::add>(columns, out_vectors, rows, {s_.probabilities, 1, max_key_tile},
+                            s_.d_out, padded_, s_.d_values, padded_);
+      tile_gemm<Store::add>(columns, out_vectors, rows, {s_.d_scores, 1, max_key_tile}, s_.queries,
                             padded_, s_.d_keys, padded_);
     }
     if (wanted != Gradients::d_k_and_d_v) {
-      tile_gemm<Store::add>(rows, out_vectors, columns, {s_.d_scores, key_tile, 1}, s_.keys,
+      tile_gemm<Store::add>(rows, out_vectors, columns, {s_.d_scores, max_key_tile, 1}, s_.keys,
                             padded_, d_q(h, row), padded_);
     }
   }
@@ -299,12 +297,12 @@ void backward(Stream& stream, const AttentionBackward& op) {
     });
     return;
   }
-  for_each_piece(documents.cut_keys(pieces, key_tile),
+  for_each_piece(documents.cut(Axis::keys, pieces, key_tile),
                  [](const Piece& piece, BackwardPiece<T> work) {
                    work.template run<Gradients::d_k_and_d_v>({0, piece.document.queries},
                                                              {piece.begin, piece.end});
                  });
-  for_each_piece(documents.cut_queries(pieces, query_block),
+  for_each_piece(documents.cut(Axis::queries, pieces, query_block),
                  [&op](const Piece& piece, BackwardPiece<T> work) {
                    const std::int64_t seen = piece.document.visible_keys(op.mask, piece.end - 1);
                    work.template run<Gradients::d_q>({piece.begin, piece.end}, {0, seen});

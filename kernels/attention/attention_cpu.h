@@ -10,9 +10,24 @@
 
 namespace orchard::cpu {
 
-// Keys of one tile. With head_dim 64 a tile of k or v is 16 KiB of fp32: it stays in the L1 cache
-// while the rows of queries pass by.
+// Keys of one tile: with head_dim 64, 16 KiB of fp32 each for k and v, which stay in the L1 cache
+// while the rows of queries pass by. What is left of at most 16 keys (the 65th and the 257th of an
+// image) joins the tile before it instead of making one of its own.
 inline constexpr std::int64_t key_tile = 64;
+inline constexpr std::int64_t max_key_tile = 80;
+
+// Keys of the tile that begins with `remaining` keys to go.
+inline std::int64_t next_key_tile(std::int64_t remaining) {
+  return remaining <= max_key_tile ? remaining : key_tile;
+}
+
+// Queries of one tile, and of one that the causal mask cuts: the less, the fewer scores are
+// computed for nothing.
+inline constexpr std::int64_t query_tile = 64;
+inline constexpr std::int64_t diagonal_query_tile = 16;
+
+// Queries of a piece of work: packing 64 keys then costs 3 % of the piece's products.
+inline constexpr std::int64_t query_block = 128;
 
 inline constexpr float log2_e = 1.44269504088896341f;
 inline constexpr float ln_2 = 0.693147180559945309f;

@@ -1,8 +1,8 @@
 // Attention forward on the CPU: blockwise with an online softmax (Dao et al. 2022, algorithm 1).
 //
 // A piece of work is a range of one document's queries in all query heads of one kv head. It packs
-// its queries once and then walks over the keys, 64 at a time: k transposed and v as it is are
-// packed to fp32 (bf16 costs only this), and serve every query of the piece; each tile of 32
+// its queries once and then walks over the keys, about 64 at a time: k transposed and v as it is
+// are packed to fp32 (bf16 costs only this), and serve every query of the piece; each tile of 64
 // queries computes S = q·kᵀ, the softmax, and out += P·v while S lies in the L1 cache.
 //
 // FLOPs: 4·head_dim per visible query-key pair in the two products, and about 15 for its
@@ -27,25 +27,20 @@ HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 namespace {
 
-// Queries of one piece (per head): packing 64 keys then costs 3 % of the piece's products.
-constexpr std::int64_t query_block = 128;
-// Queries of one tile of scores: 8 KiB. On the diagonal of a causal mask half of it is wasted.
-constexpr std::int64_t query_tile = 32;
-
 // One thread's scratch. `padded` is head_dim rounded up to whole vectors.
 struct Scratch {
   Scratch(Carver& carver, const Heads& heads, std::int64_t padded)
-      : keys(carver.take<float>(padded * key_tile)),
-        values(carver.take<float>(key_tile * padded)),
-        scores(carver.take<float>(query_tile * key_tile)),
+      : keys(carver.take<float>(padded * max_key_tile)),
+        values(carver.take<float>(max_key_tile * padded)),
+        scores(carver.take<float>(query_tile * max_key_tile)),
         queries(carver.take<float>(heads.group * query_block * padded)),
         out(carver.take<float>(heads.group * query_block * padded)),
         sums(carver.take<float>(heads.group * query_block * lanes())),
         max(carver.take<float>(heads.group * query_block)) {}
 
-  float* keys;     // [padded, key_tile] k transposed
-  float* values;   // [key_tile, padded]
-  float* scores;   // [query_tile, key_tile]
+  float* keys;     // [padded, max_key_tile] k transposed
+  float* values;   // [max_key_tile, padded]
+  float* scores;   // [query_tile, max_key_tile]
   float* queries;  // [group, query_block, padded] times scale·log2(e)
   float* out;      // [group, query_block, padded] not yet divided by the sums
   float* sums;     // [group, query_block, lanes]
@@ -74,10 +69,17 @@ class ForwardPiece {
   void run() {
     start();
     const std::int64_t keys = document_.visible_keys(op_.mask, begin_ + rows_ - 1);
-    for (std::int64_t key = 0; key < keys; key += key_tile) {
-      pack_keys(key, std::min(key_tile, keys - key));
+    for (std::int64_t key = 0, count = 0; key < keys; key += count) {
+      count = next_key_tile(keys - key);
+      pack_keys(key, count);
+      const std::int64_t first =
+          std::max<std::int64_t>(document_.first_query(op_.mask, key) - begin_, 0);
       for (std::int64_t h = 0; h < heads_.group; ++h) {
-        for (std::int64_t row = 0; row < rows_; row += query_tile) attend(h, row, key);
+        for (std::int64_t row = first, rows = 0; row < rows_; row += rows) {
+          const bool whole = document_.visible_keys(op_.mask, begin_ + row) >= key + count;
+          rows = std::min(whole ? query_tile : diagonal_query_tile, rows_ - row);
+          attend(h, row, rows, key, count);
+        }
       }
     }
     finish();
@@ -105,33 +107,32 @@ class ForwardPiece {
     const std::int64_t first =
         (document_.key_begin + key) * heads_.key_stride + kv_head_ * heads_.head_dim;
     pack_rows(k_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.values, padded_);
-    transpose_tile(s_.values, count, heads_.head_dim, padded_, s_.keys, key_tile);
+    transpose_tile(s_.values, count, heads_.head_dim, padded_, s_.keys, max_key_tile);
     pack_rows(v_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.values, padded_);
   }
 
   // The tile of queries from `row` meets the packed keys from `key`.
-  void attend(std::int64_t h, std::int64_t row, std::int64_t key) {
-    const std::int64_t rows = std::min(query_tile, rows_ - row);
+  void attend(std::int64_t h, std::int64_t row, std::int64_t rows, std::int64_t key,
+              std::int64_t count) {
     const auto visible = [&](std::int64_t r) {
-      return std::min(document_.visible_keys(op_.mask, begin_ + row + r) - key, key_tile);
+      return std::min(document_.visible_keys(op_.mask, begin_ + row + r) - key, count);
     };
     const std::int64_t columns = visible(rows - 1);
-    if (columns <= 0) return;
     const std::int64_t vectors = vectors_for(columns), out_vectors = padded_ / lanes();
     const std::int64_t slot = h * query_block + row;
     float* const out = s_.out + slot * padded_;
     tile_gemm<Store::overwrite>(rows, vectors, heads_.head_dim,
-                                {s_.queries + slot * padded_, padded_, 1}, s_.keys, key_tile,
-                                s_.scores, key_tile);
+                                {s_.queries + slot * padded_, padded_, 1}, s_.keys, max_key_tile,
+                                s_.scores, max_key_tile);
     for (std::int64_t r = 0; r < rows; ++r) {
-      float* const scores = s_.scores + r * key_tile;
+      float* const scores = s_.scores + r * max_key_tile;
       mask_row(scores, visible(r), vectors);
       online_softmax(scores, vectors,
                      {s_.max + slot + r, s_.sums + (slot + r) * lanes(), out + r * padded_},
                      out_vectors);
     }
-    tile_gemm<Store::add>(rows, out_vectors, columns, {s_.scores, key_tile, 1}, s_.values, padded_,
-                          out, padded_);
+    tile_gemm<Store::add>(rows, out_vectors, columns, {s_.scores, max_key_tile, 1}, s_.values,
+                          padded_, out, padded_);
   }
 
   void finish() {
@@ -182,7 +183,8 @@ void attention_forward(Stream& stream, const AttentionForward& op) {
   std::fill(log_sum_exp + documents.query_end() * heads.query_heads,
             log_sum_exp + op.log_sum_exp.numel(), -infinity);
 
-  const auto pieces = documents.cut_queries(reinterpret_cast<Piece*>(workspace), query_block);
+  const auto pieces =
+      documents.cut(Axis::queries, reinterpret_cast<Piece*>(workspace), query_block);
   parallel_tasks(static_cast<std::int64_t>(pieces.size()) * heads.kv_heads, [&](std::int64_t i) {
     Carver carver(workspace + pieces_bytes +
                   scratch_bytes * static_cast<std::size_t>(omp_get_thread_num()));

@@ -55,40 +55,31 @@ Document Documents::document(std::int64_t i) const {
           key_offsets_[i + 1] - key_offsets_[i]};
 }
 
+Piece Documents::piece(const Document& d, Axis axis, std::int64_t begin, std::int64_t end) const {
+  // Along either axis what is seen grows or shrinks evenly, so the mean of the ends is the mean.
+  const auto pairs_of = [&](std::int64_t i) {
+    return axis == Axis::queries ? d.visible_keys(mask_, i) : d.queries - d.first_query(mask_, i);
+  };
+  const std::int64_t cost = (end - begin) * (pairs_of(begin) + pairs_of(end - 1)) / 2;
+  return {d, static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end), cost};
+}
+
 std::span<Piece> Documents::whole(Piece* memory) const {
-  Piece* next = memory;
   for (std::int64_t i = 0; i < count_; ++i) {
     const Document d = document(i);
-    const std::int64_t visible = d.visible_keys(mask_, 0) + d.visible_keys(mask_, d.queries - 1);
-    *next++ = {d, 0, d.queries, d.queries * visible / 2};
+    memory[i] = piece(d, Axis::queries, 0, d.queries);
   }
-  return largest_first(memory, next);
+  return largest_first(memory, memory + count_);
 }
 
-std::span<Piece> Documents::cut_queries(Piece* memory, std::int64_t block) const {
+std::span<Piece> Documents::cut(Axis axis, Piece* memory, std::int64_t block) const {
   Piece* next = memory;
   for (std::int64_t i = 0; i < count_; ++i) {
     const Document d = document(i);
-    const std::int64_t ranges = (d.queries + block - 1) / block;
+    const std::int64_t rows = axis == Axis::queries ? d.queries : d.keys;
+    const std::int64_t ranges = (rows + block - 1) / block;
     for (std::int64_t r = 0; r < ranges; ++r) {
-      const std::int64_t begin = d.queries * r / ranges, end = d.queries * (r + 1) / ranges;
-      const std::int64_t visible = d.visible_keys(mask_, begin) + d.visible_keys(mask_, end - 1);
-      *next++ = {d, static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end),
-                 (end - begin) * visible / 2};
-    }
-  }
-  return largest_first(memory, next);
-}
-
-std::span<Piece> Documents::cut_keys(Piece* memory, std::int64_t block) const {
-  Piece* next = memory;
-  for (std::int64_t i = 0; i < count_; ++i) {
-    const Document d = document(i);
-    for (std::int64_t begin = 0; begin < d.keys; begin += block) {
-      const std::int64_t end = std::min<std::int64_t>(begin + block, d.keys);
-      const std::int64_t unseen = d.first_query(mask_, begin) + d.first_query(mask_, end - 1);
-      *next++ = {d, static_cast<std::int32_t>(begin), static_cast<std::int32_t>(end),
-                 (end - begin) * (2 * d.queries - unseen) / 2};
+      *next++ = piece(d, axis, rows * r / ranges, rows * (r + 1) / ranges);
     }
   }
   return largest_first(memory, next);

@@ -10,6 +10,8 @@
 
 namespace orchard::cpu {
 
+enum class Axis : std::uint8_t { queries, keys };
+
 // One document's rows in q and k.
 struct Document {
   std::int32_t query_begin = 0, queries = 0;
@@ -41,12 +43,10 @@ class Documents {
     return static_cast<std::size_t>(count_ + (rows + block - 1) / block);
   }
 
-  // Every document whole.
+  // Every document's queries in one piece.
   std::span<Piece> whole(Piece* memory) const;
-  // Every document's queries in nearly equal ranges of at most `block`.
-  std::span<Piece> cut_queries(Piece* memory, std::int64_t block) const;
-  // Every document's keys in ranges of `block`; the last is what remains.
-  std::span<Piece> cut_keys(Piece* memory, std::int64_t block) const;
+  // Every document's queries, or keys, in nearly equal ranges of at most `block`.
+  std::span<Piece> cut(Axis axis, Piece* memory, std::int64_t block) const;
 
   // Rows of q and of k that belong to some document.
   std::int64_t query_begin() const { return query_offsets_[0]; }
@@ -58,6 +58,7 @@ class Documents {
   Documents(const char* operation, const ConstTensor& query_offsets, const ConstTensor& key_offsets,
             Mask mask, std::int64_t query_tokens, std::int64_t key_tokens);
   Document document(std::int64_t i) const;
+  Piece piece(const Document& document, Axis axis, std::int64_t begin, std::int64_t end) const;
 
   const std::int32_t* query_offsets_;
   const std::int32_t* key_offsets_;

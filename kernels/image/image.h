@@ -11,8 +11,8 @@ class Stream;
 
 // Separable bicubic resize, a = -0.5, half-pixel centres, antialiased when shrinking (the support
 // widens by the scale; Pillow's and torchvision's antialias), weights renormalised at the border.
-// No rounding between the passes. Result clamped to [0, 255]. Writes the leading [height, width]
-// corner of a larger canvas.
+// Horizontal pass first, no rounding between the passes. Result clamped to [0, 255]. Writes the
+// leading [height, width] corner of a larger canvas.
 struct ResizeBicubic {
   ConstTensor x;            // u8 [in_height, in_width, 3]
   std::int64_t height = 0;  // size of the resized picture
@@ -27,8 +27,8 @@ struct NormalisePatchify {
   ConstTensor x;            // f32 [tile_rows·side, tile_cols·side, 3], values 0 ... 255
   std::int64_t height = 0;  // extent of the picture inside the canvas
   std::int64_t width = 0;
-  std::int64_t side = 0;  // pixels a side of a square tile, a multiple of patch
-  std::int64_t patch = 14;
+  std::int64_t side = 0;    // pixels a side of a square tile, a multiple of patch
+  std::int64_t patch = 14;  // at most 512
   std::array<float, 3> mean{0.48145466f, 0.4578275f, 0.40821073f};  // CLIP's
   std::array<float, 3> std{0.26862954f, 0.26130258f, 0.27577711f};
   Tensor patches;  // f32 or bf16 [tiles, (side/patch)², 3·patch²]
@@ -37,8 +37,9 @@ struct NormalisePatchify {
 void run(Stream&, const ResizeBicubic&);
 void run(Stream&, const NormalisePatchify&);
 
-// Position tables for another grid (host, fp32): 2-D bicubic a = -0.75, half-pixel centres, no
-// antialias, align_corners off, edge clamped. [rows·cols, width] -> [new_rows·new_cols, width].
+// Position tables for another grid (host memory, fp32 values, called when weights are loaded): 2-D
+// bicubic a = -0.75, half-pixel centres, no antialias, align_corners off, edge clamped. [rows·cols,
+// width] -> [new_rows·new_cols, width].
 struct PositionResize {
   const float* table;
   int rows, cols;

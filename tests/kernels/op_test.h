@@ -39,6 +39,10 @@ class Guarded {
   operator Tensor() { return tensor(); }       // NOLINT(google-explicit-constructor)
   operator ConstTensor() { return tensor(); }  // NOLINT(google-explicit-constructor)
   Tensor tensor() { return {bytes_.data() + guard, dtype_, shape_, DeviceKind::cpu}; }
+  // The same memory with both guard zones, for a device's copy of all of it.
+  Tensor with_guards() {
+    return {bytes_.data(), DType::u8, {static_cast<std::int64_t>(bytes_.size())}, DeviceKind::cpu};
+  }
   const Shape& shape() const { return shape_; }
   DType dtype() const { return dtype_; }
   std::int64_t size() const { return shape_.numel(); }
@@ -90,8 +94,9 @@ class Guarded {
 
   bool operator==(const Guarded& other) const { return bytes_ == other.bytes_; }
 
+  static constexpr std::size_t guard = 256;  // bytes of one zone
+
  private:
-  static constexpr std::size_t guard = 256;
   std::size_t tensor_bytes() const {
     return static_cast<std::size_t>(shape_.numel()) * size_of(dtype_);
   }

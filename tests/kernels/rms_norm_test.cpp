@@ -1,6 +1,6 @@
 // RMSNorm against an fp64 reference.
 #include "kernels/norm/norm.h"
-#include "tests/kernels/op_test.h"
+#include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
 namespace {
@@ -11,29 +11,34 @@ struct Case {
   bool with_delta;
 };
 
-class RmsNorm : public ::testing::TestWithParam<Case> {
- protected:
-  // The result passes through at most four roundings of the dtype (sum, norm, weight, store) and a
-  // mean whose fp32 error grows like sqrt(cols): 8 roundoffs of the dtype plus 8·sqrt(cols) of fp32
-  // leave a factor of two.
-  double bound() const {
-    return 8 * unit_roundoff(GetParam().dtype) +
-           8 * std::sqrt(GetParam().cols) * unit_roundoff(DType::f32);
-  }
-};
+// The result passes through at most four roundings of the dtype (sum, norm, weight, store) and a
+// mean whose fp32 error grows like sqrt(cols): 8 roundoffs of the dtype plus 8·sqrt(cols) of fp32
+// leave a factor of two.
+double bound(const Case& c) {
+  return 8 * unit_roundoff(c.dtype) +
+         8 * std::sqrt(static_cast<double>(c.cols)) * unit_roundoff(DType::f32);
+}
 
-TEST_P(RmsNorm, ForwardMatchesReference) {
-  const auto [dtype, rows, cols, with_delta] = GetParam();
+using RmsNormForwardOnDevice = DeviceTest<Case>;
+
+TEST_P(RmsNormForwardOnDevice, MatchesReference) {
+  const auto [dtype, rows, cols, with_delta] = parameter();
   Guarded x = random_normal(dtype, {rows, cols}, 1), delta = random_normal(dtype, {rows, cols}, 2);
   Guarded weight = random_normal(dtype, {cols}, 3);
   Guarded y(dtype, {rows, cols}), sum(dtype, {rows, cols}), inverse_rms(DType::f32, {rows});
-  RmsNormForward op{.x = x, .weight = weight, .y = y, .inverse_rms = inverse_rms};
-  if (with_delta) op.delta = delta.tensor(), op.sum = sum.tensor();
-  const auto stream = cpu_device().make_stream();
-  run(*stream, op);
-  stream->synchronize();
+  OnDevice x_d(stream(), x), delta_d(stream(), delta), weight_d(stream(), weight);
+  OnDevice y_d(stream(), y), sum_d(stream(), sum), inverse_rms_d(stream(), inverse_rms);
+  RmsNormForward op{.x = x_d, .weight = weight_d, .y = y_d, .inverse_rms = inverse_rms_d};
+  if (with_delta) op.delta = delta_d, op.sum = sum_d;
+  const auto run_and_download = [&] {
+    run(stream(), op);
+    for (OnDevice* const output : {&y_d, &sum_d, &inverse_rms_d}) output->download();
+    stream().synchronize();
+  };
+  run_and_download();
 
-  std::vector<double> expected(static_cast<std::size_t>(rows * cols));
+  std::vector<double> expected(static_cast<std::size_t>(rows * cols)),
+      expected_inverse(static_cast<std::size_t>(rows));
   for (std::int64_t r = 0; r < rows; ++r) {
     double square = 0;
     const auto input = [&](std::int64_t c) {
@@ -50,14 +55,19 @@ TEST_P(RmsNorm, ForwardMatchesReference) {
     for (std::int64_t c = 0; c < cols; ++c) {
       expected[static_cast<std::size_t>(r * cols + c)] = input(c) * inverse * weight.at(c);
     }
+    expected_inverse[static_cast<std::size_t>(r)] = inverse;
   }
-  expect_close(y, expected, bound(), "y");
+  expect_close(y, expected, bound(parameter()), "y");
+  // No rounding to the dtype on the way: the fp32 part of the bound alone.
+  expect_close(inverse_rms, expected_inverse, bound({DType::f32, rows, cols, with_delta}),
+               "inverse_rms");
 
-  const Guarded first = y;
-  run(*stream, op);
-  stream->synchronize();
-  EXPECT_TRUE(first == y) << "two runs differ";
+  const Guarded first = y, first_sum = sum, first_inverse = inverse_rms;
+  run_and_download();
+  EXPECT_TRUE(first == y && first_sum == sum && first_inverse == inverse_rms) << "two runs differ";
 }
+
+class RmsNorm : public ::testing::TestWithParam<Case> {};
 
 TEST_P(RmsNorm, BackwardMatchesReference) {
   const auto [dtype, rows, cols, with_d_sum] = GetParam();
@@ -97,12 +107,13 @@ TEST_P(RmsNorm, BackwardMatchesReference) {
   }
   // A single column is all cancellation (y does not depend on |x|): its terms have the size of
   // d_y·w / |x|.
-  expect_close(d_x, expected, bound(), "d_x",
+  expect_close(d_x, expected, bound(GetParam()), "d_x",
                cols == 1 ? std::abs(d_y.at(0) * weight.at(0) / x.at(0)) : 0);
   // fp32 sums of `rows` terms, each with a few fp32 roundings.
-  expect_close(d_weight, expected_weight,
-               16 * std::sqrt(rows) * unit_roundoff(DType::f32) + bound() * (dtype == DType::f32),
-               "d_weight");
+  expect_close(
+      d_weight, expected_weight,
+      16 * std::sqrt(rows) * unit_roundoff(DType::f32) + bound(GetParam()) * (dtype == DType::f32),
+      "d_weight");
 
   const Guarded first = d_x, first_weight = d_weight;
   d_weight = zeros(DType::f32, {cols});
@@ -112,13 +123,29 @@ TEST_P(RmsNorm, BackwardMatchesReference) {
   EXPECT_TRUE(first == d_x && first_weight == d_weight) << "two runs differ";
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Shapes, RmsNorm,
-    ::testing::Values(Case{DType::f32, 1, 1, false}, Case{DType::f32, 3, 17, true},
-                      Case{DType::f32, 131, 64, false}, Case{DType::f32, 65, 127, true},
-                      Case{DType::f32, 16, 129, false}, Case{DType::f32, 0, 8, false},
-                      Case{DType::bf16, 1, 1, false}, Case{DType::bf16, 3, 17, true},
-                      Case{DType::bf16, 131, 64, true}, Case{DType::bf16, 257, 509, false}));
+const auto shapes = ::testing::Values(
+    Case{DType::f32, 1, 1, false}, Case{DType::f32, 3, 17, true}, Case{DType::f32, 131, 64, false},
+    Case{DType::f32, 65, 127, true}, Case{DType::f32, 16, 129, false},
+    Case{DType::f32, 0, 8, false}, Case{DType::bf16, 1, 1, false}, Case{DType::bf16, 3, 17, true},
+    Case{DType::bf16, 131, 64, true}, Case{DType::bf16, 257, 509, false});
+
+// Each row length that the GPU kernels treat in a way of its own, at its two ends.
+const auto gpu_row_lengths =
+    ::testing::Values(Case{DType::bf16, 5, 256, false}, Case{DType::bf16, 5, 264, true},
+                      Case{DType::bf16, 5, 1024, true}, Case{DType::bf16, 5, 1032, false},
+                      Case{DType::bf16, 3, 2048, true}, Case{DType::bf16, 3, 2056, true},
+                      Case{DType::bf16, 3, 4096, false}, Case{DType::bf16, 2, 7168, true},
+                      Case{DType::bf16, 2, 16384, true}, Case{DType::bf16, 2, 16392, true},
+                      Case{DType::f32, 5, 132, true}, Case{DType::f32, 5, 260, false},
+                      Case{DType::f32, 3, 1024, true}, Case{DType::f32, 3, 4096, true},
+                      Case{DType::f32, 2, 8192, false}, Case{DType::f32, 2, 8196, true});
+
+INSTANTIATE_TEST_SUITE_P(Shapes, RmsNormForwardOnDevice, ::testing::Combine(every_device(), shapes),
+                         device_test_name<Case>);
+INSTANTIATE_TEST_SUITE_P(GpuRowLengths, RmsNormForwardOnDevice,
+                         ::testing::Combine(every_device(), gpu_row_lengths),
+                         device_test_name<Case>);
+INSTANTIATE_TEST_SUITE_P(Shapes, RmsNorm, shapes);
 
 TEST(RmsNormErrors, NameTheOperandAndItsShape) {
   Guarded x = zeros(DType::f32, {2, 4}), weight = zeros(DType::f32, {3}),

@@ -1,0 +1,20 @@
+// The CUDA backend. The program links the CUDA runtime statically and starts on machines without a
+// GPU or driver; only make_cuda_device needs one.
+#pragma once
+
+#include <memory>
+
+#include "kernels/device/device.h"
+
+namespace orchard {
+
+// GPU number `ordinal` with every CUDA operation registered. It becomes the current GPU of the
+// calling thread, which must be the one that drives the device. Throws Error with CUDA's reason
+// when there is no such GPU or no driver.
+std::unique_ptr<Device> make_cuda_device(int ordinal = 0);
+
+namespace cuda {
+void register_operations(OperationTable&);
+}
+
+}  // namespace orchard

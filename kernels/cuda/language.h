@@ -1,0 +1,62 @@
+// CUDA's side of kernels/gpu/gpu.h: what the language lacks, as thin wrappers.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include "kernels/cuda/cuda_stream.h"
+
+namespace orchard::cuda {
+
+// The block's dynamic shared memory. The launch must ask for at least sizeof(Storage).
+template <class Storage>
+__device__ __forceinline__ Storage& shared_storage() {
+  extern __shared__ __align__(1024) unsigned char shared_bytes[];
+  return *reinterpret_cast<Storage*>(shared_bytes);
+}
+
+template <class T>
+__device__ __forceinline__ T load(const T* address) {
+  return *address;
+}
+
+// Through the read-only path: for memory that nothing writes while the kernel runs.
+template <class T>
+__device__ __forceinline__ T load_readonly(const T* address) {
+  return __ldg(address);
+}
+
+template <class T>
+__device__ __forceinline__ void store(T* address, const T& value) {
+  *address = value;
+}
+
+// Two floats rounded to bf16 (to nearest even), `low` in the lower half.
+__device__ __forceinline__ unsigned pack_bf16x2(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const unsigned*>(&pair);
+}
+
+// Queues the kernel on a CUDA stream.
+template <class... Parameters, class... Arguments>
+void launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Parameters...),
+            Arguments&&... arguments) {
+  // What a kernel may use without being asked for by name.
+  constexpr std::size_t default_shared_limit = 48 * 1024;
+  if (shape.shared_bytes > default_shared_limit) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shape.shared_bytes)),
+          "shared memory of {} bytes for kernel {}", shape.shared_bytes, shape.kernel);
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = {shape.grid.x, shape.grid.y, shape.grid.z};
+  config.blockDim = {shape.block.x, shape.block.y, shape.block.z};
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = native_stream(stream);
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
+        "launch of {}: grid ({}, {}, {}), block ({}, {}, {}), {} bytes of shared memory",
+        shape.kernel, shape.grid.x, shape.grid.y, shape.grid.z, shape.block.x, shape.block.y,
+        shape.block.z, shape.shared_bytes);
+}
+
+}  // namespace orchard::cuda

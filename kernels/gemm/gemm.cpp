@@ -1,0 +1,60 @@
+#include "kernels/gemm/gemm.h"
+
+#include "kernels/core/check.h"
+#include "kernels/device/device.h"
+
+namespace orchard {
+namespace {
+
+constexpr std::initializer_list<DType> activations = {DType::f32, DType::bf16};
+
+// [rows, cols], or its transpose.
+Shape matrix(std::int64_t rows, std::int64_t cols, Transpose transpose) {
+  return transpose == Transpose::yes ? Shape{cols, rows} : Shape{rows, cols};
+}
+
+// c may be f32 or, when the inputs are, bf16: a list with the input's dtype and f32.
+std::initializer_list<DType> result_dtypes(DType in) {
+  static constexpr std::initializer_list<DType> only_f32 = {DType::f32};
+  return in == DType::bf16 ? activations : only_f32;
+}
+
+}  // namespace
+
+void run(Stream& stream, const Gemm& op) {
+  const Checker check("Gemm", stream.device().kind());
+  check.that(op.a.rank() == 2 && op.c.rank() == 2, "a, b and c are matrices");
+  const std::int64_t m = op.c.dim(0), n = op.c.dim(1);
+  const std::int64_t k = op.a.dim(op.transpose_a == Transpose::yes ? 0 : 1);
+  check.operand("a", op.a, matrix(m, k, op.transpose_a), activations);
+  check.operand("b", op.b, matrix(k, n, op.transpose_b), {op.a.dtype()});
+  check.operand("c", op.c, {m, n}, result_dtypes(op.a.dtype()));
+  check.optional("bias", op.bias, {n}, {op.a.dtype()});
+  dispatch(stream, op, "Gemm");
+}
+
+void run(Stream& stream, const GroupedGemm& op) {
+  const Checker check("GroupedGemm", stream.device().kind());
+  check.that(op.a.rank() == 2 && op.b.rank() == 3 && op.c.rank() == 2,
+             "a and c are matrices, b is one matrix a group");
+  const std::int64_t groups = op.b.dim(0), k = op.a.dim(1), n = op.c.dim(1);
+  const Shape b = matrix(k, n, op.transpose_b);
+  check.operand("a", op.a, {op.c.dim(0), k}, activations);
+  check.operand("b", op.b, {groups, b[0], b[1]}, {op.a.dtype()});
+  check.operand("c", op.c, op.c.shape(), result_dtypes(op.a.dtype()));
+  check.operand("row_offsets", op.row_offsets, {groups + 1}, {DType::i32});
+  dispatch(stream, op, "GroupedGemm");
+}
+
+void run(Stream& stream, const GroupedGemmWeightGradient& op) {
+  const Checker check("GroupedGemmWeightGradient", stream.device().kind());
+  check.that(op.a.rank() == 2 && op.b.rank() == 2 && op.d_b.rank() == 3,
+             "a and b are matrices, d_b is one matrix a group");
+  check.operand("a", op.a, {op.a.dim(0), op.d_b.dim(1)}, activations);
+  check.operand("b", op.b, {op.a.dim(0), op.d_b.dim(2)}, {op.a.dtype()});
+  check.operand("d_b", op.d_b, op.d_b.shape(), {DType::f32});
+  check.operand("row_offsets", op.row_offsets, {op.d_b.dim(0) + 1}, {DType::i32});
+  dispatch(stream, op, "GroupedGemmWeightGradient");
+}
+
+}  // namespace orchard

@@ -1,0 +1,90 @@
+// The experts' products on the CPU. All groups become one list of products, so that small groups
+// fill the threads together. Rows after the last group are not touched.
+#include "kernels/device/device.h"
+#include "kernels/gemm/gemm_cpu.h"
+
+namespace orchard::cpu {
+namespace {
+
+constexpr std::int64_t row_multiple = 32;
+
+// Calls body(group, first_row, rows) for every group, after checking its offsets.
+template <class Body>
+void for_each_group(const char* operation, const ConstTensor& row_offsets, std::int64_t max_rows,
+                    const Body& body) {
+  const auto* const offsets = row_offsets.data<std::int32_t>();
+  for (std::int64_t g = 0; g + 1 < row_offsets.dim(0); ++g) {
+    const std::int64_t begin = offsets[g], end = offsets[g + 1];
+    require(0 <= begin && begin <= end && end <= max_rows && begin % row_multiple == 0 &&
+                end % row_multiple == 0,
+            "{}: rows [{}, {}) of group {} must be multiples of {} that ascend and stay below {}",
+            operation, begin, end, g, row_multiple, max_rows);
+    body(g, begin, end - begin);
+  }
+}
+
+const std::byte* row_of(const ConstTensor& matrix, std::int64_t row) {
+  return static_cast<const std::byte*>(matrix.raw()) +
+         static_cast<std::size_t>(row * matrix.dim(1)) * size_of(matrix.dtype());
+}
+
+void grouped_gemm(Stream& stream, const GroupedGemm& op) {
+  const std::int64_t groups = op.b.dim(0), k = op.a.dim(1), n = op.c.dim(1);
+  const ProductType type{.transpose_b = op.transpose_b,
+                         .in = op.a.dtype(),
+                         .out = op.c.dtype(),
+                         .n = n,
+                         .max_products = groups,
+                         .max_k = k,
+                         .max_total_k = groups * k};
+  auto& products = stream.device().extension<GemmState>().products;
+  products.clear();
+  for_each_group("GroupedGemm", op.row_offsets, op.a.dim(0),
+                 [&](std::int64_t g, std::int64_t first, std::int64_t rows) {
+                   append_product(products, type,
+                                  {.a = row_of(op.a, first),
+                                   .b = static_cast<const std::byte*>(op.b.raw()) +
+                                        static_cast<std::size_t>(g * k * n) * size_of(type.in),
+                                   .c = const_cast<std::byte*>(row_of(op.c, first)),
+                                   .m = rows,
+                                   .k = k,
+                                   .b_stride = op.transpose_b == Transpose::yes ? k : n});
+                 });
+  run_products(stream, type, products);
+}
+
+void grouped_gemm_weight_gradient(Stream& stream, const GroupedGemmWeightGradient& op) {
+  const std::int64_t max_rows = op.a.dim(0), m = op.d_b.dim(1), n = op.d_b.dim(2);
+  const ProductType type{.transpose_a = Transpose::yes,
+                         .in = op.a.dtype(),
+                         .out = DType::f32,
+                         .n = n,
+                         .max_products = op.d_b.dim(0),
+                         .max_k = std::min(max_rows, max_transposed_k),
+                         .max_total_k = max_rows};
+  auto& products = stream.device().extension<GemmState>().products;
+  products.clear();
+  for_each_group("GroupedGemmWeightGradient", op.row_offsets, max_rows,
+                 [&](std::int64_t g, std::int64_t first, std::int64_t rows) {
+                   if (rows == 0) return;
+                   append_product(products, type,
+                                  {.a = row_of(op.a, first),
+                                   .b = row_of(op.b, first),
+                                   .c = static_cast<std::byte*>(op.d_b.raw()) +
+                                        static_cast<std::size_t>(g * m * n) * sizeof(float),
+                                   .m = m,
+                                   .k = rows,
+                                   .b_stride = n,
+                                   .accumulate = Accumulate::add});
+                 });
+  run_products(stream, type, products);
+}
+
+}  // namespace
+
+void register_grouped_gemm(OperationTable& table) {
+  table.add<GroupedGemm>(grouped_gemm);
+  table.add<GroupedGemmWeightGradient>(grouped_gemm_weight_gradient);
+}
+
+}  // namespace orchard::cpu

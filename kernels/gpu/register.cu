@@ -1,0 +1,9 @@
+#include "kernels/gpu/register.h"
+
+namespace orchard::GPU_NAMESPACE {
+
+void register_operations(OperationTable& table) {
+  register_norm(table);
+}
+
+}  // namespace orchard::GPU_NAMESPACE

@@ -1,0 +1,14 @@
+// The operations that exist as CUDA kernels, one function per folder of kernels/. Compiled into
+// orchard_kernels_cuda (namespace cuda) and orchard_kernels_simt (namespace simt).
+#pragma once
+
+#include "kernels/device/operation_table.h"
+#include "kernels/gpu/gpu.h"
+
+namespace orchard::GPU_NAMESPACE {
+
+void register_norm(OperationTable&);
+
+void register_operations(OperationTable&);  // all of the above
+
+}  // namespace orchard::GPU_NAMESPACE

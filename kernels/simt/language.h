@@ -1,0 +1,173 @@
+// The emulator's side of kernels/gpu/gpu.h: CUDA's language for the host compiler. Names and
+// meanings are CUDA's (CUDA C++ Programming Guide, chapter "C++ Language Extensions").
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+#include <cstring>
+#include <source_location>
+#include <tuple>
+#include <type_traits>
+
+#include "kernels/core/dtype.h"
+#include "kernels/simt/runtime.h"
+#include "kernels/simt/types.h"
+
+// Words that nvcc understands and that mean nothing here.
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+namespace orchard::simt {
+
+using Where = std::source_location;
+
+// ---- the block -------------------------------------------------------------------------------
+
+inline void __syncthreads(Where where = Where::current()) {
+  block_barrier(where);
+}
+
+template <class Storage>
+Storage& shared_storage(Where where = Where::current()) {
+  return *static_cast<Storage*>(shared_memory(sizeof(Storage), where));
+}
+
+// ---- global memory ---------------------------------------------------------------------------
+
+template <class T>
+inline constexpr bool one_access =
+    std::is_trivially_copyable_v<T>&& std::has_single_bit(sizeof(T)) && sizeof(T) <= 16;
+
+template <class T>
+T load(const T* address, Where where = Where::current()) {
+  static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  access(address, sizeof(T), Access::read, where);
+  T value;
+  std::memcpy(&value, address, sizeof(T));
+  return value;
+}
+
+template <class T>
+T load_readonly(const T* address, Where where = Where::current()) {
+  return load(address, where);
+}
+
+template <class T>
+void store(T* address, const std::type_identity_t<T>& value, Where where = Where::current()) {
+  static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  access(address, sizeof(T), Access::write, where);
+  std::memcpy(address, &value, sizeof(T));
+}
+
+// ---- the warp --------------------------------------------------------------------------------
+
+struct ShuffleArguments {
+  std::uint64_t value;
+  unsigned source;  // lane
+  std::uint64_t result;
+};
+struct VoteArguments {
+  bool predicate;
+  unsigned ballot;
+};
+
+extern const WarpOperation syncwarp_operation, shuffle_operation, vote_operation;
+
+inline unsigned lane_index() {
+  return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % warpSize;
+}
+
+inline void __syncwarp(unsigned mask = 0xffffffffu, Where where = Where::current()) {
+  warp_collective(syncwarp_operation, mask, nullptr, where);
+}
+
+template <class T>
+T shuffle(unsigned mask, T value, unsigned source, Where where) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");
+  ShuffleArguments arguments{0, source, 0};
+  std::memcpy(&arguments.value, &value, sizeof(T));
+  warp_collective(shuffle_operation, mask, &arguments, where);
+  std::memcpy(&value, &arguments.result, sizeof(T));
+  return value;
+}
+
+// `width` (a power of two) cuts the warp into sections; a lane whose source would leave its section
+// keeps its own value.
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = warpSize,
+              Where where = Where::current()) {
+  const unsigned lane = lane_index(), size = static_cast<unsigned>(width);
+  return shuffle(mask, value, lane / size * size + static_cast<unsigned>(source) % size, where);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = warpSize,
+                  Where where = Where::current()) {
+  const unsigned lane = lane_index(), size = static_cast<unsigned>(width);
+  const unsigned source = lane ^ static_cast<unsigned>(lane_mask);
+  // As the hardware clamps: earlier sections may be read, later ones may not.
+  return shuffle(mask, value, source >= (lane / size + 1) * size ? lane : source, where);
+}
+
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
+                   Where where = Where::current()) {
+  const unsigned lane = lane_index(), size = static_cast<unsigned>(width);
+  return shuffle(mask, value, lane % size + delta < size ? lane + delta : lane, where);
+}
+
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize,
+                 Where where = Where::current()) {
+  const unsigned lane = lane_index(), size = static_cast<unsigned>(width);
+  return shuffle(mask, value, lane % size >= delta ? lane - delta : lane, where);
+}
+
+inline unsigned __ballot_sync(unsigned mask, bool predicate, Where where = Where::current()) {
+  VoteArguments arguments{predicate, 0};
+  warp_collective(vote_operation, mask, &arguments, where);
+  return arguments.ballot;
+}
+
+inline bool __any_sync(unsigned mask, bool predicate, Where where = Where::current()) {
+  return __ballot_sync(mask, predicate, where) != 0;
+}
+
+inline bool __all_sync(unsigned mask, bool predicate, Where where = Where::current()) {
+  return __ballot_sync(mask, predicate, where) == mask;
+}
+
+// ---- arithmetic ------------------------------------------------------------------------------
+
+inline float __uint_as_float(unsigned bits) {
+  return std::bit_cast<float>(bits);
+}
+inline unsigned __float_as_uint(float value) {
+  return std::bit_cast<unsigned>(value);
+}
+// CUDA's has a maximum error of 2 units in the last place; this one is within 1.
+inline float rsqrtf(float value) {
+  return 1.0f / std::sqrt(value);
+}
+inline unsigned pack_bf16x2(float low, float high) {
+  return to_bf16(low).bits | static_cast<unsigned>(to_bf16(high).bits) << 16;
+}
+
+// ---- launch ----------------------------------------------------------------------------------
+
+template <class... Parameters, class... Arguments>
+void launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Parameters...),
+            Arguments&&... arguments) {
+  static_assert((std::is_trivially_copyable_v<Parameters> && ...),
+                "kernel parameters travel as bytes");
+  enqueue(stream, shape, [kernel, copies = std::tuple<Parameters...>(arguments...)] {
+    std::apply(kernel, copies);
+  });
+}
+
+}  // namespace orchard::simt

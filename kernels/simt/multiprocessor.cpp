@@ -1,0 +1,368 @@
+#include "kernels/simt/multiprocessor.h"
+
+#include <bit>
+#include <cstring>
+#include <iterator>
+#include <utility>
+
+#include "kernels/core/error.h"
+
+namespace orchard::simt {
+namespace {
+
+constexpr std::size_t warp_size = 32;
+constexpr std::size_t shared_alignment = 1024;
+constexpr std::size_t shared_red_zone = 256;
+constexpr int poison = 0xff;
+constexpr int red = 0xa5;
+
+// The multiprocessor whose kernel this host thread executes.
+thread_local Multiprocessor* active = nullptr;
+
+Multiprocessor& running(std::string_view call) {
+  require(active != nullptr, "{} was called outside a kernel", call);
+  return *active;
+}
+
+std::string text(const std::source_location& where) {
+  std::string_view file = where.file_name();
+  file.remove_prefix(file.rfind('/') + 1);  // npos + 1 is 0
+  return fmt::format("{}:{}", file, where.line());
+}
+
+// "threads 0-15, 17"
+std::string ranges(const std::vector<std::size_t>& numbers) {
+  std::string out = numbers.size() == 1 ? "thread " : "threads ";
+  for (std::size_t i = 0; i < numbers.size();) {
+    std::size_t last = i;
+    while (last + 1 < numbers.size() && numbers[last + 1] == numbers[last] + 1) ++last;
+    fmt::format_to(std::back_inserter(out), "{}{}", i ? ", " : "", numbers[i]);
+    if (last > i) fmt::format_to(std::back_inserter(out), "-{}", numbers[last]);
+    i = last + 1;
+  }
+  return out;
+}
+
+}  // namespace
+
+Multiprocessor::Multiprocessor(const SimtOptions& options, const Heap& heap, Counters& counters)
+    : options_(options),
+      heap_(heap),
+      counters_(counters),
+      queue_(options.order, options.seed),
+      shared_(options.shared_bytes_limit + shared_red_zone + shared_alignment) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(shared_.data());
+  shared_begin_ = shared_.data() + (shared_alignment - begin % shared_alignment);
+}
+
+Multiprocessor::~Multiprocessor() = default;
+
+// ---- the grid --------------------------------------------------------------------------------
+
+void Multiprocessor::check_limits(const LaunchShape& shape) const {
+  const Extent3& grid = shape.grid;
+  const Extent3& block = shape.block;
+  require(grid.volume() > 0 && grid.x < (1u << 31) && grid.y < (1u << 16) && grid.z < (1u << 16),
+          "launch of {}: grid ({}, {}, {}) is not within 1 .. (2^31 - 1, 65535, 65535)",
+          shape.kernel, grid.x, grid.y, grid.z);
+  require(block.volume() > 0 && block.volume() <= 1024 && block.z <= 64,
+          "launch of {}: block ({}, {}, {}) is not within 1 .. 1024 threads, 64 of them along z",
+          shape.kernel, block.x, block.y, block.z);
+  require(shape.shared_bytes <= options_.shared_bytes_limit,
+          "launch of {}: {} bytes of shared memory, a block has at most {}", shape.kernel,
+          shape.shared_bytes, options_.shared_bytes_limit);
+}
+
+void Multiprocessor::run(const LaunchShape& shape, const std::function<void()>& thread) {
+  check_limits(shape);
+  lay_out_block(shape);
+  shape_ = &shape;
+  body_ = &thread;
+  blockDim = {shape.block.x, shape.block.y, shape.block.z};
+  gridDim = {shape.grid.x, shape.grid.y, shape.grid.z};
+  ++counters_.launches;
+  struct Activation {
+    explicit Activation(Multiprocessor* m) { active = m; }
+    ~Activation() { active = nullptr; }
+  } const activation(this);
+  const std::size_t blocks = shape.grid.volume();
+  for (std::size_t i = 0; i < blocks; ++i) run_block(queue_.block_number(i, blocks));
+}
+
+void Multiprocessor::lay_out_block(const LaunchShape& shape) {
+  const Extent3& block = shape.block;
+  threads_.resize(block.volume());
+  warps_.resize((threads_.size() + warp_size - 1) / warp_size);
+  stacks_.grow_to(threads_.size());
+  for (std::size_t i = 0; i < threads_.size(); ++i) {
+    const auto number = static_cast<unsigned>(i);
+    Thread& thread = threads_[i];
+    thread.index = {number % block.x, number / block.x % block.y, number / (block.x * block.y)};
+    thread.lane = number % warp_size;
+    thread.warp = &warps_[i / warp_size];
+    thread.warp->lanes[thread.lane] = &thread;
+  }
+}
+
+void Multiprocessor::run_block(std::size_t number) {
+  const Extent3& grid = shape_->grid;
+  const auto n = static_cast<unsigned>(number % (std::size_t{grid.x} * grid.y));
+  blockIdx = {n % grid.x, n / grid.x,
+              static_cast<unsigned>(number / (std::size_t{grid.x} * grid.y))};
+  ++counters_.blocks;
+  std::memset(shared_begin_, poison, shape_->shared_bytes);
+  std::memset(shared_begin_ + shape_->shared_bytes, red, shared_red_zone);
+  live_ = threads_.size();
+  at_barrier_ = 0;
+  for (Warp& warp : warps_) {
+    warp.live = 0;
+    warp.at_barrier = 0;
+    warp.collecting.clear();
+  }
+  queue_.reset(threads_.size());
+  for (std::size_t i = 0; i < threads_.size(); ++i) {
+    Thread& thread = threads_[i];
+    thread.returned = false;
+    thread.log.clear();
+    thread.warp->live |= 1u << thread.lane;
+    thread.fiber = make_fiber(i);
+    queue_.push(&thread);
+  }
+
+  make_current(*queue_.pop());
+  previous_ = nullptr;
+  std::move(current_->fiber).resume();  // comes back when all have returned, or at a fault
+  current_ = nullptr;
+  if (fault_) {
+    for (Thread& thread : threads_) thread.fiber = {};  // unwinds the kernel's stack
+    std::rethrow_exception(std::exchange(fault_, nullptr));
+  }
+  for (std::size_t i = 0; i < shared_red_zone; ++i) {
+    require(shared_begin_[shape_->shared_bytes + i] == std::byte{red},
+            "kernel {}, block ({}, {}, {}) wrote at byte {} of its {} bytes of shared memory",
+            shape_->kernel, blockIdx.x, blockIdx.y, blockIdx.z, shape_->shared_bytes + i,
+            shape_->shared_bytes);
+  }
+}
+
+// ---- fibers ----------------------------------------------------------------------------------
+
+boost::context::fiber Multiprocessor::make_fiber(std::size_t thread) {
+  return {std::allocator_arg, stacks_.slot(thread), [this](boost::context::fiber&& previous) {
+            arrived_from(std::move(previous));
+            try {
+              (*body_)();
+              returned();
+            } catch (const std::exception&) {  // not Boost's forced_unwind, which must pass
+              fault_ = std::current_exception();
+            }
+            return next_after_return();
+          }};
+}
+
+// Where the processor goes when the current thread is done with it for good.
+boost::context::fiber Multiprocessor::next_after_return() {
+  if (fault_ || live_ == 0) return std::move(host_);
+  Thread* const next = queue_.pop();
+  if (!next) {
+    fault_ = std::make_exception_ptr(Error(deadlock()));
+    return std::move(host_);
+  }
+  previous_ = current_;
+  make_current(*next);
+  return std::move(next->fiber);
+}
+
+void Multiprocessor::wait() {
+  Thread* const next = queue_.pop();
+  if (!next) fail("{}", deadlock());
+  previous_ = current_;
+  make_current(*next);
+  arrived_from(std::move(next->fiber).resume());
+}
+
+void Multiprocessor::make_current(Thread& thread) {
+  current_ = &thread;
+  threadIdx = thread.index;
+}
+
+void Multiprocessor::arrived_from(boost::context::fiber&& previous) {
+  (previous_ ? previous_->fiber : host_) = std::move(previous);
+}
+
+// ---- waiting for each other ------------------------------------------------------------------
+
+void Multiprocessor::returned() {
+  current_->returned = true;
+  --live_;
+  Warp& warp = *current_->warp;
+  warp.live &= ~(1u << current_->lane);
+  if (warp.live == 0) count_warp(warp);
+  // Nobody waits for a thread that has returned: it may be the last one that others waited for.
+  for (std::size_t i = warp.collecting.size(); i-- > 0;) {
+    const Collective& collective = warp.collecting[i];
+    if (collective.arrived == (collective.mask & warp.live)) complete(warp, i);
+  }
+  if (live_ > 0 && at_barrier_ == live_) complete_barrier();
+}
+
+void Multiprocessor::block_barrier(std::source_location where) {
+  Thread& self = *current_;
+  Warp& warp = *self.warp;
+  if (warp.at_barrier == 0) warp.barrier = where;
+  require(warp.barrier.line() == where.line() && warp.barrier.column() == where.column(),
+          "{}: divergent barrier: __syncthreads() at {} while other lanes of its warp wait at {}",
+          place(), text(where), text(warp.barrier));
+  warp.at_barrier |= 1u << self.lane;
+  ++at_barrier_;
+  self.operation = nullptr;
+  self.where = where;
+  if (at_barrier_ == live_) return complete_barrier();
+  wait();
+}
+
+void Multiprocessor::complete_barrier() {
+  ++counters_.block_barriers;
+  at_barrier_ = 0;
+  for (Warp& warp : warps_) {
+    count_warp(warp);
+    for (unsigned lanes = std::exchange(warp.at_barrier, 0); lanes; lanes &= lanes - 1) {
+      Thread* const thread = warp.lanes[static_cast<std::size_t>(std::countr_zero(lanes))];
+      if (thread != current_) queue_.push(thread);
+    }
+  }
+}
+
+void Multiprocessor::warp_collective(const WarpOperation& operation, unsigned mask, void* argument,
+                                     std::source_location where) {
+  Thread& self = *current_;
+  Warp& warp = *self.warp;
+  require(mask >> self.lane & 1, "{}: {} at {} has mask {:#010x}, without its own lane {}", place(),
+          operation.name, text(where), mask, self.lane);
+  std::size_t i = 0;
+  while (i < warp.collecting.size() &&
+         (warp.collecting[i].mask != mask || warp.collecting[i].operation != &operation)) {
+    ++i;
+  }
+  if (i == warp.collecting.size()) warp.collecting.push_back({&operation, mask});
+  Collective& collective = warp.collecting[i];
+  collective.arrived |= 1u << self.lane;
+  collective.arguments[self.lane] = argument;
+  self.operation = &operation;
+  self.mask = mask;
+  self.where = where;
+  if (collective.arrived == (mask & warp.live)) return complete(warp, i);
+  wait();
+}
+
+void Multiprocessor::complete(Warp& warp, std::size_t index) {
+  const Collective collective = warp.collecting[index];
+  warp.collecting.erase(warp.collecting.begin() + static_cast<std::ptrdiff_t>(index));
+  if ((collective.mask & warp.live) == warp.live) count_warp(warp);
+  ++counters_.warp_collectives;
+  try {
+    collective.operation->execute(collective.arguments);
+  } catch (const Error& error) {
+    fail("{}: {} at {}: {}", place(), collective.operation->name, text(current_->where),
+         error.what());
+  }
+  for (unsigned lanes = collective.arrived; lanes; lanes &= lanes - 1) {
+    Thread* const thread = warp.lanes[static_cast<std::size_t>(std::countr_zero(lanes))];
+    if (thread != current_) queue_.push(thread);
+  }
+}
+
+// ---- memory ----------------------------------------------------------------------------------
+
+void Multiprocessor::access(const void* address, std::size_t bytes, Access kind,
+                            std::source_location where) {
+  const auto verb = [&] { return kind == Access::read ? "reads" : "writes"; };
+  require(reinterpret_cast<std::uintptr_t>(address) % bytes == 0,
+          "{}: {} {} bytes at {} from an address that is not a multiple of them", place(), verb(),
+          bytes, text(where));
+  if (heap_.contains(address, bytes)) {
+    if (options_.counting == Counting::on) {
+      current_->log.push_back({reinterpret_cast<std::uintptr_t>(address),
+                               static_cast<std::uint32_t>(bytes), kind, where.file_name(),
+                               where.line(), where.column()});
+    }
+    return;
+  }
+  const auto offset = static_cast<const std::byte*>(address) - shared_begin_;
+  const auto shared_bytes = static_cast<std::ptrdiff_t>(shape_->shared_bytes);
+  if (offset >= 0 && offset + static_cast<std::ptrdiff_t>(bytes) <= shared_bytes) return;
+  if (offset >= 0 && offset < static_cast<std::ptrdiff_t>(shared_.size())) {
+    fail("{}: {} {} bytes at {}, at byte {} of {} bytes of shared memory", place(), verb(), bytes,
+         text(where), offset, shared_bytes);
+  }
+  fail("{}: {} {} bytes at {}, {}", place(), verb(), bytes, text(where), heap_.locate(address));
+}
+
+void* Multiprocessor::shared_memory(std::size_t bytes, std::source_location where) {
+  require(bytes <= shape_->shared_bytes,
+          "{}: {} bytes of shared memory at {}, the launch asked for {}", place(), bytes,
+          text(where), shape_->shared_bytes);
+  return shared_begin_;
+}
+
+void Multiprocessor::count_warp(Warp& warp) {
+  if (options_.counting == Counting::off) return;
+  std::array<AccessLog*, warp_size> logs;
+  std::size_t count = 0;
+  for (Thread* const thread : warp.lanes) {
+    if (thread) logs[count++] = &thread->log;
+  }
+  count_requests({logs.data(), count}, counters_);
+}
+
+// ---- messages --------------------------------------------------------------------------------
+
+std::string Multiprocessor::place() const {
+  const uint3& t = current_->index;
+  return fmt::format("kernel {}, block ({}, {}, {}), thread ({}, {}, {})", shape_->kernel,
+                     blockIdx.x, blockIdx.y, blockIdx.z, t.x, t.y, t.z);
+}
+
+std::string Multiprocessor::deadlock() const {
+  // Threads that wait for the same thing, in the order of their first.
+  std::vector<std::pair<std::string, std::vector<std::size_t>>> groups;
+  for (std::size_t i = 0; i < threads_.size(); ++i) {
+    const Thread& thread = threads_[i];
+    const std::string state =
+        thread.returned    ? "returned"
+        : thread.operation ? fmt::format("in {} of lanes {:#010x} at {}", thread.operation->name,
+                                         thread.mask, text(thread.where))
+                           : fmt::format("in __syncthreads() at {}", text(thread.where));
+    auto group = groups.begin();
+    while (group != groups.end() && group->first != state) ++group;
+    if (group == groups.end()) group = groups.insert(group, {state, {}});
+    group->second.push_back(i);
+  }
+  std::string out = fmt::format("kernel {}, block ({}, {}, {}): deadlock, no thread can go on",
+                                shape_->kernel, blockIdx.x, blockIdx.y, blockIdx.z);
+  for (const auto& [state, members] : groups) {
+    fmt::format_to(std::back_inserter(out), "\n  {}: {}", ranges(members), state);
+  }
+  return out;
+}
+
+// ---- runtime.h -------------------------------------------------------------------------------
+
+void warp_collective(const WarpOperation& operation, unsigned mask, void* argument,
+                     std::source_location where) {
+  running(operation.name).warp_collective(operation, mask, argument, where);
+}
+
+void block_barrier(std::source_location where) {
+  running("__syncthreads()").block_barrier(where);
+}
+
+void access(const void* address, std::size_t bytes, Access kind, std::source_location where) {
+  running(kind == Access::read ? "load()" : "store()").access(address, bytes, kind, where);
+}
+
+void* shared_memory(std::size_t bytes, std::source_location where) {
+  return running("shared_storage()").shared_memory(bytes, where);
+}
+
+}  // namespace orchard::simt

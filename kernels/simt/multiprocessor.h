@@ -1,0 +1,118 @@
+// Executes the blocks of a grid, one after the other, on one host thread.
+//
+// Each thread of a block is a fiber that runs until it waits: for the other threads of its block,
+// or of its warp. It then switches straight to the next thread that can run. When none can and some
+// have not returned, the block is deadlocked, and the error says who waits where. Nothing is
+// assumed of warps but what CUDA promises since Volta: lanes progress on their own.
+#pragma once
+
+#include <array>
+#include <boost/context/fiber.hpp>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <source_location>
+#include <string>
+#include <vector>
+
+#include "kernels/gpu/launch_shape.h"
+#include "kernels/simt/access_log.h"
+#include "kernels/simt/heap.h"
+#include "kernels/simt/run_queue.h"
+#include "kernels/simt/runtime.h"
+#include "kernels/simt/stack_pool.h"
+#include "kernels/simt/types.h"
+
+namespace orchard::simt {
+
+struct Warp;
+
+struct Thread {
+  boost::context::fiber fiber;  // where it stopped; empty while it runs and after it returned
+  uint3 index;
+  unsigned lane = 0;
+  Warp* warp = nullptr;
+  bool returned = false;
+  const WarpOperation* operation = nullptr;  // that it waits in; nullptr: the block barrier
+  unsigned mask = 0;                         // of `operation`
+  std::source_location where;                // of the call that it waits in
+  AccessLog log;
+};
+
+// Lanes gathering for one operation.
+struct Collective {
+  const WarpOperation* operation;
+  unsigned mask;
+  unsigned arrived = 0;
+  std::array<void*, 32> arguments{};
+};
+
+struct Warp {
+  std::array<Thread*, 32> lanes{};
+  unsigned live = 0;  // lanes that exist and have not returned
+  std::vector<Collective> collecting;
+  // The lanes at the block barrier, and where the first of them called it.
+  unsigned at_barrier = 0;
+  std::source_location barrier;
+};
+
+class Multiprocessor {
+ public:
+  Multiprocessor(const SimtOptions& options, const Heap& heap, Counters& counters);
+  ~Multiprocessor();
+
+  // Runs `thread` once per thread of the launch. Throws Error at the first fault, with the rest of
+  // the grid not run.
+  void run(const LaunchShape& shape, const std::function<void()>& thread);
+
+  // What runtime.h declares, for the thread that runs now.
+  void warp_collective(const WarpOperation& operation, unsigned mask, void* argument,
+                       std::source_location where);
+  void block_barrier(std::source_location where);
+  void access(const void* address, std::size_t bytes, Access kind, std::source_location where);
+  void* shared_memory(std::size_t bytes, std::source_location where);
+
+ private:
+  void check_limits(const LaunchShape& shape) const;
+  void lay_out_block(const LaunchShape& shape);
+  void run_block(std::size_t number);
+
+  boost::context::fiber make_fiber(std::size_t thread);
+  boost::context::fiber next_after_return();
+  void wait();  // until another thread has pushed the current one into the queue
+  void make_current(Thread& thread);
+  void arrived_from(boost::context::fiber&& previous);
+
+  void returned();
+  void complete_barrier();
+  void complete(Warp& warp, std::size_t collective);
+  void count_warp(Warp& warp);
+
+  std::string place() const;  // "kernel k, block (0, 0, 0), thread (1, 0, 0)"
+  std::string deadlock() const;
+
+  const SimtOptions options_;
+  const Heap& heap_;
+  Counters& counters_;
+  RunQueue queue_;
+  StackPool stacks_;
+  std::vector<std::byte> shared_;  // with alignment slack and a red zone behind
+  std::byte* shared_begin_ = nullptr;
+
+  // The launch.
+  const LaunchShape* shape_ = nullptr;
+  const std::function<void()>* body_ = nullptr;
+
+  // The block.
+  std::vector<Thread> threads_;
+  std::vector<Warp> warps_;
+  std::size_t live_ = 0;        // threads that have not returned
+  std::size_t at_barrier_ = 0;  // of them, waiting at the block barrier
+  Thread* current_ = nullptr;
+  Thread* previous_ = nullptr;  // the thread that switched to the current one; nullptr: host
+  boost::context::fiber host_;
+  std::exception_ptr fault_;
+};
+
+}  // namespace orchard::simt

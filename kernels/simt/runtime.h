@@ -1,0 +1,46 @@
+// The calls behind the emulated language (language.h). Each acts for the emulated thread that runs
+// now and throws Error, naming kernel, block, thread and source line, where a GPU would fault, hang
+// or misbehave silently.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <source_location>
+#include <string_view>
+
+#include "kernels/gpu/launch_shape.h"
+
+namespace orchard {
+
+class Stream;
+
+namespace simt {
+
+// What the lanes of a warp do together. The lanes named in a mask each bring a pointer to their
+// arguments; when the last one has come, `execute` runs once for all of them. Lanes outside the
+// mask have a null pointer. Two operations are the same when they are the same object.
+struct WarpOperation {
+  std::string_view name;
+  void (*execute)(const std::array<void*, 32>& arguments);
+};
+
+enum class Access : std::uint8_t { read, write };
+
+void warp_collective(const WarpOperation& operation, unsigned mask, void* argument,
+                     std::source_location where);
+void block_barrier(std::source_location where);
+
+// [address, address + bytes) lies in one live allocation or in the block's shared memory and is
+// aligned to `bytes`. Accesses to global memory are counted.
+void access(const void* address, std::size_t bytes, Access kind, std::source_location where);
+
+// The block's shared memory, of which the launch must have asked for at least `bytes`.
+void* shared_memory(std::size_t bytes, std::source_location where);
+
+// Queues a launch on a stream of a SIMT device; `thread` is the kernel, called once per thread.
+void enqueue(Stream& stream, const LaunchShape& shape, std::function<void()> thread);
+
+}  // namespace simt
+}  // namespace orchard

@@ -1,0 +1,67 @@
+// A GPU emulated on the CPU: runs the CUDA kernels that the host compiler compiled from the same
+// sources as nvcc, checks what they do, and counts what they move. For correctness, not for speed:
+// it says nothing about time. docs/simt.md shows how to run a kernel of one's own.
+//
+// Work is deferred: launches, copies and fills run, in order, inside Stream::synchronize. So a
+// missing wait shows as data that is not there. What was queued and never waited for does not run.
+// A fault throws Error from synchronize and drops the rest of that stream's queue.
+//
+// Device memory is not the host's: between synchronizes it is unmapped, and host code that touches
+// it crashes. Fresh memory is filled with 0xff bytes (NaN, or -1), which a read of uninitialised
+// memory brings to light. Freed addresses are never used again.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "kernels/device/device.h"
+#include "kernels/simt/counters.h"
+
+namespace orchard {
+
+namespace simt {
+
+class Heap;
+class Multiprocessor;
+
+// Which of the threads that can run runs next, and the order of blocks. A correct kernel does not
+// depend on it.
+enum class ThreadOrder : std::uint8_t { fifo, reverse, random };
+
+enum class Counting : std::uint8_t { off, on };
+
+void register_operations(OperationTable&);
+
+}  // namespace simt
+
+struct SimtOptions {
+  simt::ThreadOrder order = simt::ThreadOrder::fifo;
+  std::uint64_t seed = 0;                         // of ThreadOrder::random
+  simt::Counting counting = simt::Counting::off;  // of accesses: about doubles the time of kernels
+  std::size_t shared_bytes_limit = 227 * 1024;    // per block; sm_80 has 163 KiB, sm_90 227 KiB
+};
+
+class SimtDevice final : public Device {
+ public:
+  explicit SimtDevice(const SimtOptions& options);
+  ~SimtDevice() override;
+  std::unique_ptr<Stream> make_stream() override;
+
+  // Of all launches since the last reset. Global accesses are counted with Counting::on.
+  const simt::Counters& counters() const { return counters_; }
+  void reset_counters() { counters_ = {}; }
+
+ private:
+  std::byte* allocate_bytes(std::size_t bytes) override;
+  void free_bytes(std::byte* data, std::size_t bytes) noexcept override;
+
+  simt::Counters counters_;
+  std::unique_ptr<simt::Heap> heap_;
+  std::unique_ptr<simt::Multiprocessor> multiprocessor_;
+};
+
+// The emulated GPU with every CUDA operation registered.
+std::unique_ptr<SimtDevice> make_simt_device(const SimtOptions& options = {});
+
+}  // namespace orchard

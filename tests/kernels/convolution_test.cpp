@@ -1,0 +1,224 @@
+// Depthwise convolution and adaptive pooling against fp64 loops over the definitions.
+#include "kernels/convolution/convolution.h"
+
+#include <omp.h>
+
+#include "tests/kernels/op_test.h"
+
+namespace orchard::testing {
+namespace {
+
+std::size_t at(std::int64_t i) {
+  return static_cast<std::size_t>(i);
+}
+
+struct ConvCase {
+  DType dtype;
+  std::int64_t images, height, width, channels;
+};
+
+class DepthwiseConv : public ::testing::TestWithParam<ConvCase> {
+ protected:
+  Shape shape() const {
+    return {GetParam().images, GetParam().height, GetParam().width, GetParam().channels};
+  }
+  Shape weight_shape() const { return {GetParam().channels, 3, 3}; }
+  // Calls body(output element, tap, input element, weight element) for all pairs inside the
+  // picture.
+  template <class Body>
+  void for_each_tap(const Body& body) const {
+    const auto [dtype, images, height, width, channels] = GetParam();
+    for (std::int64_t o = 0; o < images * height * width * channels; ++o) {
+      const std::int64_t c = o % channels, j = o / channels % width;
+      const std::int64_t i = o / channels / width % height;
+      for (std::int64_t r = 0; r < 3; ++r) {
+        for (std::int64_t s = 0; s < 3; ++s) {
+          if (i + r < 1 || i + r > height || j + s < 1 || j + s > width) continue;
+          body(o, o + ((r - 1) * width + s - 1) * channels, c * 9 + r * 3 + s);
+        }
+      }
+    }
+  }
+  // One rounding to the dtype, and an fp32 sum of nine terms of about the result's size.
+  double bound() const {
+    return 2 * unit_roundoff(GetParam().dtype) + 32 * unit_roundoff(DType::f32);
+  }
+};
+
+TEST_P(DepthwiseConv, ForwardMatchesReference) {
+  Guarded x = random_normal(GetParam().dtype, shape(), 1);
+  Guarded weight = random_normal(GetParam().dtype, weight_shape(), 2), y(GetParam().dtype, shape());
+  const auto stream = cpu_device().make_stream();
+  const DepthwiseConv3x3Forward op{.x = x, .weight = weight, .y = y};
+  run(*stream, op);
+  stream->synchronize();
+  std::vector<double> expected(at(y.size()));
+  for_each_tap([&](std::int64_t out, std::int64_t in, std::int64_t w) {
+    expected[at(out)] += weight.at(w) * x.at(in);
+  });
+  expect_close(y, expected, bound(), "y");
+  const Guarded first = y;
+  run(*stream, op);
+  stream->synchronize();
+  EXPECT_TRUE(first == y) << "two runs differ";
+}
+
+TEST_P(DepthwiseConv, BackwardInputMatchesReference) {
+  Guarded d_y = random_normal(GetParam().dtype, shape(), 3);
+  Guarded weight = random_normal(GetParam().dtype, weight_shape(), 4);
+  Guarded d_x(GetParam().dtype, shape());
+  const auto stream = cpu_device().make_stream();
+  run(*stream, DepthwiseConv3x3BackwardInput{.d_y = d_y, .weight = weight, .d_x = d_x});
+  stream->synchronize();
+  std::vector<double> expected(at(d_x.size()));
+  for_each_tap([&](std::int64_t out, std::int64_t in, std::int64_t w) {
+    expected[at(in)] += weight.at(w) * d_y.at(out);
+  });
+  expect_close(d_x, expected, bound(), "d_x");
+}
+
+TEST_P(DepthwiseConv, BackwardWeightAddsToTheGradient) {
+  Guarded x = random_normal(GetParam().dtype, shape(), 5);
+  Guarded d_y = random_normal(GetParam().dtype, shape(), 6);
+  const Guarded before = random_normal(DType::f32, weight_shape(), 7);
+  Guarded d_weight = before;
+  std::vector<double> expected = before.values();
+  for_each_tap([&](std::int64_t out, std::int64_t in, std::int64_t w) {
+    expected[at(w)] += x.at(in) * d_y.at(out);
+  });
+  const auto stream = cpu_device().make_stream();
+  DepthwiseConv3x3BackwardWeight op{.x = x, .d_y = d_y, .d_weight = d_weight};
+  run(*stream, op);
+  stream->synchronize();
+  // An fp32 sum of as many terms of size one as there are pixels.
+  const auto pixels =
+      static_cast<double>(1 + GetParam().images * GetParam().height * GetParam().width);
+  expect_close(d_weight, expected, 16 * std::sqrt(pixels) * unit_roundoff(DType::f32), "d_weight",
+               1);
+
+  const Guarded first = d_weight;
+  d_weight = before;
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(threads + 3);
+  run(*stream, op);
+  omp_set_num_threads(threads);
+  stream->synchronize();
+  EXPECT_TRUE(first == d_weight) << "the sum depends on the number of threads";
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, DepthwiseConv,
+    ::testing::Values(ConvCase{DType::f32, 1, 1, 1, 1}, ConvCase{DType::f32, 0, 3, 3, 4},
+                      ConvCase{DType::f32, 2, 1, 5, 17}, ConvCase{DType::f32, 2, 5, 1, 3},
+                      ConvCase{DType::f32, 1, 4, 2, 255}, ConvCase{DType::f32, 3, 7, 9, 257},
+                      ConvCase{DType::bf16, 2, 5, 6, 31}, ConvCase{DType::bf16, 1, 8, 8, 512},
+                      ConvCase{DType::bf16, 9, 9, 13, 7}));
+
+struct PoolCase {
+  DType dtype;
+  std::int64_t images, height, width, out_height, out_width, channels;
+};
+
+class AdaptivePool : public ::testing::TestWithParam<PoolCase> {
+ protected:
+  Shape in_shape() const {
+    return {GetParam().images, GetParam().height, GetParam().width, GetParam().channels};
+  }
+  Shape out_shape() const {
+    return {GetParam().images, GetParam().out_height, GetParam().out_width, GetParam().channels};
+  }
+  // Calls body(output element, input element, pixels of the output's bin), by the definition in
+  // floating point: exact, since the quotients of numbers this small round to whole ones only when
+  // they are whole.
+  template <class Body>
+  void for_each_pair(const Body& body) const {
+    const auto [dtype, images, height, width, out_height, out_width, channels] = GetParam();
+    const auto first = [](std::int64_t i, std::int64_t n, std::int64_t m) {
+      return static_cast<std::int64_t>(
+          std::floor(static_cast<double>(i * n) / static_cast<double>(m)));
+    };
+    const auto last = [](std::int64_t i, std::int64_t n, std::int64_t m) {
+      return static_cast<std::int64_t>(
+          std::ceil(static_cast<double>((i + 1) * n) / static_cast<double>(m)));
+    };
+    for (std::int64_t o = 0; o < images * out_height * out_width * channels; ++o) {
+      const std::int64_t c = o % channels, j = o / channels % out_width;
+      const std::int64_t i = o / channels / out_width % out_height;
+      const std::int64_t image = o / channels / out_width / out_height;
+      const std::int64_t top = first(i, height, out_height), bottom = last(i, height, out_height);
+      const std::int64_t left = first(j, width, out_width), right = last(j, width, out_width);
+      for (std::int64_t r = top; r < bottom; ++r) {
+        for (std::int64_t s = left; s < right; ++s) {
+          body(o, ((image * height + r) * width + s) * channels + c,
+               static_cast<double>((bottom - top) * (right - left)));
+        }
+      }
+    }
+  }
+  // One rounding to the dtype, and an fp32 sum of as many terms as the larger side's bin has.
+  double bound() const {
+    const auto [dtype, images, height, width, out_height, out_width, channels] = GetParam();
+    const double pixels = static_cast<double>(height * width + out_height * out_width);
+    return 2 * unit_roundoff(dtype) + 16 * std::sqrt(pixels) * unit_roundoff(DType::f32);
+  }
+};
+
+TEST_P(AdaptivePool, ForwardAveragesOverlappingBins) {
+  Guarded x = random_normal(GetParam().dtype, in_shape(), 1), y(GetParam().dtype, out_shape());
+  const auto stream = cpu_device().make_stream();
+  run(*stream, AdaptiveAveragePoolForward{.x = x, .y = y});
+  stream->synchronize();
+  std::vector<double> expected(at(y.size()));
+  for_each_pair([&](std::int64_t out, std::int64_t in, double area) {
+    expected[at(out)] += x.at(in) / area;
+  });
+  expect_close(y, expected, bound(), "y");
+}
+
+TEST_P(AdaptivePool, BackwardAddsUpOverlappingBins) {
+  Guarded d_y = random_normal(GetParam().dtype, out_shape(), 2), d_x(GetParam().dtype, in_shape());
+  Guarded d_extra = random_normal(GetParam().dtype, in_shape(), 3);
+  const auto stream = cpu_device().make_stream();
+  for (const bool with_extra : {false, true}) {
+    const AdaptiveAveragePoolBackward op{
+        .d_y = d_y, .d_extra = with_extra ? d_extra.tensor() : Tensor(), .d_x = d_x};
+    run(*stream, op);
+    stream->synchronize();
+    std::vector<double> expected =
+        with_extra ? d_extra.values() : std::vector<double>(at(d_x.size()));
+    for_each_pair([&](std::int64_t out, std::int64_t in, double area) {
+      expected[at(in)] += d_y.at(out) / area;
+    });
+    expect_close(d_x, expected, bound(), "d_x");
+    const Guarded first = d_x;
+    run(*stream, op);
+    stream->synchronize();
+    EXPECT_TRUE(first == d_x) << "two runs differ";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, AdaptivePool,
+    ::testing::Values(
+        PoolCase{DType::f32, 1, 1, 1, 1, 1, 1}, PoolCase{DType::f32, 0, 4, 4, 2, 2, 8},
+        PoolCase{DType::f32, 2, 27, 27, 12, 12, 17}, PoolCase{DType::f32, 1, 16, 16, 4, 4, 33},
+        PoolCase{DType::f32, 3, 8, 8, 4, 4, 300}, PoolCase{DType::f32, 2, 7, 5, 1, 1, 257},
+        PoolCase{DType::f32, 2, 3, 5, 7, 8, 9},  // output larger than the input
+        PoolCase{DType::f32, 1, 5, 3, 3, 5, 4}, PoolCase{DType::bf16, 2, 27, 13, 12, 5, 31},
+        PoolCase{DType::bf16, 4, 6, 6, 1, 1, 512}));
+
+TEST(ConvolutionErrors, NameTheOperand) {
+  Guarded x = zeros(DType::f32, {1, 2, 2, 4}), y = zeros(DType::f32, {1, 2, 2, 5});
+  Guarded weight = zeros(DType::f32, {4, 3, 3});
+  const auto stream = cpu_device().make_stream();
+  try {
+    run(*stream, DepthwiseConv3x3Forward{.x = x, .weight = weight, .y = y});
+    FAIL() << "an output with other channels was accepted";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "DepthwiseConv3x3Forward: y has shape [1, 2, 2, 5], expected [1, 2, 2, 4]");
+  }
+}
+
+}  // namespace
+}  // namespace orchard::testing

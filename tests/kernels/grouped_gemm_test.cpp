@@ -1,0 +1,176 @@
+// The experts' products against an fp64 reference: ragged groups, empty ones, and rows after the
+// last group, which hold NaN and must be neither read nor written.
+#include <omp.h>
+
+#include "tests/kernels/gemm_test.h"
+
+namespace orchard::testing {
+namespace {
+
+constexpr std::int64_t spare_rows = 5;
+
+class GroupedGemms : public ::testing::TestWithParam<LibraryCase> {
+ protected:
+  struct Problem {
+    std::vector<int> offsets;
+    std::int64_t k, n;
+
+    std::int64_t groups() const { return static_cast<std::int64_t>(offsets.size()) - 1; }
+    std::int64_t rows() const { return offsets.back() + spare_rows; }
+  };
+
+  // Row counts with one, two and several tiles, a group without rows first, amid and last.
+  std::vector<Problem> problems() const {
+    return {{{0, 0, 32, 128, 128, 352, 384, 384}, 48, 80},
+            {{0, 32}, 17, 5},
+            {{0, 0, 0}, 24, 40},
+            {{0, 1088, 1120}, 33, 65}};
+  }
+
+  static void spoil_spare_rows(const Problem& p, Guarded& rows) {
+    const std::int64_t cols = rows.shape()[1];
+    for (std::int64_t i = p.offsets.back() * cols; i < p.rows() * cols; ++i)
+      rows.set(i, std::numeric_limits<double>::quiet_NaN());
+  }
+};
+
+TEST_P(GroupedGemms, ForwardMatchesReferenceAndLeavesSpareRows) {
+  const auto [library, in, out] = GetParam();
+  const auto stream = device_with(library).make_stream();
+  for (const Problem& p : problems()) {
+    for (const Transpose transpose_b : {Transpose::no, Transpose::yes}) {
+      const bool tb = transpose_b == Transpose::yes;
+      Guarded a = random_normal(in, {p.rows(), p.k}, 1);
+      Guarded b =
+          random_normal(in, tb ? Shape{p.groups(), p.n, p.k} : Shape{p.groups(), p.k, p.n}, 2);
+      Guarded c(out, {p.rows(), p.n}), offsets = integers({p.groups() + 1}, p.offsets);
+      fill_nan(c);
+      const Guarded before = c;
+      spoil_spare_rows(p, a);
+      GroupedGemm op{.a = a, .b = b, .c = c, .row_offsets = offsets, .transpose_b = transpose_b};
+      run(*stream, op);
+      stream->synchronize();
+
+      Guarded used(out, {p.offsets.back(), p.n});
+      std::vector<double> expected;
+      for (std::int64_t g = 0; g < p.groups(); ++g) {
+        for (std::int64_t i = p.offsets[g]; i < p.offsets[g + 1]; ++i) {
+          for (std::int64_t j = 0; j < p.n; ++j) {
+            double sum = 0;
+            for (std::int64_t l = 0; l < p.k; ++l)
+              sum +=
+                  a.at(i * p.k + l) * b.at(tb ? (g * p.n + j) * p.k + l : (g * p.k + l) * p.n + j);
+            expected.push_back(sum);
+            used.set(i * p.n + j, c.at(i * p.n + j));
+          }
+        }
+      }
+      expect_close(used, expected, gemm_bound(p.k, out), "c");
+      for (std::int64_t i = p.offsets.back() * p.n; i < p.rows() * p.n; ++i)
+        ASSERT_TRUE(std::isnan(c.at(i))) << "a row after the last group was written";
+
+      Guarded again = before;
+      op.c = again.tensor();
+      run(*stream, op);
+      EXPECT_TRUE(again == c) << "two runs differ";
+    }
+  }
+}
+
+TEST_P(GroupedGemms, WeightGradientMatchesReferenceAndKeepsEmptyGroups) {
+  const auto [library, in, out] = GetParam();
+  if (out != DType::f32) GTEST_SKIP() << "weight gradients are f32";
+  const auto stream = device_with(library).make_stream();
+  for (const Problem& p : problems()) {
+    const std::int64_t m = p.k, n = p.n;
+    Guarded a = random_normal(in, {p.rows(), m}, 1), b = random_normal(in, {p.rows(), n}, 2);
+    Guarded d_b = random_normal(DType::f32, {p.groups(), m, n}, 3);
+    Guarded offsets = integers({p.groups() + 1}, p.offsets);
+    const Guarded before = d_b;
+    spoil_spare_rows(p, a);
+    spoil_spare_rows(p, b);
+    GroupedGemmWeightGradient op{.a = a, .b = b, .d_b = d_b, .row_offsets = offsets};
+    run(*stream, op);
+    stream->synchronize();
+    std::vector<double> expected = before.values();
+    for (std::int64_t g = 0; g < p.groups(); ++g) {
+      for (std::int64_t i = 0; i < m * n; ++i) {
+        for (std::int64_t r = p.offsets[g]; r < p.offsets[g + 1]; ++r)
+          expected[static_cast<std::size_t>(g * m * n + i)] +=
+              a.at(r * m + i / n) * b.at(r * n + i % n);
+        if (p.offsets[g] == p.offsets[g + 1]) {
+          ASSERT_EQ(d_b.at(g * m * n + i), before.at(g * m * n + i)) << "an empty group changed";
+        }
+      }
+    }
+    // The largest group's sums are the longest.
+    expect_close(d_b, expected, gemm_bound(p.offsets.back(), DType::f32), "d_b");
+
+    Guarded again = before;
+    op.d_b = again.tensor();
+    run(*stream, op);
+    EXPECT_TRUE(again == d_b) << "two runs differ";
+  }
+}
+
+TEST_P(GroupedGemms, ResultsDoNotDependOnTheNumberOfThreads) {
+  const auto [library, in, out] = GetParam();
+  const int before = omp_get_max_threads();
+  const auto stream = device_with(library).make_stream();
+  const Problem p{{0, 64, 416, 448}, 160, 200};
+  Guarded a = random_normal(in, {p.rows(), p.k}, 1), b = random_normal(in, {3, p.k, p.n}, 2);
+  Guarded rows = random_normal(in, {p.rows(), p.n}, 3), offsets = integers({4}, p.offsets);
+  Guarded first_c(out, {p.rows(), p.n}), first_d = zeros(DType::f32, {3, p.k, p.n});
+  for (const int threads : {1, 2, 3}) {
+    omp_set_num_threads(threads);
+    Guarded c(out, {p.rows(), p.n}), d_b = zeros(DType::f32, {3, p.k, p.n});
+    run(*stream, GroupedGemm{.a = a, .b = b, .c = c, .row_offsets = offsets});
+    run(*stream, GroupedGemmWeightGradient{.a = a, .b = rows, .d_b = d_b, .row_offsets = offsets});
+    if (threads == 1) {
+      first_c = c;
+      first_d = d_b;
+    }
+    EXPECT_TRUE(c == first_c) << threads << " threads";
+    EXPECT_TRUE(d_b == first_d) << threads << " threads";
+  }
+  omp_set_num_threads(before);
+}
+
+TEST_P(GroupedGemms, OtherRowCountsBuildNothing) {
+  const auto [library, in, out] = GetParam();
+  Device& device = device_with(library);
+  const auto stream = device.make_stream();
+  Guarded a = random_normal(in, {512, 72}, 1), b = random_normal(in, {2, 72, 136}, 2);
+  Guarded rows = random_normal(in, {512, 136}, 3), d_b = zeros(DType::f32, {2, 72, 136});
+  Guarded c(out, {512, 136});
+  const auto step = [&](const std::vector<int>& counts) {
+    Guarded offsets = integers({3}, counts);
+    run(*stream, GroupedGemm{.a = a, .b = b, .c = c, .row_offsets = offsets});
+    run(*stream, GroupedGemmWeightGradient{.a = a, .b = rows, .d_b = d_b, .row_offsets = offsets});
+  };
+  step({0, 32, 64});
+  const DeviceStatistics warm = device.statistics();
+  for (const auto& counts : {std::vector{0, 0, 512}, {0, 480, 512}, {0, 96, 352}, {0, 224, 256}})
+    step(counts);
+  EXPECT_EQ(device.statistics().primitive_creations, warm.primitive_creations);
+  EXPECT_EQ(device.statistics().workspace_growths, warm.workspace_growths);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, GroupedGemms,
+                         ::testing::Values(LibraryCase{"auto", DType::f32, DType::f32},
+                                           LibraryCase{"auto", DType::bf16, DType::bf16},
+                                           LibraryCase{"auto", DType::bf16, DType::f32},
+                                           LibraryCase{"sgemm", DType::f32, DType::f32},
+                                           LibraryCase{"sgemm", DType::bf16, DType::bf16},
+                                           LibraryCase{"sgemm", DType::bf16, DType::f32}),
+                         name_of_case);
+
+TEST(GroupedGemmErrors, OffsetsThatAreNotMultiplesOf32AreRefused) {
+  Guarded a = zeros(DType::f32, {64, 4}), b = zeros(DType::f32, {1, 4, 4});
+  Guarded c = zeros(DType::f32, {64, 4}), offsets = integers({2}, std::vector{0, 33});
+  const auto stream = cpu_device().make_stream();
+  EXPECT_THROW(run(*stream, GroupedGemm{.a = a, .b = b, .c = c, .row_offsets = offsets}), Error);
+}
+
+}  // namespace
+}  // namespace orchard::testing

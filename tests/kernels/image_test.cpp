@@ -1,0 +1,261 @@
+// Picture preparation: resizes against Pillow, OpenCV and fp64 references, patches against the
+// definition.
+#include "kernels/image/image.h"
+
+#include <omp.h>
+
+#include "tests/goldens/resize_golden.h"
+#include "tests/kernels/op_test.h"
+
+namespace orchard::testing {
+namespace {
+
+std::size_t at(std::int64_t i) {
+  return static_cast<std::size_t>(i);
+}
+
+// The inputs of make_resize_golden.py.
+Guarded golden_picture(std::int64_t height, std::int64_t width) {
+  Guarded out(DType::u8, {height, width, 3});
+  for (std::int64_t i = 0; i < out.size(); ++i) {
+    const std::int64_t y = i / 3 / width, x = i / 3 % width, c = i % 3;
+    const std::int64_t value = y * 7919 + x * 104729 + c * 1299709 + (y * x * 31) % 97 * 53;
+    out.set(i, static_cast<double>(value % 251 + (x + y) % 2 * 4));
+  }
+  return out;
+}
+
+double keys(double distance, double a) {
+  const double x = std::abs(distance);
+  if (x <= 1) return (a + 2) * x * x * x - (a + 3) * x * x + 1;
+  return x < 2 ? a * x * x * x - 5 * a * x * x + 8 * a * x - 4 * a : 0;
+}
+
+// Weights of all `in` inputs for output i of `out`, from the definition: the kernel stretched by
+// the shrink factor, centred between half-pixel centres, cut at the border and renormalised.
+std::vector<double> antialiased_weights(std::int64_t i, std::int64_t in, std::int64_t out) {
+  const double scale = static_cast<double>(in) / static_cast<double>(out);
+  const double stretch = std::max(1.0, scale);
+  std::vector<double> weights(at(in));
+  double sum = 0;
+  for (std::int64_t k = 0; k < in; ++k) {
+    const double distance =
+        (static_cast<double>(k) + 0.5 - (static_cast<double>(i) + 0.5) * scale) / stretch;
+    weights[at(k)] = keys(distance, -0.5);
+    sum += weights[at(k)];
+  }
+  for (double& weight : weights) weight /= sum;
+  return weights;
+}
+
+std::vector<double> resized(const Guarded& x, std::int64_t height, std::int64_t width) {
+  const std::int64_t in_height = x.shape()[0], in_width = x.shape()[1];
+  std::vector<double> out;
+  for (std::int64_t i = 0; i < height; ++i) {
+    const std::vector<double> down = antialiased_weights(i, in_height, height);
+    for (std::int64_t j = 0; j < width; ++j) {
+      const std::vector<double> across = antialiased_weights(j, in_width, width);
+      for (std::int64_t c = 0; c < 3; ++c) {
+        double sum = 0;
+        for (std::int64_t r = 0; r < in_height; ++r) {
+          for (std::int64_t s = 0; s < in_width; ++s) {
+            sum += down[at(r)] * across[at(s)] * x.at((r * in_width + s) * 3 + c);
+          }
+        }
+        out.push_back(std::clamp(sum, 0.0, 255.0));
+      }
+    }
+  }
+  return out;
+}
+
+struct Resize {
+  std::int64_t in_height, in_width, height, width;
+};
+
+// Values up to 255 times fp32 weights whose sizes sum to less than two, twice: 255·4 roundoffs of
+// 6e-8 a tap, over at most 32 taps that add up like a random walk.
+constexpr double level_bound = 1e-3;
+
+TEST(ResizeBicubic, MatchesPillow) {
+  const auto stream = cpu_device().make_stream();
+  for (const golden::Picture& g : golden::pictures) {
+    Guarded x = golden_picture(g.in_height, g.in_width), y(DType::f32, {g.height, g.width, 3});
+    run(*stream, orchard::ResizeBicubic{.x = x, .height = g.height, .width = g.width, .y = y});
+    stream->synchronize();
+    for (std::int64_t i = 0; i < y.size(); ++i) {
+      // The golden values are rounded to three digits.
+      ASSERT_NEAR(y.at(i), g.values[i], level_bound + 5e-4)
+          << g.in_height << "x" << g.in_width << " to " << g.height << "x" << g.width << " at "
+          << i;
+    }
+  }
+}
+
+class ResizeShapes : public ::testing::TestWithParam<Resize> {};
+
+TEST_P(ResizeShapes, MatchesReferenceAndLeavesTheRestOfTheCanvas) {
+  const auto [in_height, in_width, height, width] = GetParam();
+  Guarded x(DType::u8, {in_height, in_width, 3});
+  std::mt19937 engine(5);
+  for (std::int64_t i = 0; i < x.size(); ++i) x.set(i, engine() % 256);
+  const std::int64_t canvas_width = width + 5;
+  Guarded y(DType::f32, {height + 3, canvas_width, 3});
+  const Guarded untouched = y;
+  const orchard::ResizeBicubic op{.x = x, .height = height, .width = width, .y = y};
+  const auto stream = cpu_device().make_stream();
+  run(*stream, op);
+  stream->synchronize();
+  const std::vector<double> expected = resized(x, height, width);
+  for (std::int64_t i = 0; i < y.size(); ++i) {
+    const std::int64_t row = i / 3 / canvas_width, col = i / 3 % canvas_width;
+    if (row < height && col < width) {
+      ASSERT_NEAR(y.at(i), expected[at((row * width + col) * 3 + i % 3)], level_bound) << i;
+    } else {
+      ASSERT_EQ(y.at(i), untouched.at(i)) << "row " << row << ", column " << col;
+    }
+  }
+  const Guarded first = y;
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(threads + 2);
+  run(*stream, op);
+  omp_set_num_threads(threads);
+  stream->synchronize();
+  EXPECT_TRUE(first == y) << "the result depends on the number of threads";
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, ResizeShapes,
+                         ::testing::Values(Resize{1, 1, 1, 1}, Resize{1, 1, 5, 4},
+                                           Resize{2, 3, 31, 17}, Resize{29, 31, 7, 5},
+                                           Resize{64, 48, 56, 42}, Resize{33, 20, 33, 41},
+                                           Resize{97, 2, 3, 3}));
+
+TEST(ResizeBicubicErrors, RefuseACanvasThatIsTooSmall) {
+  Guarded x(DType::u8, {4, 4, 3}), y(DType::f32, {4, 4, 3});
+  const auto stream = cpu_device().make_stream();
+  EXPECT_THROW(run(*stream, orchard::ResizeBicubic{.x = x, .height = 5, .width = 4, .y = y}),
+               Error);
+  EXPECT_THROW(run(*stream, orchard::ResizeBicubic{.x = x, .height = 0, .width = 4, .y = y}),
+               Error);
+}
+
+struct PatchCase {
+  DType dtype;
+  std::int64_t tile_rows, tile_cols, side, patch, height, width;
+};
+class Patchify : public ::testing::TestWithParam<PatchCase> {};
+
+TEST_P(Patchify, OrdersTilesPatchesAndColours) {
+  const auto [dtype, tile_rows, tile_cols, side, patch, height, width] = GetParam();
+  const std::int64_t grid = side / patch, canvas_width = tile_cols * side;
+  Guarded x = random_normal(DType::f32, {tile_rows * side, canvas_width, 3}, 1, 60, 128);
+  // What lies outside the picture is undefined, and must not be read into the patches.
+  for (std::int64_t i = 0; i < x.size(); ++i) {
+    if (i / 3 / canvas_width >= height || i / 3 % canvas_width >= width) x.set(i, std::nan(""));
+  }
+  Guarded patches(dtype, {tile_rows * tile_cols, grid * grid, 3 * patch * patch});
+  const NormalisePatchify op{
+      .x = x, .height = height, .width = width, .side = side, .patch = patch, .patches = patches};
+  const auto stream = cpu_device().make_stream();
+  run(*stream, op);
+  stream->synchronize();
+
+  const double mean[] = {0.48145466, 0.4578275, 0.40821073};
+  const double std[] = {0.26862954, 0.26130258, 0.27577711};
+  std::vector<double> expected;
+  for (std::int64_t tile = 0; tile < tile_rows * tile_cols; ++tile) {
+    for (std::int64_t p = 0; p < grid * grid; ++p) {
+      for (std::int64_t i = 0; i < 3 * patch * patch; ++i) {
+        const std::int64_t c = i / patch / patch;
+        const std::int64_t row = tile / tile_cols * side + p / grid * patch + i / patch % patch;
+        const std::int64_t col = tile % tile_cols * side + p % grid * patch + i % patch;
+        const double value =
+            row < height && col < width
+                ? (x.at((row * canvas_width + col) * 3 + c) / 255 - mean[c]) / std[c]
+                : 0;
+        expected.push_back(value);
+      }
+    }
+  }
+  // One rounding to the dtype, and fp32 roundings of value/255/std and mean/std, which are of size
+  // 4 at most and cancel.
+  const bool fp32 = dtype == DType::f32;
+  expect_close(patches, expected, (fp32 ? 4 : 2) * unit_roundoff(dtype), "patches", fp32 ? 4 : 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, Patchify,
+                         ::testing::Values(PatchCase{DType::f32, 1, 1, 1, 1, 1, 1},
+                                           PatchCase{DType::f32, 1, 1, 28, 14, 28, 28},
+                                           PatchCase{DType::f32, 2, 3, 42, 14, 61, 100},
+                                           PatchCase{DType::f32, 1, 2, 700, 7, 9, 1399},
+                                           PatchCase{DType::f32, 2, 1, 6, 3, 0, 0},
+                                           PatchCase{DType::f32, 1, 1, 512, 512, 5, 511},
+                                           PatchCase{DType::bf16, 2, 2, 56, 14, 57, 112},
+                                           PatchCase{DType::bf16, 1, 1, 15, 5, 13, 11}));
+
+TEST(PatchifyErrors, NameTheRule) {
+  Guarded x(DType::f32, {30, 30, 3}), patches(DType::f32, {1, 4, 588});
+  const auto stream = cpu_device().make_stream();
+  try {
+    run(*stream,
+        NormalisePatchify{.x = x, .height = 30, .width = 30, .side = 30, .patches = patches});
+    FAIL() << "a tile that is no whole number of patches was accepted";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "NormalisePatchify: side is a positive multiple of patch");
+  }
+}
+
+// --- position tables ---
+
+TEST(ResizePositions, MatchesOpenCv) {
+  for (const golden::Table& g : golden::tables) {
+    std::vector<float> table(at(g.rows * g.cols * g.width));
+    for (std::size_t i = 0; i < table.size(); ++i) {
+      table[i] = static_cast<float>(static_cast<double>((i * 37 + i * i * 11) % 101) / 50.0 - 1.0);
+    }
+    std::vector<float> resized_table(at(g.new_rows * g.new_cols * g.width));
+    resize_positions(
+        {table.data(), g.rows, g.cols, g.width, resized_table.data(), g.new_rows, g.new_cols});
+    for (std::size_t i = 0; i < resized_table.size(); ++i) {
+      // OpenCV computes its weights in fp32; the values are of size one.
+      ASSERT_NEAR(resized_table[i], g.values[i], 4e-6)
+          << g.rows << "x" << g.cols << " to " << g.new_rows << "x" << g.new_cols << " at " << i;
+    }
+  }
+}
+
+TEST(ResizePositions, MatchesTheDefinition) {
+  constexpr int rows = 8, cols = 7, width = 5, new_rows = 16, new_cols = 5;
+  const std::vector<double> table = random_normal(DType::f32, {rows, cols, width}, 2).values();
+  const std::vector<float> input(table.begin(), table.end());
+  std::vector<float> out(at(new_rows * new_cols * width));
+  resize_positions({input.data(), rows, cols, width, out.data(), new_rows, new_cols});
+  const auto clamped = [](int i, int n) { return std::clamp(i, 0, n - 1); };
+  for (int i = 0; i < new_rows; ++i) {
+    for (int j = 0; j < new_cols; ++j) {
+      const double y = (i + 0.5) * rows / new_rows - 0.5, x = (j + 0.5) * cols / new_cols - 0.5;
+      for (int c = 0; c < width; ++c) {
+        double expected = 0;
+        for (int r = -3; r < rows + 3; ++r) {
+          for (int s = -3; s < cols + 3; ++s) {
+            expected += keys(y - r, -0.75) * keys(x - s, -0.75) *
+                        table[at((clamped(r, rows) * cols + clamped(s, cols)) * width + c)];
+          }
+        }
+        // 16 terms of size one in fp32.
+        ASSERT_NEAR(out[at((i * new_cols + j) * width + c)], expected, 4e-6);
+      }
+    }
+  }
+}
+
+TEST(ResizePositions, KeepsATableOfTheSameGrid) {
+  const std::vector<double> table = random_normal(DType::f32, {6, 6, 3}, 3).values();
+  const std::vector<float> input(table.begin(), table.end());
+  std::vector<float> out(input.size());
+  resize_positions({input.data(), 6, 6, 3, out.data(), 6, 6});
+  EXPECT_EQ(out, input);
+}
+
+}  // namespace
+}  // namespace orchard::testing

@@ -1,0 +1,275 @@
+#include "train/trainer.h"
+
+#include <atomic>
+#include <chrono>
+#include <optional>
+
+#include "train/checkpoint.h"
+#include "train/checkpoint_folder.h"
+#include "train/model_json.h"
+#include "train/schedule.h"
+#include "train/stage_data.h"
+
+namespace orchard {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// The observer on rank 0, silence elsewhere.
+class RankObserver {
+ public:
+  RankObserver(Observer& observer, const Communicator& ranks)
+      : observer_(ranks.rank() == 0 ? &observer : nullptr) {}
+  void step(const StepEvent& event) const {
+    if (observer_) observer_->on_step(event);
+  }
+  void validation(const ValidationEvent& event) const {
+    if (observer_) observer_->on_validation(event);
+  }
+  void message(const std::string& text) const {
+    if (observer_) observer_->on_message(text);
+  }
+
+ private:
+  Observer* observer_;
+};
+
+// The run's model with what the stage and the training set decide.
+ModelConfig stage_model(const RunConfig& run, const StageConfig& stage, const TrainingSet& set) {
+  ModelConfig model = run.model;
+  model.vision.side = stage.side;
+  const std::int64_t vocabulary = set.tokenizer().vocabulary();
+  if (model.decoder.vocabulary == 0) model.decoder.vocabulary = vocabulary;
+  require(model.decoder.vocabulary >= vocabulary,
+          "the tokenizer of {} has {} pieces, the model's vocabulary (decoder.vocabulary) only {}",
+          run.training_set.string(), vocabulary, model.decoder.vocabulary);
+  if (model.decoder.max_positions == 0) model.decoder.max_positions = stage.sequence_length;
+  require(model.decoder.max_positions >= stage.sequence_length,
+          "stage {}: sequences of {} rows do not fit decoder.max_positions = {}", stage.number,
+          stage.sequence_length, model.decoder.max_positions);
+  return model;
+}
+
+class StageTrainer {
+ public:
+  StageTrainer(const RunConfig& run, const StageConfig& stage, const TrainingSet& set,
+               Device& device, Communicator& ranks, const RankObserver& observer)
+      : run_(run),
+        stage_(stage),
+        set_(set),
+        ranks_(ranks),
+        observer_(observer),
+        checkpoints_(run.run_folder),
+        model_config_(stage_model(run, stage, set)),
+        data_(set, run, stage),
+        stream_(device.make_stream()),
+        model_(store_, model_config_) {
+    store_.allocate(device, *stream_, run.dtype);
+    model_.prepare(device, *stream_);
+    optimizer_.emplace(device, *stream_, store_, stage.optimizer);
+    runner_.emplace(device, *stream_, ranks, store_, model_);
+    const double law =
+        learning_rate_law(static_cast<double>(dense_backbone_parameters(model_config_.decoder)));
+    schedule_ = {.peak = stage.peak_lr > 0 ? stage.peak_lr : law,
+                 .warmup = stage.warmup,
+                 .steps = stage.steps,
+                 .final_fraction = stage.final_lr_fraction};
+  }
+
+  void initialise() {
+    store_.initialise(*stream_, run_.seed);
+    observer_.message(fmt::format("stage {}: {:.2f} M parameters from seed {}", stage_.number,
+                                  static_cast<double>(store_.count()) / 1e6, run_.seed));
+  }
+
+  void start_from(const std::filesystem::path& weights) {
+    check_tokenizer(weights);
+    load_parameters(weights, *stream_, store_, PositionTables::resized);
+    observer_.message(fmt::format("stage {}: weights from {}", stage_.number, weights.string()));
+  }
+
+  void resume(const std::filesystem::path& checkpoint, const CheckpointInfo& info) {
+    check_tokenizer(checkpoint);
+    require(info.seed == run_.seed,
+            "{} was trained with seed {}, this run has seed {}: its data order would differ",
+            checkpoint.string(), info.seed, run_.seed);
+    require(info.sequences == info.step * stage_.global_batch,
+            "{} stands after {} sequences in {} steps; with a global batch of {} it cannot be "
+            "resumed exactly",
+            checkpoint.string(), info.sequences, info.step, stage_.global_batch);
+    load_parameters(checkpoint, *stream_, store_, PositionTables::exact);
+    load_optimizer(checkpoint, *stream_, *optimizer_);
+    done_ = info.step;
+    observer_.message(fmt::format("stage {}: resumed after step {} from {}", stage_.number, done_,
+                                  checkpoint.string()));
+  }
+
+  // Trains up to `budget` further steps (none: to the end). Returns the steps taken.
+  std::int64_t run(std::optional<std::int64_t> budget) {
+    observer_.message(data_.report());
+    if (done_ == 0) validate_and_report();
+    const std::int64_t first = done_,
+                       last = budget ? std::min(stage_.steps, done_ + *budget) : stage_.steps;
+    const auto loader =
+        data_.make_loader(done_ + 1, ranks_.rank(), ranks_.size(), [this](const BadSample& bad) {
+          ++bad_samples_;
+          fmt::print(stderr, "bad sample {} ({}): {}; it keeps its place without targets\n",
+                     bad.sample, bad.id, bad.reason);
+        });
+    while (done_ < last) {
+      train_one(*loader);
+      const bool at_end = done_ == stage_.steps;
+      if (at_end || (run_.validate_every > 0 && done_ % run_.validate_every == 0))
+        validate_and_report();
+      if (at_end || done_ == last ||
+          (run_.checkpoint_every > 0 && done_ % run_.checkpoint_every == 0))
+        save(at_end);
+    }
+    return done_ - first;
+  }
+
+ private:
+  void train_one(PrefetchingLoader& loader) {
+    const auto start = Clock::now();
+    const std::int64_t step = done_ + 1;
+    const StepPlan plan = data_.step_plan(step);
+    const auto mine = plan.of_rank(ranks_.rank(), ranks_.size());
+    micro_batches_.clear();
+    for (std::size_t i = 0; i < mine.size(); ++i) {
+      auto batch = loader.next();
+      require(batch.has_value(), "the loader ended before step {}", step);
+      micro_batches_.push_back(std::move(*batch));
+    }
+    const double data_seconds = seconds_since(start);
+    const StepTotals totals{
+        .targets = plan.targets, .real_rows = plan.real_rows, .sequences = stage_.global_batch};
+    StepEvent event{.stage = stage_.number,
+                    .step = step,
+                    .steps = stage_.steps,
+                    .learning_rate = schedule_.at(step),
+                    .tokens = plan.real_rows,
+                    .targets = plan.targets,
+                    .tiles = plan.tiles,
+                    .data_seconds = data_seconds};
+    event.report = runner_->train(micro_batches_, totals, *optimizer_, event.learning_rate, step);
+    done_ = step;
+    event.step_seconds = seconds_since(start);
+    event.bad_samples = bad_samples_;
+    observer_.step(event);
+  }
+
+  void validate_and_report() {
+    const auto start = Clock::now();
+    ValidationEvent event{.stage = stage_.number, .step = done_, .steps = stage_.steps};
+    event.report = validate(*runner_, data_, set_.index(), run_.micro_batch, ranks_, Swap::compare);
+    event.seconds = seconds_since(start);
+    observer_.validation(event);
+  }
+
+  void save(bool at_end) {
+    // Written by one rank; the others wait, so that no rank runs ahead of a failed write.
+    const std::filesystem::path path =
+        at_end ? checkpoints_.final_of(stage_.number) : checkpoints_.at_step(stage_.number, done_);
+    if (ranks_.rank() == 0) {
+      std::filesystem::create_directories(checkpoints_.folder());
+      save_checkpoint(path,
+                      {.stage = stage_.number,
+                       .step = done_,
+                       .sequences = done_ * stage_.global_batch,
+                       .seed = run_.seed,
+                       .stage_finished = at_end,
+                       .tokenizer_hash = set_.tokenizer().hash(),
+                       .model = model_json(model_config_)},
+                      *stream_, store_, *optimizer_);
+      checkpoints_.prune(stage_.number, at_end ? 0 : run_.keep_checkpoints);
+    }
+    ranks_.barrier();
+    observer_.message(
+        fmt::format("stage {} step {}: wrote {}", stage_.number, done_, path.string()));
+  }
+
+  void check_tokenizer(const std::filesystem::path& checkpoint) const {
+    const CheckpointInfo info = read_checkpoint_info(checkpoint);
+    require(info.tokenizer_hash == set_.tokenizer().hash(),
+            "{} was trained with another tokenizer ({}) than the training set {} holds ({}): use "
+            "the training set it was "
+            "trained on, or one packed with its tokenizer",
+            checkpoint.string(), info.tokenizer_hash, run_.training_set.string(),
+            set_.tokenizer().hash());
+  }
+
+  const RunConfig& run_;
+  const StageConfig& stage_;
+  const TrainingSet& set_;
+  Communicator& ranks_;
+  const RankObserver& observer_;
+  CheckpointFolder checkpoints_;
+  ModelConfig model_config_;
+  StageData data_;
+  std::unique_ptr<Stream> stream_;
+  ParameterStore store_;
+  MultimodalModel model_;
+  std::optional<Optimizer> optimizer_;
+  std::optional<StepRunner> runner_;
+  Schedule schedule_;
+  std::vector<MicroBatch> micro_batches_;
+  std::int64_t done_ = 0;                      // steps of the stage
+  std::atomic<std::int64_t> bad_samples_ = 0;  // counted on the loader's thread
+};
+
+void check_run(const RunConfig& run, const Communicator& ranks) {
+  for (const StageConfig& stage : run.stages) {
+    const std::int64_t share = run.micro_batch * ranks.size();
+    require(share > 0 && stage.global_batch % share == 0,
+            "stage {}: global_batch = {} must be a multiple of micro_batch = {} times the {} ranks",
+            stage.number, stage.global_batch, run.micro_batch, ranks.size());
+  }
+}
+
+}  // namespace
+
+void train(const RunConfig& run, const TrainOptions& options, Device& device, Communicator& ranks,
+           Observer& observer) {
+  check_run(run, ranks);
+  const RankObserver quiet(observer, ranks);
+  const TrainingSet set = TrainingSet::open(run.training_set);
+  const CheckpointFolder checkpoints(run.run_folder);
+  const auto latest = checkpoints.latest();
+  require(options.resume == Resume::from_latest || !latest,
+          "{} already holds checkpoints: continue it with --resume, or choose another run folder",
+          run.run_folder.string());
+  std::optional<CheckpointInfo> reached;
+  if (latest) reached = read_checkpoint_info(*latest);
+  ranks.barrier();  // nobody writes a checkpoint before all have looked
+
+  std::optional<std::int64_t> budget;
+  if (options.stop_after_steps > 0) budget = options.stop_after_steps;
+  std::filesystem::path weights = options.initial_weights;
+  for (const StageConfig& stage : run.stages) {
+    const std::filesystem::path finished = checkpoints.final_of(stage.number);
+    const bool skipped = options.only_stage != 0 && stage.number != options.only_stage;
+    const bool done = reached && (reached->stage > stage.number ||
+                                  (reached->stage == stage.number && reached->stage_finished));
+    if (skipped || done) {
+      if (std::filesystem::exists(finished)) weights = finished;
+      continue;
+    }
+    StageTrainer trainer(run, stage, set, device, ranks, quiet);
+    if (reached && reached->stage == stage.number) {
+      trainer.resume(*latest, *reached);
+    } else if (!weights.empty()) {
+      trainer.start_from(weights);
+    } else {
+      trainer.initialise();
+    }
+    const std::int64_t taken = trainer.run(budget);
+    if (budget && (*budget -= taken) <= 0) return;
+    weights = finished;
+  }
+}
+
+}  // namespace orchard
