@@ -1,0 +1,142 @@
+#include "launch/validate.h"
+
+#include "data/mixture.h"
+
+namespace orchard {
+namespace {
+
+// One tile a picture, or the most that splitting makes of it, the overview included.
+std::int64_t most_tiles(const TilingOptions& tiling) {
+  switch (tiling.mode) {
+    case TilingMode::whole:
+      return 1;
+    case TilingMode::fixed:
+      return 5;
+    case TilingMode::dynamic:
+      return tiling.max_tiles + 1;
+  }
+  return 0;
+}
+
+class Rules {
+ public:
+  explicit Rules(const ResolvedRun& run) : run_(run) {}
+
+  // `name` is the option to blame.
+  template <class... Args>
+  void check(bool ok, std::string_view name, fmt::format_string<Args...> rule,
+             Args&&... args) const {
+    if (ok) return;
+    throw ConfigurationError(
+        fmt::format("{}: {}", run_.describe(name), fmt::format(rule, std::forward<Args>(args)...)));
+  }
+  void check_positive(std::int64_t value, std::string_view name) const {
+    check(value > 0, name, "must be positive");
+  }
+  std::string see(std::string_view name) const { return run_.describe(name); }
+
+ private:
+  const ResolvedRun& run_;
+};
+
+void check_decoder(const Rules& rules, const DecoderConfig& d) {
+  rules.check_positive(d.layers, "decoder.layers");
+  rules.check_positive(d.hidden, "decoder.hidden");
+  rules.check_positive(d.ffn, "decoder.ffn");
+  rules.check_positive(d.kv_heads, "decoder.kv_heads");
+  rules.check(d.heads > 0 && d.heads % d.kv_heads == 0, "decoder.heads",
+              "must be a multiple of {}", rules.see("decoder.kv_heads"));
+  rules.check(d.head_dim > 0 && d.head_dim % 2 == 0 && d.head_dim <= 256, "decoder.head_dim",
+              "must be even (rotary pairs) and at most 256");
+  rules.check(d.vocabulary == 0 || d.vocabulary >= 16, "decoder.vocabulary",
+              "too small for the special tokens");
+  if (d.moe.experts == 0) return;
+  rules.check(d.moe.top_k <= d.moe.experts, "moe.top_k", "must be at most {}",
+              rules.see("moe.experts"));
+  rules.check(d.moe.every <= d.layers, "moe.every", "no layer would be sparse with {}",
+              rules.see("decoder.layers"));
+}
+
+void check_vision(const Rules& rules, const ModelConfig& model) {
+  const VisionConfig& v = model.vision;
+  rules.check_positive(v.width, "vision.width");
+  rules.check_positive(v.heads, "vision.heads");
+  rules.check_positive(v.mlp_width, "vision.mlp_width");
+  rules.check(v.width % v.heads == 0, "vision.width", "must be a multiple of {}",
+              rules.see("vision.heads"));
+  rules.check(v.features != FeatureLayer::penultimate || v.layers >= 2, "vision.features",
+              "needs two layers, and {}", rules.see("vision.layers"));
+  rules.check_positive(model.connector.hidden, "connector.hidden");
+}
+
+void check_pictures(const Rules& rules, const ModelConfig& model, const StageConfig& stage) {
+  const auto key = [&](const char* name) { return fmt::format("stage{}.{}", stage.number, name); };
+  rules.check(stage.side > 0 && stage.side % model.vision.patch == 0, key("side"),
+              "must be a multiple of {}", rules.see("vision.patch"));
+  const std::int64_t grid = stage.side / model.vision.patch;
+  rules.check(grid >= model.connector.out_side, key("side"),
+              "gives {} patches a side, too few for {}", grid, rules.see("connector.out_side"));
+  rules.check(stage.tiling.min_tiles <= stage.tiling.max_tiles, key("min_tiles"),
+              "must be at most {}", rules.see(key("max_tiles")));
+  // A picture is never cut, so one that is split to the limit must leave room for some text.
+  const std::int64_t rows = most_tiles(stage.tiling) * model.connector.tokens();
+  rules.check(stage.sequence_length > rows, key("sequence_length"),
+              "a picture may take {} tiles of {} rows, {} in all, and text must follow it",
+              most_tiles(stage.tiling), model.connector.tokens(), rows);
+}
+
+void check_stage(const Rules& rules, const RunConfig& run, const StageConfig& stage) {
+  const auto key = [&](const char* name) { return fmt::format("stage{}.{}", stage.number, name); };
+  rules.check_positive(stage.global_batch, key("global_batch"));
+  rules.check(stage.sequence_length >= 2, key("sequence_length"),
+              "must hold a token and the one it predicts");
+  rules.check(stage.global_batch % run.micro_batch == 0, key("global_batch"),
+              "must be a multiple of {}", rules.see("run.micro_batch"));
+  rules.check(stage.warmup <= stage.steps, key("warmup"), "longer than the stage, {}",
+              rules.see(key("steps")));
+  rules.check(stage.optimizer.beta1 < 1, key("beta1"), "must be below 1");
+  rules.check(stage.optimizer.beta2 < 1, key("beta2"), "must be below 1");
+  try {
+    named_mixture(stage.mixture, {});
+  } catch (const Error& error) {
+    rules.check(false, key("mixture"), "{}", error.what());
+  }
+  if (run.model.has_vision()) check_pictures(rules, run.model, stage);
+}
+
+}  // namespace
+
+void validate(const ResolvedRun& run, const RunConfig& config) {
+  const Rules rules(run);
+  check_decoder(rules, config.model.decoder);
+  if (config.model.has_vision()) check_vision(rules, config.model);
+  rules.check(!config.stages.empty(), "stage1.steps", "no stage has steps, so there is no run");
+  for (const StageConfig& stage : config.stages) check_stage(rules, config, stage);
+  // What the model itself demands, where it is stricter than the rules above.
+  ModelConfig model = config.model;
+  if (model.decoder.vocabulary == 0) model.decoder.vocabulary = 1024;
+  try {
+    model.validate();
+  } catch (const Error& error) {
+    throw ConfigurationError(error.what());
+  }
+}
+
+void validate_ranks(const ResolvedRun& run, int ranks) {
+  const RunConfig config = run.config();
+  for (const StageConfig& stage : config.stages) {
+    const std::int64_t micro_batches = stage.global_batch / config.micro_batch;
+    Rules(run).check(micro_batches % ranks == 0, fmt::format("stage{}.global_batch", stage.number),
+                     "{} micro-batches ({}) do not divide evenly among {} ranks", micro_batches,
+                     run.describe("run.micro_batch"), ranks);
+  }
+}
+
+void validate_vocabulary(const ResolvedRun& run, std::int64_t tokenizer_vocabulary) {
+  const std::int64_t vocabulary = run.config().model.decoder.vocabulary;
+  Rules(run).check(vocabulary == 0 || vocabulary == tokenizer_vocabulary, "decoder.vocabulary",
+                   "the tokenizer of the training set ({}) has {} tokens; 0 takes as many as that",
+                   run.describe("run.training_set"), tokenizer_vocabulary);
+}
+
+}  // namespace orchard

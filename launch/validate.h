@@ -1,0 +1,19 @@
+// Whether the options of a run fit each other. That each is what its option allows has been checked
+// before, when it was read.
+#pragma once
+
+#include "launch/options.h"
+
+namespace orchard {
+
+// Throws ConfigurationError: section.key, its value, where it came from, and the rule it breaks.
+// `run` says where values came from, `config` is run.config().
+void validate(const ResolvedRun& run, const RunConfig& config);
+
+// What only the start knows: every step's sequences must fall evenly on the ranks.
+void validate_ranks(const ResolvedRun& run, int ranks);
+
+// The tokenizer's vocabulary must be the model's, where the options give one.
+void validate_vocabulary(const ResolvedRun& run, std::int64_t tokenizer_vocabulary);
+
+}  // namespace orchard
