@@ -31,11 +31,7 @@ SampleLayout make_layout(const TrainingSet& set, const RunConfig& run, const Sta
 
 SampleSource source_of(const TrainingSet& set) {
   return {.read = [&set](std::int64_t i) { return set.load(i); },
-          .decode =
-              [](const EncodedPicture& encoded) {
-                Picture picture = decode_picture(encoded.bytes);
-                return RgbPicture{picture.width, picture.height, std::move(picture.rgb)};
-              }};
+          .decode = [](const EncodedPicture& encoded) { return decode_picture(encoded.bytes); }};
 }
 
 // Stages draw independently of each other from one seed.

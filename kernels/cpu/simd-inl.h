@@ -34,12 +34,12 @@ HWY_INLINE Vector load(const float* p) {
 
 using Words = hn::Rebind<std::uint16_t, Floats>;
 
-HWY_INLINE Vector widen(hn::Vec<Words> words) {
+HWY_INLINE Vector to_floats(hn::Vec<Words> words) {
   const hn::Rebind<std::uint32_t, Floats> d32;
   return hn::BitCast(Floats(), hn::ShiftLeft<16>(hn::PromoteTo(d32, words)));
 }
 
-HWY_INLINE hn::Vec<Words> narrow(Vector v) {
+HWY_INLINE hn::Vec<Words> to_words(Vector v) {
   const hn::Rebind<std::uint32_t, Floats> d32;
   const auto bits = hn::BitCast(d32, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1u));
@@ -52,7 +52,7 @@ HWY_INLINE hn::Vec<Words> narrow(Vector v) {
 }
 
 HWY_INLINE Vector load(const bf16* p) {
-  return widen(hn::LoadU(Words(), reinterpret_cast<const std::uint16_t*>(p)));
+  return to_floats(hn::LoadU(Words(), reinterpret_cast<const std::uint16_t*>(p)));
 }
 
 HWY_INLINE void store(Vector v, float* p) {
@@ -60,7 +60,7 @@ HWY_INLINE void store(Vector v, float* p) {
 }
 
 HWY_INLINE void store(Vector v, bf16* p) {
-  hn::StoreU(narrow(v), Words(), reinterpret_cast<std::uint16_t*>(p));
+  hn::StoreU(to_words(v), Words(), reinterpret_cast<std::uint16_t*>(p));
 }
 
 #if HWY_MEM_OPS_MIGHT_FAULT
@@ -83,7 +83,7 @@ HWY_INLINE Vector load_tail(const float* p, std::int64_t count) {
 }
 
 HWY_INLINE Vector load_tail(const bf16* p, std::int64_t count) {
-  return widen(hn::MaskedLoad(hn::FirstN(Words(), static_cast<std::size_t>(count)), Words(),
+  return to_floats(hn::MaskedLoad(hn::FirstN(Words(), static_cast<std::size_t>(count)), Words(),
                               reinterpret_cast<const std::uint16_t*>(p)));
 }
 
@@ -92,7 +92,7 @@ HWY_INLINE void store_tail(Vector v, float* p, std::int64_t count) {
 }
 
 HWY_INLINE void store_tail(Vector v, bf16* p, std::int64_t count) {
-  hn::BlendedStore(narrow(v), hn::FirstN(Words(), static_cast<std::size_t>(count)), Words(),
+  hn::BlendedStore(to_words(v), hn::FirstN(Words(), static_cast<std::size_t>(count)), Words(),
                    reinterpret_cast<std::uint16_t*>(p));
 }
 #endif
