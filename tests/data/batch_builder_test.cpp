@@ -302,6 +302,14 @@ TEST_F(BadSamples, APictureThatDoesNotDecodeTurnsGrey) {
                                          101, token_pad, token_pad));
 }
 
+TEST(BatchBuilder, OneBadPictureTurnsAllOfItsSampleGrey) {
+  Memory memory({{.text_tokens = 3, .pictures = {{9, 9}, {9, 9}}}, {.text_tokens = 3}});
+  memory.samples[0].pictures[1].bytes.clear();
+  const SampleLayout layout(memory.index, options_of(TilingMode::whole, 12), {});
+  BatchBuilder builder(layout, memory.source(), {}, device());
+  EXPECT_THAT(builder.build(std::vector{pack(layout, {0, 1})}).patches, Each(0.0f));
+}
+
 TEST_F(BadSamples, APictureOfAnotherSizeThanTheIndexSaysTurnsGrey) {
   memory.samples[0].pictures[0].width = 3;
   memory.samples[0].pictures[0].height = 27;

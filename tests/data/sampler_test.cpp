@@ -49,8 +49,8 @@ TEST(Permutation, SmallOrdersAreAllReachedAlike) {
     const Permutation order(counter_hash(7, static_cast<std::uint64_t>(key)), 4);
     ++count[{order(0), order(1), order(2), order(3)}];
   }
-  // Words of two bits admit only affine orders in one pass but the key changes each round; a bias
-  // of a factor of two would still be harmless, a missing order would not.
+  // The order of four samples may be somewhat likelier than another's; one that never comes, or
+  // comes twice as often, would show a shuffle that does not shuffle.
   EXPECT_EQ(count.size(), 24u);
   for (const auto& [order, times] : count) EXPECT_NEAR(times, keys / 24, keys / 48);
 }
