@@ -16,9 +16,10 @@ target_compile_options(orchard_compiler INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wno-missing-field-initializers>
   # A fused multiply-add must appear where the source asks for it, or debug and release would round differently.
   $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
+# A kernel that spills registers or keeps an array in local memory does not compile.
+set(ORCHARD_PTXAS_FLAGS -Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error)
 target_compile_options(orchard_compiler INTERFACE
-  # A kernel that spills registers or keeps an array in local memory does not compile.
-  $<$<COMPILE_LANGUAGE:CUDA>:-Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error>
+  $<$<COMPILE_LANGUAGE:CUDA>:${ORCHARD_PTXAS_FLAGS}>
   $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Wshadow>
   # Functions that are constexpr on the host, such as those of dtype.h, run on the GPU as well.
   $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>

@@ -21,10 +21,11 @@ if(ORCHARD_CUDA)
   if(CMAKE_CUDA_COMPILER)
     # sm_80 is also embedded as PTX, so that every later GPU runs; the "a" targets are exact.
     set(CMAKE_CUDA_ARCHITECTURES 80 90a-real 100a-real)
+    enable_language(CUDA)
     set(CMAKE_CUDA_STANDARD 20)
     set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-    set(CMAKE_CUDA_EXTENSIONS OFF)
-    enable_language(CUDA)
+    set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)  # CMake 3.25 does not know nvcc's spelling
+    set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
     find_package(CUDAToolkit REQUIRED)
     set(ORCHARD_HAS_CUDA ON)
   endif()

@@ -19,7 +19,7 @@ function(orchard_test source)
   add_executable(${name} ${source})
   target_link_libraries(${name} PRIVATE orchard_compiler ${TEST_DEPENDS} GTest::gtest GTest::gmock GTest::gtest_main)
   add_test(NAME ${name} COMMAND ${name})
-  set_tests_properties(${name} PROPERTIES ENVIRONMENT "OMP_NUM_THREADS=2" TIMEOUT 600)
+  set_tests_properties(${name} PROPERTIES ENVIRONMENT "OMP_NUM_THREADS=2;OMP_WAIT_POLICY=passive" TIMEOUT 600)
 endfunction()
 
 function(orchard_benchmark name)

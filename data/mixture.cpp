@@ -26,8 +26,22 @@ std::vector<MixtureCategory> single_image() {
   return categories;
 }
 
-MixtureGroup group_of_one(const char* name, double weight) {
-  return {.name = name, .weight = weight, .categories = {{.name = name}}};
+MixtureGroup group_of_one(const char* name, double weight, const char* category) {
+  return {.name = name, .weight = weight, .categories = {{.name = category}}};
+}
+
+std::vector<std::string> starting_with(std::string_view prefix,
+                                       std::span<const std::string> names) {
+  std::vector<std::string> found;
+  std::copy_if(names.begin(), names.end(), std::back_inserter(found),
+               [&](const std::string& name) { return name.starts_with(prefix); });
+  return found;
+}
+
+MixtureGroup each_alike(std::span<const std::string> names) {
+  MixtureGroup group{.name = "datasets"};
+  for (const std::string& name : names) group.categories.push_back({.name = name});
+  return group;
 }
 
 // For each category of the training set the place that draws from it: group and category.
@@ -111,23 +125,25 @@ Mixture named_mixture(std::string_view name, std::span<const std::string> traini
   Mixture mixture{.name = std::string(name), .unit = MixingUnit::example};
   if (name == "stage1") {
     mixture.unit = MixingUnit::sequence;
-    mixture.groups = {group_of_one("caption", 50), group_of_one("interleaved", 10),
-                      group_of_one("text", 40)};
+    mixture.groups = {group_of_one("caption", 50, "caption"),
+                      group_of_one("interleaved", 10, "interleaved"),
+                      group_of_one("text", 40, "text")};
+    add_members(mixture, "caption", starting_with("caption_", training_set_categories));
   } else if (name == "stage2") {
-    mixture.groups = {{.name = "datasets", .weight = 1}};
-    for (const std::string& category : training_set_categories) {
-      mixture.groups[0].categories.push_back({.name = category});
-    }
+    mixture.groups = {each_alike(starting_with("ocr_", training_set_categories))};
+  } else if (name == "equal") {
+    mixture.groups = {each_alike(training_set_categories)};
   } else if (name == "base") {
     mixture.groups = {{"single", 1, single_image_base(), "general"}};
   } else if (name == "single_image") {
     mixture.groups = {{"single", 1, single_image(), "general"}};
   } else if (name == "all") {
     mixture.groups = {{"single", 0.8, single_image(), "general"},
-                      group_of_one("multi_image", 0.1),
-                      group_of_one("text", 0.1)};
+                      group_of_one("multi_image", 0.1, "multi_image"),
+                      group_of_one("text", 0.1, "text_only")};
   } else {
-    fail("there is no mixture '{}'; there are stage1, stage2, base, single_image and all", name);
+    fail("there is no mixture '{}'; there are stage1, stage2, base, single_image, all and equal",
+         name);
   }
   return mixture;
 }
@@ -172,9 +188,7 @@ ResolvedMixture resolve(const Mixture& mixture, const TrainingSetIndex& index,
   }
   for (std::size_t c = 0; c < unclaimed.size(); ++c) {
     if (unclaimed[c] == 0) continue;
-    resolved.warnings.push_back(
-        fmt::format("{} samples of category {} are never drawn: mixture {} does not name it",
-                    unclaimed[c], index.categories[c], mixture.name));
+    resolved.unused.push_back(fmt::format("{} ({} samples)", index.categories[c], unclaimed[c]));
   }
 
   std::vector<ResolvedGroup> kept;
@@ -211,6 +225,9 @@ std::string ResolvedMixture::report() const {
                      group.name, category.name, 100 * group.share * category.share,
                      category.samples.size());
     }
+  }
+  if (!unused.empty()) {
+    fmt::format_to(std::back_inserter(text), "not in this mixture: {}\n", fmt::join(unused, ", "));
   }
   for (const std::string& warning : warnings) {
     fmt::format_to(std::back_inserter(text), "warning: {}\n", warning);

@@ -45,12 +45,13 @@ struct Mixture {
   std::vector<MixtureGroup> groups{};
 };
 
-// The mixtures of the recipe:
-//   stage1        caption : interleaved : text = 50 : 10 : 40, by sequence
-//   stage2        every category of the training set alike
+// The mixtures of the recipe, over the categories that `orchard pack` writes:
+//   stage1        caption and caption_* : interleaved : text = 50 : 10 : 40, by sequence
+//   stage2        every ocr_* alike
 //   base          general 1, text_rich natural, science 0.1, math 0.5, code 0.2
 //   single_image  base and refer_ground 2
-//   all           single_image 0.8, multi_image 0.1, text 0.1
+//   all           single_image 0.8, multi_image 0.1, text_only 0.1
+//   equal         every category of the training set alike
 // Throws on another name, listing these.
 Mixture named_mixture(std::string_view name, std::span<const std::string> training_set_categories);
 
@@ -74,9 +75,10 @@ struct ResolvedGroup {
 struct ResolvedMixture {
   MixingUnit unit = MixingUnit::example;
   std::vector<ResolvedGroup> groups{};
-  std::vector<std::string> warnings{};  // dropped categories and groups, samples never drawn
+  std::vector<std::string> warnings{};  // dropped categories and groups
+  std::vector<std::string> unused{};    // categories of the training set outside the mixture
 
-  // A table of groups, categories, shares and samples, then the warnings.
+  // A table of groups, categories, shares and samples, what is not used, then the warnings.
   std::string report() const;
 };
 

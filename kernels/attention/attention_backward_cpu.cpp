@@ -33,6 +33,9 @@ namespace {
 
 enum class Gradients { d_q, d_k_and_d_v, all };
 
+static_assert(max_key_tile % (HWY_MAX_BYTES / sizeof(float)) == 0,
+              "the rows of a tile are whole vectors");
+
 // One thread's scratch. `padded` is head_dim rounded up to whole vectors.
 struct Scratch {
   Scratch(Carver& carver, std::int64_t padded)

@@ -27,6 +27,9 @@ HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 namespace {
 
+static_assert(max_key_tile % (HWY_MAX_BYTES / sizeof(float)) == 0,
+              "the rows of a tile are whole vectors");
+
 // One thread's scratch. `padded` is head_dim rounded up to whole vectors.
 struct Scratch {
   Scratch(Carver& carver, const Heads& heads, std::int64_t padded)

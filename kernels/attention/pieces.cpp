@@ -29,16 +29,6 @@ std::span<Piece> largest_first(Piece* begin, Piece* end) {
 
 }  // namespace
 
-std::int64_t Document::visible_keys(Mask mask, std::int64_t i) const {
-  if (mask == Mask::full) return keys;
-  return std::clamp<std::int64_t>(i + 1 + keys - queries, 0, keys);
-}
-
-std::int64_t Document::first_query(Mask mask, std::int64_t j) const {
-  if (mask == Mask::full) return 0;
-  return std::clamp<std::int64_t>(j - keys + queries, 0, queries);
-}
-
 Documents::Documents(const char* operation, const ConstTensor& query_offsets,
                      const ConstTensor& key_offsets, Mask mask, std::int64_t query_tokens,
                      std::int64_t key_tokens)

@@ -2,6 +2,7 @@
 // queries (or keys), to be done for one kv head by one thread.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -18,9 +19,15 @@ struct Document {
   std::int32_t key_begin = 0, keys = 0;
 
   // Query `i` of the document sees its keys [0, visible_keys(i)). The ends are aligned.
-  std::int64_t visible_keys(Mask mask, std::int64_t i) const;
+  std::int64_t visible_keys(Mask mask, std::int64_t i) const {
+    if (mask == Mask::full) return keys;
+    return std::clamp<std::int64_t>(i + 1 + keys - queries, 0, keys);
+  }
   // The first query that sees key `j`; `queries` when none does.
-  std::int64_t first_query(Mask mask, std::int64_t j) const;
+  std::int64_t first_query(Mask mask, std::int64_t j) const {
+    if (mask == Mask::full) return 0;
+    return std::clamp<std::int64_t>(j - keys + queries, 0, queries);
+  }
 };
 
 struct Piece {

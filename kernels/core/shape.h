@@ -56,7 +56,9 @@ class Shape {
  private:
   int checked(int i) const {
     const int index = i < 0 ? i + rank_ : i;
-    require(index >= 0 && index < rank_, "dimension {} of shape {} does not exist", i, to_string());
+    // Not require: it would build the text of the shape on every access.
+    if (index < 0 || index >= rank_) [[unlikely]]
+      fail("dimension {} of shape {} does not exist", i, to_string());
     return index;
   }
 

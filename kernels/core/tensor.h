@@ -56,8 +56,11 @@ class BasicTensor {
 
   template <class T>
   auto data() const {
-    require(!data_ || dtype_of<T> == dtype_, "a tensor of {} {} was read as {}", name_of(dtype_),
-            shape_.to_string(), name_of(dtype_of<T>));
+    // Not require: it would build the text of the shape on every access.
+    if (data_ && dtype_of<T> != dtype_) [[unlikely]] {
+      fail("a tensor of {} {} was read as {}", name_of(dtype_), shape_.to_string(),
+           name_of(dtype_of<T>));
+    }
     return static_cast<std::conditional_t<is_const, const T, T>*>(data_);
   }
 

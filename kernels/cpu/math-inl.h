@@ -11,18 +11,20 @@
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 
-// exp(x) within 2 units in the last place. Infinite above 88.72; zero below -86.6, where the result
-// comes near the subnormals, so exp(-inf) = 0. A NaN stays a NaN (Highway 1.0.3's own Exp turns it
-// into zero, which would hide a diverged run).
+// exp(x) within 2 units in the last place. Infinite above 88.37, a little before 2^128; zero below
+// -87.33, where the result would be subnormal, so exp(-inf) = 0. A NaN stays a NaN (Highway 1.0.3's
+// own Exp turns it into zero, which would hide a diverged run).
 //
 // Cody-Waite reduction x = n·ln2 + r, |r| <= ln2/2, and the polynomial of Cephes' expf.
 HWY_INLINE Vector exp(Vector x) {
   const Floats d;
-  const hn::RebindToSigned<Floats> di;
-  const Vector smallest = set(-86.6f);
-  // The constant comes first: x86's minimum and maximum return their second operand for a NaN.
-  const Vector bounded = hn::Min(set(89.0f), hn::Max(smallest, x));
-  const Vector n = hn::Round(hn::Mul(bounded, set(1.44269504f)));
+  const hn::RebindToUnsigned<Floats> bits;
+  // The constant comes first: x86's minimum returns its second operand for a NaN.
+  const Vector bounded = hn::Min(set(89.0f), x);
+  // Adding 1.5·2^23 leaves the rounded product in the low bits of the sum.
+  const Vector shifter = set(12582912.0f);
+  const Vector shifted = hn::MulAdd(bounded, set(1.44269504f), shifter);
+  const Vector n = hn::Sub(shifted, shifter);
   // ln2 in two parts, the first short enough for n·0.693359375 to be exact.
   const Vector r =
       hn::NegMulAdd(n, set(-2.12194440e-4f), hn::NegMulAdd(n, set(0.693359375f), bounded));
@@ -33,10 +35,10 @@ HWY_INLINE Vector exp(Vector x) {
   p = hn::MulAdd(p, r, set(1.6666665459e-1f));
   p = hn::MulAdd(p, r, set(5.0000001201e-1f));
   p = hn::MulAdd(p, hn::Mul(r, r), hn::Add(r, set(1.0f)));
-  // 2p · 2^(n-1), since 2^128 is no float.
-  const auto exponent = hn::ShiftLeft<23>(hn::Add(hn::ConvertTo(di, n), hn::Set(di, 126)));
-  const Vector result = hn::Mul(hn::Add(p, p), hn::BitCast(d, exponent));
-  return hn::IfThenZeroElse(hn::Lt(x, smallest), result);
+  const auto exponent =
+      hn::Add(hn::ShiftLeft<23>(hn::BitCast(bits, shifted)), hn::Set(bits, 0x3f800000u));
+  const Vector result = hn::Mul(p, hn::BitCast(d, exponent));
+  return hn::IfThenZeroElse(hn::Lt(x, set(-87.33f)), result);
 }
 
 // 1 / (1 + exp(-x)) within 3 units in the last place; exactly 0 and 1 at the far ends.

@@ -2,8 +2,8 @@
 // instruction set. Include inside the target's translation unit, after hwy/highway.h.
 //
 // Arithmetic is always fp32. A bf16 is widened on load and rounded to nearest even on store
-// (Highway 1.0.3's own conversion truncates). Tails go through a stack buffer, so that nothing
-// outside the row is touched.
+// (Highway 1.0.3's own conversion truncates). Tails are masked where the target's masks suppress
+// faults, and go through a stack buffer elsewhere, so that nothing outside the row is touched.
 #if defined(ORCHARD_KERNELS_CPU_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ORCHARD_KERNELS_CPU_SIMD_INL_H_
 #undef ORCHARD_KERNELS_CPU_SIMD_INL_H_
@@ -32,21 +32,15 @@ HWY_INLINE Vector load(const float* p) {
   return hn::LoadU(Floats(), p);
 }
 
-HWY_INLINE Vector load(const bf16* p) {
-  const Floats d;
+using Words = hn::Rebind<std::uint16_t, Floats>;
+
+HWY_INLINE Vector widen(hn::Vec<Words> words) {
   const hn::Rebind<std::uint32_t, Floats> d32;
-  const hn::Rebind<std::uint16_t, Floats> d16;
-  const auto bits = hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(p));
-  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(d32, bits)));
+  return hn::BitCast(Floats(), hn::ShiftLeft<16>(hn::PromoteTo(d32, words)));
 }
 
-HWY_INLINE void store(Vector v, float* p) {
-  hn::StoreU(v, Floats(), p);
-}
-
-HWY_INLINE void store(Vector v, bf16* p) {
+HWY_INLINE hn::Vec<Words> narrow(Vector v) {
   const hn::Rebind<std::uint32_t, Floats> d32;
-  const hn::Rebind<std::uint16_t, Floats> d16;
   const auto bits = hn::BitCast(d32, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1u));
   const auto rounded = hn::Add(hn::Add(bits, hn::Set(d32, 0x7fffu)), odd);
@@ -54,24 +48,64 @@ HWY_INLINE void store(Vector v, bf16* p) {
   const auto is_nan = hn::RebindMask(d32, hn::IsNaN(v));
   const auto quiet = hn::Or(bits, hn::Set(d32, 0x00400000u));
   const auto high = hn::ShiftRight<16>(hn::IfThenElse(is_nan, quiet, rounded));
-  hn::StoreU(hn::TruncateTo(d16, high), d16, reinterpret_cast<std::uint16_t*>(p));
+  return hn::TruncateTo(Words(), high);
 }
 
-// The first `count` elements; the other lanes are zero.
+HWY_INLINE Vector load(const bf16* p) {
+  return widen(hn::LoadU(Words(), reinterpret_cast<const std::uint16_t*>(p)));
+}
+
+HWY_INLINE void store(Vector v, float* p) {
+  hn::StoreU(v, Floats(), p);
+}
+
+HWY_INLINE void store(Vector v, bf16* p) {
+  hn::StoreU(narrow(v), Words(), reinterpret_cast<std::uint16_t*>(p));
+}
+
+#if HWY_MEM_OPS_MIGHT_FAULT
 template <class T>
-HWY_INLINE Vector load(const T* p, std::int64_t count) {
-  if (count == lanes()) return load(p);
+HWY_INLINE Vector load_tail(const T* p, std::int64_t count) {
   T buffer[HWY_MAX_BYTES / sizeof(float)] = {};
   for (std::int64_t i = 0; i < count; ++i) buffer[i] = p[i];
   return load(buffer);
 }
 
 template <class T>
-HWY_INLINE void store(Vector v, T* p, std::int64_t count) {
-  if (count == lanes()) return store(v, p);
+HWY_INLINE void store_tail(Vector v, T* p, std::int64_t count) {
   T buffer[HWY_MAX_BYTES / sizeof(float)];
   store(v, buffer);
   for (std::int64_t i = 0; i < count; ++i) p[i] = buffer[i];
+}
+#else
+HWY_INLINE Vector load_tail(const float* p, std::int64_t count) {
+  return hn::MaskedLoad(hn::FirstN(Floats(), static_cast<std::size_t>(count)), Floats(), p);
+}
+
+HWY_INLINE Vector load_tail(const bf16* p, std::int64_t count) {
+  return widen(hn::MaskedLoad(hn::FirstN(Words(), static_cast<std::size_t>(count)), Words(),
+                              reinterpret_cast<const std::uint16_t*>(p)));
+}
+
+HWY_INLINE void store_tail(Vector v, float* p, std::int64_t count) {
+  hn::BlendedStore(v, hn::FirstN(Floats(), static_cast<std::size_t>(count)), Floats(), p);
+}
+
+HWY_INLINE void store_tail(Vector v, bf16* p, std::int64_t count) {
+  hn::BlendedStore(narrow(v), hn::FirstN(Words(), static_cast<std::size_t>(count)), Words(),
+                   reinterpret_cast<std::uint16_t*>(p));
+}
+#endif
+
+// The first `count` elements; the other lanes are zero.
+template <class T>
+HWY_INLINE Vector load(const T* p, std::int64_t count) {
+  return count == lanes() ? load(p) : load_tail(p, count);
+}
+
+template <class T>
+HWY_INLINE void store(Vector v, T* p, std::int64_t count) {
+  count == lanes() ? store(v, p) : store_tail(v, p, count);
 }
 
 // Calls body(i, count) for the vectors that cover [0, n): count is lanes() for all but the last.

@@ -48,7 +48,8 @@ void grouped_gemm(Stream& stream, const GroupedGemm& op) {
                                    .c = const_cast<std::byte*>(row_of(op.c, first)),
                                    .m = rows,
                                    .k = k,
-                                   .b_stride = op.transpose_b == Transpose::yes ? k : n});
+                                   .b_stride = op.transpose_b == Transpose::yes ? k : n,
+                                   .accumulate = op.accumulate});
                  });
   run_products(stream, type, products);
 }

@@ -1,15 +1,15 @@
-// Softmax cross-entropy on the CPU. A row is read from memory once and written once: the first pass
-// keeps a running maximum and sum (Milakov & Gimelshein 2018), a chunk at a time so that rescaling
-// is rare and the chunk's second reading hits the L1 cache; the gradient pass finds the row in the
-// L2 cache. Bytes: 4 per logit, and 4 (f32) or 2 (bf16) per gradient; about 40 FLOPs a logit for
-// two exponentials. Bound by memory at the edge of arithmetic.
+// Softmax cross-entropy on the CPU. A row of logits is read from memory once and its gradient
+// written once; the three passes over it (maximum, exponentials and their sum, scaling) meet in the
+// L2 cache, which holds rows of 100 000 tokens. Keeping the exponentials costs less than a second
+// evaluation: they wait in the gradient's own row, or in workspace where that is bf16. Bytes: 4 per
+// logit, and 4 (f32) or 2 (bf16) per gradient; about 20 FLOPs a logit. Bound by memory.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/loss/loss_cpu.cpp"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
 #include "hwy/highway.h"
 //
-#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "kernels/core/visit.h"
@@ -22,16 +22,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 
-// Finite, so that a row that starts with -inf (masked tokens) does not meet -inf - -inf.
-constexpr float lowest = std::numeric_limits<float>::lowest();
-
-// Σ exp(x - maximum) over a row, with its maximum.
-struct Partition {
-  float maximum = lowest;
-  float sum = 0;
-};
-
 float maximum_of(const float* x, std::int64_t count) {
+  // Finite, so that a row of masked tokens (-inf) does not meet -inf - -inf.
+  constexpr float lowest = std::numeric_limits<float>::lowest();
   Vector maximum = set(lowest);
   for_each_vector(count, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
     maximum = hn::Max(maximum, first_lanes(load(x + i, n), n, lowest));
@@ -39,45 +32,53 @@ float maximum_of(const float* x, std::int64_t count) {
   return hn::GetLane(hn::MaxOfLanes(Floats(), maximum));
 }
 
-float sum_of_exponentials(const float* x, std::int64_t count, float maximum) {
+// Σ exp(x - maximum); the terms go to `out` if it is given, which may be x.
+float sum_of_exponentials(const float* x, std::int64_t count, float maximum, float* out) {
   Vector total = zero();
   for_each_vector(count, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
     const Vector term = exp(hn::Sub(load(x + i, n), set(maximum)));
     total = hn::Add(total, first_lanes(term, n));
+    if (out) store(term, out + i, n);
   });
   return sum(total);
 }
 
-Partition partition_of(const float* row, std::int64_t vocab) {
-  constexpr std::int64_t chunk = 2048;
-  Partition total;
-  for (std::int64_t begin = 0; begin < vocab; begin += chunk) {
-    const std::int64_t count = std::min(chunk, vocab - begin);
-    const float maximum = std::max(total.maximum, maximum_of(row + begin, count));
-    total.sum = total.sum * std::exp(total.maximum - maximum) +
-                sum_of_exponentials(row + begin, count, maximum);
-    total.maximum = maximum;
-  }
-  return total;
+// d_logits = scale · (exponentials / sum - [target]); `exponentials` may be d_logits.
+template <class T>
+void write_gradient(const float* exponentials, std::int64_t vocab, std::int32_t target, float sum,
+                    float scale, T* d_logits) {
+  const float factor = scale / sum;
+  const float at_target = exponentials[target] * factor - scale;
+  for_each_vector(vocab, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+    store(hn::Mul(load(exponentials + i, n), set(factor)), d_logits + i, n);
+  });
+  store(set(at_target), d_logits + target, 1);
 }
 
-template <class T>
-void write_gradient(const CrossEntropy& op, std::int64_t row, std::int32_t target,
-                    const Partition& partition) {
+// `scratch` has room for a row, unless d_logits is f32 or absent.
+void cross_entropy_row(const CrossEntropy& op, std::int64_t row, float* scratch) {
   const std::int64_t vocab = op.logits.dim(1);
-  const float* const logits = row_of<float>(op.logits, row, vocab);
-  T* const d_logits = row_of<T>(op.d_logits, row, vocab);
+  const std::int32_t target = op.targets.data<std::int32_t>()[row];
+  float& loss = op.losses.data<float>()[row];
   if (target < 0) {
-    std::fill_n(d_logits, vocab, T{});
+    loss = 0;
+    if (op.d_logits) {
+      const Tensor gradient = op.d_logits.slice(row, 1);
+      std::memset(gradient.raw(), 0, gradient.size_bytes());
+    }
     return;
   }
-  const Vector maximum = set(partition.maximum), factor = set(op.scale / partition.sum);
-  const Vector at_target =
-      hn::Sub(hn::Mul(exp(hn::Sub(set(logits[target]), maximum)), factor), set(op.scale));
-  for_each_vector(vocab, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-    store(hn::Mul(exp(hn::Sub(load(logits + i, n), maximum)), factor), d_logits + i, n);
+  const float* const logits = row_of<float>(op.logits, row, vocab);
+  const bool in_place = op.d_logits && op.d_logits.dtype() == DType::f32;
+  float* const exponentials = in_place ? row_of<float>(op.d_logits, row, vocab) : scratch;
+  const float maximum = maximum_of(logits, vocab);
+  const float target_logit = logits[target];
+  const float sum = sum_of_exponentials(logits, vocab, maximum, exponentials);
+  loss = maximum - target_logit + std::log(sum);
+  if (!op.d_logits) return;
+  visit_float(op.d_logits.dtype(), [&]<class T>(T) {
+    write_gradient(exponentials, vocab, target, sum, op.scale, row_of<T>(op.d_logits, row, vocab));
   });
-  store(at_target, d_logits + target, 1);
 }
 
 // Before any thread starts: no exception may leave a parallel region, and nothing is written yet.
@@ -91,24 +92,17 @@ void check_targets(const CrossEntropy& op) {
   }
 }
 
-void cross_entropy(Stream&, const CrossEntropy& op) {
+void cross_entropy(Stream& stream, const CrossEntropy& op) {
   check_targets(op);
   const std::int64_t vocab = op.logits.dim(1);
+  const bool needs_scratch = op.d_logits && op.d_logits.dtype() != DType::f32;
+  auto* const scratch = needs_scratch
+                            ? reinterpret_cast<float*>(stream.workspace(
+                                  static_cast<std::size_t>(thread_count() * vocab) * sizeof(float)))
+                            : nullptr;
   parallel_for(op.logits.dim(0), 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      const std::int32_t target = op.targets.data<std::int32_t>()[row];
-      float& loss = op.losses.data<float>()[row];
-      Partition partition;
-      loss = 0;
-      if (target >= 0) {
-        const float* const logits = row_of<float>(op.logits, row, vocab);
-        partition = partition_of(logits, vocab);
-        loss = partition.maximum - logits[target] + std::log(partition.sum);
-      }
-      if (!op.d_logits) continue;
-      visit_float(op.d_logits.dtype(),
-                  [&]<class T>(T) { write_gradient<T>(op, row, target, partition); });
-    }
+    float* const own = scratch ? scratch + omp_get_thread_num() * vocab : nullptr;
+    for (std::int64_t row = begin; row < end; ++row) cross_entropy_row(op, row, own);
   });
 }
 

@@ -16,6 +16,10 @@ constexpr std::size_t shared_red_zone = 256;
 constexpr int poison = 0xff;
 constexpr int red = 0xa5;
 
+// Thrown in a waiting thread to unwind the kernel's stack. Not a std::exception, which would be a
+// fault.
+struct Unwinding {};
+
 // The multiprocessor whose kernel this host thread executes.
 thread_local Multiprocessor* active = nullptr;
 
@@ -125,16 +129,20 @@ void Multiprocessor::run_block(std::size_t number) {
     thread.returned = false;
     thread.log.clear();
     thread.warp->live |= 1u << thread.lane;
-    thread.fiber = make_fiber(i);
+    const StackPool::Slot stack = stacks_.slot(i);
+    thread.stack = stack.bounds();
+    renew_stack(thread.stack);
+    thread.fiber = make_fiber(stack);
     queue_.push(&thread);
   }
 
-  make_current(*queue_.pop());
-  previous_ = nullptr;
-  std::move(current_->fiber).resume();  // comes back when all have returned, or at a fault
-  current_ = nullptr;
+  run_from_host(*queue_.pop());
   if (fault_) {
-    for (Thread& thread : threads_) thread.fiber = {};  // unwinds the kernel's stack
+    unwinding_ = true;
+    for (Thread& thread : threads_) {
+      if (thread.fiber) run_from_host(thread);
+    }
+    unwinding_ = false;
     std::rethrow_exception(std::exchange(fault_, nullptr));
   }
   for (std::size_t i = 0; i < shared_red_zone; ++i) {
@@ -147,13 +155,18 @@ void Multiprocessor::run_block(std::size_t number) {
 
 // ---- fibers ----------------------------------------------------------------------------------
 
-boost::context::fiber Multiprocessor::make_fiber(std::size_t thread) {
-  return {std::allocator_arg, stacks_.slot(thread), [this](boost::context::fiber&& previous) {
+boost::context::fiber Multiprocessor::make_fiber(StackPool::Slot stack) {
+  return {std::allocator_arg, stack, [this](boost::context::fiber&& previous) {
+            const StackBounds from = enter_stack();
+            if (!previous_) host_stack_ = from;
             arrived_from(std::move(previous));
             try {
-              (*body_)();
-              returned();
-            } catch (const std::exception&) {  // not Boost's forced_unwind, which must pass
+              if (!unwinding_) {
+                (*body_)();
+                returned();
+              }
+            } catch (const Unwinding&) {
+            } catch (const std::exception&) {
               fault_ = std::current_exception();
             }
             return next_after_return();
@@ -162,15 +175,23 @@ boost::context::fiber Multiprocessor::make_fiber(std::size_t thread) {
 
 // Where the processor goes when the current thread is done with it for good.
 boost::context::fiber Multiprocessor::next_after_return() {
-  if (fault_ || live_ == 0) return std::move(host_);
-  Thread* const next = queue_.pop();
+  Thread* const next = fault_ || live_ == 0 ? nullptr : queue_.pop();
   if (!next) {
-    fault_ = std::make_exception_ptr(Error(deadlock()));
+    if (!fault_ && live_ > 0) fault_ = std::make_exception_ptr(Error(deadlock()));
+    leave_stack(host_stack_);
     return std::move(host_);
   }
   previous_ = current_;
   make_current(*next);
+  leave_stack(next->stack);
   return std::move(next->fiber);
+}
+
+void Multiprocessor::run_from_host(Thread& thread) {
+  previous_ = nullptr;
+  make_current(thread);
+  const StackSwitch stack_switch(thread.stack);
+  std::move(thread.fiber).resume();
 }
 
 void Multiprocessor::wait() {
@@ -178,7 +199,12 @@ void Multiprocessor::wait() {
   if (!next) fail("{}", deadlock());
   previous_ = current_;
   make_current(*next);
-  arrived_from(std::move(next->fiber).resume());
+  {
+    const StackSwitch stack_switch(next->stack);
+    boost::context::fiber previous = std::move(next->fiber).resume();
+    arrived_from(std::move(previous));
+  }
+  if (unwinding_) throw Unwinding();
 }
 
 void Multiprocessor::make_current(Thread& thread) {
@@ -210,9 +236,10 @@ void Multiprocessor::block_barrier(std::source_location where) {
   Thread& self = *current_;
   Warp& warp = *self.warp;
   if (warp.at_barrier == 0) warp.barrier = where;
-  require(warp.barrier.line() == where.line() && warp.barrier.column() == where.column(),
-          "{}: divergent barrier: __syncthreads() at {} while other lanes of its warp wait at {}",
-          place(), text(where), text(warp.barrier));
+  if (warp.barrier.line() != where.line() || warp.barrier.column() != where.column()) {
+    fail("{}: divergent barrier: __syncthreads() at {} while other lanes of its warp wait at {}",
+         place(), text(where), text(warp.barrier));
+  }
   warp.at_barrier |= 1u << self.lane;
   ++at_barrier_;
   self.operation = nullptr;
@@ -237,8 +264,10 @@ void Multiprocessor::warp_collective(const WarpOperation& operation, unsigned ma
                                      std::source_location where) {
   Thread& self = *current_;
   Warp& warp = *self.warp;
-  require(mask >> self.lane & 1, "{}: {} at {} has mask {:#010x}, without its own lane {}", place(),
-          operation.name, text(where), mask, self.lane);
+  if (!(mask >> self.lane & 1)) {
+    fail("{}: {} at {} has mask {:#010x}, without its own lane {}", place(), operation.name,
+         text(where), mask, self.lane);
+  }
   std::size_t i = 0;
   while (i < warp.collecting.size() &&
          (warp.collecting[i].mask != mask || warp.collecting[i].operation != &operation)) {
@@ -276,10 +305,12 @@ void Multiprocessor::complete(Warp& warp, std::size_t index) {
 
 void Multiprocessor::access(const void* address, std::size_t bytes, Access kind,
                             std::source_location where) {
-  const auto verb = [&] { return kind == Access::read ? "reads" : "writes"; };
-  require(reinterpret_cast<std::uintptr_t>(address) % bytes == 0,
-          "{}: {} {} bytes at {} from an address that is not a multiple of them", place(), verb(),
-          bytes, text(where));
+  const auto refuse = [&](const std::string& reason) {
+    fail("{}: {} {} bytes at {}, {}", place(), kind == Access::read ? "reads" : "writes", bytes,
+         text(where), reason);
+  };
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes)
+    refuse("at an address not aligned to them");
   if (heap_.contains(address, bytes)) {
     if (options_.counting == Counting::on) {
       current_->log.push_back({reinterpret_cast<std::uintptr_t>(address),
@@ -292,16 +323,16 @@ void Multiprocessor::access(const void* address, std::size_t bytes, Access kind,
   const auto shared_bytes = static_cast<std::ptrdiff_t>(shape_->shared_bytes);
   if (offset >= 0 && offset + static_cast<std::ptrdiff_t>(bytes) <= shared_bytes) return;
   if (offset >= 0 && offset < static_cast<std::ptrdiff_t>(shared_.size())) {
-    fail("{}: {} {} bytes at {}, at byte {} of {} bytes of shared memory", place(), verb(), bytes,
-         text(where), offset, shared_bytes);
+    refuse(fmt::format("at byte {} of {} bytes of shared memory", offset, shared_bytes));
   }
-  fail("{}: {} {} bytes at {}, {}", place(), verb(), bytes, text(where), heap_.locate(address));
+  refuse(heap_.locate(address));
 }
 
 void* Multiprocessor::shared_memory(std::size_t bytes, std::source_location where) {
-  require(bytes <= shape_->shared_bytes,
-          "{}: {} bytes of shared memory at {}, the launch asked for {}", place(), bytes,
-          text(where), shape_->shared_bytes);
+  if (bytes > shape_->shared_bytes) {
+    fail("{}: {} bytes of shared memory at {}, the launch asked for {}", place(), bytes,
+         text(where), shape_->shared_bytes);
+  }
   return shared_begin_;
 }
 

@@ -22,6 +22,7 @@
 #include "kernels/simt/run_queue.h"
 #include "kernels/simt/runtime.h"
 #include "kernels/simt/stack_pool.h"
+#include "kernels/simt/stack_switch.h"
 #include "kernels/simt/types.h"
 
 namespace orchard::simt {
@@ -30,6 +31,7 @@ struct Warp;
 
 struct Thread {
   boost::context::fiber fiber;  // where it stopped; empty while it runs and after it returned
+  StackBounds stack;
   uint3 index;
   unsigned lane = 0;
   Warp* warp = nullptr;
@@ -78,8 +80,9 @@ class Multiprocessor {
   void lay_out_block(const LaunchShape& shape);
   void run_block(std::size_t number);
 
-  boost::context::fiber make_fiber(std::size_t thread);
+  boost::context::fiber make_fiber(StackPool::Slot stack);
   boost::context::fiber next_after_return();
+  void run_from_host(Thread& thread);  // comes back when all have returned, or at a fault
   void wait();  // until another thread has pushed the current one into the queue
   void make_current(Thread& thread);
   void arrived_from(boost::context::fiber&& previous);
@@ -112,7 +115,9 @@ class Multiprocessor {
   Thread* current_ = nullptr;
   Thread* previous_ = nullptr;  // the thread that switched to the current one; nullptr: host
   boost::context::fiber host_;
+  StackBounds host_stack_;
   std::exception_ptr fault_;
+  bool unwinding_ = false;  // after a fault, the threads that are left only unwind their stacks
 };
 
 }  // namespace orchard::simt

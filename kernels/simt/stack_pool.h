@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <vector>
 
+#include "kernels/simt/stack_switch.h"
+
 namespace orchard::simt {
 
 class StackPool {
@@ -20,6 +22,9 @@ class StackPool {
   // The allocator that boost::context::fiber asks for: hands out stack `i`, which stays the pool's.
   struct Slot {
     boost::context::stack_context stack;
+    StackBounds bounds() const {
+      return {static_cast<const std::byte*>(stack.sp) - stack.size, stack.size};
+    }
     boost::context::stack_context allocate() const { return stack; }
     void deallocate(boost::context::stack_context&) const noexcept {}
   };

@@ -186,7 +186,7 @@ TEST(BatchBuilder, FillsEveryRowOnceWhateverTheLengths) {
   const SampleLayout layout(
       memory.index, options,
       make_mark_table(MarkStyle::index, characters, options.tiling, memory.index));
-  PackingPlan plan(layout, named_mixture("stage2", memory.index.categories), 3);
+  PackingPlan plan(layout, named_mixture("equal", memory.index.categories), 3);
   BatchBuilder builder(layout, memory.source(), {}, device());
   for (int n = 0; n < 30; n += 3) {
     const std::vector<PackedSequence> sequences = plan.sequences(n, 3);
@@ -231,7 +231,7 @@ bool equal(const MicroBatch& a, const MicroBatch& b) {
 TEST(BatchBuilder, LoadedAheadOrNotBatchesAreBitEqual) {
   const Memory memory({{.text_tokens = 7}, {.text_tokens = 9, .pictures = {{50, 40}}}});
   const SampleLayout layout(memory.index, options_of(TilingMode::fixed, 48), {});
-  PackingPlan plan(layout, named_mixture("stage2", memory.index.categories), 3);
+  PackingPlan plan(layout, named_mixture("equal", memory.index.categories), 3);
   BatchBuilder direct(layout, memory.source(), {}, device());
   const auto own_device = make_cpu_device({.threads = 1});
   BatchBuilder ahead(layout, memory.source(), {}, *own_device);

@@ -49,7 +49,7 @@ ResolvedMixture resolve_named(std::string_view name, const TrainingSet& set) {
 
 const std::vector<std::pair<std::string, int>> all_categories{
     {"general", 1000}, {"text_rich", 3300}, {"refer_ground", 40}, {"science", 9},
-    {"math", 700},     {"code", 2000},      {"multi_image", 5},   {"text", 10000}};
+    {"math", 700},     {"code", 2000},      {"multi_image", 5},   {"text_only", 10000}};
 
 TEST(Mixture, FinalStageThreeSharesAreThePublishedOnes) {
   const ResolvedMixture mixture = resolve_named("all", training_set(all_categories));
@@ -62,7 +62,7 @@ TEST(Mixture, FinalStageThreeSharesAreThePublishedOnes) {
   EXPECT_NEAR(share.at("code"), 2.3, 0.05);
   EXPECT_NEAR(share.at("science"), 1.1, 0.05);
   EXPECT_NEAR(share.at("multi_image"), 10, 1e-9);
-  EXPECT_NEAR(share.at("text"), 10, 1e-9);
+  EXPECT_NEAR(share.at("text_only"), 10, 1e-9);
   EXPECT_TRUE(mixture.warnings.empty());
 }
 
@@ -86,10 +86,22 @@ TEST(Mixture, StageOneIsFiftyTenForty) {
   EXPECT_NEAR(share.at("text"), 40, 1e-9);
 }
 
-TEST(Mixture, StageTwoGivesEveryDatasetTheSame) {
-  const auto share =
-      percent(resolve_named("stage2", training_set({{"a", 1}, {"b", 99}, {"c", 5}})));
-  for (const char* name : {"a", "b", "c"}) EXPECT_NEAR(share.at(name), 100.0 / 3, 1e-9);
+TEST(Mixture, StageTwoGivesEveryOcrDatasetTheSame) {
+  const TrainingSet set = training_set({{"ocr_a", 1}, {"ocr_b", 99}, {"text", 5}});
+  const auto share = percent(resolve_named("stage2", set));
+  EXPECT_EQ(share.size(), 2u);
+  for (const char* name : {"ocr_a", "ocr_b"}) EXPECT_NEAR(share.at(name), 50, 1e-9);
+  const auto all = percent(resolve_named("equal", set));
+  for (const char* name : {"ocr_a", "ocr_b", "text"}) EXPECT_NEAR(all.at(name), 100.0 / 3, 1e-9);
+}
+
+TEST(Mixture, StageOneGathersCaptionsBySize) {
+  const TrainingSet set = training_set(
+      {{"caption_words", 30}, {"caption_clipart", 10}, {"text", 5}, {"interleaved", 1}});
+  const ResolvedMixture mixture = resolve_named("stage1", set);
+  EXPECT_NEAR(percent(mixture).at("caption"), 50, 1e-9);
+  EXPECT_EQ(mixture.groups[0].categories[0].samples.size(), 40u);
+  EXPECT_TRUE(mixture.warnings.empty());
 }
 
 TEST(Mixture, AnAbsentGroupIsDroppedWithAWarning) {
@@ -103,11 +115,11 @@ TEST(Mixture, AnAbsentGroupIsDroppedWithAWarning) {
 
 TEST(Mixture, AnAbsentCategoryLeavesItsGroupItsWeight) {
   const ResolvedMixture mixture =
-      resolve_named("all", training_set({{"general", 10}, {"math", 10}, {"text", 1}}));
+      resolve_named("all", training_set({{"general", 10}, {"math", 10}, {"text_only", 1}}));
   const auto share = percent(mixture);
   EXPECT_NEAR(share.at("general"), 100 * (8.0 / 9) / 1.5, 1e-9);
   EXPECT_NEAR(share.at("math"), 100 * (8.0 / 9) / 3, 1e-9);
-  EXPECT_NEAR(share.at("text"), 100.0 / 9, 1e-9);
+  EXPECT_NEAR(share.at("text_only"), 100.0 / 9, 1e-9);
   EXPECT_THAT(mixture.report(), HasSubstr("category text_rich"));
 }
 
@@ -130,9 +142,9 @@ TEST(Mixture, MembersJoinACategory) {
   EXPECT_EQ(resolved.groups[0].categories[1].samples.size(), 30u);
 }
 
-TEST(Mixture, SamplesNobodyDrawsAreReported) {
+TEST(Mixture, CategoriesOutsideAreReported) {
   const ResolvedMixture mixture = resolve_named("base", training_set({{"general", 2}, {"odd", 7}}));
-  EXPECT_THAT(mixture.report(), HasSubstr("7 samples of category odd are never drawn"));
+  EXPECT_THAT(mixture.report(), HasSubstr("not in this mixture: odd (7 samples)"));
 }
 
 TEST(Mixture, MistakesAreNamed) {
@@ -144,7 +156,7 @@ TEST(Mixture, MistakesAreNamed) {
   add_members(mixture, "general", std::vector<std::string>{"a"});
   add_members(mixture, "math", std::vector<std::string>{"a"});
   EXPECT_THROW(resolve(mixture, set.index, set.samples), Error);
-  mixture = named_mixture("stage2", set.index.categories);
+  mixture = named_mixture("equal", set.index.categories);
   mixture.groups[0].weight = -1;
   EXPECT_THROW(resolve(mixture, set.index, set.samples), Error);
 }

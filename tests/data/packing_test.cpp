@@ -19,7 +19,7 @@ using ::testing::HasSubstr;
 constexpr PictureSize square{100, 100};
 
 Mixture everything(const TrainingSetIndex& index) {
-  return named_mixture("stage2", index.categories);
+  return named_mixture("equal", index.categories);
 }
 
 // Dynamic splitting on 28-pixel tiles of 4 tokens with index marks of one token a character.
@@ -116,7 +116,7 @@ TEST(Packing, EverySequenceIsFilledRowByRow) {
   for (unsigned seed = 0; seed < 8; ++seed) {
     const TrainingSetIndex index = random_index(seed, 300, 150);
     const SampleLayout layout = dynamic_layout(index, 128);
-    PackingPlan plan(layout, named_mixture(seed % 2 ? "stage1" : "stage2", index.categories), seed);
+    PackingPlan plan(layout, named_mixture(seed % 2 ? "stage1" : "equal", index.categories), seed);
     for (int n = 0; n < 400; ++n) {
       const PackedSequence sequence = plan.sequence(n);
       ASSERT_FALSE(sequence.samples.empty());
@@ -148,7 +148,7 @@ TEST(Packing, EverySequenceIsFilledRowByRow) {
 TEST(Packing, WithoutReplacementUntilACategoryIsThrough) {
   const TrainingSetIndex index = random_index(3, 300, 60);
   const SampleLayout layout = dynamic_layout(index, 128);
-  PackingPlan plan(layout, named_mixture("stage2", index.categories), 9);
+  PackingPlan plan(layout, named_mixture("equal", index.categories), 9);
   std::map<std::int64_t, int> seen;
   std::map<std::int32_t, std::int64_t> drawn, size;
   for (const std::int64_t sample : layout.packable(Split::train))
@@ -166,7 +166,7 @@ TEST(Packing, WithoutReplacementUntilACategoryIsThrough) {
 TEST(Packing, AnySequenceIsReachedInAnyOrder) {
   const TrainingSetIndex index = random_index(1, 500, 60);
   const SampleLayout layout = dynamic_layout(index, 64);
-  for (const char* name : {"stage1", "stage2"}) {
+  for (const char* name : {"stage1", "equal"}) {
     // Far enough that the window of recent sequences and several checkpoints are passed.
     constexpr int count = 20000;
     PackingPlan straight(layout, named_mixture(name, index.categories), 4);
@@ -212,7 +212,7 @@ TEST(Packing, StageOneMixesWholeSequences) {
 TEST(Packing, OtherStagesMixExamples) {
   const TrainingSetIndex index = random_index(5, 500, 60);
   const SampleLayout layout = dynamic_layout(index, 96);
-  PackingPlan plan(layout, named_mixture("stage2", index.categories), 8);
+  PackingPlan plan(layout, named_mixture("equal", index.categories), 8);
   std::vector<int> samples(3);
   int total = 0, mixed = 0;
   for (int n = 0; n < 10000; ++n) {
@@ -270,7 +270,7 @@ TEST(StepPlan, IsTheSameForAnyNumberOfRanks) {
 TEST(StepPlan, SumsWhatTheSequencesHold) {
   const TrainingSetIndex index = random_index(7, 500, 60);
   const SampleLayout layout = dynamic_layout(index, 96);
-  PackingPlan plan(layout, named_mixture("stage2", index.categories), 8);
+  PackingPlan plan(layout, named_mixture("equal", index.categories), 8);
   const StepPlan step = plan_step(plan, 3, {.global_sequences = 6, .micro_sequences = 3});
   std::int64_t targets = 0, tiles = 0, rows = 0;
   for (const PackedSequence& sequence : plan.sequences(3, 6)) {

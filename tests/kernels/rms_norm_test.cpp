@@ -67,6 +67,85 @@ TEST_P(RmsNormForwardOnDevice, MatchesReference) {
   EXPECT_TRUE(first == y && first_sum == sum && first_inverse == inverse_rms) << "two runs differ";
 }
 
+// Rows that do not start on 16 bytes: no vector access may touch them.
+TEST_P(RmsNormForwardOnDevice, TakesRowsOfAnyAlignment) {
+  const auto [dtype, rows, cols, with_delta] = parameter();
+  const std::int64_t size = rows * cols;
+  Guarded x = random_normal(dtype, {size + 1}, 1), y(dtype, {size + 1});
+  Guarded aligned_x(dtype, {rows, cols}), aligned_y(dtype, {rows, cols});
+  for (std::int64_t i = 0; i < size; ++i) aligned_x.set(i, x.at(i + 1));
+  Guarded weight = random_normal(dtype, {cols}, 3), inverse_rms(DType::f32, {rows});
+  OnDevice x_d(stream(), x), y_d(stream(), y), weight_d(stream(), weight);
+  OnDevice aligned_x_d(stream(), aligned_x), aligned_y_d(stream(), aligned_y);
+  OnDevice inverse_rms_d(stream(), inverse_rms);
+  RmsNormForward op{
+      .x = aligned_x_d, .weight = weight_d, .y = aligned_y_d, .inverse_rms = inverse_rms_d};
+  run(stream(), op);
+  op.x = x_d.tensor().slice(1, size).reshape({rows, cols});
+  op.y = y_d.tensor().slice(1, size).reshape({rows, cols});
+  run(stream(), op);
+  for (OnDevice* const output : {&y_d, &aligned_y_d}) output->download();
+  stream().synchronize();
+  std::vector<double> actual = y.values();
+  actual.erase(actual.begin());
+  // Both roundings of one exact value: the sums differ in order only.
+  Guarded shifted(dtype, {rows, cols});
+  for (std::int64_t i = 0; i < size; ++i) shifted.set(i, actual[static_cast<std::size_t>(i)]);
+  expect_close(shifted, aligned_y.values(), bound(parameter()), "y");
+}
+
+struct OnSimt {
+  Guarded y;
+  simt::Counters counters;
+};
+
+// bf16 [4, cols], with delta or without.
+OnSimt run_on_simt(std::int64_t cols, bool with_delta, const SimtOptions& options) {
+  const std::int64_t rows = 4;
+  Guarded x = random_normal(DType::bf16, {rows, cols}, 1), delta = x, sum = x, y = x;
+  Guarded weight = random_normal(DType::bf16, {cols}, 2), inverse_rms(DType::f32, {rows});
+  const auto device = make_simt_device(options);
+  const auto stream = device->make_stream();
+  OnDevice x_d(*stream, x), delta_d(*stream, delta), weight_d(*stream, weight);
+  OnDevice y_d(*stream, y), sum_d(*stream, sum), inverse_rms_d(*stream, inverse_rms);
+  RmsNormForward op{.x = x_d, .weight = weight_d, .y = y_d, .inverse_rms = inverse_rms_d};
+  if (with_delta) op.delta = delta_d, op.sum = sum_d;
+  run(*stream, op);
+  y_d.download();
+  stream->synchronize();
+  return {y, device->counters()};
+}
+
+TEST(RmsNormOnGpu, MovesEachByteOnceInFullSectors) {
+  for (const bool with_delta : {false, true}) {
+    const auto [y, counters] = run_on_simt(2048, with_delta, {.counting = simt::Counting::on});
+    // A row of 2048 bf16 is 8 requests of 32 lanes of 16 bytes: 16 sectors each.
+    const std::uint64_t row = 4 * 8, tensors = with_delta ? 2 : 1;
+    const std::uint64_t loads = row * (tensors + 1), stores = row * tensors;  // 1: the weight
+    EXPECT_EQ(counters.loads, (simt::AccessCounters{.requests = loads,
+                                                    .sectors = 16 * loads,
+                                                    .ideal_sectors = 16 * loads,
+                                                    .bytes = 512 * loads}));
+    // And four bytes for each of four rows: inverse_rms.
+    EXPECT_EQ(counters.stores, (simt::AccessCounters{.requests = stores + 4,
+                                                     .sectors = 16 * stores + 4,
+                                                     .ideal_sectors = 16 * stores + 4,
+                                                     .bytes = 512 * stores + 16}));
+    EXPECT_EQ(counters.block_barriers, 0u) << "a row of 4 KB is one warp's";
+  }
+}
+
+TEST(RmsNormOnGpu, DoesNotDependOnTheOrderOfThreads) {
+  for (const std::int64_t cols : {2048, 4096, 509}) {
+    const OnSimt fifo = run_on_simt(cols, true, {});
+    EXPECT_TRUE(fifo.y == run_on_simt(cols, true, {.order = simt::ThreadOrder::reverse}).y);
+    for (const std::uint64_t seed : {1, 2, 3}) {
+      const SimtOptions options{.order = simt::ThreadOrder::random, .seed = seed};
+      EXPECT_TRUE(fifo.y == run_on_simt(cols, true, options).y) << "seed " << seed;
+    }
+  }
+}
+
 class RmsNorm : public ::testing::TestWithParam<Case> {};
 
 TEST_P(RmsNorm, BackwardMatchesReference) {

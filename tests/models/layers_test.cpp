@@ -16,11 +16,16 @@ namespace {
 // A layer with plain forward(pass, x, saved) and the two halves of backward.
 template <class Layer>
 void check_layer(LayerBench& bench, const Layer& layer, Tensor x, Shape y_shape,
-                 const std::unordered_map<const Parameter*, ConstTensor>* replay = nullptr, LossScales scales = {}) {
+                 const std::unordered_map<const Parameter*, ConstTensor>* replay = nullptr,
+                 LossScales scales = {}) {
   const Tensor r = bench.normal("r", y_shape);
   const auto pass = [&] {
     bench.arena().reset();
-    return Pass{.stream = bench.stream(), .arena = bench.arena(), .batch = bench.batch(), .scales = scales, .replay = replay};
+    return Pass{.stream = bench.stream(),
+                .arena = bench.arena(),
+                .batch = bench.batch(),
+                .scales = scales,
+                .replay = replay};
   };
   expect_gradients(bench, {.value =
                                [&] {
@@ -46,7 +51,8 @@ void set_up_documents(LayerBench& bench, std::int64_t rows) {
   batch.rows = rows;
   batch.sequences = 2;
   std::vector<std::int32_t> positions;
-  for (std::int32_t r = 0; r < rows; ++r) positions.push_back(r < 3 ? r : r < half ? r - 3 : r - half);
+  for (std::int32_t r = 0; r < rows; ++r)
+    positions.push_back(r < 3 ? r : r < half ? r - 3 : r - half);
   batch.positions = bench.integers(positions);
   batch.document_offsets = bench.integers({0, 3, half, static_cast<std::int32_t>(rows)});
   batch.sequence_offsets = bench.integers({0, half, static_cast<std::int32_t>(rows)});
@@ -54,7 +60,14 @@ void set_up_documents(LayerBench& bench, std::int64_t rows) {
 }
 
 DecoderConfig toy_decoder() {
-  return {.layers = 2, .hidden = 24, .ffn = 40, .heads = 4, .kv_heads = 2, .head_dim = 8, .vocabulary = 32, .max_positions = 16,
+  return {.layers = 2,
+          .hidden = 24,
+          .ffn = 40,
+          .heads = 4,
+          .kv_heads = 2,
+          .head_dim = 8,
+          .vocabulary = 32,
+          .max_positions = 16,
           .moe = {.experts = 0}};
 }
 
@@ -96,15 +109,16 @@ TEST(LayerGradients, SwiGlu) {
 
 TEST(LayerGradients, VisionMlp) {
   LayerBench bench;
-  const VisionMlp layer(bench.store(), "mlp", {.layers = 2, .width = 12, .heads = 3, .mlp_width = 20});
+  const VisionMlp layer(bench.store(), "mlp",
+                        {.layers = 2, .width = 12, .heads = 3, .mlp_width = 20});
   bench.allocate_parameters();
   check_layer(bench, layer, bench.normal("x", {11, 12}), {11, 12});
 }
 
 class MoeGradients : public ::testing::TestWithParam<float> {};
 
-// The choice of experts is a step function: the harness replays the choice of the unperturbed input. L adds
-// the two auxiliary losses, so that their gradients are checked with the gates'.
+// The choice of experts is a step function: the harness replays the choice of the unperturbed
+// input. L adds the two auxiliary losses, so that their gradients are checked with the gates'.
 TEST_P(MoeGradients, MixtureOfExperts) {
   LayerBench bench;
   DecoderConfig config = toy_decoder();
@@ -118,7 +132,8 @@ TEST_P(MoeGradients, MixtureOfExperts) {
   const LossScales scales{.balance = 0.7f, .z = 0.3f};
   const auto forward = [&](MixtureOfExperts::Saved& saved) {
     bench.arena().reset();
-    Pass pass{.stream = bench.stream(), .arena = bench.arena(), .batch = bench.batch(), .scales = scales};
+    Pass pass{
+        .stream = bench.stream(), .arena = bench.arena(), .batch = bench.batch(), .scales = scales};
     if (!replay.empty()) pass.replay = &replay;
     return dot(layer.forward(pass, x, saved), r);
   };
@@ -127,14 +142,16 @@ TEST_P(MoeGradients, MixtureOfExperts) {
     forward(saved);
     const ConstTensor chosen = saved.statistics.chosen;
     const auto* p = chosen.data<std::int32_t>();
-    replay[layer.router()] = ConstTensor(bench.integers({p, p + chosen.numel()})).reshape(chosen.shape());
+    replay[layer.router()] =
+        ConstTensor(bench.integers({p, p + chosen.numel()})).reshape(chosen.shape());
   }
   expect_gradients(bench, {.value =
                                [&] {
                                  MixtureOfExperts::Saved saved;
                                  double value = forward(saved);
                                  for (int s = 0; s < 2; ++s) {
-                                   value += scales.balance * saved.statistics.balance_loss.data<float>()[s] +
+                                   value += scales.balance *
+                                                saved.statistics.balance_loss.data<float>()[s] +
                                             scales.z * saved.statistics.z_loss.data<float>()[s];
                                  }
                                  return value;
@@ -142,8 +159,11 @@ TEST_P(MoeGradients, MixtureOfExperts) {
                            .gradient =
                                [&](Tensor d_x) {
                                  bench.arena().reset();
-                                 Pass pass{.stream = bench.stream(), .arena = bench.arena(), .batch = bench.batch(),
-                                           .scales = scales, .replay = &replay};
+                                 Pass pass{.stream = bench.stream(),
+                                           .arena = bench.arena(),
+                                           .batch = bench.batch(),
+                                           .scales = scales,
+                                           .replay = &replay};
                                  MixtureOfExperts::Saved saved;
                                  layer.forward(pass, x, saved);
                                  layer.backward_input(pass, r, saved, d_x);
@@ -154,8 +174,8 @@ TEST_P(MoeGradients, MixtureOfExperts) {
 
 INSTANTIATE_TEST_SUITE_P(DroplessAndCapacity, MoeGradients, ::testing::Values(0.0f, 0.75f));
 
-// Channel layer norm divides by a deviation that can be small: a smaller step, and the error that fp32 then
-// carries (1e-6 / h of L).
+// Channel layer norm divides by a deviation that can be small: a smaller step, and the error that
+// fp32 then carries (1e-6 / h of L).
 class BottleneckGradients : public ::testing::TestWithParam<std::pair<int, int>> {};
 
 TEST_P(BottleneckGradients, Bottleneck) {
@@ -263,7 +283,8 @@ TEST_P(VisionGradients, VisionTransformer) {
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryFeatureLayer, VisionGradients,
-                         ::testing::Values(FeatureLayer::post_norm, FeatureLayer::last, FeatureLayer::penultimate));
+                         ::testing::Values(FeatureLayer::post_norm, FeatureLayer::last,
+                                           FeatureLayer::penultimate));
 
 // A wrong gradient must be seen: the harness itself, on a layer whose bias gradient is doubled.
 TEST(LayerGradients, HarnessSeesAWrongGradient) {

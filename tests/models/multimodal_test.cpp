@@ -1,5 +1,6 @@
 // The whole model at toy size: gradients, recomputation, identities of the mixture of experts.
 #include "models/multimodal.h"
+
 #include "tests/models/layer_test.h"
 
 namespace orchard::testing {
@@ -9,13 +10,20 @@ ModelConfig toy_model() {
   ModelConfig config;
   config.vision = {.layers = 1, .width = 16, .heads = 2, .mlp_width = 24, .patch = 2, .side = 6};
   config.connector = {.hidden = 12, .depth = 1, .out_side = 2};
-  config.decoder = {.layers = 2, .hidden = 16, .ffn = 32, .heads = 4, .kv_heads = 2, .head_dim = 8, .vocabulary = 40,
-                    .max_positions = 16, .moe = {.experts = 4, .every = 2}};
+  config.decoder = {.layers = 2,
+                    .hidden = 16,
+                    .ffn = 32,
+                    .heads = 4,
+                    .kv_heads = 2,
+                    .head_dim = 8,
+                    .vocabulary = 40,
+                    .max_positions = 16,
+                    .moe = {.experts = 4, .every = 2}};
   return config;
 }
 
-// Two sequences of 12 rows; the first opens with a picture (4 visual rows), the second holds two short
-// documents and padding.
+// Two sequences of 12 rows; the first opens with a picture (4 visual rows), the second holds two
+// short documents and padding.
 class ToyModel {
  public:
   explicit ToyModel(const ModelConfig& config) : model_(bench_.store(), config) {
@@ -24,8 +32,10 @@ class ToyModel {
     DeviceBatch& b = bench_.batch();
     b.rows = 24;
     b.sequences = 2;
-    b.sources = bench_.integers({1, -1, -2, -3, -4, 10, 11, 12, 13, 14, 15, 2, 1, 20, 21, 2, 1, 22, 23, 24, 2, 3, 3, 3});
-    b.positions = bench_.integers({0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 2});
+    b.sources = bench_.integers(
+        {1, -1, -2, -3, -4, 10, 11, 12, 13, 14, 15, 2, 1, 20, 21, 2, 1, 22, 23, 24, 2, 3, 3, 3});
+    b.positions =
+        bench_.integers({0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 2});
     b.document_offsets = bench_.integers({0, 12, 16, 21, 24});
     b.sequence_offsets = bench_.integers({0, 12, 24});
     b.real_rows = bench_.integers({12, 9});
@@ -38,7 +48,8 @@ class ToyModel {
     b.target_ids = bench_.integers(ids);
     if (!config.has_vision()) return;
     b.tiles = 1;
-    b.patches = bench_.normal("patches", {1, config.vision.patches(), config.vision.patch_values()});
+    b.patches =
+        bench_.normal("patches", {1, config.vision.patches(), config.vision.patch_values()});
     b.tile_offsets = bench_.integers({0, static_cast<std::int32_t>(config.vision.patches() + 1)});
   }
 
@@ -47,16 +58,21 @@ class ToyModel {
   // Total loss of the batch; with `gradients` it also fills the store's gradients.
   double loss(bool gradients) {
     bench_.arena().reset();
-    Pass pass{.stream = bench_.stream(), .arena = bench_.arena(), .batch = bench_.batch(), .scales = scales_,
+    Pass pass{.stream = bench_.stream(),
+              .arena = bench_.arena(),
+              .batch = bench_.batch(),
+              .scales = scales_,
               .replay = replay_.empty() ? nullptr : &replay_};
     MultimodalModel::Saved saved;
     model_.forward(pass, saved, gradients ? Purpose::train : Purpose::evaluate);
     double total = 0;
-    for (std::int64_t i = 0; i < saved.head.losses.numel(); ++i) total += saved.head.losses.data<float>()[i] * scales_.target;
+    for (std::int64_t i = 0; i < saved.head.losses.numel(); ++i)
+      total += saved.head.losses.data<float>()[i] * scales_.target;
     cross_entropy_ = total;
     for (const RouterStatistics& s : model_.decoder().router_statistics(saved.decoder)) {
       for (int i = 0; i < 2; ++i) {
-        total += scales_.balance * s.balance_loss.data<float>()[i] + scales_.z * s.z_loss.data<float>()[i];
+        total += scales_.balance * s.balance_loss.data<float>()[i] +
+                 scales_.z * s.z_loss.data<float>()[i];
       }
     }
     if (gradients) {
@@ -75,7 +91,10 @@ class ToyModel {
   // Keeps today's choice of experts for the passes that follow.
   void freeze_routing() {
     bench_.arena().reset();
-    Pass pass{.stream = bench_.stream(), .arena = bench_.arena(), .batch = bench_.batch(), .scales = scales_};
+    Pass pass{.stream = bench_.stream(),
+              .arena = bench_.arena(),
+              .batch = bench_.batch(),
+              .scales = scales_};
     MultimodalModel::Saved saved;
     model_.forward(pass, saved, Purpose::evaluate);
     const auto routers = model_.decoder().routers();
@@ -83,7 +102,8 @@ class ToyModel {
     for (std::size_t i = 0; i < routers.size(); ++i) {
       const ConstTensor chosen = statistics[i].chosen;
       const auto* p = chosen.data<std::int32_t>();
-      replay_[routers[i]] = ConstTensor(bench_.integers({p, p + chosen.numel()})).reshape(chosen.shape());
+      replay_[routers[i]] =
+          ConstTensor(bench_.integers({p, p + chosen.numel()})).reshape(chosen.shape());
     }
   }
 
@@ -103,9 +123,10 @@ class ToyModel {
 TEST(Multimodal, EveryParametersGradientMatchesFiniteDifferences) {
   ToyModel toy(toy_model());
   toy.freeze_routing();
-  expect_gradients(toy.bench(), {.value = [&] { return toy.loss(false); },
-                                 .gradient = [&](Tensor) { toy.loss(true); },
-                                 .x = {}},
+  expect_gradients(toy.bench(),
+                   {.value = [&] { return toy.loss(false); },
+                    .gradient = [&](Tensor) { toy.loss(true); },
+                    .x = {}},
                    1e-2, 2e-2);
 }
 
@@ -128,7 +149,8 @@ TEST(Multimodal, TextOnlyBatchLeavesTheVisionTowerAlone) {
   ToyModel toy(toy_model());
   DeviceBatch& b = toy.bench().batch();
   b.tiles = 0;
-  b.sources = toy.bench().integers({1, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 2, 1, 20, 21, 2, 1, 22, 23, 24, 2, 3, 3, 3});
+  b.sources = toy.bench().integers(
+      {1, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 2, 1, 20, 21, 2, 1, 22, 23, 24, 2, 3, 3, 3});
   toy.loss(true);
   for (const Parameter& p : toy.bench().store().parameters()) {
     const double norm = dot(p.gradient, p.gradient);
@@ -149,7 +171,8 @@ TEST(Multimodal, MixtureOfEqualExpertsIsTheDenseModel) {
   for (Parameter& p : sparse.bench().store().parameters()) {
     std::string name = p.spec.name;
     const auto expert = name.find(".experts.");
-    if (expert != std::string::npos) name = name.substr(0, expert) + name.substr(name.find('.', expert + 9));
+    if (expert != std::string::npos)
+      name = name.substr(0, expert) + name.substr(name.find('.', expert + 9));
     const Parameter* twin = dense.bench().store().find(name);
     if (p.spec.name.ends_with(".router")) continue;
     ASSERT_NE(twin, nullptr) << name;
