@@ -1,5 +1,5 @@
-// Ini files: `[section]`, then `key = value` lines. A `#` at the start of a line or after white space
-// opens a comment. No lists, no nesting, no quoting.
+// Ini files: `[section]`, then `key = value` lines. A `#` at the start of a line or after white
+// space opens a comment. No lists, no nesting, no quoting.
 #pragma once
 
 #include <filesystem>

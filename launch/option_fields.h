@@ -65,8 +65,7 @@ struct RealBounds {
 template <class Field>
 RunOption real_option(OptionText text, RealBounds bounds, Field field) {
   const bool above = bounds.kind == RealBounds::Least::excluded;
-  std::string values =
-      fmt::format("a number {} {}", above ? "above" : "of at least", bounds.least);
+  std::string values = fmt::format("a number {} {}", above ? "above" : "of at least", bounds.least);
   if (std::isfinite(bounds.most)) values += fmt::format(" and at most {}", bounds.most);
   return {.name = std::move(text.name),
           .help = std::move(text.help),

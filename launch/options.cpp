@@ -43,8 +43,8 @@ void ResolvedRun::apply(const Setting& setting) {
   require_configuration(option != nullptr, "{}: there is no option {}{}", setting.origin,
                         setting.name,
                         option == nullptr ? suggestion(setting.name, option_names()) : "");
-  require_configuration(option->read(run_, setting.value), "{} = {} ({}): must be {}",
-                        setting.name, setting.value, setting.origin, option->values);
+  require_configuration(option->read(run_, setting.value), "{} = {} ({}): must be {}", setting.name,
+                        setting.value, setting.origin, option->values);
   origins_[index_of(setting.name)] = setting.origin;
 }
 

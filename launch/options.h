@@ -17,7 +17,7 @@
 namespace orchard {
 
 struct Setting {
-  std::string name;    // section.key
+  std::string name;  // section.key
   std::string value;
   std::string origin;  // "1b.ini:12", "ORCHARD_RUN_SEED", "command line"
 };

@@ -44,8 +44,8 @@ void check_decoder(const Rules& rules, const DecoderConfig& d) {
   rules.check_positive(d.hidden, "decoder.hidden");
   rules.check_positive(d.ffn, "decoder.ffn");
   rules.check_positive(d.kv_heads, "decoder.kv_heads");
-  rules.check(d.heads > 0 && d.heads % d.kv_heads == 0, "decoder.heads",
-              "must be a multiple of {}", rules.see("decoder.kv_heads"));
+  rules.check(d.heads > 0 && d.heads % d.kv_heads == 0, "decoder.heads", "must be a multiple of {}",
+              rules.see("decoder.kv_heads"));
   rules.check(d.head_dim > 0 && d.head_dim % 2 == 0 && d.head_dim <= 256, "decoder.head_dim",
               "must be even (rotary pairs) and at most 256");
   rules.check(d.vocabulary == 0 || d.vocabulary >= 16, "decoder.vocabulary",
@@ -134,9 +134,9 @@ void validate_ranks(const ResolvedRun& run, int ranks) {
 
 void validate_vocabulary(const ResolvedRun& run, std::int64_t tokenizer_vocabulary) {
   const std::int64_t vocabulary = run.config().model.decoder.vocabulary;
-  Rules(run).check(vocabulary == 0 || vocabulary == tokenizer_vocabulary, "decoder.vocabulary",
-                   "the tokenizer of the training set ({}) has {} tokens; 0 takes as many as that",
-                   run.describe("run.training_set"), tokenizer_vocabulary);
+  Rules(run).check(vocabulary == 0 || vocabulary >= tokenizer_vocabulary, "decoder.vocabulary",
+                   "too few, the training set's tokenizer has {}; 0 takes as many as that",
+                   tokenizer_vocabulary);
 }
 
 }  // namespace orchard

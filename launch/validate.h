@@ -13,7 +13,7 @@ void validate(const ResolvedRun& run, const RunConfig& config);
 // What only the start knows: every step's sequences must fall evenly on the ranks.
 void validate_ranks(const ResolvedRun& run, int ranks);
 
-// The tokenizer's vocabulary must be the model's, where the options give one.
+// The tokenizer's tokens must have a place in the model's vocabulary, where the options give one.
 void validate_vocabulary(const ResolvedRun& run, std::int64_t tokenizer_vocabulary);
 
 }  // namespace orchard

@@ -1,0 +1,288 @@
+#include "launch/options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+#include "data/atomic_file.h"
+#include "launch/ini.h"
+#include "launch/suggest.h"
+#include "launch/validate.h"
+#include "tests/data/scratch.h"
+
+namespace orchard {
+namespace {
+
+using orchard::testing::message_of;
+using orchard::testing::Scratch;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+Setting given(const std::string& name, const std::string& value) {
+  return {name, value, "command line"};
+}
+
+Setting inherited(const std::string& name, const std::string& value) {
+  return {name, value, "the environment"};
+}
+
+// Sets a variable while it lives.
+class Variable {
+ public:
+  Variable(const char* name, const char* value) : name_(name) { ::setenv(name, value, 1); }
+  Variable(const Variable&) = delete;
+  Variable& operator=(const Variable&) = delete;
+  ~Variable() { ::unsetenv(name_); }
+
+ private:
+  const char* name_;
+};
+
+TEST(Precedence, CommandLineThenEnvironmentThenRecipeThenDefault) {
+  const Scratch folder;
+  const std::filesystem::path recipe = folder / "mine.ini";
+  write_file(recipe,
+             "[recipe]\nbase = tiny\n[run]\nseed = 2\nmicro_batch = 2\nvalidate_every = 2\n");
+  const ResolvedRun run(
+      {.recipe = recipe.string(),
+       .environment = {inherited("run.seed", "3"), inherited("run.micro_batch", "4")},
+       .command_line = {given("run.seed", "5")}});
+  EXPECT_EQ(run.config().seed, 5u);
+  EXPECT_EQ(run.config().micro_batch, 4);
+  EXPECT_EQ(run.config().validate_every, 2);
+  EXPECT_EQ(run.config().model.decoder.layers, 7);  // the base
+  EXPECT_EQ(run.config().keep_checkpoints, 2);      // the default
+  EXPECT_EQ(run.describe("run.seed"), "run.seed = 5 (command line)");
+  EXPECT_EQ(run.describe("run.micro_batch"), "run.micro_batch = 4 (the environment)");
+  EXPECT_EQ(run.describe("run.validate_every"), "run.validate_every = 2 (mine.ini:6)");
+  EXPECT_THAT(run.describe("decoder.layers"), HasSubstr("decoder.layers = 7 (tiny.ini:"));
+  EXPECT_EQ(run.describe("run.keep_checkpoints"), "run.keep_checkpoints = 2 (default)");
+  EXPECT_THAT(run.to_ini(ResolvedRun::Show::origins), HasSubstr("# mine.ini:6\n"));
+}
+
+TEST(Precedence, OfTwoOnTheCommandLineTheLaterWins) {
+  const ResolvedRun run(
+      {.recipe = "tiny", .command_line = {given("run.seed", "5"), given("run.seed", "6")}});
+  EXPECT_EQ(run.config().seed, 6u);
+}
+
+TEST(Environment, AVariableIsCalledLikeItsOption) {
+  const Variable peak("ORCHARD_STAGE1_PEAK_LR", "0.5");
+  const std::vector<Setting> settings = environment_settings();
+  ASSERT_EQ(settings.size(), 1u);
+  EXPECT_EQ(settings[0].name, "stage1.peak_lr");
+  EXPECT_EQ(settings[0].value, "0.5");
+  EXPECT_EQ(settings[0].origin, "ORCHARD_STAGE1_PEAK_LR");
+}
+
+TEST(Environment, AMisspeltVariableIsAnErrorThatNamesTheNearest) {
+  const Variable peak("ORCHARD_STAGE1_PEEK_LR", "0.5");
+  EXPECT_THAT(message_of([] { environment_settings(); }),
+              AllOf(HasSubstr("ORCHARD_STAGE1_PEEK_LR"),
+                    HasSubstr("did you mean ORCHARD_STAGE1_PEAK_LR?")));
+}
+
+std::string message_with(const Setting& setting) {
+  return message_of([&] { ResolvedRun run({.recipe = "nano-moe", .command_line = {setting}}); });
+}
+
+TEST(UnknownOption, TheNearestIsSuggested) {
+  EXPECT_THAT(message_with(given("stage1.peek_lr", "1")),
+              AllOf(HasSubstr("command line: there is no option stage1.peek_lr"),
+                    HasSubstr("did you mean stage1.peak_lr?")));
+  EXPECT_THAT(message_with(given("decoder.lyaers", "1")),
+              HasSubstr("did you mean decoder.layers?"));
+  EXPECT_THAT(message_with(given("model.layers", "1")),
+              HasSubstr("did you mean vision.layers or decoder.layers?"));
+  EXPECT_THAT(message_with(given("completely.else", "1")),
+              ::testing::Not(HasSubstr("did you mean")));
+}
+
+TEST(UnknownOption, InARecipeFileAndLineAreNamed) {
+  const Scratch folder;
+  write_file(folder / "mine.ini", "[recipe]\nbase = tiny\n\n[stage1]\nstepz = 3\n");
+  EXPECT_THAT(
+      message_of([&] { load_recipe((folder / "mine.ini").string()); }),
+      AllOf(HasSubstr("mine.ini:5: there is no option stage1.stepz"), HasSubstr("stage1.steps")));
+}
+
+TEST(BadValue, TheOptionItsValueItsOriginAndTheRuleAreNamed) {
+  EXPECT_EQ(message_with(given("stage1.peak_lr", "-1")),
+            "stage1.peak_lr = -1 (command line): must be a number of at least 0");
+  EXPECT_EQ(message_with(given("run.seed", "7x")),
+            "run.seed = 7x (command line): must be a whole number of at least 0");
+  EXPECT_EQ(message_with(given("run.dtype", "fp16")),
+            "run.dtype = fp16 (command line): must be f32 | bf16");
+  for (const char* value : {"", " 1", "1 ", "1.5", "0x10", "99999999999999999999"}) {
+    EXPECT_THAT(message_with(given("decoder.layers", value)), HasSubstr("must be a whole number"))
+        << value;
+  }
+  for (const char* value : {"", "nan", "inf", "1e999", "0", "ten"}) {
+    EXPECT_THAT(message_with(given("decoder.rope_theta", value)),
+                HasSubstr("must be a number above 0"))
+        << value;
+  }
+  EXPECT_THAT(message_with(given("run.run_folder", "a #b")), HasSubstr("line breaks"));
+}
+
+struct Misfit {
+  const char* name;
+  const char* value;
+  const char* rule;
+};
+
+class OptionsThatDoNotFit : public ::testing::TestWithParam<Misfit> {};
+
+TEST_P(OptionsThatDoNotFit, AreAnErrorThatNamesBoth) {
+  const Misfit& misfit = GetParam();
+  EXPECT_THAT(message_with(given(misfit.name, misfit.value)),
+              AllOf(HasSubstr(fmt::format("{} = {} (command line): ", misfit.name, misfit.value)),
+                    HasSubstr(misfit.rule)));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Rules, OptionsThatDoNotFit,
+    ::testing::Values(
+        Misfit{"stage1.side", "113", "must be a multiple of vision.patch = 14 (nano-moe.ini:"},
+        Misfit{"stage1.side", "42", "gives 3 patches a side, too few for connector.out_side = 4"},
+        Misfit{"stage2.sequence_length", "80", "5 tiles of 16 rows, 80 in all"},
+        Misfit{"stage3.sequence_length", "160", "10 tiles of 16 rows, 160 in all"},
+        Misfit{"stage3.max_tiles", "64", "65 tiles of 16 rows"},
+        Misfit{"stage3.min_tiles", "10", "must be at most stage3.max_tiles = 9"},
+        Misfit{"stage2.global_batch", "1", "must be a multiple of run.micro_batch"},
+        Misfit{"stage1.warmup", "100000", "longer than the stage, stage1.steps"},
+        Misfit{"stage3.mixture", "everything", "there is no mixture 'everything'"},
+        Misfit{"stage1.beta2", "1", "below 1"},
+        Misfit{"decoder.heads", "5", "must be a multiple of decoder.kv_heads = 2"},
+        Misfit{"decoder.head_dim", "47", "must be even"},
+        Misfit{"decoder.layers", "0", "must be positive"},
+        Misfit{"decoder.vocabulary", "8", "too small for the special tokens"},
+
+        Misfit{"moe.every", "5", "no layer would be sparse with decoder.layers = 4"},
+        Misfit{"connector.hidden", "0", "must be positive"}));
+
+TEST(Ranks, MicroBatchesMustDivideEvenly) {
+  const ResolvedRun run({.recipe = "tiny"});  // 32 sequences in micro-batches of 8
+  for (const int ranks : {1, 2, 4}) EXPECT_NO_THROW(validate_ranks(run, ranks));
+  EXPECT_THAT(message_of([&] { validate_ranks(run, 3); }),
+              AllOf(HasSubstr("stage1.global_batch = 32"), HasSubstr("run.micro_batch = 8"),
+                    HasSubstr("3 ranks")));
+}
+
+TEST(Vocabulary, TheTokenizersMustFit) {
+  const ResolvedRun fixed({.recipe = "tiny"});
+  EXPECT_NO_THROW(validate_vocabulary(fixed, 8192));
+  EXPECT_THAT(message_of([&] { validate_vocabulary(fixed, 8193); }),
+              AllOf(HasSubstr("decoder.vocabulary = 8192 (tiny.ini:"), HasSubstr("8193")));
+  EXPECT_NO_THROW(validate_vocabulary(ResolvedRun({.recipe = "nano-moe"}), 8193));
+}
+
+// Both the trainer's view and every printed value must survive, so that a run folder's resolved.ini
+// repeats the run.
+TEST(ResolvedIni, RunsAreTheSameWhenReadBack) {
+  const Scratch folder;
+  const ResolvedRun run(
+      {.recipe = "nano-moe",
+       .command_line = {given("stage1.peak_lr", "0.1234567890123456"),
+                        given("run.run_folder", "runs/with space"), given("stage2.steps", "0")}});
+  for (const auto show : {ResolvedRun::Show::values, ResolvedRun::Show::origins}) {
+    const std::filesystem::path path = folder / "resolved.ini";
+    write_file(path, run.to_ini(show));
+    const ResolvedRun again({.recipe = path.string()});
+    EXPECT_EQ(again.to_ini(ResolvedRun::Show::values), run.to_ini(ResolvedRun::Show::values));
+    EXPECT_EQ(again.config().stages.size(), 2u);
+    EXPECT_EQ(again.config().stages[0].peak_lr, 0.1234567890123456);
+    EXPECT_EQ(again.config().run_folder, "runs/with space");
+  }
+}
+
+TEST(Config, WhatFollowsFromTheStagesIsFilledIn) {
+  const RunConfig run = load_recipe("3b");
+  EXPECT_EQ(run.model.vision.side, 378);
+  EXPECT_EQ(run.model.decoder.max_positions, 4096);
+  EXPECT_EQ(run.stages[2].tiling.side, 672);
+  EXPECT_NO_THROW(run.model.validate());
+}
+
+// An option that reads into another option's field, or prints another's, would pass every test of
+// single options.
+TEST(Options, EachFillsItsOwnFieldOnly) {
+  for (const RunOption& option : run_options()) {
+    RunConfig run = default_run();
+    const std::string before = option.print(run);
+    std::string value;
+    for (const char* candidate : {"3", "0.25", "bf16", "last", "blocks", "all_choices", "fixed",
+                                  "fit", "separators", "assistant", "adafactor"}) {
+      if (option.read(run, candidate)) value = candidate;
+      if (!value.empty()) break;
+    }
+    ASSERT_FALSE(value.empty()) << option.name;
+    EXPECT_EQ(option.print(run), value) << option.name;
+    EXPECT_NE(value, before) << option.name;
+    for (const RunOption& other : run_options()) {
+      if (other.name == option.name) continue;
+      EXPECT_EQ(other.print(run), other.print(default_run())) << option.name << ", " << other.name;
+    }
+  }
+}
+
+TEST(Recipes, AMissingOneListsThoseThereAre) {
+  EXPECT_THAT(message_of([] { load_recipe("nano-mo"); }),
+              AllOf(HasSubstr("there is no recipe nano-mo"), HasSubstr("did you mean nano-moe?"),
+                    HasSubstr("3b-moe")));
+  EXPECT_THAT(message_of([] { load_recipe("./absent.ini"); }), HasSubstr("absent.ini"));
+}
+
+TEST(Recipes, ABaseOfItselfIsAnError) {
+  const Scratch folder;
+  write_file(folder / "a.ini", "[recipe]\nbase = b.ini\n");
+  write_file(folder / "b.ini", "[recipe]\nbase = a.ini\n");
+  EXPECT_THAT(message_of([&] { load_recipe((folder / "a.ini").string()); }),
+              HasSubstr("a base of itself"));
+}
+
+TEST(Ini, SectionsKeysAndComments) {
+  const auto entries = parse_ini(
+      "# a comment\r\n[a]\r\nx=1\n  y  =  two words # and a comment\n\n[b-c]\nx = p#q\nz =\n",
+      "text");
+  ASSERT_EQ(entries.size(), 4u);
+  EXPECT_EQ(entries[0].name, "a.x");
+  EXPECT_EQ(entries[0].value, "1");
+  EXPECT_EQ(entries[0].line, 3);
+  EXPECT_EQ(entries[1].value, "two words");
+  EXPECT_EQ(entries[2].name, "b-c.x");
+  EXPECT_EQ(entries[2].value, "p#q");
+  EXPECT_EQ(entries[3].value, "");
+  EXPECT_EQ(entries[3].line, 8);
+}
+
+TEST(Ini, ABadLineIsNamed) {
+  const auto message = [](const char* text) {
+    return message_of([&] { parse_ini(text, "file.ini"); });
+  };
+  EXPECT_THAT(message("[a]\n\nnonsense\n"), HasSubstr("file.ini:3: \"nonsense\""));
+  EXPECT_THAT(message("[a\nx = 1\n"), HasSubstr("file.ini:1: \"[a\" is not a section"));
+  EXPECT_THAT(message("["), HasSubstr("is not a section"));
+  EXPECT_THAT(message("x = 1\n"), HasSubstr("file.ini:1: x stands before the first [section]"));
+  EXPECT_THAT(message("[a]\nx = 1\n[b]\n[a]\nx = 2\n"),
+              HasSubstr("file.ini:5: a.x is given again, after line 2"));
+  EXPECT_THAT(message("[a]\n= 1\n"), HasSubstr("file.ini:2"));
+}
+
+TEST(Assignment, NeedsANameAndAnEqualsSign) {
+  EXPECT_EQ(parse_assignment("a.b=c=d").value, "c=d");
+  EXPECT_THAT(message_of([] { parse_assignment("a.b"); }), HasSubstr("section.key=value"));
+  EXPECT_THAT(message_of([] { parse_assignment("=1"); }), HasSubstr("section.key=value"));
+}
+
+TEST(Errors, OfOptionsAreConfigurationErrors) {
+  EXPECT_THROW(load_recipe("absent"), ConfigurationError);
+  EXPECT_THROW(ResolvedRun({.recipe = "tiny", .command_line = {given("run.seed", "x")}}),
+               ConfigurationError);
+  EXPECT_THROW(ResolvedRun({.recipe = "tiny", .command_line = {given("decoder.heads", "5")}}),
+               ConfigurationError);
+}
+
+}  // namespace
+}  // namespace orchard
