@@ -320,10 +320,8 @@ TEST_F(Pack, ATrainingSetIsKeptOrReplacedWhole) {
   const std::string before = TrainingSet::open(folder_ / "kept").hash();
   EXPECT_THAT(message_of([&] { pack(options); }), HasSubstr("exists already"));
   options.existing = Existing::replace;
-  {
-    const FileSizeLimit limit(100'000);
-    EXPECT_THAT(message_of([&] { pack(options); }), HasSubstr("free some space"));
-  }
+  EXPECT_THAT(message_on_full_disk(100'000, [&] { pack(options); }), HasSubstr("free some space"));
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "kept.partial"));
   EXPECT_EQ(TrainingSet::open(folder_ / "kept").hash(), before);
   options.limits = {{"text", 10}};
   pack(options);
