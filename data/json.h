@@ -1,4 +1,4 @@
-// Private to the data wing: JSON whose errors name file and line.
+// For .cpp files only: JSON whose errors name file and line.
 #pragma once
 
 #include <filesystem>
