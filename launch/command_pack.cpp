@@ -1,5 +1,6 @@
 #include <fmt/ranges.h>
 
+#include <iostream>
 #include <optional>
 
 #include "data/pack.h"
@@ -7,7 +8,7 @@
 #include "launch/command_line.h"
 #include "launch/configuration_error.h"
 #include "launch/option_fields.h"
-#include "launch/progress.h"
+#include "train/progress.h"
 
 namespace orchard {
 namespace {
@@ -29,31 +30,37 @@ void add_limit(PackOptions& options, const std::string& text) {
   options.limits[text.substr(0, equals)] = limit;
 }
 
-// One Progress for each part of the work.
+// One line of progress for each part of the work.
 class PackingProgress {
  public:
+  explicit PackingProgress(Terminal& terminal) : terminal_(terminal) {}
+
   void operator()(const PackProgress& at) {
     if (!current_ || at.stage != stage_) {
       stage_ = at.stage;
       current_.reset();
-      current_.emplace(name_of(at.stage));
+      begin(at);
     }
-    current_->report(at.done, at.total);
+    current_->reach(at.done);
+    if (at.done == at.total) current_->finish();
   }
 
  private:
-  static const char* name_of(PackProgress::Stage stage) {
-    switch (stage) {
+  void begin(const PackProgress& at) {
+    switch (at.stage) {
       case PackProgress::Stage::reading:
-        return "corpora read";
+        current_.emplace(terminal_, "reading", "corpora", at.total);
+        return;
       case PackProgress::Stage::tokenizer:
-        return "tokenizer trained";
+        current_.emplace(terminal_, "training", "tokenizer", at.total);
+        return;
       case PackProgress::Stage::samples:
-        return "samples packed";
+        current_.emplace(terminal_, "packing", "samples", at.total);
+        return;
     }
-    return "";
   }
 
+  Terminal& terminal_;
   PackProgress::Stage stage_ = PackProgress::Stage::reading;
   std::optional<Progress> current_;
 };
@@ -112,14 +119,11 @@ int command_pack(Arguments arguments) {
   options.tokenizer_model = line.text("tokenizer");
   options.templates = line.text("templates");
   for (const std::string& limit : line.list("limit")) add_limit(options, limit);
-  options.log = [](const std::string& text) { fmt::print(stderr, "{}\n", text); };
-
-  PackReport report;
-  {
-    PackingProgress progress;
-    options.progress = std::ref(progress);
-    report = pack(options);
-  }
+  Terminal terminal(std::cout, Terminal::kind_of_stdout(), Terminal::columns_of_stdout());
+  options.log = [&](const std::string& text) { terminal.print(text); };
+  PackingProgress progress(terminal);
+  options.progress = std::ref(progress);
+  const PackReport report = pack(options);
   print_report(report, options.folder);
   return 0;
 }

@@ -1,17 +1,21 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <iostream>
 #include <optional>
 
 #include "data/atomic_file.h"
 #include "data/training_set.h"
 #include "launch/command.h"
-#include "launch/command_line.h"
 #include "launch/job.h"
-#include "launch/options.h"
+#include "launch/run_arguments.h"
 #include "launch/run_summary.h"
 #include "launch/validate.h"
 #include "train/checkpoint_folder.h"
+#include "train/console.h"
+#include "train/metrics.h"
+#include "train/observers.h"
+#include "train/tensorboard.h"
 #include "train/trainer.h"
 
 namespace orchard {
@@ -23,19 +27,6 @@ constexpr const char* usage =
     "usage: orchard train --recipe NAME --training-set FOLDER --run-folder FOLDER [options]\n\n"
     "Trains a model through the stages of a recipe. Under mpirun the ranks share the work.\n"
     "launch/run.sh starts ranks with the right binding and number of threads.";
-
-constexpr const char* resolved_name = "resolved.ini";
-
-// Options of [run] can be given directly: --micro-batch for run.micro_batch.
-bool has_flag(const RunOption& option) {
-  return option.section() == "run";
-}
-
-std::string flag_of(const RunOption& option) {
-  std::string flag(option.key());
-  std::replace(flag.begin(), flag.end(), '_', '-');
-  return flag;
-}
 
 // All options a recipe may set; those of the stages once.
 std::string recipe_options_text() {
@@ -52,86 +43,48 @@ std::string recipe_options_text() {
   return text;
 }
 
-class PlainObserver final : public Observer {
- public:
-  void on_step(const StepEvent& event) override {
-    fmt::print("stage {} step {}/{} loss {:.4f} lr {:.3g} {:.0f} tokens/s\n", event.stage,
-               event.step, event.steps, event.report.losses.loss, event.learning_rate,
-               static_cast<double>(event.tokens) / event.step_seconds);
-  }
-  void on_validation(const ValidationEvent& event) override {
-    fmt::print("stage {} step {}/{} held-out loss {:.4f}, swapped pictures +{:.4f} (z {:.1f})\n",
-               event.stage, event.step, event.steps, event.report.loss,
-               event.report.swap.difference, event.report.swap.z());
-  }
-  void on_message(const std::string& text) override { fmt::print("{}\n", text); }
-};
-
 struct Request {
   std::optional<ResolvedRun> run;
   TrainOptions options;
   bool dry_run = false;
 };
 
-// The recipe that a run folder to be resumed was trained with.
+// The recipe that a run to be resumed was started with.
 std::string recipe_of(const RunSources& sources) {
-  std::string folder;
-  for (const auto* settings : {&sources.environment, &sources.command_line}) {
-    for (const Setting& setting : *settings) {
-      if (setting.name == "run.run_folder") folder = setting.value;
-    }
-  }
-  const fs::path resolved = fs::path(folder) / resolved_name;
-  require_configuration(!folder.empty() && fs::exists(resolved),
-                        "--recipe is missing; recipes are {} and paths to .ini files",
-                        fmt::join(recipe_names(), ", "));
+  const fs::path folder = given_value(sources, "run.run_folder");
+  const fs::path resolved = folder / resolved_recipe_name;
+  if (folder.empty() || !fs::exists(resolved)) fail_without_recipe();
   return fs::absolute(resolved).string();
 }
 
 // Empty when only help was wanted.
 std::optional<Request> parse(Arguments arguments) {
-  using program_options::value;
+  using program_options::bool_switch;
   Request request;
   bool resume = false;
-  std::vector<std::string> option_names;
   CommandLine line(usage);
-  line.options().add_options()                                                         //
-      ("recipe", value<std::string>(), "name of a recipe, or a path to an .ini file")  //
-      ("set", value<std::vector<std::string>>(),
-       "section.key=value: overrides the recipe; may be repeated")  //
-      ("stage", value(&request.options.only_stage),
+  line.options().add_options()  //
+      ("stage", program_options::value(&request.options.only_stage),
        "train this stage only; it starts from the weights of the stage before")  //
-      ("resume", program_options::bool_switch(&resume),
-       "continue after the newest checkpoint of the run folder, by its resolved.ini where no "
-       "recipe is named")                                                                     //
-      ("init", value<std::string>(), "checkpoint whose weights the first stage starts from")  //
-      ("stop-after", value(&request.options.stop_after_steps),
+      ("resume", bool_switch(&resume),
+       "continue after the newest checkpoint of the run folder; without --recipe by its "
+       "resolved.ini")  //
+      ("init", program_options::value<std::string>(),
+       "checkpoint whose weights the first stage starts from")  //
+      ("stop-after", program_options::value(&request.options.stop_after_steps),
        "end after so many steps, with a checkpoint to resume from")  //
-      ("dry-run", program_options::bool_switch(&request.dry_run),
+      ("dry-run", bool_switch(&request.dry_run),
        "check everything, print each option with its origin, and end");
-  for (const RunOption& option : run_options()) {
-    option_names.push_back(option.name);
-    if (!has_flag(option)) continue;
-    line.options().add_options()(flag_of(option).c_str(), value<std::string>(),
-                                 option.help.c_str());
-  }
+  add_run_arguments(line);
   line.set_footer(recipe_options_text());
-  if (line.parse(arguments, option_names) == CommandLine::Outcome::helped) return {};
+  if (line.parse(arguments, run_option_names()) == CommandLine::Outcome::helped) return {};
 
-  RunSources sources{.recipe = line.text("recipe"), .environment = environment_settings()};
-  for (const std::string& text : line.list("set")) {
-    sources.command_line.push_back(parse_assignment(text));
-  }
-  for (const RunOption& option : run_options()) {
-    if (!has_flag(option) || !line.has(flag_of(option))) continue;
-    sources.command_line.push_back(
-        {option.name, line.text(flag_of(option)), "--" + flag_of(option)});
-  }
+  RunSources sources = run_sources(line);
   if (resume) request.options.resume = Resume::from_latest;
-  if (resume && sources.recipe.empty()) sources.recipe = recipe_of(sources);
-  require_configuration(!sources.recipe.empty(),
-                        "--recipe is missing; recipes are {} and paths to .ini files",
-                        fmt::join(recipe_names(), ", "));
+  if (sources.recipe.empty()) {
+    if (!resume) fail_without_recipe();
+    sources.recipe = recipe_of(sources);
+  }
   request.options.initial_weights = line.text("init");
   request.run.emplace(sources);
   return request;
@@ -165,6 +118,15 @@ void check(const Request& request, int ranks) {
       run.run_folder.string());
 }
 
+void add_observers(Observers& observers, const RunConfig& run, const TrainOptions& options,
+                   Terminal& terminal) {
+  const bool resumes = options.resume == Resume::from_latest;
+  const RunPosition start = resumes ? newest_checkpoint(run.run_folder) : RunPosition{};
+  observers.add(std::make_unique<Console>(terminal));
+  observers.add(std::make_unique<MetricsFile>(run.run_folder, start));
+  observers.add(std::make_unique<TensorBoard>(run.run_folder));
+}
+
 }  // namespace
 
 int command_train(Arguments arguments) {
@@ -186,11 +148,16 @@ int command_train(Arguments arguments) {
     job.together([&] {
       if (!job.is_first()) return;
       fs::create_directories(run.run_folder);
-      write_file(run.run_folder / resolved_name, request->run->to_ini(ResolvedRun::Show::origins));
+      write_file(run.run_folder / resolved_recipe_name,
+                 request->run->to_ini(ResolvedRun::Show::origins));
+    });
+    Terminal terminal(std::cout, Terminal::kind_of_stdout(), Terminal::columns_of_stdout());
+    Observers observers;
+    job.together([&] {
+      if (job.is_first()) add_observers(observers, run, request->options, terminal);
     });
     const std::unique_ptr<Device> device = make_cpu_device();
-    PlainObserver observer;
-    train(run, request->options, *device, job.ranks(), observer);
+    train(run, request->options, *device, job.ranks(), observers);
     return 0;
   });
 }

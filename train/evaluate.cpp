@@ -2,22 +2,10 @@
 
 #include <map>
 
+#include "train/prompt.h"
+
 namespace orchard {
 namespace {
-
-// Rows [0, last] of the first document of a batch, as a batch of its own.
-MicroBatch prompt_of(const MicroBatch& batch, std::size_t last) {
-  const auto rows = static_cast<std::ptrdiff_t>(last) + 1;
-  MicroBatch prompt{.sequences = 1, .length = rows};
-  prompt.sources.assign(batch.sources.begin(), batch.sources.begin() + rows);
-  prompt.positions.assign(batch.positions.begin(), batch.positions.begin() + rows);
-  prompt.targets.assign(static_cast<std::size_t>(rows), -1);
-  prompt.document_offsets = {0, static_cast<std::int32_t>(rows)};
-  prompt.real_rows = {static_cast<std::int32_t>(rows)};
-  prompt.tiles = batch.tiles;
-  prompt.patches = batch.patches;
-  return prompt;
-}
 
 bool closes(std::int32_t token) {
   return token == token_end || token == token_turn_end;
@@ -82,7 +70,7 @@ EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const S
       const std::vector<std::int32_t> truth = truth_of(batch, first);
       if (truth.empty() || static_cast<std::int64_t>(truth.size()) > options.longest_answer)
         continue;
-      const MicroBatch prompt = prompt_of(batch, first);
+      const MicroBatch prompt = leading_rows(batch, static_cast<std::int64_t>(first) + 1);
       const auto budget =
           static_cast<std::int64_t>(truth.size()) + 8;  // a longer answer is wrong anyway
       Sample sample = set.load(packed.sample);
