@@ -1,6 +1,7 @@
 #include "train/metrics.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "data/atomic_file.h"
 #include "data/json.h"
@@ -69,13 +70,24 @@ auto writer(OrderedJson& json) {
 
 auto reader(const Json& json, const std::string& place) {
   return [&](const char* name, auto& field) {
-    field = json_field<std::decay_t<decltype(field)>>(json, name, place);
+    using Field = std::decay_t<decltype(field)>;
+    // JSON has no NaN; it is written as null.
+    if (std::is_same_v<Field, double> && json.is_object() && json.contains(name) &&
+        json[name].is_null()) {
+      field = std::numeric_limits<Field>::quiet_NaN();
+    } else {
+      field = json_field<Field>(json, name, place);
+    }
   };
 }
 
 StepEvent read_step(const Json& json, const std::string& place) {
   StepEvent event;
   for_each_step_field(event, reader(json, place));
+  const LossReport& losses = event.report.losses;
+  require(losses.dropped.size() == losses.expert_load.size(),
+          "{}: expert_load has {} layers, dropped has {}", place, losses.expert_load.size(),
+          losses.dropped.size());
   return event;
 }
 
