@@ -70,6 +70,7 @@ AskedModel find_model(const CommandLine& line) {
     if (!fs::exists(resolved)) fail_without_recipe();
     sources.recipe = fs::absolute(resolved).string();
   }
+  asked.run_folder = run_folder;
   asked.run = ResolvedRun(sources).config();
   const CheckpointInfo info = read_checkpoint_info(asked.checkpoint);
   const ModelConfig stored = model_from_json(info.model);

@@ -17,6 +17,7 @@ struct AskedModel {
   RunConfig run;
   StageConfig stage;  // of the checkpoint, or as --stage says
   std::filesystem::path checkpoint;
+  std::filesystem::path run_folder;
 };
 
 // The checkpoint is --checkpoint or the newest of --run-folder; the recipe is --recipe or the

@@ -7,6 +7,8 @@
 #include "launch/asked_model.h"
 #include "launch/command.h"
 #include "train/evaluate.h"
+#include "train/predictions.h"
+#include "train/report.h"
 
 namespace orchard {
 namespace {
@@ -47,21 +49,30 @@ void print_table(const EvaluationReport& report) {
       swap.samples, swap.own, swap.swapped, swap.difference, swap.z());
 }
 
-// The first few of each category.
-void print_predictions(const EvaluationReport& report, std::int64_t each) {
-  std::string category;
-  std::int64_t shown = 0;
-  for (const Prediction& prediction : report.predictions) {
-    if (prediction.category != category) {
-      category = prediction.category;
-      shown = 0;
-      if (each > 0) fmt::print("\n{}\n", category);
+// The first few of each category, in the order of the table.
+void print_answers(const EvaluationReport& report, std::int64_t each) {
+  for (const CategoryAccuracy& category : report.accuracy) {
+    fmt::print("\n{}\n", category.category);
+    std::int64_t shown = 0;
+    for (const AnsweredSample& sample : report.answers) {
+      if (sample.category != category.category || shown++ >= each) continue;
+      fmt::print("  {}\n    truth {}\n    model {}\n", sample.sample, one_line(sample.truth),
+                 one_line(sample.answer));
     }
-    if (shown++ >= each) continue;
-    fmt::print("  {} {}\n", prediction.exact() ? "=" : "x", prediction.sample);
-    fmt::print("    truth  {}\n    model  {}\n", one_line(prediction.truth),
-               one_line(prediction.answer));
   }
+}
+
+void write_run_report(const EvaluationReport& report, const AskedModel& asked) {
+  std::vector<Prediction> predictions;
+  for (const AnsweredSample& sample : report.answers) {
+    Prediction& prediction = predictions.emplace_back(Prediction{
+        asked.stage.number, sample.category, sample.prompt, sample.truth, sample.answer, {}});
+    for (const EncodedPicture& picture : sample.pictures) {
+      prediction.pictures.push_back(picture.bytes);
+    }
+  }
+  write_predictions(asked.run_folder, predictions);
+  write_report(asked.run_folder, {.title = asked.run_folder.filename().string()});
 }
 
 std::string json_text(const EvaluationReport& report, const AskedModel& asked) {
@@ -97,7 +108,7 @@ int command_eval(Arguments arguments) {
   using program_options::value;
   EvaluateOptions options;
   std::int64_t shown = 2;
-  bool json = false;
+  bool json = false, report_wanted = false;
   CommandLine line(usage);
   line.options().add_options()  //
       ("answers",
@@ -106,6 +117,8 @@ int command_eval(Arguments arguments) {
       ("longest-answer", value(&options.longest_answer)->default_value(options.longest_answer),
        "tokens; samples with a longer truth are not answered")                            //
       ("show", value(&shown)->default_value(shown), "answers of each category to print")  //
+      ("report", program_options::bool_switch(&report_wanted),
+       "write predictions.jsonl and report.html into the run folder")  //
       ("json", program_options::bool_switch(&json), "print one JSON object instead");
   add_model_arguments(line);
   if (line.parse(arguments, run_option_names()) == CommandLine::Outcome::helped) return 0;
@@ -118,12 +131,14 @@ int command_eval(Arguments arguments) {
   const std::unique_ptr<InferenceModel> model =
       load_model(asked, *device, asked.stage.sequence_length + options.longest_answer);
   const EvaluationReport report = evaluate(*model, set, data, asked.run.micro_batch, options);
+  if (report_wanted) write_run_report(report, asked);
   if (json) {
     std::cout << json_text(report, asked) << "\n";
     return 0;
   }
   print_table(report);
-  print_predictions(report, shown);
+  if (shown > 0) print_answers(report, shown);
+  if (report_wanted) fmt::print("\n{}\n", (asked.run_folder / "report.html").string());
   return 0;
 }
 

@@ -7,7 +7,9 @@
 #include "launch/configuration_error.h"
 #include "models/multimodal.h"
 #include "train/checkpoint.h"
+#include "train/metrics.h"
 #include "train/model_json.h"
+#include "train/report.h"
 
 namespace orchard {
 namespace {
@@ -15,8 +17,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* usage =
-    "usage: orchard inspect PATH [--verify]\n\n"
-    "Lists what a checkpoint (a .h5 file) or a training set (a folder) contains.";
+    "usage: orchard inspect PATH [--verify] [--check-claims]\n\n"
+    "Lists what a checkpoint (a .h5 file), a training set or a run (folders) contains.";
 
 void inspect_training_set(const fs::path& folder, bool verify) {
   const TrainingSet set = TrainingSet::open(folder);
@@ -74,19 +76,57 @@ void inspect_checkpoint(const fs::path& path, bool verify) {
   if (verify) verify_checkpoint(path, info.model);
 }
 
+// Where the held-out loss of each stage began and ended, and whether that is what a run claims.
+bool inspect_run(const fs::path& folder) {
+  const RunMetrics metrics = read_metrics(folder);
+  const ReportClaims claims;
+  bool all_hold = true;
+  const auto judge = [&](bool holds) {
+    all_hold = all_hold && holds;
+    return holds ? "holds" : "FAILS";
+  };
+  fmt::print("run {}: {} steps, {} validations\n", folder.string(), metrics.steps.size(),
+             metrics.validations.size());
+  const auto& validations = metrics.validations;
+  for (std::size_t first = 0, end = 0; first < validations.size(); first = end) {
+    while (end < validations.size() && validations[end].stage == validations[first].stage) ++end;
+    const ValidationEvent &start = validations[first], &last = validations[end - 1];
+    const double ratio = last.report.loss / start.report.loss;
+    fmt::print(
+        "stage {}: held-out loss {:.4f} at step {}, {:.4f} at step {} of {}: ratio {:.3f}, "
+        "at most {}: {}\n",
+        start.stage, start.report.loss, start.step, last.report.loss, last.step, last.steps, ratio,
+        claims.loss_ratio, judge(ratio <= claims.loss_ratio));
+  }
+  if (validations.empty()) return false;
+  const SwapReport& swap = validations.back().report.swap;
+  fmt::print(
+      "at the end, {} samples with each other's pictures lose {:.4f} more: {:.1f} standard "
+      "errors, above {}: {}\n",
+      swap.samples, swap.difference, swap.z(), claims.swap_z, judge(swap.z() > claims.swap_z));
+  return all_hold;
+}
+
 }  // namespace
 
 int command_inspect(Arguments arguments) {
-  bool verify = false;
+  bool verify = false, check_claims = false;
   CommandLine line(usage);
   line.options().add_options()  //
       ("path", program_options::value<std::string>(),
-       "checkpoint or training set; also without --path")  //
-      ("verify", program_options::bool_switch(&verify), "read everything and compare checksums");
+       "checkpoint or training set; also without --path")                                         //
+      ("verify", program_options::bool_switch(&verify), "read everything and compare checksums")  //
+      ("check-claims", program_options::bool_switch(&check_claims),
+       "of a run: fail unless each stage lowers its held-out loss and the model looks at pictures");
   line.collect_positional("path");
   if (line.parse(arguments) == CommandLine::Outcome::helped) return 0;
   const fs::path path = line.required("path");
   require_configuration(fs::exists(path), "there is no {}", path.string());
+  if (fs::exists(metrics_path(path))) {
+    return inspect_run(path) || !check_claims ? 0 : exit_failure;
+  }
+  require_configuration(!check_claims, "--check-claims: {} is not the folder of a run",
+                        path.string());
   if (fs::is_directory(path)) {
     inspect_training_set(path, verify);
   } else {

@@ -74,16 +74,17 @@ EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const S
       const auto budget =
           static_cast<std::int64_t>(truth.size()) + 8;  // a longer answer is wrong anyway
       Sample sample = set.load(packed.sample);
-      Prediction prediction{.category = sample.category,
-                            .sample = sample.id,
-                            .prompt = prompt_text(set.tokenizer(), prompt),
-                            .truth = set.tokenizer().decode(truth),
-                            .answer = set.tokenizer().decode(model.generate(prompt, budget, stop)),
-                            .pictures = std::move(sample.pictures)};
+      AnsweredSample answered{
+          .category = sample.category,
+          .sample = sample.id,
+          .prompt = prompt_text(set.tokenizer(), prompt),
+          .truth = set.tokenizer().decode(truth),
+          .answer = set.tokenizer().decode(model.generate(prompt, budget, stop)),
+          .pictures = std::move(sample.pictures)};
       category.category = sample.category;
       ++category.samples;
-      category.exact += prediction.exact();
-      report.predictions.push_back(std::move(prediction));
+      category.exact += answered.exact();
+      report.answers.push_back(std::move(answered));
     }
   }
   for (auto& [id, category] : accuracy) {

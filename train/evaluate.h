@@ -17,7 +17,7 @@ struct EvaluateOptions {
 
 // One held-out sample answered by greedy decoding: what precedes its first target is the prompt,
 // the targets up to the closing token are the truth.
-struct Prediction {
+struct AnsweredSample {
   std::string category;
   std::string sample;  // its id
   std::string prompt;  // text of the prompt, pictures as <image>
@@ -36,7 +36,7 @@ struct CategoryAccuracy {
 struct EvaluationReport {
   ValidationReport validation;
   std::vector<CategoryAccuracy> accuracy;  // of categories whose samples have pictures or answers
-  std::vector<Prediction> predictions;
+  std::vector<AnsweredSample> answers;
 };
 
 EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const StageData& data,
