@@ -118,6 +118,12 @@ void check(const Request& request, int ranks) {
       run.run_folder.string());
 }
 
+void make_run_folder(const fs::path& folder) {
+  std::error_code error;
+  fs::create_directories(folder, error);
+  require(!error, "cannot make the run folder {}: {}", folder.string(), error.message());
+}
+
 void add_observers(Observers& observers, const RunConfig& run, const TrainOptions& options,
                    Terminal& terminal) {
   const bool resumes = options.resume == Resume::from_latest;
@@ -147,7 +153,7 @@ int command_train(Arguments arguments) {
     }
     job.together([&] {
       if (!job.is_first()) return;
-      fs::create_directories(run.run_folder);
+      make_run_folder(run.run_folder);
       write_file(run.run_folder / resolved_recipe_name,
                  request->run->to_ini(ResolvedRun::Show::origins));
     });

@@ -24,11 +24,8 @@ class SharedFailure : public Error {
 };
 
 void report(const Communicator& ranks, const std::string& text) {
-  if (ranks.size() == 1) {
-    fmt::print(stderr, "orchard: {}\n", text);
-  } else {
-    fmt::print(stderr, "orchard: rank {}: {}\n", ranks.rank(), text);
-  }
+  const std::string who = ranks.size() == 1 ? "" : fmt::format("rank {}: ", ranks.rank());
+  fmt::print(stderr, "orchard: {}{}\n", who, text);
 }
 
 // A failure often meets every rank at once (a loss that is not finite, a folder that is gone). The
@@ -51,6 +48,7 @@ void Job::together(const std::function<void()>& action) {
   ranks_.max_on_host(worst);
   if (worst[1] == 0) return;
   const bool reports = code != 0 && worst[1] == ranks_.size() - ranks_.rank();
+  if (reports && !is_first()) text = fmt::format("rank {}: {}", ranks_.rank(), text);
   throw SharedFailure(static_cast<int>(worst[0]), reports ? text : "");
 }
 
@@ -63,7 +61,7 @@ int run_job(const std::function<int(Job&)>& body) {
   try {
     return body(job);
   } catch (const SharedFailure& failure) {
-    if (*failure.what() != '\0') report(*ranks, failure.what());
+    if (*failure.what() != '\0') fmt::print(stderr, "orchard: {}\n", failure.what());
     return failure.code();
   } catch (const std::exception& error) {
     if (!job.is_first()) std::this_thread::sleep_for(head_start_of_rank_0);

@@ -58,4 +58,6 @@ else
 fi
 # Containers run as root; mpirun refuses that unless told twice.
 if [[ $(id -u) == 0 ]]; then export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1; fi
+# Ranks see a terminal even where mpirun's own output goes to a file.
+[[ -t 1 ]] || export TERM=dumb
 exec mpirun "${options[@]}" "$program" "$@"

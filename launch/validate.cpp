@@ -127,9 +127,10 @@ void validate_ranks(const ResolvedRun& run, int ranks) {
   const RunConfig config = run.config();
   for (const StageConfig& stage : config.stages) {
     const std::int64_t micro_batches = stage.global_batch / config.micro_batch;
-    Rules(run).check(micro_batches % ranks == 0, fmt::format("stage{}.global_batch", stage.number),
-                     "{} micro-batches ({}) do not divide evenly among {} ranks", micro_batches,
-                     run.describe("run.micro_batch"), ranks);
+    Rules(run).check(
+        micro_batches % ranks == 0, fmt::format("stage{}.global_batch", stage.number),
+        "with {} that makes {} micro-batches, which do not divide evenly among {} ranks",
+        run.describe("run.micro_batch"), micro_batches, ranks);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <algorithm>
 #include <cmath>
 #include <ostream>
@@ -23,7 +24,10 @@ Terminal::~Terminal() {
 }
 
 Terminal::Kind Terminal::kind_of_stdout() {
-  return ::isatty(STDOUT_FILENO) ? Kind::live : Kind::plain;
+  // mpirun puts a terminal before each rank whatever its own output is; launch/run.sh then says so.
+  const char* name = std::getenv("TERM");
+  const bool dumb = name == nullptr || std::string_view(name) == "dumb";
+  return ::isatty(STDOUT_FILENO) && !dumb ? Kind::live : Kind::plain;
 }
 
 std::size_t Terminal::columns_of_stdout() {
