@@ -165,9 +165,8 @@ INSTANTIATE_TEST_SUITE_P(Recipes, Golden,
                          });
 
 TEST(Presets, EveryRecipeThatComesWithTheProgramIsHere) {
-  EXPECT_THAT(recipe_names(),
-              testing::UnorderedElementsAre("1b", "1b-moe", "30b", "3b", "3b-moe", "7b",
-                                            "nano-moe", "tiny", "tiny-moe"));
+  EXPECT_THAT(recipe_names(), testing::UnorderedElementsAre("1b", "1b-moe", "30b", "3b", "3b-moe",
+                                                            "7b", "nano-moe", "tiny", "tiny-moe"));
 }
 
 }  // namespace

@@ -1,0 +1,124 @@
+// The program as its users meet it: exit codes, messages, and ranks that end together.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <string>
+
+#include "data/atomic_file.h"
+#include "tests/data/scratch.h"
+
+namespace orchard {
+namespace {
+
+using orchard::testing::Scratch;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+struct Outcome {
+  int code = -1;
+  std::string output;  // of both kinds
+  double seconds = 0;
+};
+
+Outcome run_shell(const std::string& command) {
+  const auto start = std::chrono::steady_clock::now();
+  std::FILE* pipe = ::popen((command + " 2>&1").c_str(), "r");
+  require(pipe != nullptr, "cannot run {}", command);
+  Outcome outcome;
+  std::array<char, 4096> piece{};
+  for (std::size_t n; (n = std::fread(piece.data(), 1, piece.size(), pipe)) > 0;)
+    outcome.output.append(piece.data(), n);
+  const int status = ::pclose(pipe);
+  outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  outcome.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return outcome;
+}
+
+Outcome orchard_alone(const std::string& arguments) {
+  return run_shell(ORCHARD_PROGRAM " " + arguments);
+}
+
+Outcome orchard_on_two_ranks(const std::string& arguments) {
+  return run_shell(
+      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n 2 --oversubscribe "
+      "--bind-to none " ORCHARD_PROGRAM " " +
+      arguments);
+}
+
+std::size_t count(const std::string& text, const std::string& part) {
+  std::size_t n = 0;
+  for (std::size_t at = text.find(part); at != text.npos; at = text.find(part, at + 1)) ++n;
+  return n;
+}
+
+TEST(Program, EveryCommandHasHelp) {
+  const Outcome all = orchard_alone("--help");
+  EXPECT_EQ(all.code, 0);
+  for (const std::string command : {"train", "pack", "eval", "generate", "score", "inspect"}) {
+    EXPECT_THAT(all.output, HasSubstr("  " + command + " "));
+    const Outcome outcome = orchard_alone(command + " --help");
+    EXPECT_EQ(outcome.code, 0) << command;
+    EXPECT_THAT(outcome.output, HasSubstr("usage: orchard " + command));
+  }
+}
+
+TEST(Program, ConfigurationErrorsHaveACodeOfTheirOwn) {
+  const Outcome unknown_command = orchard_alone("trian");
+  EXPECT_EQ(unknown_command.code, 78);
+  EXPECT_THAT(unknown_command.output, HasSubstr("did you mean train?"));
+  const Outcome unknown_option = orchard_alone("train --recipie tiny");
+  EXPECT_EQ(unknown_option.code, 78);
+  EXPECT_THAT(unknown_option.output, HasSubstr("did you mean --recipe?"));
+  // An abbreviation that fits only one option is still not that option.
+  EXPECT_EQ(orchard_alone("train --rec tiny --dry-run").code, 78);
+  EXPECT_EQ(orchard_alone("train").code, 78);
+  EXPECT_EQ(orchard_alone("inspect /nowhere").code, 78);
+}
+
+TEST(Program, OtherErrorsDoNot) {
+  const Scratch folder;
+  write_file(folder / "broken.h5", "no HDF5 file");
+  EXPECT_EQ(orchard_alone("inspect " + (folder / "broken.h5").string()).code, 1);
+}
+
+TEST(Program, ADryRunPrintsValuesAndOrigins) {
+  const Outcome outcome =
+      run_shell("ORCHARD_RUN_MICRO_BATCH=4 " ORCHARD_PROGRAM
+                " train --recipe tiny-moe --seed 9 --set decoder.layers=5 --dry-run");
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
+  EXPECT_THAT(outcome.output, HasSubstr("# ORCHARD_RUN_MICRO_BATCH\n"));
+  EXPECT_THAT(outcome.output, HasSubstr("# --seed\n"));
+  EXPECT_THAT(outcome.output, HasSubstr("# command line\n"));
+  EXPECT_THAT(outcome.output, HasSubstr("# tiny-moe.ini:"));
+  EXPECT_THAT(outcome.output, HasSubstr("model: "));
+}
+
+TEST(Program, RanksFailTogetherWithOneMessage) {
+  const Outcome outcome = orchard_on_two_ranks("train --recipe tiny --set run.seed=x --dry-run");
+  EXPECT_EQ(outcome.code, 78);
+  EXPECT_EQ(count(outcome.output, "run.seed = x (command line)"), 1u) << outcome.output;
+  // Far above what ending takes, far below what a rank left waiting would.
+  EXPECT_LT(outcome.seconds, 60);
+}
+
+TEST(Program, ARankThatFailsAloneEndsTheOthers) {
+  const Scratch folder;
+  write_file(folder / "start.sh",
+             "#!/bin/sh\n"
+             "[ \"$OMPI_COMM_WORLD_RANK\" = 1 ] && export ORCHARD_RUN_SEED=x\n"
+             "exec " ORCHARD_PROGRAM " train --recipe tiny --dry-run\n");
+  const Outcome outcome = run_shell(
+      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n 2 --oversubscribe "
+      "--bind-to none sh " +
+      (folder / "start.sh").string());
+  EXPECT_EQ(outcome.code, 78);
+  EXPECT_THAT(outcome.output, AllOf(HasSubstr("rank 1: "), HasSubstr("ORCHARD_RUN_SEED")));
+  EXPECT_LT(outcome.seconds, 60);
+}
+
+}  // namespace
+}  // namespace orchard
