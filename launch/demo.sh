@@ -37,7 +37,7 @@ mkdir -p "$folder"
 touch "$folder/.demo"
 
 begin "pack the sample"
-$orchard pack data/sample --out "$folder/training_set"
+$orchard pack data/sample --vocabulary 384 --out "$folder/training_set"
 begin "train"
 launch/run.sh -n 2 train --recipe nano-moe --seed "$seed" --training-set "$folder/training_set" --run-folder "$folder"
 begin "evaluate"
