@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "kernels/core/error.h"
-#include "kernels/image/image.h"
 
 namespace orchard {
 namespace {
@@ -30,18 +29,7 @@ BatchBuilder::BatchBuilder(const SampleLayout& layout, SampleSource source,
     : layout_(layout),
       source_(std::move(source)),
       options_(std::move(options)),
-      stream_(device.make_stream()) {
-  const std::int64_t side = layout.options().tiling.side;
-  require(device.kind() == DeviceKind::cpu, "pictures are rendered on a CPU device, not on {}",
-          name_of(device.kind()));
-  require(options_.patch >= 1 && side % options_.patch == 0,
-          "tile side {} is not a multiple of the patch side {}", side, options_.patch);
-}
-
-std::int64_t BatchBuilder::tile_values() const {
-  const std::int64_t side = layout_.options().tiling.side;
-  return side * side * 3;
-}
+      renderer_(device, layout.options().tiling.side, options_.patch) {}
 
 MicroBatch BatchBuilder::build(std::span<const PackedSequence> sequences) {
   MicroBatch batch;
@@ -57,7 +45,7 @@ MicroBatch BatchBuilder::build(std::span<const PackedSequence> sequences) {
   std::int64_t tiles = 0;
   for (const PackedSequence& sequence : sequences) tiles += sequence.tiles;
   // Zeros are the mean colour.
-  batch.patches.assign(static_cast<std::size_t>(tiles * tile_values()), 0.0f);
+  batch.patches.assign(static_cast<std::size_t>(tiles * renderer_.tile_values()), 0.0f);
   for (const PackedSequence& sequence : sequences) {
     for (const PackedSample& packed : sequence.samples) add_sample(packed, batch);
     add_padding(batch.length - sequence.rows, batch);
@@ -93,7 +81,7 @@ void BatchBuilder::add_padding(std::int64_t rows, MicroBatch& batch) {
 SampleRows BatchBuilder::read_sample(const PackedSample& packed, MicroBatch& batch) {
   const std::int64_t tokens_per_tile = layout_.options().tokens_per_tile;
   const std::int64_t first_visual_row = batch.tiles * tokens_per_tile;
-  float* const patches = batch.patches.data() + batch.tiles * tile_values();
+  float* const patches = batch.patches.data() + batch.tiles * renderer_.tile_values();
   BadSample bad{.sample = packed.sample};
   SampleRows rows;
   try {
@@ -110,7 +98,7 @@ SampleRows BatchBuilder::read_sample(const PackedSample& packed, MicroBatch& bat
   } catch (const Error& error) {
     bad.reason = error.what();
   }
-  std::fill_n(patches, packed.tiles * tile_values(), 0.0f);
+  std::fill_n(patches, packed.tiles * renderer_.tile_values(), 0.0f);
   if (rows.sources.empty()) rows = placeholder_rows(packed, first_visual_row, tokens_per_tile);
   std::fill(rows.targets.begin(), rows.targets.end(), -1);
   rows.target_count = 0;
@@ -133,7 +121,6 @@ void BatchBuilder::render(const Sample& pictures, std::int64_t number, float* pa
   const std::vector<TilePlan> plans = layout_.tile_plans(number);
   require(pictures.pictures.size() == plans.size(), "{} pictures, where the index says {}",
           pictures.pictures.size(), plans.size());
-  const std::int64_t side = layout_.options().tiling.side;
   for (std::size_t p = 0; p < plans.size(); ++p) {
     const TilePlan& plan = plans[p];
     const Picture picture = source_.decode(pictures.pictures[p]);
@@ -145,36 +132,9 @@ void BatchBuilder::render(const Sample& pictures, std::int64_t number, float* pa
                                           static_cast<std::size_t>(size.height) * 3,
             "picture {} decodes to {} x {} pixels, where the index says {} x {}", p, picture.width,
             picture.height, size.width, size.height);
-    render_tiles(picture, plan, patches);
-    patches += plan.grid_tiles() * tile_values();
-    if (!plan.has_overview) continue;
-    render_tiles(picture, {.grid = {1, 1}, .height = side, .width = side}, patches);
-    patches += tile_values();
+    renderer_.render(picture, plan, patches);
+    patches += plan.tiles() * renderer_.tile_values();
   }
-}
-
-void BatchBuilder::render_tiles(const Picture& picture, const TilePlan& plan, float* patches) {
-  const std::int64_t side = layout_.options().tiling.side, patch = options_.patch;
-  const Shape canvas_shape{plan.grid.rows * side, plan.grid.cols * side, 3};
-  canvas_.resize(static_cast<std::size_t>(canvas_shape.numel()));
-  const Tensor canvas{canvas_.data(), DType::f32, canvas_shape, DeviceKind::cpu};
-  run(*stream_,
-      ResizeBicubic{
-          .x = {picture.rgb.data(), DType::u8, {picture.height, picture.width, 3}, DeviceKind::cpu},
-          .height = plan.height,
-          .width = plan.width,
-          .y = canvas});
-  run(*stream_, NormalisePatchify{.x = canvas,
-                                  .height = plan.height,
-                                  .width = plan.width,
-                                  .side = side,
-                                  .patch = patch,
-                                  .patches = {patches,
-                                              DType::f32,
-                                              {plan.grid_tiles(), (side / patch) * (side / patch),
-                                               3 * patch * patch},
-                                              DeviceKind::cpu}});
-  stream_->synchronize();
 }
 
 }  // namespace orchard

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <functional>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -11,7 +10,7 @@
 #include "data/expand.h"
 #include "data/packing.h"
 #include "data/picture.h"
-#include "kernels/device/device.h"
+#include "data/render.h"
 
 namespace orchard {
 
@@ -54,17 +53,12 @@ class BatchBuilder {
   SampleRows read_sample(const PackedSample& packed, MicroBatch& batch);
   // The tiles of all pictures of sample `number`.
   void render(const Sample& sample, std::int64_t number, float* patches);
-  // The grid of one picture, without its overview.
-  void render_tiles(const Picture& picture, const TilePlan& plan, float* patches);
   void note_bad(const BadSample& bad);
-
-  std::int64_t tile_values() const;  // floats of one tile's patches
 
   const SampleLayout& layout_;
   SampleSource source_;
   BatchBuilderOptions options_;
-  std::unique_ptr<Stream> stream_;
-  std::vector<float> canvas_;
+  PictureRenderer renderer_;
   std::int64_t bad_samples_ = 0;
   std::int64_t bad_in_a_row_ = 0;
 };

@@ -31,6 +31,9 @@ std::string innermost_reason() {
 }  // namespace
 
 void silence() {
+  // When the process ends HDF5 would close again what it could not close before, a file on a full
+  // disk, and crash over it. Nothing is left for it to do there: every handle here closes itself.
+  [[maybe_unused]] static const herr_t once = H5dont_atexit();
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
 }
 

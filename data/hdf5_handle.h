@@ -9,7 +9,8 @@
 
 namespace orchard::hdf5 {
 
-// HDF5 prints its report to stderr unless told otherwise, for each thread anew.
+// Before any other call: HDF5 prints its report to stderr unless told otherwise, for each thread
+// anew, and tidies up when the process ends unless told otherwise before it begins.
 void silence();
 
 // Throws Error "cannot <action> <label>: <HDF5's innermost reason>" if `status` is negative.

@@ -45,6 +45,9 @@ void add_run(std::vector<RunOption>& options) {
   options.push_back(integer_option(
       {"run.seed", "of weights, mixing and packing"}, from_0,
       [](auto& r) -> auto& { return r.seed; }));
+  options.push_back(real_option(
+      {"run.init_scale", "factor on the standard deviations of the initial weights"}, positive,
+      [](auto& r) -> auto& { return r.init_scale; }));
   options.push_back(integer_option(
       {"run.micro_batch", "sequences of one forward pass"}, from_1,
       [](auto& r) -> auto& { return r.micro_batch; }));

@@ -81,8 +81,9 @@ void check_pictures(const Rules& rules, const ModelConfig& model, const StageCon
   // A picture is never cut, so one that is split to the limit must leave room for some text.
   const std::int64_t rows = most_tiles(stage.tiling) * model.connector.tokens();
   rules.check(stage.sequence_length > rows, key("sequence_length"),
-              "a picture may take {} tiles of {} rows, {} in all, and text must follow it",
-              most_tiles(stage.tiling), model.connector.tokens(), rows);
+              "a picture may take {} tiles of {} rows, {} in all ({}, {}), and text must follow it",
+              most_tiles(stage.tiling), model.connector.tokens(), rows, rules.see(key("tiling")),
+              rules.see("connector.out_side"));
 }
 
 void check_stage(const Rules& rules, const RunConfig& run, const StageConfig& stage) {

@@ -13,7 +13,7 @@ namespace {
 // straddle two.
 constexpr std::int64_t alignment_elements = 32;
 
-void fill(const ParameterSpec& spec, std::uint64_t seed, float* values) {
+void fill(const ParameterSpec& spec, std::uint64_t seed, double std, float* values) {
   const std::int64_t n = spec.shape.numel();
   const CounterRandom random(seed, spec.name);
   cpu::parallel_for(n, 4096, [&](std::int64_t begin, std::int64_t end) {
@@ -21,10 +21,10 @@ void fill(const ParameterSpec& spec, std::uint64_t seed, float* values) {
       const auto index = static_cast<std::uint64_t>(i);
       switch (spec.initializer) {
         case Initializer::normal:
-          values[i] = static_cast<float>(spec.std * random.normal(index));
+          values[i] = static_cast<float>(std * random.normal(index));
           break;
         case Initializer::truncated_normal:
-          values[i] = static_cast<float>(spec.std * random.truncated_normal(index, 2.0));
+          values[i] = static_cast<float>(std * random.truncated_normal(index, 2.0));
           break;
         case Initializer::ones:
           values[i] = 1;
@@ -76,11 +76,11 @@ void ParameterStore::allocate(Device& device, Stream& stream, DType dtype) {
   if (dtype == DType::bf16) stream.fill_zero(values_.tensor(dtype, {elements_}));
 }
 
-void ParameterStore::initialise(Stream& stream, std::uint64_t seed) {
+void ParameterStore::initialise(Stream& stream, std::uint64_t seed, double std_scale) {
   std::vector<float> staging;
   for (Parameter& p : parameters_) {
     staging.resize(static_cast<std::size_t>(p.spec.shape.numel()));
-    fill(p.spec, seed, staging.data());
+    fill(p.spec, seed, std_scale * p.spec.std, staging.data());
     stream.copy(p.master, ConstTensor(staging.data(), DType::f32, p.spec.shape, DeviceKind::cpu));
     stream.synchronize();  // the staging buffer is reused
   }

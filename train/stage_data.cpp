@@ -10,16 +10,6 @@ namespace {
 // Batches ready ahead of the trainer: enough to ride out a slow picture, few enough to stay small.
 constexpr std::size_t prefetched_batches = 4;
 
-PackingOptions packing_options(const RunConfig& run, const StageConfig& stage) {
-  PackingOptions options{.length = stage.sequence_length,
-                         .tokens_per_tile = run.model.connector.tokens(),
-                         .max_pictures = stage.max_pictures,
-                         .tiling = stage.tiling,
-                         .targets = stage.targets};
-  options.tiling.side = stage.side;
-  return options;
-}
-
 SampleLayout make_layout(const TrainingSet& set, const RunConfig& run, const StageConfig& stage) {
   const PackingOptions options = packing_options(run, stage);
   const TextTokenizer tokenize = [&](std::string_view text) {
@@ -54,6 +44,16 @@ std::vector<std::int32_t> categories_of(const ResolvedMixture& mixture,
 }
 
 }  // namespace
+
+PackingOptions packing_options(const RunConfig& run, const StageConfig& stage) {
+  PackingOptions options{.length = stage.sequence_length,
+                         .tokens_per_tile = run.model.connector.tokens(),
+                         .max_pictures = stage.max_pictures,
+                         .tiling = stage.tiling,
+                         .targets = stage.targets};
+  options.tiling.side = stage.side;
+  return options;
+}
 
 StageData::StageData(const TrainingSet& set, const RunConfig& run, const StageConfig& stage)
     : set_(set),

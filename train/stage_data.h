@@ -12,6 +12,9 @@
 
 namespace orchard {
 
+// How the stage fills its sequences.
+PackingOptions packing_options(const RunConfig& run, const StageConfig& stage);
+
 class StageData {
  public:
   // `set` must outlive it. Categories that the stage's mixture does not name are left out, of

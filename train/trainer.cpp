@@ -81,7 +81,7 @@ class StageTrainer {
   }
 
   void initialise() {
-    store_.initialise(*stream_, run_.seed);
+    store_.initialise(*stream_, run_.seed, run_.init_scale);
     observer_.message(fmt::format("stage {}: {:.2f} M parameters from seed {}", stage_.number,
                                   static_cast<double>(store_.count()) / 1e6, run_.seed));
   }

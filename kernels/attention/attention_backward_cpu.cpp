@@ -177,9 +177,7 @@ class BackwardPiece {
   void softmax_backward(std::int64_t h, std::int64_t row, std::int64_t visible,
                         std::int64_t vectors, float* scores, float* d_probabilities) {
     const std::int64_t i = (document_.query_begin + row) * heads_.query_heads + query_head(h);
-    const float log_sum_exp = log_sum_exp_[i];
-    // A query that sees no key: against +inf its probabilities are zero.
-    const Vector log2_sum = set(log_sum_exp == -infinity ? infinity : log_sum_exp * log2_e);
+    const Vector log2_sum = set(log_sum_exp_[i] * log2_e);
     const Vector dot = set(shared_.dots[i]);
     mask_row(scores, visible, vectors);
     for (std::int64_t v = 0; v < vectors; ++v) {

@@ -97,13 +97,13 @@ class ForwardPiece {
 
   void start() {
     for (std::int64_t h = 0; h < heads_.group; ++h) {
+      const std::int64_t slot = h * query_block;
       pack_rows(q_ + query_element(h, 0), heads_.query_stride, rows_, heads_.head_dim,
-                op_.scale * log2_e, s_.queries + h * query_block * padded_, padded_);
+                op_.scale * log2_e, s_.queries + slot * padded_, padded_);
+      std::fill_n(s_.out + slot * padded_, rows_ * padded_, 0.0f);
+      std::fill_n(s_.sums + slot * lanes(), rows_ * lanes(), 0.0f);
+      std::fill_n(s_.max + slot, rows_, -infinity);
     }
-    const std::int64_t slots = heads_.group * query_block;
-    std::fill_n(s_.out, slots * padded_, 0.0f);
-    std::fill_n(s_.sums, slots * lanes(), 0.0f);
-    std::fill_n(s_.max, slots, -infinity);
   }
 
   void pack_keys(std::int64_t key, std::int64_t count) {
@@ -143,15 +143,15 @@ class ForwardPiece {
       for (std::int64_t row = 0; row < rows_; ++row) {
         const std::int64_t slot = h * query_block + row;
         const float total = sum(load(s_.sums + slot * lanes()));
-        const bool sees_none = s_.max[slot] == -infinity && total == 0.0f;
-        const Vector inverse = set(sees_none ? 0.0f : 1.0f / total);
+        // A query that sees no key was never visited: max is -inf and so is its log_sum_exp.
+        const Vector inverse = set(total == 0.0f ? 0.0f : 1.0f / total);
         T* const out = out_ + query_element(h, row);
         for_each_vector(heads_.head_dim, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
           store(hn::Mul(load(s_.out + slot * padded_ + i), inverse), out + i, n);
         });
         const std::int64_t token = document_.query_begin + begin_ + row;
         log_sum_exp_[token * heads_.query_heads + kv_head_ * heads_.group + h] =
-            sees_none ? -infinity : (s_.max[slot] + std::log2(total)) * ln_2;
+            (s_.max[slot] + std::log2(total)) * ln_2;
       }
     }
   }

@@ -65,7 +65,8 @@ struct RunningRow {
 };
 
 // Replaces a row of scores by 2^(score - max), where max now covers this row, too, and brings the
-// running sums to that max. A row with no key seen so far keeps max = -inf and sums of zero.
+// running sums to that max. The row has a visible key; before the first row max is -inf and the
+// sums are zero.
 HWY_INLINE void online_softmax(float* scores, std::int64_t vectors, const RunningRow& row,
                                std::int64_t out_vectors) {
   const std::int64_t n = lanes();
@@ -73,7 +74,7 @@ HWY_INLINE void online_softmax(float* scores, std::int64_t vectors, const Runnin
   for (std::int64_t v = 1; v < vectors; ++v) largest = hn::Max(largest, load(scores + v * n));
   const float old_max = *row.max;
   const float max = std::max(old_max, hn::GetLane(hn::MaxOfLanes(Floats(), largest)));
-  const Vector subtract = set(max == -infinity ? 0.0f : max);
+  const Vector subtract = set(max);
   Vector sums = load(row.sums);
   if (max != old_max) {
     const Vector shrink = power_of_two(hn::Sub(set(old_max), subtract));

@@ -4,17 +4,11 @@
 #include "kernels/device/device.h"
 
 namespace orchard {
-namespace {
-
-constexpr std::initializer_list<DType> activations = {DType::f32, DType::bf16};
-
-}  // namespace
-
 void run(Stream& stream, const DepthwiseConv3x3Forward& op) {
   const Checker check("DepthwiseConv3x3Forward", stream.device().kind());
   const Shape shape = op.x.shape();
   check.that(shape.rank() == 4, "x is [images, height, width, channels]");
-  check.operand("x", op.x, shape, activations);
+  check.operand("x", op.x, shape, float_types);
   check.operand("weight", op.weight, {shape[3], 3, 3}, {op.x.dtype()});
   check.operand("y", op.y, shape, {op.x.dtype()});
   dispatch(stream, op, "DepthwiseConv3x3Forward");
@@ -24,7 +18,7 @@ void run(Stream& stream, const DepthwiseConv3x3BackwardInput& op) {
   const Checker check("DepthwiseConv3x3BackwardInput", stream.device().kind());
   const Shape shape = op.d_y.shape();
   check.that(shape.rank() == 4, "d_y is [images, height, width, channels]");
-  check.operand("d_y", op.d_y, shape, activations);
+  check.operand("d_y", op.d_y, shape, float_types);
   check.operand("weight", op.weight, {shape[3], 3, 3}, {op.d_y.dtype()});
   check.operand("d_x", op.d_x, shape, {op.d_y.dtype()});
   dispatch(stream, op, "DepthwiseConv3x3BackwardInput");
@@ -34,7 +28,7 @@ void run(Stream& stream, const DepthwiseConv3x3BackwardWeight& op) {
   const Checker check("DepthwiseConv3x3BackwardWeight", stream.device().kind());
   const Shape shape = op.x.shape();
   check.that(shape.rank() == 4, "x is [images, height, width, channels]");
-  check.operand("x", op.x, shape, activations);
+  check.operand("x", op.x, shape, float_types);
   check.operand("d_y", op.d_y, shape, {op.x.dtype()});
   check.operand("d_weight", op.d_weight, {shape[3], 3, 3}, {DType::f32});
   dispatch(stream, op, "DepthwiseConv3x3BackwardWeight");
@@ -46,7 +40,7 @@ void run(Stream& stream, const AdaptiveAveragePoolForward& op) {
   check.that(in.rank() == 4, "x is [images, height, width, channels]");
   check.that(out.rank() == 4, "y is [images, out_height, out_width, channels]");
   check.that(in[1] > 0 && in[2] > 0, "x has at least one pixel a side");
-  check.operand("x", op.x, in, activations);
+  check.operand("x", op.x, in, float_types);
   check.operand("y", op.y, {in[0], out[1], out[2], in[3]}, {op.x.dtype()});
   dispatch(stream, op, "AdaptiveAveragePoolForward");
 }
@@ -57,7 +51,7 @@ void run(Stream& stream, const AdaptiveAveragePoolBackward& op) {
   check.that(in.rank() == 4, "d_x is [images, height, width, channels]");
   check.that(out.rank() == 4, "d_y is [images, out_height, out_width, channels]");
   check.that(out[1] > 0 && out[2] > 0, "d_y has at least one pixel a side");
-  check.operand("d_y", op.d_y, {in[0], out[1], out[2], in[3]}, activations);
+  check.operand("d_y", op.d_y, {in[0], out[1], out[2], in[3]}, float_types);
   check.optional("d_extra", op.d_extra, in, {op.d_y.dtype()});
   check.operand("d_x", op.d_x, in, {op.d_y.dtype()});
   dispatch(stream, op, "AdaptiveAveragePoolBackward");

@@ -9,6 +9,7 @@
 #include "hwy/highway.h"
 //
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/convolution/convolution.h"
 #include "kernels/convolution/convolution_cpu.h"
@@ -21,7 +22,9 @@ HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 
 constexpr int taps = 9;
-// Channels per pass: what lies outside the picture is read from one block of so many zeros.
+// Channels per pass. What lies outside the picture is read from one block of so many zeros, and the
+// nine weights of a chunk lie together, [9, chunk]: rows of 1024 floats apart, they would fall into
+// the cache sets that the pixels' channels need.
 constexpr std::int64_t channel_chunk = 256;
 template <class T>
 alignas(64) constexpr T zero_pixel[channel_chunk] = {};
@@ -62,7 +65,7 @@ inline std::int64_t pair_length(const Extent& extent, std::int64_t pixel, std::i
   return pixel + 1 < end && (pixel + 1) % extent.width != 0 ? 2 : 1;
 }
 
-// Output pixels [begin, end) of the convolution of x with `weights`, f32 [9, channels].
+// Output pixels [begin, end) of the convolution of x with `weights`, chunk by chunk.
 template <class T>
 void convolve(const T* x, const float* weights, T* y, const Extent& extent, std::int64_t begin,
               std::int64_t end) {
@@ -71,17 +74,17 @@ void convolve(const T* x, const float* weights, T* y, const Extent& extent, std:
     const Window<T> window(x, extent, pixel);
     const std::int64_t pair = pair_length(extent, pixel, end);
     for (std::int64_t c = 0; c < channels; c += channel_chunk) {
+      const std::int64_t chunk = std::min(channel_chunk, channels - c);
       const T* in[3][4];
       for (int r = 0; r < 3; ++r) {
         for (int s = 0; s < 4; ++s) in[r][s] = window.at(r, s, c);
       }
       T* const left = y + pixel * channels + c;
-      for_each_vector(std::min(channel_chunk, channels - c), [&](std::int64_t i,
-                                                                 std::int64_t n) HWY_ATTR {
+      for_each_vector(chunk, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
         Vector sum0 = zero(), sum1 = zero();
         for (int r = 0; r < 3; ++r) {
-          const float* const w = weights + 3 * r * channels + c + i;
-          const Vector w0 = load(w, n), w1 = load(w + channels, n), w2 = load(w + 2 * channels, n);
+          const float* const w = weights + c * taps + 3 * r * chunk + i;
+          const Vector w0 = load(w, n), w1 = load(w + chunk, n), w2 = load(w + 2 * chunk, n);
           const Vector x1 = load(in[r][1] + i, n), x2 = load(in[r][2] + i, n);
           sum0 = hn::MulAdd(w0, load(in[r][0] + i, n), sum0);
           sum1 = hn::MulAdd(w0, x1, sum1);
@@ -100,19 +103,23 @@ void convolve(const T* x, const float* weights, T* y, const Extent& extent, std:
 
 enum class Turn { none, by_180_degrees };
 
-// weight [channels, 3, 3] as f32 [9, channels] in the workspace.
+// weight [channels, 3, 3] in fp32, chunk by chunk, in the workspace.
 template <class T>
-const float* transposed_weights(Stream& stream, const ConstTensor& weight, Turn turn) {
+const float* chunked_weights(Stream& stream, const ConstTensor& weight, Turn turn) {
   const std::int64_t channels = weight.dim(0);
+  const T* const in = weight.data<T>();
   auto* const out = reinterpret_cast<float*>(
       stream.workspace(static_cast<std::size_t>(taps * channels) * sizeof(float)));
   for (std::int64_t c = 0; c < channels; ++c) {
+    const std::int64_t first = c / channel_chunk * channel_chunk;
+    const std::int64_t chunk = std::min(channel_chunk, channels - first);
     for (int tap = 0; tap < taps; ++tap) {
-      const T value = weight.data<T>()[c * taps + (turn == Turn::none ? tap : taps - 1 - tap)];
+      const T value = in[c * taps + (turn == Turn::none ? tap : taps - 1 - tap)];
+      float& to = out[first * taps + tap * chunk + c - first];
       if constexpr (std::is_same_v<T, bf16>) {
-        out[tap * channels + c] = to_float(value);
+        to = to_float(value);
       } else {
-        out[tap * channels + c] = value;
+        to = value;
       }
     }
   }
@@ -123,7 +130,7 @@ template <class T>
 void convolve_all(Stream& stream, const ConstTensor& x, const ConstTensor& weight, Turn turn,
                   const Tensor& y) {
   const Extent extent(x.shape());
-  const float* const weights = transposed_weights<T>(stream, weight, turn);
+  const float* const weights = chunked_weights<T>(stream, weight, turn);
   parallel_for(extent.pixels(), 16, [&](std::int64_t begin, std::int64_t end) {
     convolve(x.data<T>(), weights, y.data<T>(), extent, begin, end);
   });

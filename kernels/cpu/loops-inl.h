@@ -23,6 +23,25 @@ HWY_INLINE void parallel_vectors(std::int64_t n, const Body& body) {
   });
 }
 
+// Sum of all lanes of body(i, count, accumulator) over the vectors that cover [0, n), where the
+// body returns the accumulator with its share added. Four accumulators take turns, because one
+// would wait four cycles for each addition. The lambda needs HWY_ATTR before its body.
+template <class Body>
+HWY_INLINE float sum_vectors(std::int64_t n, const Body& body) {
+  const std::int64_t step = lanes();
+  Vector a = zero(), b = zero(), c = zero(), d = zero();
+  std::int64_t i = 0;
+  for (; i + 4 * step <= n; i += 4 * step) {
+    a = body(i, step, a);
+    b = body(i + step, step, b);
+    c = body(i + 2 * step, step, c);
+    d = body(i + 3 * step, step, d);
+  }
+  for (; i + step <= n; i += step) a = body(i, step, a);
+  if (i < n) b = body(i, n - i, b);
+  return sum(hn::Add(hn::Add(a, b), hn::Add(c, d)));
+}
+
 // `v` with the lanes from `count` on set to `rest`.
 HWY_INLINE Vector first_lanes(Vector v, std::int64_t count, float rest = 0) {
   if (count == lanes()) return v;

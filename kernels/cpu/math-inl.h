@@ -19,8 +19,9 @@ namespace orchard::cpu::HWY_NAMESPACE {
 HWY_INLINE Vector exp(Vector x) {
   const Floats d;
   const hn::RebindToUnsigned<Floats> bits;
-  // The constant comes first: x86's minimum returns its second operand for a NaN.
-  const Vector bounded = hn::Min(set(89.0f), x);
+  // Not Min: with a NaN, its result differs between instruction sets.
+  const Vector limit = set(89.0f);
+  const Vector bounded = hn::IfThenElse(hn::Gt(x, limit), limit, x);
   // Adding 1.5·2^23 leaves the rounded product in the low bits of the sum.
   const Vector shifter = set(12582912.0f);
   const Vector shifted = hn::MulAdd(bounded, set(1.44269504f), shifter);

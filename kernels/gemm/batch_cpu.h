@@ -31,9 +31,10 @@ struct BatchNeed {
   std::int64_t tiles = 0;
 };
 
-// BatchNeed need_of(product); void prepare(product, block, right);
-// bool multiply(product, tile, right, scratch), false for an
-// error of the library.
+// Runs the products of one type. The callables are
+//   BatchNeed need_of(product)
+//   void prepare(product, block, right)             on any thread, once for each block
+//   bool multiply(product, tile, right, scratch)    then for each tile; false: the library failed
 template <class NeedOf, class Prepare, class Multiply>
 void run_batches(Stream& stream, GemmState& state, std::span<const Product> products,
                  const BatchLayout& layout, const NeedOf& need_of, const Prepare& prepare,

@@ -6,6 +6,15 @@
 // dtypes: a and b are both f32 or both bf16; c is f32, or bf16 when a and b are. Products of bf16
 // accumulate in fp32 and round once at the end. FLOPs 2·m·n·k; bytes (m·k + k·n + m·n) elements;
 // bound by compute for k > 64.
+//
+// On the CPU each tile of rows is computed by one thread, and the cut depends on the shape alone:
+// results are bit-equal for any number of threads. What computes a tile is chosen by CPU and dtype
+// (gemm_table in peak.h prints it); the environment variable ORCHARD_GEMM overrides:
+//   auto      the default: onednn where it has kernels; else sgemm on x86, openblas on other CPUs
+//   onednn    oneDNN's batch-reduce kernels (f32: AVX-512; bf16: AVX512-BF16), else sgemm
+//   sgemm     oneDNN's sgemm, in f32; bf16 is widened
+//   openblas  OpenBLAS's sgemm, in f32; bf16 is widened. Loaded at run time, an error when missing
+// The kernels allocate nothing once warm; both sgemms keep buffers of their own.
 #pragma once
 
 #include "kernels/core/tensor.h"

@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/register.h"
 #include "kernels/device/device.h"
+#include "kernels/gemm/peak.h"
 
 namespace orchard::cpu {
 namespace {
@@ -146,8 +147,7 @@ void run_products(Stream& stream, const ProductType& type, std::span<const Produ
     for (const Product& product : products) run_empty_sum(type, product);
     return;
   }
-  const GemmLibrary library = stream.device().extension<GemmState>().library;
-  const bool tiles = library == GemmLibrary::automatic || library == GemmLibrary::onednn;
+  const bool tiles = stream.device().extension<GemmState>().prefers_tiles();
   if (!tiles || !run_tiles(stream, type, products)) run_sgemm(stream, type, products);
 }
 
@@ -157,3 +157,24 @@ void register_gemm(OperationTable& table) {
 }
 
 }  // namespace orchard::cpu
+
+namespace orchard {
+
+std::string gemm_table(Device& device) {
+  if (device.kind() != DeviceKind::cpu) return "";
+  auto& state = device.extension<cpu::GemmState>();
+  std::string table;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const bool tiles =
+        state.prefers_tiles() &&
+        state.tiles.find({.n = 64, .k = 64, .in = dtype, .out = dtype}, device.statistics());
+    table += fmt::format("{}: {}{}\n", name_of(dtype),
+                         tiles                                ? "oneDNN tile kernels"
+                         : state.sgemm == cpu::onednn_sgemm() ? "oneDNN sgemm"
+                                                              : "OpenBLAS sgemm",
+                         !tiles && dtype == DType::bf16 ? " on values widened to f32" : "");
+  }
+  return table;
+}
+
+}  // namespace orchard

@@ -39,8 +39,9 @@ struct Product {
   Accumulate accumulate = Accumulate::overwrite;
 };
 
-// The longest k of one product with transposed a: longer sums are cut, which bounds workspace.
-inline constexpr std::int64_t max_transposed_k = 4096;
+// The longest k of one product with transposed a: longer sums are cut. That bounds workspace, and
+// keeps what is packed in the cache until every tile has used it.
+inline constexpr std::int64_t max_transposed_k = 512;
 
 enum class GemmLibrary : std::uint8_t { automatic, onednn, sgemm, openblas };
 
@@ -55,6 +56,10 @@ struct Placement {
 // What the CPU backend keeps on its device for matrix products.
 struct GemmState {
   GemmState();  // reads ORCHARD_GEMM
+
+  bool prefers_tiles() const {
+    return library == GemmLibrary::automatic || library == GemmLibrary::onednn;
+  }
 
   GemmLibrary library = GemmLibrary::automatic;
   Sgemm sgemm = nullptr;

@@ -7,6 +7,8 @@
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
 #include "hwy/highway.h"
 //
+#include <hwy/cache_control.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -98,6 +100,13 @@ HWY_INLINE void words_of_rows(const bf16* row, const bf16* next, std::int64_t co
   for (; i < count; ++i) words[i] = low[i] | (high ? Word{high[i]} << 16 : 0);
 }
 
+// Rows are far apart, where no hardware prefetcher follows. Asks for the row `ahead` further down.
+template <class T>
+HWY_INLINE void prefetch_row(const T* row, std::int64_t stride, std::int64_t count) {
+  constexpr std::int64_t ahead = 16, line = 64 / sizeof(T);
+  for (std::int64_t i = 0; i < count; i += line) hwy::Prefetch(row + ahead * stride + i);
+}
+
 template <class T>
 constexpr std::int64_t per_word = sizeof(Word) / sizeof(T);
 
@@ -129,6 +138,8 @@ void pack_block_of(Transpose transpose, Rows matrix, std::int64_t k, std::int64_
   for (; word * per_word<T> < k; ++word) {
     const T* const row = data + word * per_word<T> * matrix.stride + first;
     const T* const next = word * per_word<T> + 1 < k ? row + matrix.stride : nullptr;
+    prefetch_row(row, matrix.stride, cols);
+    if (next) prefetch_row(next, matrix.stride, cols);
     words_of_rows(row, next, cols, packed + word * block_cols);
   }
   zero_rows(word, words);
@@ -147,6 +158,8 @@ void transpose_columns_of(const T* matrix, std::int64_t k, std::int64_t m, std::
       Word* const out = gathered + w * tile_rows;
       const T* const source = matrix + row * m + first;
       if (row < k) {
+        prefetch_row(source, m, count);
+        if (per_word < T >> 1) prefetch_row(source + m, m, count);
         words_of_rows(source, row + 1 < k ? source + m : nullptr, count, out);
       } else {
         std::fill(out, out + count, Word{0});

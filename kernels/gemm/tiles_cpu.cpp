@@ -1,7 +1,12 @@
-// Products by oneDNN's tile kernels. Packing the right-hand matrix once costs about a thousandth of
-// a nanosecond per FLOP at 1000 rows; groups of at most 64 rows are quicker without. When a is
-// transposed (a weight gradient) k is the number of rows of activations, which varies: the sum over
-// k is then taken in pieces of 512, 256, ... 32, in order, which keeps the set of shapes closed.
+// Products by oneDNN's tile kernels. Packing the right-hand matrix costs about 0.5 ns an element: 3
+// % of a product of 1000 rows, which gains 5 to 10 %, but more than it gains at 64 rows and fewer.
+// When a is transposed (a weight gradient) k is the number of rows of activations, which varies:
+// the sum over k is then taken in pieces of 512, 256, ... 32, in order, which keeps the set of
+// shapes closed; a tile of a is transposed into scratch before it is multiplied.
+//
+// Zen 4 at 3.5 GHz, a core, f32 / bf16 GFLOP/s at 4096 x 1408 x 512: forward 111 / 215, input
+// gradient 111 / 213, weight gradient 100 / 184 (oneDNN's sgemm 102, 111, 109; OpenBLAS 94, 92,
+// 95).
 #include "kernels/gemm/batch_cpu.h"
 #include "kernels/gemm/pack_cpu.h"
 

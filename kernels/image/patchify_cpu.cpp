@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/core/visit.h"
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/simd-inl.h"
 #include "kernels/device/device.h"
@@ -45,15 +46,17 @@ void split_colours(const NormalisePatchify& op, const float* x, std::int64_t n,
   }
 }
 
-// Canvas rows [begin, end).
-template <class T>
+// Canvas rows [begin, end). `fixed_patch` is op.patch or 0: pieces of a length that the compiler
+// knows are copied by a few moves, twice as fast as by calls.
+template <class T, std::int64_t fixed_patch>
 void patchify_rows(const NormalisePatchify& op, std::int64_t begin, std::int64_t end) {
   const std::int64_t canvas_width = op.x.dim(1), tile_cols = canvas_width / op.side;
-  const std::int64_t grid = op.side / op.patch, area = op.patch * op.patch;
-  const std::int64_t run = std::max<std::int64_t>(1, run_pixels / op.patch) * op.patch;
+  const std::int64_t patch_side = fixed_patch ? fixed_patch : op.patch;
+  const std::int64_t grid = op.side / patch_side, area = patch_side * patch_side;
+  const std::int64_t run = run_pixels / patch_side * patch_side;
   T colours[3][run_pixels];
   for (std::int64_t row = begin; row < end; ++row) {
-    const std::int64_t tile_row = row / op.side, patch_row = row % op.side / op.patch;
+    const std::int64_t tile_row = row / op.side, patch_row = row % op.side / patch_side;
     const float* const x = op.x.data<float>() + row * canvas_width * 3;
     const std::int64_t visible = row < op.height ? op.width : 0;
     for (std::int64_t start = 0; start < canvas_width; start += run) {
@@ -61,15 +64,15 @@ void patchify_rows(const NormalisePatchify& op, std::int64_t begin, std::int64_t
       const std::int64_t inside = std::clamp<std::int64_t>(visible - start, 0, pixels);
       split_colours(op, x + 3 * start, inside, colours);
       for (auto& colour : colours) std::fill(colour + inside, colour + pixels, T{});
-      for (std::int64_t i = 0; i < pixels; i += op.patch) {
+      for (std::int64_t i = 0; i < pixels; i += patch_side) {
         const std::int64_t tile = tile_row * tile_cols + (start + i) / op.side;
-        const std::int64_t patch_col = (start + i) % op.side / op.patch;
+        const std::int64_t patch_col = (start + i) % op.side / patch_side;
         T* const patch = op.patches.data<T>() +
                          ((tile * grid + patch_row) * grid + patch_col) * 3 * area +
-                         row % op.patch * op.patch;
+                         row % patch_side * patch_side;
         for (std::int64_t c = 0; c < 3; ++c) {
           std::memcpy(patch + c * area, colours[c] + i,
-                      static_cast<std::size_t>(op.patch) * sizeof(T));
+                      static_cast<std::size_t>(patch_side) * sizeof(T));
         }
       }
     }
@@ -79,10 +82,11 @@ void patchify_rows(const NormalisePatchify& op, std::int64_t begin, std::int64_t
 void normalise_patchify(Stream&, const NormalisePatchify& op) {
   require(op.patch <= run_pixels, "NormalisePatchify: patch is {}, at most {} is supported",
           op.patch, run_pixels);
-  const auto rows_of =
-      op.patches.dtype() == DType::f32 ? patchify_rows<float> : patchify_rows<bf16>;
-  parallel_for(op.x.dim(0), op.patch,
-               [&](std::int64_t begin, std::int64_t end) { rows_of(op, begin, end); });
+  visit_float(op.patches.dtype(), [&]<class T>(T) {
+    const auto rows_of = op.patch == 14 ? patchify_rows<T, 14> : patchify_rows<T, 0>;
+    parallel_for(op.x.dim(0), op.patch,
+                 [&](std::int64_t begin, std::int64_t end) { rows_of(op, begin, end); });
+  });
 }
 
 }  // namespace orchard::cpu::HWY_NAMESPACE

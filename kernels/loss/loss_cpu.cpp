@@ -34,13 +34,11 @@ float maximum_of(const float* x, std::int64_t count) {
 
 // Σ exp(x - maximum); the terms go to `out` if it is given, which may be x.
 float sum_of_exponentials(const float* x, std::int64_t count, float maximum, float* out) {
-  Vector total = zero();
-  for_each_vector(count, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+  return sum_vectors(count, [&](std::int64_t i, std::int64_t n, Vector total) HWY_ATTR {
     const Vector term = exp(hn::Sub(load(x + i, n), set(maximum)));
-    total = hn::Add(total, first_lanes(term, n));
     if (out) store(term, out + i, n);
+    return hn::Add(total, first_lanes(term, n));
   });
-  return sum(total);
 }
 
 // d_logits = scale · (exponentials / sum - [target]); `exponentials` may be d_logits.

@@ -26,21 +26,19 @@ void forward_rows(const LayerNormForward& op, std::int64_t begin, std::int64_t e
   const T* const bias = op.bias.data<T>();
   for (std::int64_t row = begin; row < end; ++row) {
     T* const y = row_of<T>(op.y, row, cols);
-    Vector total = zero();
-    const T* const x =
-        read_row<T>(op, row, [&](Vector v, std::int64_t) HWY_ATTR { total = hn::Add(total, v); });
-    const float mean = sum(total) / static_cast<float>(cols);
-    Vector squares = zero();
-    for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Vector v = first_lanes(hn::Sub(load(x + i, n), set(mean)), n);
-      squares = hn::MulAdd(v, v, squares);
-    });
-    const float inverse_std =
-        1.0f / std::sqrt(sum(squares) / static_cast<float>(cols) + op.epsilon);
+    const InputRow<T> x =
+        read_row<T>(op, row, [&](Vector v, Vector so_far) HWY_ATTR { return hn::Add(so_far, v); });
+    const float mean = x.total / static_cast<float>(cols);
+    const float squares =
+        sum_vectors(cols, [&](std::int64_t i, std::int64_t n, Vector so_far) HWY_ATTR {
+          const Vector v = first_lanes(hn::Sub(load(x.data + i, n), set(mean)), n);
+          return hn::MulAdd(v, v, so_far);
+        });
+    const float inverse_std = 1.0f / std::sqrt(squares / static_cast<float>(cols) + op.epsilon);
     op.mean.data<float>()[row] = mean;
     op.inverse_std.data<float>()[row] = inverse_std;
     for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Vector normalised = hn::Mul(hn::Sub(load(x + i, n), set(mean)), set(inverse_std));
+      const Vector normalised = hn::Mul(hn::Sub(load(x.data + i, n), set(mean)), set(inverse_std));
       store(hn::MulAdd(normalised, load(weight + i, n), load(bias + i, n)), y + i, n);
     });
   }

@@ -12,25 +12,28 @@
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 
-// Calls body(vector, count) along row `row` of op.x, or of op.x + op.delta, which it stores in
-// op.sum on the way. Returns the row, which the next pass finds in the L1 cache. Unused lanes are
-// zero.
-template <class T, class Forward, class Body>
-HWY_INLINE const T* read_row(const Forward& op, std::int64_t row, const Body& body) {
+// Row `row` of op.x, or of op.x + op.delta, which is stored in op.sum on the way: the next pass
+// finds it in the L1 cache.
+template <class T>
+struct InputRow {
+  const T* data;
+  float total;  // of term(v, accumulator) over the row; unused lanes of v are zero
+};
+
+template <class T, class Forward, class Term>
+HWY_INLINE InputRow<T> read_row(const Forward& op, std::int64_t row, const Term& term) {
   const std::int64_t cols = op.x.dim(1);
   const T* const x = row_of<T>(op.x, row, cols);
   const T* const delta = row_of<T>(op.delta, row, cols);
   T* const sum = row_of<T>(op.sum, row, cols);
   if (!delta) {
-    for_each_vector(cols,
-                    [&](std::int64_t i, std::int64_t n) HWY_ATTR { body(load(x + i, n), n); });
-    return x;
+    return {x, sum_vectors(cols, [&](std::int64_t i, std::int64_t n, Vector total)
+                                     HWY_ATTR { return term(load(x + i, n), total); })};
   }
-  for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-    store(hn::Add(load(x + i, n), load(delta + i, n)), sum + i, n);
-    body(load(sum + i, n), n);  // as stored: backward sees the rounded sum
-  });
-  return sum;
+  return {sum, sum_vectors(cols, [&](std::int64_t i, std::int64_t n, Vector total) HWY_ATTR {
+            store(hn::Add(load(x + i, n), load(delta + i, n)), sum + i, n);
+            return term(load(sum + i, n), total);  // as stored: backward sees the rounded sum
+          })};
 }
 
 }  // namespace orchard::cpu::HWY_NAMESPACE

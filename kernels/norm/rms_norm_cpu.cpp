@@ -24,14 +24,12 @@ void forward_rows(const RmsNormForward& op, std::int64_t begin, std::int64_t end
   const T* const weight = op.weight.data<T>();
   for (std::int64_t row = begin; row < end; ++row) {
     T* const y = row_of<T>(op.y, row, cols);
-    Vector squares = zero();
-    const T* const x = read_row<T>(
-        op, row, [&](Vector v, std::int64_t) HWY_ATTR { squares = hn::MulAdd(v, v, squares); });
-    const float inverse_rms =
-        1.0f / std::sqrt(sum(squares) / static_cast<float>(cols) + op.epsilon);
+    const InputRow<T> x = read_row<T>(
+        op, row, [&](Vector v, Vector total) HWY_ATTR { return hn::MulAdd(v, v, total); });
+    const float inverse_rms = 1.0f / std::sqrt(x.total / static_cast<float>(cols) + op.epsilon);
     op.inverse_rms.data<float>()[row] = inverse_rms;
     for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      store(hn::Mul(hn::Mul(load(x + i, n), set(inverse_rms)), load(weight + i, n)), y + i, n);
+      store(hn::Mul(hn::Mul(load(x.data + i, n), set(inverse_rms)), load(weight + i, n)), y + i, n);
     });
   }
 }
@@ -49,14 +47,13 @@ void backward_rows(const RmsNormBackward& op, std::int64_t begin, std::int64_t e
     const T* const d_sum = row_of<T>(op.d_sum, row, cols);
     T* const d_x = row_of<T>(op.d_x, row, cols);
     const Vector r = set(op.inverse_rms.data<float>()[row]);
-    Vector dot = zero();
-    for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+    const float dot = sum_vectors(cols, [&](std::int64_t i, std::int64_t n, Vector total) HWY_ATTR {
       const Vector normalised = hn::Mul(load(x + i, n), r);
       const Vector gradient = load(d_y + i, n);
-      dot = hn::MulAdd(hn::Mul(gradient, load(weight + i, n)), normalised, dot);
       if (d_weight) store(hn::MulAdd(gradient, normalised, load(d_weight + i, n)), d_weight + i, n);
+      return hn::MulAdd(hn::Mul(gradient, load(weight + i, n)), normalised, total);
     });
-    const Vector mean = set(sum(dot) / static_cast<float>(cols));
+    const Vector mean = set(dot / static_cast<float>(cols));
     for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
       const Vector normalised = hn::Mul(load(x + i, n), r);
       const Vector g = hn::Mul(load(d_y + i, n), load(weight + i, n));

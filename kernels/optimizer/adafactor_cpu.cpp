@@ -22,10 +22,16 @@ namespace orchard::cpu::HWY_NAMESPACE {
 
 constexpr float regulariser = 1e-30f;  // ε₁ of the paper, added to g²
 
-// β₂ of step t: 0 at the first.
-float second_moment_decay(std::int64_t step) {
-  return static_cast<float>(1.0 - std::pow(static_cast<double>(step), -0.8));
-}
+// The moving averages keep β₂ = 1 - t^-0.8 of what they were (nothing at step 1) and take in the
+// rest, which would lose its digits if it were computed from a β₂ near one in fp32.
+struct Averaging {
+  explicit Averaging(std::int64_t step)
+      : keep(static_cast<float>(1.0 - std::pow(static_cast<double>(step), -0.8))),
+        rest(static_cast<float>(std::pow(static_cast<double>(step), -0.8))) {}
+  float operator()(float before, float value) const { return keep * before + rest * value; }
+
+  float keep, rest;
+};
 
 // lr / max(1, rms(u) / threshold): what the raw update is multiplied by.
 float clipped_lr(const AdaFactor& op, double update_squares) {
@@ -83,12 +89,12 @@ class Factored {
 
   // Pass 1: v_row, and the sums of squares of each column.
   void collect() {
-    const float decay = second_moment_decay(op_.step);
+    const Averaging average(op_.step);
     float* const v_row = op_.v_row.data<float>();
     sums_.collect(partial_memory_, [&](std::int64_t begin, std::int64_t end, float* columns) {
       for (std::int64_t row = begin; row < end; ++row) {
         const float mean = collect_row(row, columns) / static_cast<float>(cols_);
-        v_row[row] = decay * v_row[row] + (1 - decay) * mean;
+        v_row[row] = average(v_row[row], mean);
       }
     });
   }
@@ -106,13 +112,13 @@ class Factored {
 
   // v_col, the mean of v_row, and the factor of each column.
   void update_statistics() {
-    const float decay = second_moment_decay(op_.step);
+    const Averaging average(op_.step);
     float* const v_col = op_.v_col.data<float>();
     std::fill_n(column_factors_, cols_, 0.0f);
     sums_.add_to(column_factors_, 0, cols_);
     for (std::int64_t col = 0; col < cols_; ++col) {
       const float mean = column_factors_[col] / static_cast<float>(rows_);
-      v_col[col] = decay * v_col[col] + (1 - decay) * mean;
+      v_col[col] = average(v_col[col], mean);
       column_factors_[col] = 1.0f / std::sqrt(v_col[col]);
     }
     double total = 0;
@@ -162,7 +168,7 @@ void full_step(Stream& stream, const AdaFactor& op) {
   constexpr std::int64_t block = 16384;
   const std::int64_t size = op.weights.numel();
   float* const v = op.v.data<float>();
-  const float decay = second_moment_decay(op.step);
+  const Averaging average(op.step);
   auto* const partials = reinterpret_cast<double*>(
       stream.workspace(static_cast<std::size_t>((size + block - 1) / block) * sizeof(double)));
   const auto update_statistics = [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
@@ -171,7 +177,7 @@ void full_step(Stream& stream, const AdaFactor& op) {
       const Vector g = gradient(op, begin + i, n);
       const Vector square = hn::MulAdd(g, g, set(regulariser));
       const Vector v_new =
-          hn::MulAdd(load(v + begin + i, n), set(decay), hn::Mul(square, set(1 - decay)));
+          hn::MulAdd(load(v + begin + i, n), set(average.keep), hn::Mul(square, set(average.rest)));
       store(v_new, v + begin + i, n);
       squares = hn::Add(squares, hn::Div(hn::Mul(g, g), v_new));
     });

@@ -11,6 +11,7 @@ class Stream;
 // Decoupled AdamW (Loshchilov & Hutter 2019, algorithm 2) with bias correction:
 //   m = β1·m + (1-β1)·g;  v = β2·v + (1-β2)·g²
 //   w = w - lr·(m/(1-β1^t)) / (sqrt(v/(1-β2^t)) + ε) - lr·weight_decay·w
+// m and v are zero before the first step. 28 bytes per element, 30 with the copy.
 struct AdamW {
   Tensor weights;         // f32 [n]
   ConstTensor gradients;  // f32 [n]
@@ -30,6 +31,8 @@ struct AdamW {
 //   factored [rows, cols]: v_row = EMA of the mean over cols, v_col = EMA of the mean over rows,
 //     u = g · (v_row / mean(v_row))^-1/2 · v_col^-1/2;  else full v, u = g · v^-1/2
 //   u /= max(1, rms(u) / clip_threshold);  w -= lr·u + weight_decay·w
+// Statistics are zero before the first step. The update is not stored: 20 bytes per element when
+// factored (three readings of the gradient), else 28; 2 more with the copy.
 struct AdaFactor {
   Tensor weights;         // f32 [rows, cols] when factored, else any shape
   ConstTensor gradients;  // f32, same shape

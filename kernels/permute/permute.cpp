@@ -7,8 +7,6 @@
 namespace orchard {
 namespace {
 
-constexpr std::initializer_list<DType> activations = {DType::f32, DType::bf16};
-
 // slot is [tokens, k] with a k that the kernels' stack buffers hold.
 void check_slot(const Checker& check, const ConstTensor& slot, std::int64_t tokens) {
   check.that(slot.rank() == 2, "slot is [tokens, k]");
@@ -39,7 +37,7 @@ void run(Stream& stream, const DispatchForward& op) {
   check.that(op.row_offsets.rank() == 1 && op.row_offsets.dim(0) >= 1,
              "row_offsets is [experts + 1]");
   const std::int64_t max_rows = op.rows.dim(0);
-  check.operand("x", op.x, op.x.shape(), activations);
+  check.operand("x", op.x, op.x.shape(), float_types);
   check.operand("source", op.source, {max_rows}, {DType::i32});
   check.operand("row_offsets", op.row_offsets, op.row_offsets.shape(), {DType::i32});
   check.operand("rows", op.rows, {max_rows, op.x.dim(1)}, {op.x.dtype()});
@@ -51,7 +49,7 @@ void run(Stream& stream, const DispatchBackward& op) {
   check.that(op.d_rows.rank() == 2 && op.d_x.rank() == 2,
              "d_rows is [max_rows, hidden], d_x [tokens, hidden]");
   const Shape shape = op.d_x.shape();
-  check.operand("d_rows", op.d_rows, {op.d_rows.dim(0), shape[1]}, activations);
+  check.operand("d_rows", op.d_rows, {op.d_rows.dim(0), shape[1]}, float_types);
   check_slot(check, op.slot, shape[0]);
   check.optional("d_extra", op.d_extra, shape, {op.d_rows.dtype()});
   check.operand("d_x", op.d_x, shape, {op.d_rows.dtype()});
@@ -63,7 +61,7 @@ void run(Stream& stream, const CombineForward& op) {
   check.that(op.rows.rank() == 2 && op.y.rank() == 2,
              "rows is [max_rows, hidden], y [tokens, hidden]");
   const Shape shape = op.y.shape();
-  check.operand("rows", op.rows, {op.rows.dim(0), shape[1]}, activations);
+  check.operand("rows", op.rows, {op.rows.dim(0), shape[1]}, float_types);
   check_slot(check, op.slot, shape[0]);
   check.operand("gates", op.gates, op.slot.shape(), {DType::f32});
   check.operand("y", op.y, shape, {op.rows.dtype()});
@@ -77,7 +75,7 @@ void run(Stream& stream, const CombineBackward& op) {
   check.that(op.row_offsets.rank() == 1 && op.row_offsets.dim(0) >= 1,
              "row_offsets is [experts + 1]");
   const Shape shape = op.rows.shape();
-  check.operand("rows", op.rows, shape, activations);
+  check.operand("rows", op.rows, shape, float_types);
   check.operand("source", op.source, {shape[0]}, {DType::i32});
   check_slot(check, op.slot, op.d_y.dim(0));
   check.operand("gates", op.gates, op.slot.shape(), {DType::f32});

@@ -9,19 +9,13 @@
 #include <cmath>
 #include <limits>
 
-#include "hwy/contrib/math/math-inl.h"
+#include "kernels/cpu/loops-inl.h"
+#include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/simd-inl.h"
 #include "kernels/router/router_cpu.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
-
-// `v` with the lanes from `count` on replaced.
-HWY_INLINE Vector fill_tail(Vector v, std::int64_t count, float value) {
-  if (count == lanes()) return v;
-  const Floats d;
-  return hn::IfThenElse(hn::FirstN(d, static_cast<std::size_t>(count)), v, set(value));
-}
 
 void softmax(const RouterForward& op, std::int64_t begin, std::int64_t end) {
   constexpr float lowest = -std::numeric_limits<float>::infinity();
@@ -32,15 +26,14 @@ void softmax(const RouterForward& op, std::int64_t begin, std::int64_t end) {
     float* const p = op.probabilities.data<float>() + t * experts;
     Vector largest = set(lowest);
     for_each_vector(experts, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      largest = hn::Max(largest, fill_tail(load(logits + i, n), n, lowest));
+      largest = hn::Max(largest, first_lanes(load(logits + i, n), n, lowest));
     });
     const float max = hn::GetLane(hn::MaxOfLanes(d, largest));
     Vector total = zero();
     for_each_vector(experts, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Vector x = hn::Sub(load(logits + i, n), set(max));
-      const Vector e = hn::IfThenElse(hn::IsNaN(x), x, hn::Exp(d, x));  // Exp maps NaN to 0
+      const Vector e = exp(hn::Sub(load(logits + i, n), set(max)));
       store(e, p + i, n);
-      total = hn::Add(total, fill_tail(e, n, 0.0f));
+      total = hn::Add(total, first_lanes(e, n));
     });
     const float denominator = sum(total);
     for_each_vector(experts, [&](std::int64_t i, std::int64_t n) HWY_ATTR {

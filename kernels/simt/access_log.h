@@ -1,13 +1,12 @@
 // From the accesses of single threads to the requests of a warp.
 //
 // Each lane logs its own accesses; where the warp converges (block barrier, collective of all its
-// lanes, end), the logs are aligned: the k-th access of each lane at one place of the source is one
+// lanes, end), the logs are aligned: the k-th access of each lane on one line of the source is one
 // request.
 #pragma once
 
 #include <array>
 #include <cstdint>
-#include <source_location>
 #include <span>
 #include <vector>
 
@@ -20,11 +19,10 @@ struct LoggedAccess {
   std::uintptr_t address;
   std::uint32_t bytes;
   Access kind;
-  const char* file;  // a place in the source
-  std::uint32_t line, column;
+  Where where;
 
   bool same_place(const LoggedAccess& other) const {
-    return line == other.line && column == other.column && file == other.file && kind == other.kind;
+    return where == other.where && kind == other.kind;
   }
 };
 

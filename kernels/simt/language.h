@@ -7,7 +7,6 @@
 #include <concepts>
 #include <cstdint>
 #include <cstring>
-#include <source_location>
 #include <tuple>
 #include <type_traits>
 
@@ -24,7 +23,7 @@
 
 namespace orchard::simt {
 
-using Where = std::source_location;
+// NOLINTBEGIN(bugprone-reserved-identifier): the names are CUDA's.
 
 // ---- the block -------------------------------------------------------------------------------
 
@@ -169,5 +168,7 @@ void launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Parameters.
     std::apply(kernel, copies);
   });
 }
+
+// NOLINTEND(bugprone-reserved-identifier)
 
 }  // namespace orchard::simt

@@ -28,10 +28,10 @@ Multiprocessor& running(std::string_view call) {
   return *active;
 }
 
-std::string text(const std::source_location& where) {
-  std::string_view file = where.file_name();
+std::string text(const Where& where) {
+  std::string_view file = where.file;
   file.remove_prefix(file.rfind('/') + 1);  // npos + 1 is 0
-  return fmt::format("{}:{}", file, where.line());
+  return fmt::format("{}:{}", file, where.line);
 }
 
 // "threads 0-15, 17"
@@ -232,11 +232,11 @@ void Multiprocessor::returned() {
   if (live_ > 0 && at_barrier_ == live_) complete_barrier();
 }
 
-void Multiprocessor::block_barrier(std::source_location where) {
+void Multiprocessor::block_barrier(Where where) {
   Thread& self = *current_;
   Warp& warp = *self.warp;
   if (warp.at_barrier == 0) warp.barrier = where;
-  if (warp.barrier.line() != where.line() || warp.barrier.column() != where.column()) {
+  if (warp.barrier != where) {
     fail("{}: divergent barrier: __syncthreads() at {} while other lanes of its warp wait at {}",
          place(), text(where), text(warp.barrier));
   }
@@ -261,7 +261,7 @@ void Multiprocessor::complete_barrier() {
 }
 
 void Multiprocessor::warp_collective(const WarpOperation& operation, unsigned mask, void* argument,
-                                     std::source_location where) {
+                                     Where where) {
   Thread& self = *current_;
   Warp& warp = *self.warp;
   if (!(mask >> self.lane & 1)) {
@@ -303,8 +303,7 @@ void Multiprocessor::complete(Warp& warp, std::size_t index) {
 
 // ---- memory ----------------------------------------------------------------------------------
 
-void Multiprocessor::access(const void* address, std::size_t bytes, Access kind,
-                            std::source_location where) {
+void Multiprocessor::access(const void* address, std::size_t bytes, Access kind, Where where) {
   const auto refuse = [&](const std::string& reason) {
     fail("{}: {} {} bytes at {}, {}", place(), kind == Access::read ? "reads" : "writes", bytes,
          text(where), reason);
@@ -314,8 +313,7 @@ void Multiprocessor::access(const void* address, std::size_t bytes, Access kind,
   if (heap_.contains(address, bytes)) {
     if (options_.counting == Counting::on) {
       current_->log.push_back({reinterpret_cast<std::uintptr_t>(address),
-                               static_cast<std::uint32_t>(bytes), kind, where.file_name(),
-                               where.line(), where.column()});
+                               static_cast<std::uint32_t>(bytes), kind, where});
     }
     return;
   }
@@ -328,7 +326,7 @@ void Multiprocessor::access(const void* address, std::size_t bytes, Access kind,
   refuse(heap_.locate(address));
 }
 
-void* Multiprocessor::shared_memory(std::size_t bytes, std::source_location where) {
+void* Multiprocessor::shared_memory(std::size_t bytes, Where where) {
   if (bytes > shape_->shared_bytes) {
     fail("{}: {} bytes of shared memory at {}, the launch asked for {}", place(), bytes,
          text(where), shape_->shared_bytes);
@@ -379,20 +377,19 @@ std::string Multiprocessor::deadlock() const {
 
 // ---- runtime.h -------------------------------------------------------------------------------
 
-void warp_collective(const WarpOperation& operation, unsigned mask, void* argument,
-                     std::source_location where) {
+void warp_collective(const WarpOperation& operation, unsigned mask, void* argument, Where where) {
   running(operation.name).warp_collective(operation, mask, argument, where);
 }
 
-void block_barrier(std::source_location where) {
+void block_barrier(Where where) {
   running("__syncthreads()").block_barrier(where);
 }
 
-void access(const void* address, std::size_t bytes, Access kind, std::source_location where) {
+void access(const void* address, std::size_t bytes, Access kind, Where where) {
   running(kind == Access::read ? "load()" : "store()").access(address, bytes, kind, where);
 }
 
-void* shared_memory(std::size_t bytes, std::source_location where) {
+void* shared_memory(std::size_t bytes, Where where) {
   return running("shared_storage()").shared_memory(bytes, where);
 }
 

@@ -12,7 +12,6 @@
 #include <exception>
 #include <functional>
 #include <memory>
-#include <source_location>
 #include <string>
 #include <vector>
 
@@ -38,7 +37,7 @@ struct Thread {
   bool returned = false;
   const WarpOperation* operation = nullptr;  // that it waits in; nullptr: the block barrier
   unsigned mask = 0;                         // of `operation`
-  std::source_location where;                // of the call that it waits in
+  Where where;                               // of the call that it waits in
   AccessLog log;
 };
 
@@ -56,7 +55,7 @@ struct Warp {
   std::vector<Collective> collecting;
   // The lanes at the block barrier, and where the first of them called it.
   unsigned at_barrier = 0;
-  std::source_location barrier;
+  Where barrier;
 };
 
 class Multiprocessor {
@@ -69,11 +68,10 @@ class Multiprocessor {
   void run(const LaunchShape& shape, const std::function<void()>& thread);
 
   // What runtime.h declares, for the thread that runs now.
-  void warp_collective(const WarpOperation& operation, unsigned mask, void* argument,
-                       std::source_location where);
-  void block_barrier(std::source_location where);
-  void access(const void* address, std::size_t bytes, Access kind, std::source_location where);
-  void* shared_memory(std::size_t bytes, std::source_location where);
+  void warp_collective(const WarpOperation& operation, unsigned mask, void* argument, Where where);
+  void block_barrier(Where where);
+  void access(const void* address, std::size_t bytes, Access kind, Where where);
+  void* shared_memory(std::size_t bytes, Where where);
 
  private:
   void check_limits(const LaunchShape& shape) const;

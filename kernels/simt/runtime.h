@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <source_location>
 #include <string_view>
 
 #include "kernels/gpu/launch_shape.h"
@@ -17,6 +16,18 @@ namespace orchard {
 class Stream;
 
 namespace simt {
+
+// A line of a kernel's source. Taken as a default argument, `current()` is the caller's line.
+// (std::source_location in a form that clang-tidy 14 can read.)
+struct Where {
+  const char* file = "";
+  unsigned line = 0;
+  static constexpr Where current(const char* file = __builtin_FILE(),
+                                 unsigned line = __builtin_LINE()) {
+    return {file, line};
+  }
+  bool operator==(const Where&) const = default;
+};
 
 // What the lanes of a warp do together. The lanes named in a mask each bring a pointer to their
 // arguments; when the last one has come, `execute` runs once for all of them. Lanes outside the
@@ -28,16 +39,15 @@ struct WarpOperation {
 
 enum class Access : std::uint8_t { read, write };
 
-void warp_collective(const WarpOperation& operation, unsigned mask, void* argument,
-                     std::source_location where);
-void block_barrier(std::source_location where);
+void warp_collective(const WarpOperation& operation, unsigned mask, void* argument, Where where);
+void block_barrier(Where where);
 
 // [address, address + bytes) lies in one live allocation or in the block's shared memory and is
 // aligned to `bytes`. Accesses to global memory are counted.
-void access(const void* address, std::size_t bytes, Access kind, std::source_location where);
+void access(const void* address, std::size_t bytes, Access kind, Where where);
 
 // The block's shared memory, of which the launch must have asked for at least `bytes`.
-void* shared_memory(std::size_t bytes, std::source_location where);
+void* shared_memory(std::size_t bytes, Where where);
 
 // Queues a launch on a stream of a SIMT device; `thread` is the kernel, called once per thread.
 void enqueue(Stream& stream, const LaunchShape& shape, std::function<void()> thread);

@@ -165,20 +165,23 @@ TEST(Hdf5, AFullDiskIsOneClearErrorAndLeavesNothing) {
     const std::filesystem::directory_iterator files("/proc/self/fd");
     return std::distance(begin(files), end(files));
   };
-  const auto open_before = open_files();
   for (const std::size_t values : {100'000u, 1000u}) {  // fails in the write; in the flush
-    const FileSizeLimit limit(4096);
-    const std::string message = message_of([&] {
-      auto file = hdf5::File::create(scratch / "full.h5");
-      file.write("x", std::vector<double>(values, 1.0));
-      file.commit();
+    const std::string message = message_on_full_disk(4096, [&] {
+      const auto open_before = open_files();
+      const std::string first = message_of([&] {
+        auto file = hdf5::File::create(scratch / "full.h5");
+        file.write("x", std::vector<double>(values, 1.0));
+        file.commit();
+      });
+      require(open_files() == open_before, "the file is still open after: {}", first);
+      fail("{}", first);
     });
-    EXPECT_THAT(message, ::testing::AllOf(HasSubstr("full.h5"), HasSubstr("free some space")));
+    EXPECT_THAT(message, ::testing::AllOf(::testing::StartsWith("cannot write"),
+                                          HasSubstr("full.h5"), HasSubstr("free some space")));
     EXPECT_THAT(scratch.names(), ElementsAre());
-    EXPECT_EQ(open_files(), open_before) << "the failed file is still open";
   }
-  const FileSizeLimit limit(4096);
-  EXPECT_THAT(message_of([&] { write_file(scratch / "full.json", std::string(5000, 'x')); }),
+  EXPECT_THAT(message_on_full_disk(
+                  4096, [&] { write_file(scratch / "full.json", std::string(5000, 'x')); }),
               ::testing::AllOf(HasSubstr("full.json"), HasSubstr("free some space")));
   EXPECT_THAT(scratch.names(), ElementsAre());
 }

@@ -177,8 +177,7 @@ TEST_F(TrainingSetTest, AFullDiskLeavesNoTrainingSet) {
   std::filesystem::create_directories(other / "set");
   TrainingSetWriter writer(other / "set", {"text", "general"}, model_, {.shard_bytes = 1 << 20});
   for (const Sample& sample : samples_) writer.add(sample, Split::train);
-  const FileSizeLimit limit(3000);
-  EXPECT_THAT(message_of([&] { writer.finish(); }),
+  EXPECT_THAT(message_on_full_disk(3000, [&] { writer.finish(); }),
               AllOf(HasSubstr("shard-00000.h5"), HasSubstr("free some space")));
   EXPECT_FALSE(std::filesystem::exists(other / "set" / "shard-00000.h5"));
   EXPECT_FALSE(std::filesystem::exists(other / "set" / "dataset.json"));

@@ -275,9 +275,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{f32, 2, 2, 128, {129, 64}}, Case{f32, 2, 1, 256, {65}}, Case{f32, 3, 3, 1, {67}},
         Case{f32, 2, 2, 32, {65, 65}, {}, Mask::full}, Case{f32, 2, 2, 80, {257}, {}, Mask::full},
         Case{f32, 2, 2, 61, {127}, {}, Mask::full, 1},
-        Case{f32, 4, 1, 64, {}, {}, Mask::causal, 2},         // no document at all
-        Case{f32, 4, 2, 64, {1, 1, 3}, {300, 64, 65}},        // a cache of keys
-        Case{f32, 2, 1, 24, {100, 40, 7, 0}, {30, 0, 7, 9}},  // queries that see no key
+        Case{f32, 4, 1, 64, {}, {}, Mask::causal, 2},            // no document at all
+        Case{f32, 2, 1, 24, {}}, Case{f32, 2, 1, 24, {5}, {0}},  // no row of q, of k
+        Case{f32, 4, 2, 64, {1, 1, 3}, {300, 64, 65}},           // a cache of keys
+        Case{f32, 2, 1, 24, {100, 40, 7, 0}, {30, 0, 7, 9}},     // queries that see no key
         Case{f32, 2, 1, 24, {10, 40, 0}, {130, 0, 5}, Mask::full, 2},
         Case{f32, 1, 1, 64, {300}, {}, Mask::causal, 0, 30},  // peaked distributions
         Case{b16, 1, 1, 1, {1}}, Case{b16, 2, 1, 64, {63, 64, 65}},

@@ -40,9 +40,7 @@ class DepthwiseConv : public ::testing::TestWithParam<ConvCase> {
     }
   }
   // One rounding to the dtype, and an fp32 sum of nine terms of about the result's size.
-  double bound() const {
-    return 2 * unit_roundoff(GetParam().dtype) + 32 * unit_roundoff(DType::f32);
-  }
+  double bound() const { return unit_roundoff(GetParam().dtype) + 32 * unit_roundoff(DType::f32); }
 };
 
 TEST_P(DepthwiseConv, ForwardMatchesReference) {
@@ -159,7 +157,7 @@ class AdaptivePool : public ::testing::TestWithParam<PoolCase> {
   double bound() const {
     const auto [dtype, images, height, width, out_height, out_width, channels] = GetParam();
     const double pixels = static_cast<double>(height * width + out_height * out_width);
-    return 2 * unit_roundoff(dtype) + 16 * std::sqrt(pixels) * unit_roundoff(DType::f32);
+    return unit_roundoff(dtype) + 16 * std::sqrt(pixels) * unit_roundoff(DType::f32);
   }
 };
 

@@ -233,7 +233,7 @@ TEST_P(ClassToken, PrependAddsPositionsToAllRows) {
                          (i < width ? token.at(i) : x.at((n * patches - 1) * width + i)));
     }
   }
-  expect_close(y, expected, unit_roundoff(dtype) * 2, "y");  // one rounding
+  expect_close(y, expected, unit_roundoff(dtype), "y");  // one rounding
 }
 
 TEST_P(ClassToken, PrependBackwardSumsOverImages) {
@@ -285,7 +285,7 @@ TEST_P(ClassToken, DropRemovesTheClassRowAndAddsPositions) {
                            (with_positions ? table.at(i) : 0));
       }
     }
-    expect_close(y, expected, unit_roundoff(dtype) * 2, "y");  // one rounding
+    expect_close(y, expected, unit_roundoff(dtype), "y");  // one rounding
   }
 }
 

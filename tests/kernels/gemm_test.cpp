@@ -3,6 +3,8 @@
 
 #include <omp.h>
 
+#include "kernels/gemm/peak.h"
+
 namespace orchard::testing {
 namespace {
 
@@ -163,6 +165,18 @@ TEST(GemmErrors, NameTheOperandAndItsShape) {
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(), "Gemm: b has shape [3, 5], expected [4, 5]");
   }
+}
+
+TEST(GemmTable, NamesTheLibraryThatWasForced) {
+  EXPECT_EQ(gemm_table(device_with("sgemm")),
+            "f32: oneDNN sgemm\nbf16: oneDNN sgemm on values widened to f32\n");
+}
+
+TEST(GemmPeak, IsTheRateOfAnActualProduct) {
+  const auto stream = cpu_device().make_stream();
+  const double peak = measure_gemm_peak(*stream, DType::f32);
+  EXPECT_GT(peak, 1e8);
+  EXPECT_LT(peak, 1e16);
 }
 
 TEST(GemmErrors, AnUnknownLibraryIsRefused) {

@@ -14,15 +14,19 @@ namespace orchard::testing {
 
 // "auto" is what this CPU gets; "sgemm" is what a CPU without AVX-512 gets, and widens bf16.
 inline Device& device_with(const std::string& library) {
+  struct Environment {
+    explicit Environment(const std::string& value) { setenv("ORCHARD_GEMM", value.c_str(), 1); }
+    ~Environment() { unsetenv("ORCHARD_GEMM"); }
+  };
   static std::map<std::string, std::unique_ptr<Device>> devices;
   auto& device = devices[library];
   if (!device) {
-    device = make_cpu_device();
-    setenv("ORCHARD_GEMM", library.c_str(), 1);
-    const auto stream = device->make_stream();
+    const Environment environment(library);
+    auto candidate = make_cpu_device();
+    const auto stream = candidate->make_stream();
     Guarded empty(DType::f32, {0, 0});
     run(*stream, Gemm{.a = empty, .b = empty, .c = empty});  // the library is chosen at first use
-    unsetenv("ORCHARD_GEMM");
+    device = std::move(candidate);
   }
   return *device;
 }

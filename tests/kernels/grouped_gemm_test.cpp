@@ -79,7 +79,6 @@ TEST_P(GroupedGemms, ForwardMatchesReferenceAndLeavesSpareRows) {
 
 TEST_P(GroupedGemms, WeightGradientMatchesReferenceAndKeepsEmptyGroups) {
   const auto [library, in, out] = GetParam();
-  if (out != DType::f32) GTEST_SKIP() << "weight gradients are f32";
   const auto stream = device_with(library).make_stream();
   for (const Problem& p : problems()) {
     const std::int64_t m = p.k, n = p.n;
@@ -117,7 +116,8 @@ TEST_P(GroupedGemms, ResultsDoNotDependOnTheNumberOfThreads) {
   const auto [library, in, out] = GetParam();
   const int before = omp_get_max_threads();
   const auto stream = device_with(library).make_stream();
-  const Problem p{{0, 64, 416, 448}, 160, 200};
+  // The second group's weight gradient is summed in several steps, which must keep their order.
+  const Problem p{{0, 64, 2144, 2176}, 160, 200};
   Guarded a = random_normal(in, {p.rows(), p.k}, 1), b = random_normal(in, {3, p.k, p.n}, 2);
   Guarded rows = random_normal(in, {p.rows(), p.n}, 3), offsets = integers({4}, p.offsets);
   Guarded first_c(out, {p.rows(), p.n}), first_d = zeros(DType::f32, {3, p.k, p.n});

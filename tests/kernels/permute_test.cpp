@@ -59,9 +59,7 @@ class Permute : public ::testing::TestWithParam<Case> {
 
   // One rounding to the dtype, and an fp32 sum of at most k + 1 terms of the size of the result's
   // root mean square or below.
-  double bound() const {
-    return 2 * unit_roundoff(GetParam().dtype) + 16 * unit_roundoff(DType::f32);
-  }
+  double bound() const { return unit_roundoff(GetParam().dtype) + 16 * unit_roundoff(DType::f32); }
 
   Guarded experts, row_offsets, source, slot;
   std::unique_ptr<Stream> stream;

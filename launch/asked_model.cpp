@@ -1,0 +1,106 @@
+#include "launch/asked_model.h"
+
+#include <algorithm>
+
+#include "launch/configuration_error.h"
+#include "train/checkpoint_folder.h"
+#include "train/model_json.h"
+
+namespace orchard {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A run's checkpoints lie in its folder's folder checkpoints/.
+fs::path run_folder_of(const fs::path& checkpoint) {
+  return fs::absolute(checkpoint).parent_path().parent_path();
+}
+
+fs::path newest_checkpoint_of(const fs::path& run_folder) {
+  require_configuration(!run_folder.empty(),
+                        "name a checkpoint with --checkpoint, or a run with --run-folder");
+  const auto latest = CheckpointFolder(run_folder).latest();
+  require_configuration(latest.has_value(), "{} holds no checkpoint", run_folder.string());
+  return *latest;
+}
+
+// The dimensions that a recipe and the checkpoints of its runs have in common: side and
+// max_positions follow the stage, the vocabulary may follow the tokenizer.
+std::string common_dimensions(ModelConfig model) {
+  model.vision.side = 0;
+  model.decoder.max_positions = 0;
+  model.decoder.vocabulary = 0;
+  return model_json(model);
+}
+
+StageConfig stage_of(const RunConfig& run, int number, const fs::path& checkpoint) {
+  const auto found = std::find_if(run.stages.begin(), run.stages.end(),
+                                  [&](const StageConfig& s) { return s.number == number; });
+  require_configuration(found != run.stages.end(),
+                        "the recipe has no stage {}, which {} would be asked in: name one of its "
+                        "stages with --stage",
+                        number, checkpoint.string());
+  return *found;
+}
+
+}  // namespace
+
+void add_model_arguments(CommandLine& line) {
+  using program_options::value;
+  line.options().add_options()  //
+      ("checkpoint", value<std::string>(),
+       "checkpoint to ask; else the newest of the run folder")  //
+      ("stage", value<int>(),
+       "stage whose tiling, marks and mixture hold; else that of the checkpoint");
+  add_run_arguments(line);
+}
+
+AskedModel find_model(const CommandLine& line) {
+  AskedModel asked;
+  RunSources sources = run_sources(line);
+  fs::path run_folder = given_value(sources, "run.run_folder");
+  asked.checkpoint = line.text("checkpoint");
+  if (asked.checkpoint.empty()) asked.checkpoint = newest_checkpoint_of(run_folder);
+  require_configuration(fs::is_regular_file(asked.checkpoint), "there is no checkpoint {}",
+                        asked.checkpoint.string());
+  if (run_folder.empty()) run_folder = run_folder_of(asked.checkpoint);
+
+  if (sources.recipe.empty()) {
+    const fs::path resolved = run_folder / resolved_recipe_name;
+    if (!fs::exists(resolved)) fail_without_recipe();
+    sources.recipe = fs::absolute(resolved).string();
+  }
+  asked.run = ResolvedRun(sources).config();
+  const CheckpointInfo info = read_checkpoint_info(asked.checkpoint);
+  const ModelConfig stored = model_from_json(info.model);
+  const std::string expected = common_dimensions(asked.run.model);
+  require_configuration(common_dimensions(stored) == expected,
+                        "{} holds another model than recipe {} describes: {} against {}",
+                        asked.checkpoint.string(), sources.recipe, common_dimensions(stored),
+                        expected);
+  asked.run.model.decoder.vocabulary = stored.decoder.vocabulary;
+  asked.stage = stage_of(asked.run, line.has("stage") ? line.get<int>("stage") : info.stage,
+                         asked.checkpoint);
+  return asked;
+}
+
+std::unique_ptr<InferenceModel> load_model(const AskedModel& asked, Device& device,
+                                           std::int64_t longest) {
+  const std::int64_t side = asked.run.model.has_vision() ? asked.stage.side : 0;
+  return std::make_unique<InferenceModel>(asked.checkpoint, device, asked.run.dtype, side, longest);
+}
+
+Tokenizer open_tokenizer(const AskedModel& asked) {
+  require_configuration(!asked.run.training_set.empty(),
+                        "--training-set is missing: its tokenizer is needed");
+  Tokenizer tokenizer = Tokenizer::open(asked.run.training_set / "tokenizer.model");
+  const std::string trained_with = read_checkpoint_info(asked.checkpoint).tokenizer_hash;
+  require(tokenizer.hash() == trained_with,
+          "{} was trained with another tokenizer ({}) than that of {} ({}): name its training set "
+          "with --training-set",
+          asked.checkpoint.string(), trained_with, asked.run.training_set.string(),
+          tokenizer.hash());
+  return tokenizer;
+}
+
+}  // namespace orchard

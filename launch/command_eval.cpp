@@ -1,0 +1,130 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "launch/asked_model.h"
+#include "launch/command.h"
+#include "train/evaluate.h"
+
+namespace orchard {
+namespace {
+
+constexpr const char* usage =
+    "usage: orchard eval --run-folder FOLDER [options]\n\n"
+    "Measures a checkpoint on held-out samples: loss of each category, loss with pictures swapped\n"
+    "between samples, and how many answers are exactly right.";
+
+const CategoryAccuracy* find(const EvaluationReport& report, const std::string& category) {
+  for (const CategoryAccuracy& accuracy : report.accuracy) {
+    if (accuracy.category == category) return &accuracy;
+  }
+  return nullptr;
+}
+
+// Line breaks would tear the listing apart.
+std::string one_line(std::string text) {
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
+void print_table(const EvaluationReport& report) {
+  fmt::print("{:<18}{:>10}{:>10}{:>12}{:>10}\n", "category", "loss", "targets", "exact", "of");
+  for (const CategoryLoss& category : report.validation.categories) {
+    fmt::print("{:<18}{:>10.4f}{:>10}", category.category, category.loss, category.targets);
+    if (const CategoryAccuracy* accuracy = find(report, category.category)) {
+      fmt::print("{:>12}{:>10}", accuracy->exact, accuracy->samples);
+    }
+    fmt::print("\n");
+  }
+  fmt::print("{:<18}{:>10.4f}{:>10}\n", "all", report.validation.loss, report.validation.targets);
+  const SwapReport& swap = report.validation.swap;
+  if (swap.samples == 0) return;
+  fmt::print(
+      "\n{} samples with their own pictures {:.4f}, with each other's {:.4f}: difference "
+      "{:.4f}, {:.1f} standard errors\n",
+      swap.samples, swap.own, swap.swapped, swap.difference, swap.z());
+}
+
+// The first few of each category.
+void print_predictions(const EvaluationReport& report, std::int64_t each) {
+  std::string category;
+  std::int64_t shown = 0;
+  for (const Prediction& prediction : report.predictions) {
+    if (prediction.category != category) {
+      category = prediction.category;
+      shown = 0;
+      if (each > 0) fmt::print("\n{}\n", category);
+    }
+    if (shown++ >= each) continue;
+    fmt::print("  {} {}\n", prediction.exact() ? "=" : "x", prediction.sample);
+    fmt::print("    truth  {}\n    model  {}\n", one_line(prediction.truth),
+               one_line(prediction.answer));
+  }
+}
+
+std::string json_text(const EvaluationReport& report, const AskedModel& asked) {
+  nlohmann::json categories = nlohmann::json::array();
+  for (const CategoryLoss& category : report.validation.categories) {
+    nlohmann::json entry{
+        {"category", category.category}, {"loss", category.loss}, {"targets", category.targets}};
+    if (const CategoryAccuracy* accuracy = find(report, category.category)) {
+      entry["exact"] = accuracy->exact;
+      entry["answered"] = accuracy->samples;
+    }
+    categories.push_back(std::move(entry));
+  }
+  const SwapReport& swap = report.validation.swap;
+  return nlohmann::json{{"checkpoint", asked.checkpoint.string()},
+                        {"stage", asked.stage.number},
+                        {"loss", report.validation.loss},
+                        {"targets", report.validation.targets},
+                        {"categories", std::move(categories)},
+                        {"swap",
+                         {{"samples", swap.samples},
+                          {"own", swap.own},
+                          {"swapped", swap.swapped},
+                          {"difference", swap.difference},
+                          {"standard_error", swap.standard_error},
+                          {"z", swap.z()}}}}
+      .dump();
+}
+
+}  // namespace
+
+int command_eval(Arguments arguments) {
+  using program_options::value;
+  EvaluateOptions options;
+  std::int64_t shown = 2;
+  bool json = false;
+  CommandLine line(usage);
+  line.options().add_options()  //
+      ("answers",
+       value(&options.generated_per_category)->default_value(options.generated_per_category),
+       "held-out samples of each category that are answered")  //
+      ("longest-answer", value(&options.longest_answer)->default_value(options.longest_answer),
+       "tokens; samples with a longer truth are not answered")                            //
+      ("show", value(&shown)->default_value(shown), "answers of each category to print")  //
+      ("json", program_options::bool_switch(&json), "print one JSON object instead");
+  add_model_arguments(line);
+  if (line.parse(arguments, run_option_names()) == CommandLine::Outcome::helped) return 0;
+
+  const AskedModel asked = find_model(line);
+  open_tokenizer(asked);  // refuses the wrong training set
+  const TrainingSet set = TrainingSet::open(asked.run.training_set);
+  const StageData data(set, asked.run, asked.stage);
+  const std::unique_ptr<Device> device = make_cpu_device();
+  const std::unique_ptr<InferenceModel> model =
+      load_model(asked, *device, asked.stage.sequence_length + options.longest_answer);
+  const EvaluationReport report = evaluate(*model, set, data, asked.run.micro_batch, options);
+  if (json) {
+    std::cout << json_text(report, asked) << "\n";
+    return 0;
+  }
+  print_table(report);
+  print_predictions(report, shown);
+  return 0;
+}
+
+}  // namespace orchard

@@ -1,0 +1,98 @@
+#include <fmt/format.h>
+
+#include "data/hdf5.h"
+#include "data/training_set.h"
+#include "launch/command.h"
+#include "launch/command_line.h"
+#include "launch/configuration_error.h"
+#include "models/multimodal.h"
+#include "train/checkpoint.h"
+#include "train/model_json.h"
+
+namespace orchard {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* usage =
+    "usage: orchard inspect PATH [--verify]\n\n"
+    "Lists what a checkpoint (a .h5 file) or a training set (a folder) contains.";
+
+void inspect_training_set(const fs::path& folder, bool verify) {
+  const TrainingSet set = TrainingSet::open(folder);
+  struct Count {
+    std::int64_t train = 0, held_out = 0, tokens = 0, pictures = 0;
+  };
+  const TrainingSetIndex& index = set.index();
+  std::vector<Count> counts(index.categories.size());
+  for (const SampleRecord& sample : index.samples) {
+    Count& count = counts[static_cast<std::size_t>(sample.category)];
+    ++(sample.split == Split::train ? count.train : count.held_out);
+    count.tokens += sample.token_count;
+    count.pictures += sample.picture_count;
+  }
+  fmt::print("training set {}: {} samples, {} pictures, vocabulary {}\n", folder.string(),
+             index.samples.size(), index.pictures.size(), index.vocabulary);
+  fmt::print("contents {}, tokenizer {}\n\n", set.hash(), set.tokenizer().hash());
+  fmt::print("{:<16}{:>10}{:>10}{:>12}{:>10}\n", "category", "train", "held out", "tokens",
+             "pictures");
+  for (std::size_t c = 0; c < counts.size(); ++c) {
+    fmt::print("{:<16}{:>10}{:>10}{:>12}{:>10}\n", index.categories[c], counts[c].train,
+               counts[c].held_out, counts[c].tokens, counts[c].pictures);
+  }
+  if (!verify) return;
+  set.verify();
+  fmt::print("\nall shards verified\n");
+}
+
+// Reads every parameter, which compares checksums, into a model of the checkpoint's dimensions.
+void verify_checkpoint(const fs::path& path, const std::string& model) {
+  const std::unique_ptr<Device> device = make_cpu_device();
+  const std::unique_ptr<Stream> stream = device->make_stream();
+  ParameterStore store;
+  const MultimodalModel declared(store, model_from_json(model));
+  store.allocate(*device, *stream, DType::f32);
+  load_parameters(path, *stream, store, PositionTables::exact);
+  fmt::print("all parameters verified\n");
+}
+
+void inspect_checkpoint(const fs::path& path, bool verify) {
+  const CheckpointInfo info = read_checkpoint_info(path);
+  fmt::print("checkpoint {}: stage {}, step {}{}, {} sequences, seed {}\n", path.string(),
+             info.stage, info.step, info.stage_finished ? " (its end)" : "", info.sequences,
+             info.seed);
+  fmt::print("tokenizer {}\nmodel {}\n\n", info.tokenizer_hash, info.model);
+  const hdf5::File file = hdf5::File::open(path);
+  const std::vector<std::string> names = file.links("parameters");
+  std::int64_t total = 0;
+  for (const std::string& name : names) {
+    const hdf5::Dataset dataset = file.dataset("parameters/" + name);
+    fmt::print("{:<50} {}\n", name, dataset.shape().to_string());
+    total += dataset.shape().numel();
+  }
+  fmt::print("\n{} parameters in {} tensors\n", total, names.size());
+  if (verify) verify_checkpoint(path, info.model);
+}
+
+}  // namespace
+
+int command_inspect(Arguments arguments) {
+  bool verify = false;
+  CommandLine line(usage);
+  line.options().add_options()  //
+      ("path", program_options::value<std::string>(),
+       "checkpoint or training set; also without --path")  //
+      ("verify", program_options::bool_switch(&verify), "read everything and compare checksums");
+  line.collect_positional("path");
+  if (line.parse(arguments) == CommandLine::Outcome::helped) return 0;
+  const fs::path path = line.required("path");
+  require_configuration(fs::exists(path), "there is no {}", path.string());
+  if (fs::is_directory(path)) {
+    inspect_training_set(path, verify);
+  } else {
+    inspect_checkpoint(path, verify);
+  }
+  return 0;
+}
+
+}  // namespace orchard

@@ -1,0 +1,76 @@
+#include "launch/job.h"
+
+#include <fmt/core.h>
+
+#include <array>
+#include <chrono>
+#include <exception>
+#include <thread>
+
+#include "launch/command.h"
+
+namespace orchard {
+namespace {
+
+// A failure that every rank knows of, so that all can leave without force.
+class SharedFailure : public Error {
+ public:
+  // `text` is empty on all ranks but the one that reports.
+  SharedFailure(int code, const std::string& text) : Error(text), code_(code) {}
+  int code() const { return code_; }
+
+ private:
+  int code_;
+};
+
+void report(const Communicator& ranks, const std::string& text) {
+  if (ranks.size() == 1) {
+    fmt::print(stderr, "orchard: {}\n", text);
+  } else {
+    fmt::print(stderr, "orchard: rank {}: {}\n", ranks.rank(), text);
+  }
+}
+
+// A failure often meets every rank at once (a loss that is not finite, a folder that is gone). The
+// others give the first rank time to say so for all of them before they speak up and pull the plug.
+constexpr std::chrono::seconds head_start_of_rank_0{1};
+
+}  // namespace
+
+void Job::together(const std::function<void()>& action) {
+  int code = 0;
+  std::string text;
+  try {
+    action();
+  } catch (const std::exception& error) {
+    code = exit_code_of(error);
+    text = message_of(error);
+  }
+  std::array<double, 2> worst{static_cast<double>(code),
+                              code != 0 ? static_cast<double>(ranks_.size() - ranks_.rank()) : 0};
+  ranks_.max_on_host(worst);
+  if (worst[1] == 0) return;
+  const bool reports = code != 0 && worst[1] == ranks_.size() - ranks_.rank();
+  throw SharedFailure(static_cast<int>(worst[0]), reports ? text : "");
+}
+
+int run_job(const std::function<int(Job&)>& body) {
+  int argc = 0;
+  char** argv = nullptr;
+  const MpiSession session(argc, argv);
+  const std::unique_ptr<Communicator> ranks = session.world();
+  Job job(*ranks);
+  try {
+    return body(job);
+  } catch (const SharedFailure& failure) {
+    if (*failure.what() != '\0') report(*ranks, failure.what());
+    return failure.code();
+  } catch (const std::exception& error) {
+    if (!job.is_first()) std::this_thread::sleep_for(head_start_of_rank_0);
+    report(*ranks, message_of(error));
+    if (ranks->size() > 1) MpiSession::abort(exit_code_of(error));
+    return exit_code_of(error);
+  }
+}
+
+}  // namespace orchard
