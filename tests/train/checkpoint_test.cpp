@@ -272,12 +272,13 @@ TEST(Checkpoint, AFullDiskLeavesTheFormerFile) {
   Scratch scratch;
   Trained trained(specs, adamw, 1), later(specs, adamw, 1000);
   trained.save(scratch / "c.h5", {.step = 1});
-  std::string message;
-  {
-    const FileSizeLimit full(1024);
-    message = message_of([&] { later.save(scratch / "c.h5", {.step = 2}); });
+  // Fails at the first bytes, in the middle, in the last.
+  const auto size = std::filesystem::file_size(scratch / "c.h5");
+  for (const auto room : {std::uintmax_t{0}, size / 2, size - 1}) {
+    EXPECT_THAT(message_on_full_disk(room, [&] { later.save(scratch / "c.h5", {.step = 2}); }),
+                AllOf(HasSubstr("c.h5"), HasSubstr("free some space")))
+        << room << " of " << size;
   }
-  EXPECT_THAT(message, HasSubstr("c.h5"));
   EXPECT_EQ(read_checkpoint_info(scratch / "c.h5").step, 1);
   EXPECT_EQ(scratch.names(), std::vector<std::string>{"c.h5"});
   Trained loaded(specs, adamw, 2000);
