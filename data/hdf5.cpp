@@ -173,6 +173,8 @@ File File::create(const std::filesystem::path& path) {
   auto state = std::make_unique<State>(State{path, AtomicFile(path)});
   const std::string label = file_label(path);
   const Id access = file_access(label);
+  // Small datasets would wait in a buffer until they are closed, too late to report a full disk.
+  check(H5Pset_sieve_buf_size(access, 0), "create", label);
   Id id(H5Fcreate(state->atomic->temporary().c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access), H5Fclose,
         "create", label);
   return {std::make_shared<Handle>(std::move(id), label), std::move(state)};

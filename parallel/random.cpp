@@ -21,22 +21,27 @@ double normal_cdf(double x) {
 
 }  // namespace
 
+std::array<std::uint32_t, 4> philox4x32(std::array<std::uint32_t, 4> counter,
+                                        std::array<std::uint32_t, 2> key) {
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t p0 = std::uint64_t{0xD2511F53} * counter[0];
+    const std::uint64_t p1 = std::uint64_t{0xCD9E8D57} * counter[2];
+    counter = {
+        static_cast<std::uint32_t>(p1 >> 32) ^ counter[1] ^ key[0], static_cast<std::uint32_t>(p1),
+        static_cast<std::uint32_t>(p0 >> 32) ^ counter[3] ^ key[1], static_cast<std::uint32_t>(p0)};
+    key[0] += 0x9E3779B9;
+    key[1] += 0xBB67AE85;
+  }
+  return counter;
+}
+
 CounterRandom::CounterRandom(std::uint64_t seed, std::string_view name)
     : key_(hash_name(seed, name)) {}
 
 std::array<std::uint32_t, 4> CounterRandom::words(std::uint64_t counter) const {
-  std::array<std::uint32_t, 4> c{static_cast<std::uint32_t>(counter),
-                                 static_cast<std::uint32_t>(counter >> 32), 0, 0};
-  auto k0 = static_cast<std::uint32_t>(key_), k1 = static_cast<std::uint32_t>(key_ >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const std::uint64_t p0 = std::uint64_t{0xD2511F53} * c[0];
-    const std::uint64_t p1 = std::uint64_t{0xCD9E8D57} * c[2];
-    c = {static_cast<std::uint32_t>(p1 >> 32) ^ c[1] ^ k0, static_cast<std::uint32_t>(p1),
-         static_cast<std::uint32_t>(p0 >> 32) ^ c[3] ^ k1, static_cast<std::uint32_t>(p0)};
-    k0 += 0x9E3779B9;
-    k1 += 0xBB67AE85;
-  }
-  return c;
+  return philox4x32(
+      {static_cast<std::uint32_t>(counter), static_cast<std::uint32_t>(counter >> 32), 0, 0},
+      {static_cast<std::uint32_t>(key_), static_cast<std::uint32_t>(key_ >> 32)});
 }
 
 double CounterRandom::uniform(std::uint64_t index) const {
@@ -60,7 +65,7 @@ double normal_quantile(double probability) {
   double x = t - (2.515517 + t * (0.802853 + t * 0.010328)) /
                      (1 + t * (1.432788 + t * (0.189269 + t * 0.001308)));
   for (int step = 0; step < 2; ++step) {
-    const double error = (1 - normal_cdf(x)) - p;  // upper tail
+    const double error = normal_cdf(-x) - p;  // not 1 - cdf(x), which has no digits in the tail
     const double slope = std::exp(-0.5 * x * x) / std::sqrt(2 * M_PI);
     const double ratio = error / slope;
     x += ratio / (1 + 0.5 * x * ratio);

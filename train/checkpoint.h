@@ -1,11 +1,12 @@
 // Checkpoints: one HDF5 file with every parameter as a plain dataset under its global name and
 // shape.
 //
-//   /parameters/<name>            f32, row-major, the master weights
-//   /optimizer/<slot>/<name>      f32, the optimizer's state (m, v, v_row, v_col); absent in
-//   weights-only files attributes                    format, stage, step, sequences, seed,
-//   tokenizer, model (JSON), kind of optimizer attribute xxh3 of a dataset   XXH3-128 of its bytes,
-//   verified on load
+//   /parameters/<name>         f32, row-major, the master weights
+//   /optimizer/<slot>/<name>   f32, the optimizer's state (m, v, v_row, v_col); absent in files of
+//                              weights only
+//   attributes of the file     format, stage, step, sequences, seed, tokenizer, model (JSON), kind
+//                              of optimizer
+//   attribute xxh3 of each     XXH3-128 of the dataset's bytes, verified on load
 //
 // A file appears under its name only when it is whole and on disk (data/atomic_file.h).
 // docs/parameters.md lists the names.

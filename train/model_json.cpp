@@ -1,13 +1,9 @@
 #include "train/model_json.h"
 
-#include <nlohmann/json.hpp>
-
-#include "kernels/core/error.h"
+#include "data/json.h"
 
 namespace orchard {
 namespace {
-
-using Json = nlohmann::json;
 
 // One list of fields serves both directions: `visit(name, field)` reads or writes each.
 template <class Model, class Visit>
@@ -47,14 +43,13 @@ std::string model_json(const ModelConfig& model) {
 }
 
 ModelConfig model_from_json(const std::string& text) {
-  try {
-    const Json json = Json::parse(text);
-    ModelConfig model;
-    for_each_field(model, [&](const char* name, auto& field) { json.at(name).get_to(field); });
-    return model;
-  } catch (const Json::exception& error) {
-    fail("the model description of the checkpoint cannot be read: {}", error.what());
-  }
+  const std::string place = "the model description of the checkpoint";
+  const Json json = parse_json(text, place);
+  ModelConfig model;
+  for_each_field(model, [&](const char* name, auto& field) {
+    field = json_field<std::decay_t<decltype(field)>>(json, name, place);
+  });
+  return model;
 }
 
 }  // namespace orchard

@@ -165,7 +165,7 @@ TEST(Hdf5, AFullDiskIsOneClearErrorAndLeavesNothing) {
     const std::filesystem::directory_iterator files("/proc/self/fd");
     return std::distance(begin(files), end(files));
   };
-  for (const std::size_t values : {100'000u, 1000u}) {  // fails in the write; in the flush
+  for (const std::size_t values : {100'000u, 1000u}) {  // larger, smaller than HDF5's buffers
     const std::string message = message_on_full_disk(4096, [&] {
       const auto open_before = open_files();
       const std::string first = message_of([&] {
@@ -184,6 +184,17 @@ TEST(Hdf5, AFullDiskIsOneClearErrorAndLeavesNothing) {
                   4096, [&] { write_file(scratch / "full.json", std::string(5000, 'x')); }),
               ::testing::AllOf(HasSubstr("full.json"), HasSubstr("free some space")));
   EXPECT_THAT(scratch.names(), ElementsAre());
+}
+
+TEST(Hdf5, ASmallWriteThatDoesNotFitIsReportedAtOnce) {
+  // Not when the dataset is closed, where nobody could be told.
+  const Scratch scratch;
+  EXPECT_THAT(message_on_full_disk(4096,
+                                   [&] {
+                                     auto file = hdf5::File::create(scratch / "full.h5");
+                                     file.write("x", std::vector<double>(1000, 1.0));
+                                   }),
+              HasSubstr("dataset \"x\""));
 }
 
 TEST(AtomicFile, AMissingFolderIsNamed) {

@@ -152,11 +152,8 @@ TEST(Metrics, SayWhenTheDiskIsFullAndLeaveWholeLines) {
   MetricsFile metrics(scratch / "", start);
   metrics.on_step(make_step(1, 1));
   const auto size = std::filesystem::file_size(metrics_path(scratch / ""));
-  std::string message;
-  {
-    const FileSizeLimit full(size + 20);
-    message = message_of([&] { metrics.on_step(make_step(1, 2)); });
-  }
+  const std::string message =
+      message_on_full_disk(size + 20, [&] { metrics.on_step(make_step(1, 2)); });
   EXPECT_THAT(message, AllOf(StartsWith("cannot write "), HasSubstr("metrics.jsonl"),
                              HasSubstr("free some space")));
   EXPECT_EQ(std::filesystem::file_size(metrics_path(scratch / "")), size);

@@ -181,8 +181,8 @@ TEST(TensorBoard, OfADenseModelHasNoExperts) {
 TEST(TensorBoard, SaysWhenTheDiskIsFull) {
   Scratch scratch;
   TensorBoard board(scratch / "");
-  const FileSizeLimit full(std::filesystem::file_size(board.path()) + 20);
-  EXPECT_THAT(message_of([&] { board.on_step(make_step(1, 1)); }),
+  const auto size = std::filesystem::file_size(board.path());
+  EXPECT_THAT(message_on_full_disk(size + 20, [&] { board.on_step(make_step(1, 1)); }),
               AllOf(HasSubstr("tfevents"), HasSubstr("free some space")));
 }
 
