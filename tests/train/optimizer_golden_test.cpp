@@ -1,0 +1,98 @@
+// Three steps of AdamW and AdaFactor against PyTorch's and transformers' own, run in fp64 by
+// tests/goldens/make_optimizer_golden.py.
+#include "tests/goldens/optimizer_golden.h"
+
+#include <memory>
+#include <optional>
+
+#include "tests/goldens/golden_checks.h"
+#include "train/optimizer.h"
+
+namespace orchard::testing {
+namespace {
+
+// Three updates with a few fp32 roundings of 6e-8 each.
+constexpr double tolerance = 1e-6;
+constexpr double learning_rates[] = {1e-2, 3e-2, 2e-2};
+
+class OptimizerGolden : public ::testing::Test {
+ protected:
+  OptimizerGolden() : device_(make_cpu_device()), stream_(device_->make_stream()) {
+    const auto declare = [&](const char* name, Shape shape, WeightDecay decay) {
+      store_.declare({.name = name, .shape = shape, .weight_decay = decay});
+    };
+    declare("matrix", {12, 20}, WeightDecay::yes);
+    declare("small_matrix", {4, 20}, WeightDecay::yes);
+    declare("kernel", {5, 3, 3}, WeightDecay::yes);
+    declare("scale", {17}, WeightDecay::no);
+    store_.allocate(*device_, *stream_, DType::f32);
+    golden::fill_parameters(store_);
+  }
+
+  // The state after three steps, by name; parameters under their own names.
+  void run_steps(const OptimizerConfig& config) {
+    optimizer_.emplace(*device_, *stream_, store_, config);
+    for (int step = 1; step <= 3; ++step) {
+      for (Parameter& p : store_.parameters()) set_gradient(p, step);
+      double squares = 0;
+      const ConstTensor all = store_.flat_gradients();
+      for (std::int64_t i = 0; i < all.numel(); ++i)
+        squares += static_cast<double>(all.data<float>()[i]) * all.data<float>()[i];
+      EXPECT_NEAR(std::sqrt(squares), golden::gradient_norms[step - 1], 1e-6 * std::sqrt(squares));
+      optimizer_->update(*stream_, learning_rates[step - 1], std::sqrt(squares), step);
+    }
+    stream_->synchronize();
+  }
+
+  void expect(const std::string& name, std::span<const double> golden) {
+    if (const Parameter* p = store_.find(name))
+      return golden::expect_close(p->master, golden, tolerance, name);
+    for (const Optimizer::NamedTensor& s : optimizer_->state())
+      if (s.name == name) return golden::expect_close(s.tensor, golden, tolerance, name);
+    ADD_FAILURE() << "no parameter or state is called " << name;
+  }
+
+ private:
+  static void set_gradient(Parameter& p, int step) {
+    const std::string name = "gradient " + std::to_string(step) + " of " + p.spec.name;
+    const std::int64_t row = p.gradient.numel() / p.spec.shape[0];
+    for (std::int64_t i = 0; i < p.gradient.numel(); ++i) {
+      p.gradient.data<float>()[i] = golden::value(name, i) *
+                                    static_cast<float>(std::pow(4, step - 2)) *
+                                    static_cast<float>(1 + i / row % 3);
+    }
+  }
+
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Stream> stream_;
+  ParameterStore store_;
+  std::optional<Optimizer> optimizer_;
+};
+
+TEST_F(OptimizerGolden, AdamWWithClippedNormIsPyTorchs) {
+  run_steps({.kind = OptimizerKind::adamw});
+  expect("matrix", golden::adamw_matrix);
+  expect("small_matrix", golden::adamw_small_matrix);
+  expect("kernel", golden::adamw_kernel);
+  expect("scale", golden::adamw_scale);
+  expect("v/matrix", golden::adamw_matrix_v);
+  expect("v/small_matrix", golden::adamw_small_matrix_v);
+  expect("v/kernel", golden::adamw_kernel_v);
+  expect("v/scale", golden::adamw_scale_v);
+}
+
+TEST_F(OptimizerGolden, AdaFactorFactoredAndNotIsTransformers) {
+  run_steps({.kind = OptimizerKind::adafactor, .factor_threshold = 8});
+  expect("matrix", golden::adafactor_matrix);
+  expect("small_matrix", golden::adafactor_small_matrix);
+  expect("kernel", golden::adafactor_kernel);
+  expect("scale", golden::adafactor_scale);
+  expect("v_row/matrix", golden::adafactor_matrix_v_row);
+  expect("v_col/matrix", golden::adafactor_matrix_v_col);
+  expect("v/small_matrix", golden::adafactor_small_matrix_v);
+  expect("v/kernel", golden::adafactor_kernel_v);
+  expect("v/scale", golden::adafactor_scale_v);
+}
+
+}  // namespace
+}  // namespace orchard::testing
