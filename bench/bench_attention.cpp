@@ -1,8 +1,9 @@
-// GFLOP/s of attention, beside the machine's fp32 GEMM peak measured in the same process. FLOPs are
-// those of the visible query-key pairs alone: 4·head_dim forward, 10·head_dim backward.
-#include <benchmark/benchmark.h>
+// GFLOP/s of attention, and the ratio to the machine's fp32 GEMM peak: the time that a large
+// product of as many FLOPs takes, measured in turn. FLOPs are those of the visible query-key pairs
+// alone: 4·head_dim forward, 10·head_dim backward.
 #include <dnnl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <memory>
@@ -10,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/bench_main.h"
 #include "kernels/attention/attention.h"
 #include "kernels/device/device.h"
 
@@ -23,17 +25,24 @@ struct Workload {
   std::vector<std::int32_t> lengths;
 };
 
-void report(benchmark::State& state, double flops) {
-  state.counters["GFLOP/s"] =
-      benchmark::Counter(flops * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
-}
+// A product of about `flops` FLOPs on square-ish matrices: n = k = 1024, m to fit.
+class PeakProduct {
+ public:
+  explicit PeakProduct(double flops)
+      : m_(std::max<std::int64_t>(64, std::llround(flops / (2.0 * side * side)))),
+        a_(static_cast<std::size_t>(m_ * side), 1.0f),
+        b_(static_cast<std::size_t>(side * side), 1.0f),
+        c_(static_cast<std::size_t>(m_ * side)) {}
 
-void gemm_peak(benchmark::State& state) {
-  constexpr std::int64_t n = 2048;
-  std::vector<float> a(n * n, 1.0f), b(n * n, 1.0f), c(n * n);
-  for (auto _ : state) dnnl_sgemm('N', 'N', n, n, n, 1, a.data(), n, b.data(), n, 0, c.data(), n);
-  report(state, 2.0 * n * n * n);
-}
+  void operator()() {
+    dnnl_sgemm('N', 'N', m_, side, side, 1, a_.data(), side, b_.data(), side, 0, c_.data(), side);
+  }
+
+ private:
+  static constexpr std::int64_t side = 1024;
+  std::int64_t m_;
+  std::vector<float> a_, b_, c_;
+};
 
 enum class Direction { forward, backward };
 
@@ -76,16 +85,20 @@ class Run {
   }
 
   void measure(benchmark::State& state, Direction direction) {
-    for (auto _ : state) {
-      direction == Direction::forward ? run(*stream_, forward_) : run(*stream_, backward_);
-      stream_->synchronize();
-    }
     double pairs = 0;
     for (const double n : workload_.lengths) {
       pairs += workload_.mask == Mask::full ? n * n : n * (n + 1) / 2;
     }
-    report(state, pairs * static_cast<double>(workload_.heads * workload_.head_dim) *
-                      (direction == Direction::forward ? 4 : 10));
+    const bool forward = direction == Direction::forward;
+    const double flops =
+        pairs * static_cast<double>(workload_.heads * workload_.head_dim) * (forward ? 4 : 10);
+    PeakProduct peak(flops);
+    bench::measure(state, {.flops = flops},
+                   [&] {
+                     forward ? run(*stream_, forward_) : run(*stream_, backward_);
+                     stream_->synchronize();
+                   },
+                   {.name = "GEMM peak", .call = [&] { peak(); }});
   }
 
  private:
@@ -130,8 +143,7 @@ std::vector<Workload> workloads() {
           {"vit_257_dim80", 8, 8, 80, Mask::full, std::vector<std::int32_t>(4, 257)}};
 }
 
-void register_all() {
-  benchmark::RegisterBenchmark("gemm_peak_f32", gemm_peak)->UseRealTime();
+const bool registered = [] {
   for (const Workload& workload : workloads()) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
       for (const Direction direction : {Direction::forward, Direction::backward}) {
@@ -139,19 +151,12 @@ void register_all() {
                                  (direction == Direction::forward ? "/forward" : "/backward");
         benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
           Run(workload, dtype).measure(state, direction);
-        })->UseRealTime();
+        })->UseManualTime();
       }
     }
   }
-}
+  return true;
+}();
 
 }  // namespace
 }  // namespace orchard
-
-int main(int argc, char** argv) {
-  orchard::register_all();
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
-  benchmark::RunSpecifiedBenchmarks();
-  return 0;
-}

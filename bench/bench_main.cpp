@@ -43,6 +43,16 @@ class LineReporter final : public benchmark::BenchmarkReporter {
     return it == run.counters.end() ? 0 : it->second.value;
   }
 
+  // The counters that a program adds to those of `measure`.
+  template <class Visit>
+  static void for_each_other(const Run& run, const Visit& visit) {
+    constexpr std::string_view own[] = {"seconds", "flops", "bytes", "reference_seconds"};
+    for (const auto& [name, value] : run.counters) {
+      if (std::find(std::begin(own), std::end(own), name) == std::end(own))
+        visit(name, value.value);
+    }
+  }
+
   static std::string name_of(const Run& run) {
     // Google Benchmark appends its own settings to the name.
     return run.run_name.function_name + (run.run_name.args.empty() ? "" : "/" + run.run_name.args);
@@ -57,6 +67,8 @@ class LineReporter final : public benchmark::BenchmarkReporter {
       fmt::print(" {:>7.1f} GB/s", bytes / seconds * 1e-9);
     if (const double reference = counter(run, "reference_seconds"))
       fmt::print(" {:>6.2f} x {}", reference / seconds, run.report_label);
+    for_each_other(
+        run, [](const std::string& name, double value) { fmt::print("  {} {:.2f}", name, value); });
     fmt::print("\n");
   }
 
@@ -69,6 +81,7 @@ class LineReporter final : public benchmark::BenchmarkReporter {
       line["reference"] = run.report_label;
       line["ratio"] = reference / seconds;
     }
+    for_each_other(run, [&](const std::string& name, double value) { line[name] = value; });
     fmt::print("{}\n", line.dump());
   }
 

@@ -1,11 +1,11 @@
 // Operations that memory bounds, each beside two copies measured in the same process.
 //
-// GB_per_s counts every byte the operation must read or write once (AdaFactor: its readings of the
+// GB/s counts every byte the operation must read or write once (AdaFactor: its readings of the
 // gradient, as its file says), at the best iteration, which a busy machine disturbs least.
-//   of_stream  its quotient with a copy of 256 MiB: what main memory delivers, as STREAM counts it.
-//   of_copy    its quotient with a copy as large as all operands of the operation together, so that
-//              both sit in the same level of the memory hierarchy; in the caches the copy runs at
-//              their speed, which arithmetic cannot follow.
+//   x stream copy  its quotient with a copy of 256 MiB: what main memory delivers, as STREAM counts it.
+//   of_copy        its quotient with a copy as large as all operands of the operation together, so
+//                  that both sit in the same level of the memory hierarchy; in the caches the copy
+//                  runs at their speed, which arithmetic cannot follow.
 // A copy is memcpy split over the same threads.
 #include <benchmark/benchmark.h>
 #include <omp.h>
@@ -93,10 +93,7 @@ class Operands {
     }
     const auto bytes = static_cast<double>(traffic_);
     const double rate = bytes / best, stream_rate = copy_rate(main_memory);
-    state.counters["GB_per_s"] = rate * 1e-9;
-    state.counters["of_stream"] = rate / stream_rate;
     state.counters["of_copy"] = rate / copy_rate(footprint_);
-    state.counters["MB"] = static_cast<double>(footprint_) * 1e-6;
     state.counters["seconds"] = best;
     state.counters["bytes"] = bytes;
     state.counters["reference_seconds"] = bytes / stream_rate;
@@ -332,5 +329,3 @@ const bool registered = [] {
 
 }  // namespace
 }  // namespace orchard
-
-BENCHMARK_MAIN();

@@ -1,11 +1,12 @@
-// Training speed of the small text models: tokens/s, model FLOP/s beside the machine's own GEMM peak measured in
-// the same process, peak memory, and where the time goes.
+// Training speed of the small text models: tokens/s, model FLOP/s beside the machine's own GEMM
+// peak measured in the same process, peak memory, and where the time goes.
 //
 //   bench_train_step [--model tiny|tiny-moe] [--dtype f32|bf16] [--sequence 512] [--micro-batch 8]
 //                    [--steps 10] [--threads 2] [--json]
 //
-// Tokens are random and every sequence is one document, so nothing but the model's arithmetic is measured. The
-// first two steps warm up. Model FLOPs count what the mathematics needs (models/flops.h), not what is executed.
+// Tokens are random and every sequence is one document, so nothing but the model's arithmetic is
+// measured. The first two steps warm up. Model FLOPs count what the mathematics needs
+// (models/flops.h), not what is executed.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -37,7 +38,8 @@ MicroBatch random_batch(const ModelConfig& model, const Setting& setting) {
   const auto rows = static_cast<std::uint64_t>(setting.micro_batch * setting.sequence);
   for (std::uint64_t r = 0; r < rows; ++r) {
     const auto position = static_cast<std::int64_t>(r) % setting.sequence;
-    batch.sources.push_back(static_cast<std::int32_t>(random.uniform(r) * static_cast<double>(model.decoder.vocabulary)));
+    batch.sources.push_back(static_cast<std::int32_t>(
+        random.uniform(r) * static_cast<double>(model.decoder.vocabulary)));
     batch.positions.push_back(static_cast<std::int32_t>(position));
     batch.category.push_back(0);
   }
@@ -49,7 +51,8 @@ MicroBatch random_batch(const ModelConfig& model, const Setting& setting) {
   for (std::int64_t s = 0; s <= setting.micro_batch; ++s) {
     batch.document_offsets.push_back(static_cast<std::int32_t>(s * setting.sequence));
   }
-  batch.real_rows.assign(static_cast<std::size_t>(setting.micro_batch), static_cast<std::int32_t>(setting.sequence));
+  batch.real_rows.assign(static_cast<std::size_t>(setting.micro_batch),
+                         static_cast<std::int32_t>(setting.sequence));
   return batch;
 }
 
@@ -85,7 +88,8 @@ void measure(const Setting& setting) {
     const auto start = std::chrono::steady_clock::now();
     const StepReport report = runner.train({&batch, 1}, totals, optimizer, 1e-4, step);
     if (step <= warm_up) continue;
-    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    seconds.push_back(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     phases.forward += report.seconds.forward;
     phases.backward += report.seconds.backward;
     phases.reduce += report.seconds.reduce;
@@ -125,11 +129,12 @@ void measure(const Setting& setting) {
     return;
   }
   fmt::print(
-      "{:9} {:4} {} threads {}x{}: {:8.0f} tokens/s  {:7.1f} GFLOP/s of {:7.1f} GEMM peak = {:4.1f} %  {:5.0f} MB  "
+      "{:9} {:4} {} threads {}x{}: {:8.0f} tokens/s  {:7.1f} GFLOP/s of {:7.1f} GEMM peak = "
+      "{:4.1f} %  {:5.0f} MB  "
       "forward {:.0f} backward {:.0f} optimizer {:.0f} ms\n",
-      setting.model, name_of(setting.dtype), setting.threads, setting.micro_batch, setting.sequence, tokens_per_s,
-      flops / 1e9, peak / 1e9, 100 * flops / peak, memory / 1e6, 1e3 * phases.forward / n, 1e3 * phases.backward / n,
-      1e3 * phases.optimizer / n);
+      setting.model, name_of(setting.dtype), setting.threads, setting.micro_batch, setting.sequence,
+      tokens_per_s, flops / 1e9, peak / 1e9, 100 * flops / peak, memory / 1e6,
+      1e3 * phases.forward / n, 1e3 * phases.backward / n, 1e3 * phases.optimizer / n);
 }
 
 Setting parse(int argc, char** argv) {
@@ -156,7 +161,10 @@ Setting parse(int argc, char** argv) {
     } else if (name == "--threads") {
       setting.threads = std::stoi(value);
     } else {
-      fail("unknown option {}; known: --model --dtype --sequence --micro-batch --steps --threads --json", name);
+      fail(
+          "unknown option {}; known: --model --dtype --sequence --micro-batch --steps --threads "
+          "--json",
+          name);
     }
   }
   return setting;
