@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cmath>
 #include <cstdlib>
 #include <new>
@@ -45,6 +46,25 @@ void operator delete(void* block, std::align_val_t) noexcept {
 void operator delete(void* block, std::size_t, std::align_val_t) noexcept {
   std::free(block);
 }
+
+// Libraries written in C go past new. A sanitizer watches these functions itself and tolerates no
+// other watcher.
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+extern "C" {
+void* __libc_malloc(std::size_t);
+void* __libc_memalign(std::size_t, std::size_t);
+
+void* malloc(std::size_t bytes) {
+  if (bytes >= large_block) ++large_blocks;
+  return __libc_malloc(bytes);
+}
+int posix_memalign(void** block, std::size_t alignment, std::size_t bytes) {
+  if (bytes >= large_block) ++large_blocks;
+  *block = __libc_memalign(alignment, bytes);
+  return *block ? 0 : ENOMEM;
+}
+}
+#endif
 
 namespace orchard::testing {
 namespace {
