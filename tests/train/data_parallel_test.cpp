@@ -1,0 +1,249 @@
+// The number of ranks does not change what is learnt. Run under mpirun; every rank also trains
+// alone, and compares.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <optional>
+
+#include "comm/mpi.h"
+#include "tests/train/toy_run.h"
+
+namespace orchard::testing {
+namespace {
+
+constexpr std::int64_t steps = 20;
+// Ranks only change the order in which gradients are summed. The project promises 1e-5 over 20
+// steps in fp32, which leaves room for what the optimizer makes of a last bit.
+constexpr double tolerance = 1e-5;
+// Two of a router's scores closer than this may swap places under another order of summation
+// (mm15.md §10).
+constexpr float clear_margin = 1e-4f;
+
+std::unique_ptr<MpiSession> session;
+
+void expect_close(double parallel, double alone, std::int64_t step, const char* what) {
+  EXPECT_NEAR(parallel, alone, tolerance * std::abs(alone)) << what << " of step " << step;
+}
+
+TEST(DataParallel, DenseLossesAreThoseOfOneRank) {
+  const Scratch scratch;  // of this rank: ranks agree without sharing a file
+  write_toy_training_set(scratch / "set");
+  const auto losses = [&](Communicator& ranks, const char* folder) {
+    RunConfig run = toy_run(scratch / "set", steps);
+    run.model.decoder.moe = {};
+    run.run_folder = scratch / folder;
+    const auto device = make_cpu_device({.threads = 1});
+    Recorder recorder;
+    train(run, {}, *device, ranks, recorder);
+    return recorder;
+  };
+  const auto world = session->world(), one = make_single_communicator();
+  const Recorder parallel = losses(*world, "parallel");
+  // The observer hears rank 0 only.
+  if (world->rank() == 0) {
+    const Recorder alone = losses(*one, "alone");
+    EXPECT_EQ(alone.steps.size(), static_cast<std::size_t>(steps));
+    EXPECT_EQ(parallel.steps.size(), alone.steps.size());
+    for (std::size_t s = 0; s < std::min(alone.steps.size(), parallel.steps.size()); ++s) {
+      const StepEvent &a = alone.steps[s], &p = parallel.steps[s];
+      expect_close(p.report.losses.loss, a.report.losses.loss, a.step, "loss");
+      EXPECT_EQ(p.targets, a.targets);
+      EXPECT_EQ(p.tokens, a.tokens);
+    }
+    EXPECT_EQ(parallel.validations.size(), 2u);
+    for (std::size_t v = 0; v < parallel.validations.size(); ++v) {
+      expect_close(parallel.validations[v].report.loss, alone.validations[v].report.loss,
+                   alone.validations[v].step, "held-out loss");
+    }
+  }
+  world->barrier();
+}
+
+// What the reference stores of one sparse layer and micro-batch.
+struct Routing {
+  std::vector<std::int32_t> chosen;
+  std::vector<float> margins;
+};
+
+// A replica that follows the routing of a reference where it is given one. StepRunner routes by
+// itself, so this does its work in the open.
+class Replica {
+ public:
+  Replica(const ModelConfig& config, const RunConfig& run, Communicator& ranks)
+      : device_(make_cpu_device({.threads = 1})),
+        stream_(device_->make_stream()),
+        arena_(*device_),
+        ranks_(ranks),
+        model_(store_, config),
+        uploader_(config, DType::f32) {
+    store_.allocate(*device_, *stream_, DType::f32);
+    model_.prepare(*device_, *stream_);
+    store_.initialise(*stream_, run.seed);
+    OptimizerConfig adamw = run.stages.front().optimizer;
+    adamw.clip_norm = 0;
+    optimizer_.emplace(*device_, *stream_, store_, adamw);
+  }
+
+  // Losses of all ranks' micro-batches: cross-entropy and balance, with the step's scales.
+  struct Losses {
+    double target = 0, balance = 0;
+  };
+
+  void begin_step() { store_.zero_gradients(*stream_); }
+
+  // Adds the micro-batch's gradients. `replay`: of each sparse layer, or null for its own choice.
+  // Returns the routing that the router itself prefers.
+  std::vector<Routing> accumulate(const MicroBatch& micro_batch, const LossScales& scales,
+                                  const std::vector<Routing>* replay) {
+    std::vector<Routing> own = route(micro_batch, scales);
+    arena_.reset();
+    const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
+    std::unordered_map<const Parameter*, ConstTensor> choices;
+    const auto routers = model_.decoder().routers();
+    if (replay) {
+      for (std::size_t layer = 0; layer < routers.size(); ++layer) {
+        const Tensor chosen =
+            arena_.allocate(DType::i32, {batch.rows, model_.config().decoder.moe.top_k});
+        std::copy((*replay)[layer].chosen.begin(), (*replay)[layer].chosen.end(),
+                  chosen.data<std::int32_t>());
+        choices[routers[layer]] = chosen;
+      }
+    }
+    Pass pass{.stream = *stream_,
+              .arena = arena_,
+              .batch = batch,
+              .scales = scales,
+              .replay = replay ? &choices : nullptr};
+    MultimodalModel::Saved saved;
+    model_.forward(pass, saved, Purpose::train);
+    const ConstTensor losses = saved.head.losses;
+    for (std::int64_t i = 0; i < losses.numel(); ++i)
+      sums_.target += static_cast<double>(scales.target) * losses.data<float>()[i];
+    for (const RouterStatistics& layer : model_.decoder().router_statistics(saved.decoder)) {
+      for (std::int64_t i = 0; i < layer.balance_loss.numel(); ++i)
+        sums_.balance += static_cast<double>(scales.balance) * layer.balance_loss.data<float>()[i];
+    }
+    model_.backward(pass, saved);
+    return own;
+  }
+
+  Losses end_step(double learning_rate, std::int64_t step) {
+    ranks_.all_reduce_sum(*stream_, store_.flat_gradients());
+    optimizer_->update(*stream_, learning_rate, 0, step);
+    double sums[] = {sums_.target, sums_.balance};
+    ranks_.sum_on_host(sums);
+    sums_ = {};
+    return {sums[0], sums[1]};
+  }
+
+ private:
+  std::vector<Routing> route(const MicroBatch& micro_batch, const LossScales& scales) {
+    arena_.reset();
+    const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
+    Pass pass{.stream = *stream_, .arena = arena_, .batch = batch, .scales = scales};
+    MultimodalModel::Saved saved;
+    model_.forward(pass, saved, Purpose::evaluate);
+    std::vector<Routing> routing;
+    for (const RouterStatistics& layer : model_.decoder().router_statistics(saved.decoder)) {
+      const auto* chosen = layer.chosen.data<std::int32_t>();
+      const auto* margins = layer.margins.data<float>();
+      routing.push_back(
+          {{chosen, chosen + layer.chosen.numel()}, {margins, margins + layer.margins.numel()}});
+    }
+    return routing;
+  }
+
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Stream> stream_;
+  Arena arena_;
+  Communicator& ranks_;
+  ParameterStore store_;
+  MultimodalModel model_;
+  BatchUploader uploader_;
+  std::optional<Optimizer> optimizer_;
+  Losses sums_;
+};
+
+// Compares the routers' choices over a run, by rows of real tokens.
+struct ChoiceComparison {
+  std::int64_t rows = 0, clear = 0, flipped = 0;  // flipped: another choice despite a clear margin
+
+  void add(const Routing& own, const Routing& reference) {
+    const std::size_t k = reference.chosen.size() / reference.margins.size();
+    for (std::size_t row = 0; row < reference.margins.size(); ++row) {
+      const auto experts = [&](const Routing& routing) {
+        const auto first = routing.chosen.begin() + static_cast<std::ptrdiff_t>(row * k);
+        std::vector<std::int32_t> sorted(first, first + static_cast<std::ptrdiff_t>(k));
+        std::sort(sorted.begin(), sorted.end());
+        return sorted;
+      };
+      const auto wanted = experts(reference);
+      if (wanted.front() < 0) continue;  // padding
+      ++rows;
+      if (reference.margins[row] <= clear_margin) continue;
+      ++clear;
+      flipped += experts(own) != wanted;
+    }
+  }
+};
+
+TEST(DataParallel, MixtureOfExpertsLossesAreThoseOfOneRank) {
+  const Scratch scratch;
+  write_toy_training_set(scratch / "set");
+  const RunConfig run = toy_run(scratch / "set", steps);
+  const StageConfig& stage = run.stages.front();
+  const TrainingSet set = TrainingSet::open(run.training_set);
+  ModelConfig config = run.model;
+  config.vision.side = stage.side;
+  config.decoder.vocabulary = set.tokenizer().vocabulary();
+  StageData data(set, run, stage);
+  const auto world = session->world(), one = make_single_communicator();
+  Replica alone(config, run, *one), parallel(config, run, *world);
+  const auto no_bad = [](const BadSample& bad) { ADD_FAILURE() << bad.id << ": " << bad.reason; };
+  const auto all = data.make_loader(1, 0, 1, no_bad);
+  const auto mine = data.make_loader(1, world->rank(), world->size(), no_bad);
+  ChoiceComparison choices;
+  for (std::int64_t step = 1; step <= steps; ++step) {
+    const StepPlan plan = data.step_plan(step);
+    const auto share = [](double weight, std::int64_t count) {
+      return static_cast<float>(weight / static_cast<double>(count));
+    };
+    const LossScales scales{.target = share(1, plan.targets),
+                            .balance = share(config.decoder.moe.balance_weight, stage.global_batch),
+                            .z = share(config.decoder.moe.z_weight, plan.real_rows)};
+    alone.begin_step();
+    parallel.begin_step();
+    std::vector<std::vector<Routing>> reference;
+    for (std::size_t m = 0; m < plan.micro_batches.size(); ++m)
+      reference.push_back(alone.accumulate(all->next().value(), scales, nullptr));
+    const auto first = static_cast<std::size_t>(plan.of_rank(world->rank(), world->size()).data() -
+                                                plan.micro_batches.data());
+    const std::size_t count = plan.of_rank(world->rank(), world->size()).size();
+    for (std::size_t m = first; m < first + count; ++m) {
+      const auto own = parallel.accumulate(mine->next().value(), scales, &reference[m]);
+      for (std::size_t layer = 0; layer < own.size(); ++layer)
+        choices.add(own[layer], reference[m][layer]);
+    }
+    const Replica::Losses a = alone.end_step(stage.peak_lr, step),
+                          p = parallel.end_step(stage.peak_lr, step);
+    expect_close(p.target, a.target, step, "loss");
+    expect_close(p.balance, a.balance, step, "balance loss");
+  }
+  EXPECT_EQ(choices.flipped, 0) << "of " << choices.clear << " choices with a clear margin";
+  EXPECT_GT(choices.clear, choices.rows * 9 / 10) << "too few choices have a clear margin";
+}
+
+}  // namespace
+}  // namespace orchard::testing
+
+int main(int argc, char** argv) {
+  orchard::testing::session = std::make_unique<orchard::MpiSession>(argc, argv);
+  ::testing::InitGoogleTest(&argc, argv);
+  // An exception ends this rank, and mpirun then ends those that wait for it.
+  GTEST_FLAG_SET(catch_exceptions, false);
+  const int result = RUN_ALL_TESTS();
+  orchard::testing::session.reset();
+  return result;
+}

@@ -1,0 +1,198 @@
+// A warm training step asks nobody for memory: neither the device nor, in blocks of any size worth
+// noticing, the heap; nor does it build a library primitive. Routing differs from step to step.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cmath>
+#include <cstdlib>
+#include <new>
+
+#include "comm/communicator.h"
+#include "parallel/random.h"
+#include "train/step.h"
+
+namespace {
+
+// Small blocks (a name, a list of layers) are the price of plain code; tensors are larger.
+constexpr std::size_t large_block = std::size_t{64} << 10;
+std::atomic<std::int64_t> large_blocks = 0;
+
+void* counted(void* block, std::size_t bytes) {
+  if (!block) throw std::bad_alloc();
+  if (bytes >= large_block) ++large_blocks;
+  return block;
+}
+
+}  // namespace
+
+// The standard's other forms of new and delete end in these.
+void* operator new(std::size_t bytes) {
+  return counted(std::malloc(bytes), bytes);
+}
+void* operator new(std::size_t bytes, std::align_val_t alignment) {
+  const auto a = static_cast<std::size_t>(alignment);
+  return counted(std::aligned_alloc(a, (bytes + a - 1) / a * a), bytes);
+}
+void operator delete(void* block) noexcept {
+  std::free(block);
+}
+void operator delete(void* block, std::size_t) noexcept {
+  std::free(block);
+}
+void operator delete(void* block, std::align_val_t) noexcept {
+  std::free(block);
+}
+void operator delete(void* block, std::size_t, std::align_val_t) noexcept {
+  std::free(block);
+}
+
+// Libraries written in C go past new. A sanitizer watches these functions itself and tolerates no
+// other watcher.
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+extern "C" {
+void* __libc_malloc(std::size_t);
+void* __libc_memalign(std::size_t, std::size_t);
+
+void* malloc(std::size_t bytes) {
+  if (bytes >= large_block) ++large_blocks;
+  return __libc_malloc(bytes);
+}
+int posix_memalign(void** block, std::size_t alignment, std::size_t bytes) {
+  if (bytes >= large_block) ++large_blocks;
+  *block = __libc_memalign(alignment, bytes);
+  return *block ? 0 : ENOMEM;
+}
+}
+#endif
+
+namespace orchard::testing {
+namespace {
+
+// Large enough that every tensor of rows x hidden passes large_block.
+ModelConfig model_config() {
+  ModelConfig config;
+  config.vision = {.layers = 2, .width = 64, .heads = 2, .mlp_width = 128, .patch = 4, .side = 32};
+  config.connector = {.hidden = 32, .depth = 1, .out_side = 4};
+  config.decoder = {.layers = 4,
+                    .hidden = 64,
+                    .ffn = 128,
+                    .heads = 4,
+                    .kv_heads = 2,
+                    .head_dim = 16,
+                    .vocabulary = 512,
+                    .max_positions = 256,
+                    .moe = {.experts = 4, .every = 2}};
+  return config;
+}
+
+// Two sequences of two documents, a picture at the head of each document, padding at the end. Its
+// shapes are always the same; tokens and pixels follow from `seed`.
+MicroBatch make_micro_batch(const ModelConfig& config, std::uint64_t seed) {
+  constexpr std::int64_t sequences = 2, length = 256, documents = 2, document = 120;
+  const std::int64_t visual = config.connector.tokens();
+  const CounterRandom random(seed, "micro-batch");
+  MicroBatch batch{.sequences = sequences, .length = length, .document_offsets = {0}};
+  // Half of the vocabulary a batch: what the router sees changes with it.
+  const auto token = [&](std::int64_t row) {
+    const double share = std::abs(random.normal(static_cast<std::uint64_t>(row)));
+    return static_cast<std::int32_t>(8 + static_cast<std::int64_t>(100 * share) % 250 +
+                                     250 * static_cast<std::int64_t>(seed % 2));
+  };
+  std::int32_t visual_rows = 0;
+  const auto add_row = [&](std::int32_t source, std::int32_t target, std::int64_t position) {
+    batch.sources.push_back(source);
+    batch.targets.push_back(target);
+    batch.positions.push_back(static_cast<std::int32_t>(position));
+    batch.target_count += target >= 0;
+  };
+  const auto end_document = [&] {
+    batch.document_offsets.push_back(static_cast<std::int32_t>(batch.sources.size()));
+  };
+  for (std::int64_t s = 0; s < sequences; ++s) {
+    for (std::int64_t d = 0; d < documents; ++d) {
+      for (std::int64_t i = 0; i < document; ++i) {
+        const auto row = static_cast<std::int64_t>(batch.sources.size());
+        add_row(i < visual ? -1 - visual_rows++ : token(row), i < visual ? -1 : token(row + 1), i);
+      }
+      end_document();
+      ++batch.tiles;
+    }
+    batch.real_rows.push_back(documents * document);
+    for (std::int64_t i = documents * document; i < length; ++i) add_row(3, -1, 0);
+    end_document();
+  }
+  const std::int64_t pixels = batch.tiles * config.vision.patches() * config.vision.patch_values();
+  for (std::int64_t i = 0; i < pixels; ++i) {
+    batch.patches.push_back(
+        static_cast<float>(random.normal(static_cast<std::uint64_t>(1'000'000 + i))));
+  }
+  return batch;
+}
+
+struct Counts {
+  std::int64_t allocations, workspace_growths, primitive_creations, arena_growths;
+  bool operator==(const Counts&) const = default;
+};
+
+void PrintTo(const Counts& counts, std::ostream* out) {
+  *out << counts.allocations << " allocations, " << counts.workspace_growths
+       << " workspace growths, " << counts.primitive_creations << " primitives, "
+       << counts.arena_growths << " arena growths";
+}
+
+class WarmStepTest : public ::testing::TestWithParam<DType> {};
+
+TEST_P(WarmStepTest, AllocatesNothingWhateverTheRouting) {
+  const ModelConfig config = model_config();
+  const auto device = make_cpu_device({.threads = 2});
+  const auto stream = device->make_stream();
+  const auto ranks = make_single_communicator();
+  ParameterStore store;
+  MultimodalModel model(store, config);
+  store.allocate(*device, *stream, GetParam());
+  model.prepare(*device, *stream);
+  store.initialise(*stream, 1);
+  Optimizer optimizer(*device, *stream, store, {});
+  StepRunner runner(*device, *stream, *ranks, store, model);
+
+  constexpr std::int64_t warm_up = 2, steps = 6, accumulated = 2;
+  std::vector<std::vector<MicroBatch>> batches(steps);
+  for (std::int64_t s = 0; s < steps; ++s) {
+    for (std::int64_t m = 0; m < accumulated; ++m) {
+      batches[static_cast<std::size_t>(s)].push_back(
+          make_micro_batch(config, static_cast<std::uint64_t>(accumulated * s + m)));
+    }
+  }
+  const MicroBatch& any = batches[0][0];
+  const StepTotals totals{.targets = accumulated * any.target_count,
+                          .real_rows = accumulated * any.sequences * any.real_rows[0],
+                          .sequences = accumulated * any.sequences};
+  const auto counts = [&] {
+    const DeviceStatistics& s = device->statistics();
+    return Counts{s.allocations, s.workspace_growths, s.primitive_creations,
+                  runner.arena().growths()};
+  };
+  std::vector<std::vector<std::vector<double>>> loads;
+  const auto step = [&](std::int64_t s) {
+    const auto& micro_batches = batches[static_cast<std::size_t>(s)];
+    loads.push_back(runner.train(micro_batches, totals, optimizer, 1e-2, s + 1).losses.expert_load);
+  };
+  for (std::int64_t s = 0; s < warm_up; ++s) step(s);
+  const Counts warm = counts();
+  const std::int64_t blocks = large_blocks;
+  EXPECT_GT(blocks, 0) << "the heap is not watched";
+  for (std::int64_t s = warm_up; s < steps; ++s) {
+    step(s);
+    EXPECT_EQ(counts(), warm) << "step " << s + 1;
+    EXPECT_EQ(large_blocks, blocks) << "step " << s + 1;
+    EXPECT_NE(loads[static_cast<std::size_t>(s)], loads[static_cast<std::size_t>(s - 1)])
+        << "routing did not change, so step " << s + 1 << " shows nothing";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(DTypes, WarmStepTest, ::testing::Values(DType::f32, DType::bf16),
+                         [](const auto& test) { return std::string(name_of(test.param)); });
+
+}  // namespace
+}  // namespace orchard::testing
