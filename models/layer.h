@@ -1,9 +1,9 @@
 // The contract of layers.
 //
-//   struct Saved;                                                  what backward needs; plain
-//   tensors Tensor forward(Pass&, x, Saved&) const;                        returns y void
-//   backward_input(Pass&, d_y, Saved&, Tensor d_x) const;   writes d_x void backward_weight(Pass&,
-//   Saved&) const;                   adds to the parameters' gradients
+//   struct Saved;                                    what backward needs; plain tensors
+//   Tensor forward(Pass&, x, Saved&) const;          returns y
+//   void backward_input(Pass&, d_y, Saved&, Tensor d_x) const;    writes d_x
+//   void backward_weight(Pass&, Saved&) const;       adds to the parameters' gradients
 //
 // There is no tape: a layer calls its parts in the order written down. Backward comes in two halves
 // because zero-bubble pipelines run the weight half later. backward_input may add tensors to Saved

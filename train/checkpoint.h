@@ -4,8 +4,8 @@
 //   /parameters/<name>         f32, row-major, the master weights
 //   /optimizer/<slot>/<name>   f32, the optimizer's state (m, v, v_row, v_col); absent in files of
 //                              weights only
-//   attributes of the file     format, stage, step, sequences, seed, tokenizer, model (JSON), kind
-//                              of optimizer
+//   attributes of the file     orchard_checkpoint (format version), stage, step, sequences, seed,
+//                              stage_finished, tokenizer, model (JSON), kind of optimizer
 //   attribute xxh3 of each     XXH3-128 of the dataset's bytes, verified on load
 //
 // A file appears under its name only when it is whole and on disk (data/atomic_file.h).
