@@ -27,23 +27,25 @@ void expect_close(double parallel, double alone, std::int64_t step, const char* 
   EXPECT_NEAR(parallel, alone, tolerance * std::abs(alone)) << what << " of step " << step;
 }
 
+// What train reports on these ranks; nothing but on rank 0.
+Recorder trained(RunConfig run, Communicator& ranks, const std::filesystem::path& folder) {
+  run.run_folder = folder;
+  const auto device = make_cpu_device({.threads = 1});
+  Recorder recorder;
+  train(run, {}, *device, ranks, recorder);
+  return recorder;
+}
+
 TEST(DataParallel, DenseLossesAreThoseOfOneRank) {
   const Scratch scratch;  // of this rank: ranks agree without sharing a file
   write_toy_training_set(scratch / "set");
-  const auto losses = [&](Communicator& ranks, const char* folder) {
-    RunConfig run = toy_run(scratch / "set", steps);
-    run.model.decoder.moe = {};
-    run.run_folder = scratch / folder;
-    const auto device = make_cpu_device({.threads = 1});
-    Recorder recorder;
-    train(run, {}, *device, ranks, recorder);
-    return recorder;
-  };
+  RunConfig run = toy_run(scratch / "set", steps);
+  run.model.decoder.moe = {};
   const auto world = session->world(), one = make_single_communicator();
-  const Recorder parallel = losses(*world, "parallel");
+  const Recorder parallel = trained(run, *world, scratch / "parallel");
   // The observer hears rank 0 only.
   if (world->rank() == 0) {
-    const Recorder alone = losses(*one, "alone");
+    const Recorder alone = trained(run, *one, scratch / "alone");
     EXPECT_EQ(alone.steps.size(), static_cast<std::size_t>(steps));
     EXPECT_EQ(parallel.steps.size(), alone.steps.size());
     for (std::size_t s = 0; s < std::min(alone.steps.size(), parallel.steps.size()); ++s) {
@@ -57,6 +59,26 @@ TEST(DataParallel, DenseLossesAreThoseOfOneRank) {
       expect_close(parallel.validations[v].report.loss, alone.validations[v].report.loss,
                    alone.validations[v].step, "held-out loss");
     }
+  }
+  world->barrier();
+}
+
+// Before the first update all ranks hold the same weights, so even the routing is the same.
+TEST(DataParallel, FirstStepOfAMixtureOfExpertsReportsWhatOneRankReports) {
+  const Scratch scratch;
+  write_toy_training_set(scratch / "set");
+  const RunConfig run = toy_run(scratch / "set", 1);
+  const auto world = session->world(), one = make_single_communicator();
+  const Recorder parallel = trained(run, *world, scratch / "parallel");
+  if (world->rank() == 0) {
+    const Recorder alone = trained(run, *one, scratch / "alone");
+    const StepReport &a = alone.steps.at(0).report, &p = parallel.steps.at(0).report;
+    expect_close(p.losses.loss, a.losses.loss, 1, "loss");
+    expect_close(p.losses.balance_loss, a.losses.balance_loss, 1, "balance loss");
+    expect_close(p.losses.z_loss, a.losses.z_loss, 1, "z-loss");
+    expect_close(p.gradient_norm, a.gradient_norm, 1, "gradient norm");
+    EXPECT_EQ(p.losses.expert_load, a.losses.expert_load);
+    EXPECT_EQ(p.losses.dropped, a.losses.dropped);
   }
   world->barrier();
 }
