@@ -32,9 +32,15 @@ std::string one_line(std::string text) {
 }
 
 void print_table(const EvaluationReport& report) {
-  fmt::print("{:<18}{:>10}{:>10}{:>12}{:>10}\n", "category", "loss", "targets", "exact", "of");
+  fmt::print("{:<18}{:>10}{:>10}{:>10}{:>8}{:>12}{:>10}\n", "category", "loss", "targets",
+             "swapped", "z", "exact", "of");
   for (const CategoryLoss& category : report.validation.categories) {
     fmt::print("{:<18}{:>10.4f}{:>10}", category.category, category.loss, category.targets);
+    if (category.swap.samples > 1) {
+      fmt::print("{:>+10.4f}{:>8.1f}", category.swap.difference, category.swap.z());
+    } else {
+      fmt::print("{:>18}", "");
+    }
     if (const CategoryAccuracy* accuracy = find(report, category.category)) {
       fmt::print("{:>12}{:>10}", accuracy->exact, accuracy->samples);
     }

@@ -66,6 +66,8 @@ std::string validation_table(const ValidationEvent& event) {
   for (const CategoryLoss& c : report.categories) width = std::max(width, c.category.size());
   for (const CategoryLoss& c : report.categories) {
     fmt::format_to(out, "\n  {:<{}}  {:8.4f}  {:>8} targets", c.category, width, c.loss, c.targets);
+    if (c.swap.samples > 1)
+      fmt::format_to(out, "  swapped {:+.4f}, z = {:.1f}", c.swap.difference, c.swap.z());
   }
   const SwapReport& swap = report.swap;
   if (swap.samples > 0) {

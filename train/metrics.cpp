@@ -91,12 +91,26 @@ StepEvent read_step(const Json& json, const std::string& place) {
   return event;
 }
 
+// "swap" is there when pictures were swapped.
+void read_swap(SwapReport& swap, const Json& json, const std::string& place) {
+  if (json.contains("swap")) for_each_swap_field(swap, reader(json["swap"], place));
+}
+
+void write_swap(OrderedJson& json, const SwapReport& swap) {
+  if (swap.samples == 0) return;
+  for_each_swap_field(swap, writer(json["swap"]));
+  json["swap"]["z"] = swap.z();
+}
+
 ValidationEvent read_validation(const Json& json, const std::string& place) {
   ValidationEvent event;
   for_each_validation_field(event, reader(json, place));
-  for (const Json& category : json_field<Json>(json, "categories", place))
-    for_each_category_field(event.report.categories.emplace_back(), reader(category, place));
-  if (json.contains("swap")) for_each_swap_field(event.report.swap, reader(json["swap"], place));
+  for (const Json& category : json_field<Json>(json, "categories", place)) {
+    CategoryLoss& loss = event.report.categories.emplace_back();
+    for_each_category_field(loss, reader(category, place));
+    read_swap(loss.swap, category, place);
+  }
+  read_swap(event.report.swap, json, place);
   return event;
 }
 
@@ -157,13 +171,12 @@ void MetricsFile::on_validation(const ValidationEvent& event) {
   OrderedJson json{{"kind", "validation"}};
   for_each_validation_field(event, writer(json));
   json["categories"] = OrderedJson::array();
-  for (const CategoryLoss& category : event.report.categories)
-    for_each_category_field(category, writer(json["categories"].emplace_back()));
-  if (event.report.swap.samples > 0) {
-    OrderedJson& swap = json["swap"];
-    for_each_swap_field(event.report.swap, writer(swap));
-    swap["z"] = event.report.swap.z();
+  for (const CategoryLoss& category : event.report.categories) {
+    OrderedJson& entry = json["categories"].emplace_back();
+    for_each_category_field(category, writer(entry));
+    write_swap(entry, category.swap);
   }
+  write_swap(json, event.report.swap);
   file_.append(json.dump() + "\n");
 }
 

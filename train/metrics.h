@@ -6,9 +6,9 @@
 //    "tokens_per_s", "step_seconds", "data_seconds", "forward_seconds", "backward_seconds",
 //    "reduce_seconds", "optimizer_seconds", "bad_samples"}
 //   {"kind": "validation", "stage", "step", "steps", "loss", "targets",
-//    "categories": [{"category", "loss", "targets"}],
-//    "swap": {"samples", "own", "swapped", "difference", "standard_error", "z"}, absent where
-//            pictures were not swapped,
+//    "categories": [{"category", "loss", "targets", "swap"}],
+//    "swap": {"samples", "own", "swapped", "difference", "standard_error", "z"}, here and in a
+//            category absent where pictures were not swapped,
 //    "seconds"}
 //
 // Numbers are printed so that reading them gives the same bits. From tokens_per_s on, a step's

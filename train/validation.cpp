@@ -39,6 +39,31 @@ SampleLosses sample_losses(StepRunner& runner, BatchBuilder& builder,
   return losses;
 }
 
+// What each category contributes: sums that add up over ranks and categories.
+struct Sums {
+  double loss = 0, targets = 0;                                         // over targets
+  double pairs = 0, own = 0, swapped = 0, difference = 0, squared = 0;  // over pairs
+
+  Sums& operator+=(const Sums& other) {
+    loss += other.loss, targets += other.targets;
+    pairs += other.pairs, own += other.own, swapped += other.swapped;
+    difference += other.difference, squared += other.squared;
+    return *this;
+  }
+
+  SwapReport swap() const {
+    if (pairs < 2) return {.samples = std::llround(pairs)};
+    const double mean = difference / pairs;
+    const double variance = std::max(0.0, (squared - pairs * mean * mean) / (pairs - 1));
+    return {.samples = std::llround(pairs),
+            .own = own / pairs,
+            .swapped = swapped / pairs,
+            .difference = mean,
+            .standard_error = std::sqrt(variance / pairs)};
+  }
+};
+static_assert(sizeof(Sums) == 7 * sizeof(double), "a row of doubles, summed over ranks as such");
+
 }  // namespace
 
 ValidationReport validate(StepRunner& runner, const StageData& data, const TrainingSetIndex& index,
@@ -48,52 +73,41 @@ ValidationReport validate(StepRunner& runner, const StageData& data, const Train
   const HeldOutPlan& plan = data.held_out();
   const SampleLosses own = sample_losses(runner, builder, plan.sequences, micro_batch, ranks);
 
-  // Sum and count of each category, then samples, own, swapped, difference and its square of the
-  // pairs.
-  const std::size_t categories = index.categories.size();
-  std::vector<double> sums(2 * categories + 5);
+  std::vector<Sums> sums(index.categories.size());
   for (const auto& [sample, loss] : own) {
-    sums[2 * static_cast<std::size_t>(loss.category)] += loss.sum;
-    sums[2 * static_cast<std::size_t>(loss.category) + 1] += static_cast<double>(loss.targets);
+    Sums& category = sums[static_cast<std::size_t>(loss.category)];
+    category.loss += loss.sum;
+    category.targets += static_cast<double>(loss.targets);
   }
   if (swap == Swap::compare && !plan.pairs.empty()) {
     const std::vector<PackedSequence> sequences = plan.swapped();
     const SampleLosses swapped = sample_losses(runner, builder, sequences, micro_batch, ranks);
-    double* const pairs = &sums[2 * categories];
     for (const PicturePair& pair : plan.pairs) {
       const auto a = own.find(pair.sample), b = swapped.find(pair.sample);
       if (a == own.end() || b == swapped.end()) continue;  // another rank's
       const double difference = b->second.mean() - a->second.mean();
-      pairs[0] += 1;
-      pairs[1] += a->second.mean();
-      pairs[2] += b->second.mean();
-      pairs[3] += difference;
-      pairs[4] += difference * difference;
+      sums[static_cast<std::size_t>(a->second.category)] += {.pairs = 1,
+                                                             .own = a->second.mean(),
+                                                             .swapped = b->second.mean(),
+                                                             .difference = difference,
+                                                             .squared = difference * difference};
     }
   }
-  ranks.sum_on_host(sums);
+  ranks.sum_on_host({&sums.data()->loss, sums.size() * sizeof(Sums) / sizeof(double)});
 
   ValidationReport report;
-  double total = 0;
-  for (std::size_t c = 0; c < categories; ++c) {
-    const double targets = sums[2 * c + 1];
-    if (targets == 0) continue;
-    report.categories.push_back(
-        {index.categories[c], sums[2 * c] / targets, std::llround(targets)});
-    report.targets += std::llround(targets);
-    total += sums[2 * c];
+  Sums all;
+  for (std::size_t c = 0; c < sums.size(); ++c) {
+    if (sums[c].targets == 0) continue;
+    report.categories.push_back({.category = index.categories[c],
+                                 .loss = sums[c].loss / sums[c].targets,
+                                 .targets = std::llround(sums[c].targets),
+                                 .swap = sums[c].swap()});
+    all += sums[c];
   }
-  if (report.targets) report.loss = total / static_cast<double>(report.targets);
-  const double* const pairs = &sums[2 * categories];
-  if (const double n = pairs[0]; n > 1) {
-    const double mean = pairs[3] / n;
-    const double variance = std::max(0.0, (pairs[4] - n * mean * mean) / (n - 1));
-    report.swap = {.samples = std::llround(n),
-                   .own = pairs[1] / n,
-                   .swapped = pairs[2] / n,
-                   .difference = mean,
-                   .standard_error = std::sqrt(variance / n)};
-  }
+  report.targets = std::llround(all.targets);
+  if (report.targets) report.loss = all.loss / all.targets;
+  report.swap = all.swap();
   return report;
 }
 

@@ -25,13 +25,14 @@ struct CategoryLoss {
   std::string category;
   double loss = 0;  // mean over the category's target tokens
   std::int64_t targets = 0;
+  SwapReport swap{};  // samples < 2 when it was not asked for or too few pair
 };
 
 struct ValidationReport {
   double loss = 0;  // mean over all target tokens
   std::int64_t targets = 0;
   std::vector<CategoryLoss> categories;  // those with targets, in the training set's order
-  SwapReport swap;                       // samples = 0 when it was not asked for or nothing pairs
+  SwapReport swap;                       // of all categories together
 };
 
 enum class Swap : std::uint8_t { skip, compare };

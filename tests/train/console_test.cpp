@@ -43,7 +43,7 @@ TEST(ValidationTable, ComparesCategoriesAndPictures) {
   EXPECT_EQ(validation_table(make_validation(2, 4, 120)),
             "stage 2 step 4/120 held-out loss 3.2500 of 400 targets (1:05)\n"
             "  captions     4.5000       100 targets\n"
-            "  text_rich    2.7500       300 targets\n"
+            "  text_rich    2.7500       300 targets  swapped +0.1250, z = 2.0\n"
             "  right pictures 2.5000, swapped 2.7500: +0.2500 +- 0.0625, z = 4.0 over 96 samples");
 }
 

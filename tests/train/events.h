@@ -32,7 +32,8 @@ inline ValidationEvent make_validation(int stage, std::int64_t step, std::int64_
   ValidationEvent event{.stage = stage, .step = step, .steps = steps, .seconds = 65};
   event.report = {.loss = 3.25,
                   .targets = 400,
-                  .categories = {{"captions", 4.5, 100}, {"text_rich", 2.75, 300}},
+                  .categories = {{"captions", 4.5, 100, {}},
+                                 {"text_rich", 2.75, 300, {48, 2.5, 2.625, 0.125, 0.0625}}},
                   .swap = {.samples = 96,
                            .own = 2.5,
                            .swapped = 2.75,

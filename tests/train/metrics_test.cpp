@@ -88,6 +88,9 @@ TEST(Metrics, AreReadBackBitForBit) {
   EXPECT_EQ(v.report.categories[1].category, "text_rich");
   EXPECT_EQ(v.report.categories[1].loss, 2.75);
   EXPECT_EQ(v.report.categories[1].targets, 300);
+  EXPECT_EQ(v.report.categories[0].swap.samples, 0);
+  EXPECT_EQ(v.report.categories[1].swap.samples, 48);
+  EXPECT_EQ(v.report.categories[1].swap.difference, 0.125);
   EXPECT_EQ(v.report.swap.samples, 96);
   EXPECT_EQ(v.report.swap.own, 2.5);
   EXPECT_EQ(v.report.swap.swapped, 2.75);
