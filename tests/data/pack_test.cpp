@@ -261,7 +261,7 @@ TEST_F(Pack, ChatHasTheFormAndTheRolesOfTheRecipe) {
   };
   const Read& read = *of({"general"}).at(0);
   EXPECT_EQ(shown(read.sample),
-            fmt::format("<begin><|user|>\n<image>\nWhat does the picture show?<|end|>\n"
+            fmt::format("<begin><|user|>\nWhat does the picture show? <image><|end|>\n"
                         "<|assistant|>\n{}<|end|>\n<end>",
                         read.answer));
   EXPECT_TRUE(read.answer == "plants" || read.answer == "tools");
