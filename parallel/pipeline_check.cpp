@@ -24,10 +24,10 @@ class RankCheck {
       : schedule_(schedule), rank_(rank), done_(static_cast<std::size_t>(schedule.chunks)) {}
 
   void take(const PipelineAction& action) {
-    require(action.chunk >= 0 && action.chunk < schedule_.chunks && action.micro_batch >= 0 &&
-                action.micro_batch < schedule_.micro_batches,
-            "rank {}: {} does not exist among {} micro-batches and {} chunks", rank_,
-            action.to_string(), schedule_.micro_batches, schedule_.chunks);
+    if (action.chunk < 0 || action.chunk >= schedule_.chunks || action.micro_batch < 0 ||
+        action.micro_batch >= schedule_.micro_batches) {
+      refuse(action, "does not exist");
+    }
     Done& done = done_[static_cast<std::size_t>(action.chunk)];
     if (action.op == Op::forward) {
       advance(done.forward, schedule_.micro_batches, action);
@@ -39,8 +39,8 @@ class RankCheck {
       --saved_;
     }
     const int bound = schedule_.saved_bound[static_cast<std::size_t>(rank_)];
-    require(saved_ <= bound, "rank {}: {} makes {} saved pairs of micro-batch and chunk, bound {}",
-            rank_, action.to_string(), saved_, bound);
+    if (saved_ > bound)
+      refuse(action, "makes {} saved pairs of micro-batch and chunk, bound {}", saved_, bound);
   }
 
   void finish() const {
@@ -61,13 +61,22 @@ class RankCheck {
 
   // `ready` micro-batches have what the action needs.
   void advance(int& done, int ready, const PipelineAction& action) const {
-    require(action.micro_batch >= done, "rank {}: {} is listed again", rank_, action.to_string());
-    require(action.micro_batch == done,
-            "rank {}: {} comes before that of micro-batch {}; gradients must be added in "
-            "micro-batch order",
-            rank_, action.to_string(), done);
-    require(done < ready, "rank {}: {} is listed before what it needs", rank_, action.to_string());
+    if (action.micro_batch < done) refuse(action, "is listed again");
+    if (action.micro_batch > done) {
+      refuse(action,
+             "comes before that of micro-batch {}; gradients must be added in micro-batch order",
+             done);
+    }
+    if (done >= ready) refuse(action, "is listed before what it needs");
     ++done;
+  }
+
+  // Not `require`: naming every action, not only the wrong one, would take most of the time.
+  template <class... Args>
+  [[noreturn]] void refuse(const PipelineAction& action, fmt::format_string<Args...> why,
+                           Args&&... args) const {
+    fail("rank {}: {} {}", rank_, action.to_string(),
+         fmt::format(why, std::forward<Args>(args)...));
   }
 
   const PipelineSchedule& schedule_;

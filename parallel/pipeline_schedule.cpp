@@ -202,14 +202,16 @@ PipelineSchedule make_schedule(const ScheduleShape& shape) {
                             .placement = shape.kind == ScheduleKind::zero_bubble_v
                                              ? PipelinePlacement::vee
                                              : PipelinePlacement::wrap};
-  // A pattern for too many micro-batches loses the actions of those that do not exist. Actions wait
-  // only for earlier ones of their rank and for others of their own micro-batch, so nothing that
-  // remains waits for more than before: still no deadlock, and no more activations.
-  const int padded = padded_micro_batches(shape);
+  // A pattern for too many micro-batches loses those that do not exist. Actions wait only for
+  // earlier ones of their rank and for others of their own micro-batch, so nothing that remains
+  // waits for more than before: still no deadlock, and no more activations. It is the first ones
+  // that go: then the shortened round falls into the warm-up, and the steps are shorter than
+  // without the last ones.
+  const int padded = padded_micro_batches(shape), surplus = padded - shape.micro_batches;
   for (int rank = 0; rank < shape.ranks; ++rank) {
     std::vector<PipelineAction> actions = make_actions(shape, rank, padded);
-    std::erase_if(actions,
-                  [&](const PipelineAction& a) { return a.micro_batch >= shape.micro_batches; });
+    for (PipelineAction& action : actions) action.micro_batch -= surplus;
+    std::erase_if(actions, [](const PipelineAction& action) { return action.micro_batch < 0; });
     schedule.actions.push_back(std::move(actions));
     schedule.saved_bound.push_back(saved_bound(shape, rank));
   }

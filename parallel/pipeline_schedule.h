@@ -68,7 +68,8 @@ enum class ScheduleKind : std::uint8_t {
   // rank i saves up to 2(p-1-i) + (v-1)p + 1 chunks of v to the micro-batch.
   interleaved,
   // 1F1B with backward in halves, rank i keeping i weight halves back (Qi et al. 2024). Every rank
-  // saves p micro-batches. Bubble (p-1)(F+B_in-W) where m >= p and W is the shortest of the three.
+  // saves p micro-batches. Bubble (p-1)(F+B_in-W) where m >= p and W <= F, (p-1) B_in where W is
+  // longer.
   zero_bubble_h1,
   // Two chunks a rank placed as a vee (Qi et al. 2024). Every rank saves 2p chunks, which is p
   // micro-batches. No bubble where F = B_in = W and m >= 2p - 1.

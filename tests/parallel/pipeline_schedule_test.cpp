@@ -140,6 +140,27 @@ TEST(PipelineBubble, ZeroBubbleH1) {
         ASSERT_EQ(timeline.makespan(),
                   m * (t.forward + t.backward_input + t.backward_weight) + bubble);
       }
+      const PipelineTimeline long_weights = run(
+          {.kind = Kind::zero_bubble_h1, .ranks = p, .chunks = 1, .micro_batches = m}, {3, 4, 5});
+      ASSERT_EQ(long_weights.bubble(), (p - 1) * 4) << "p " << p << " m " << m;
+    }
+  }
+}
+
+// A last group that is not full costs time, but never more than chunks have gained.
+TEST(PipelineBubble, InterleavedIsNeverLongerThan1F1B) {
+  for (int v = 2; v <= 4; ++v) {
+    for (int p = 1; p <= 16; ++p) {
+      for (int m = 1; m <= 3 * p; ++m) {
+        const auto makespan = [&](Kind kind, int chunks) {
+          const double time = 12.0 / chunks;
+          return run({.kind = kind, .ranks = p, .chunks = chunks, .micro_batches = m},
+                     {time, time, time})
+              .makespan();
+        };
+        ASSERT_LE(makespan(Kind::interleaved, v), makespan(Kind::one_forward_one_backward, 1))
+            << "v " << v << " p " << p << " m " << m;
+      }
     }
   }
 }
