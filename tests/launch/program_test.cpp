@@ -58,7 +58,8 @@ std::size_t count(const std::string& text, const std::string& part) {
 TEST(Program, EveryCommandHasHelp) {
   const Outcome all = orchard_alone("--help");
   EXPECT_EQ(all.code, 0);
-  for (const std::string command : {"train", "pack", "eval", "generate", "score", "inspect"}) {
+  for (const std::string command :
+       {"train", "pack", "eval", "generate", "score", "inspect", "plan"}) {
     EXPECT_THAT(all.output, HasSubstr("  " + command + " "));
     const Outcome outcome = orchard_alone(command + " --help");
     EXPECT_EQ(outcome.code, 0) << command;
