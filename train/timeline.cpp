@@ -32,6 +32,7 @@ constexpr const char* style = R"svg(<style>
 .tl .tl-dark { fill: #ffffff; }
 .tl .tl-light { fill: var(--ink); }
 .tl-card { fill: var(--card); stroke: var(--line); }
+.tl-under { fill: var(--card); }
 .tl-idle { fill: var(--idle); }
 .tl-grid { stroke: var(--line); fill: none; }
 .tl-hatch { stroke: var(--hatch); stroke-width: 1.2; }
@@ -74,7 +75,7 @@ const char* label_of(PipelineOp op) {
 
 // Later chunks are paler.
 double opacity_of(int chunk) {
-  constexpr double values[] = {1, 0.5, 0.32, 0.18};
+  constexpr double values[] = {1, 0.54, 0.4, 0.3};
   return values[std::min<std::size_t>(static_cast<std::size_t>(chunk), std::size(values) - 1)];
 }
 
@@ -156,13 +157,20 @@ class Drawing {
         (left + figure_.width - right) / 2, base + 35);
   }
 
+  // The whole row, and hatched what idles between two actions.
   void draw_idle(int rank) {
     const RankTimeline& r = timeline_.ranks[static_cast<std::size_t>(rank)];
+    std::string gaps;
+    for (std::size_t i = 1; i < r.actions.size(); ++i) {
+      const double from = r.actions[i - 1].end, width = (r.actions[i].start - from) * scale_;
+      if (width > 1e-6)
+        fmt::format_to(std::back_inserter(gaps), "M{:.2f} {}h{:.2f}v{}h-{:.2f}z", x(from), y(rank),
+                       width, row_, width);
+    }
     add("<rect class=\"tl-idle\" x=\"{}\" y=\"{}\" width=\"{:.2f}\" height=\"{}\" rx=\"3\"/>"
-        "<rect class=\"tl-bubble\" x=\"{:.2f}\" y=\"{}\" width=\"{:.2f}\" height=\"{}\"/>"
+        "<path class=\"tl-bubble\" d=\"{}\"/>"
         "<text class=\"tl-rank\" x=\"{}\" y=\"{:.1f}\" text-anchor=\"end\">rank {}</text>\n",
-        left, y(rank), timeline_.makespan() * scale_, row_, x(r.start()), y(rank),
-        (r.end() - r.start()) * scale_, row_, left - 12, middle(rank), rank);
+        left, y(rank), timeline_.makespan() * scale_, row_, gaps, left - 12, middle(rank), rank);
   }
 
   // All cells of one colour are one path, which keeps thousands of them small.
@@ -170,7 +178,7 @@ class Drawing {
     std::map<std::pair<PipelineOp, int>, std::pair<std::string, std::string>> layers;
     for (int rank = 0; rank < schedule_.ranks; ++rank) {
       for (const TimedAction& a : timeline_.ranks[static_cast<std::size_t>(rank)].actions) {
-        const double from = x(a.start), width = x(a.end) - from, line = std::min(1.0, width * 0.2);
+        const double from = x(a.start), width = x(a.end) - from, line = std::min(1.0, width * 0.12);
         auto& [cells, texts] = layers[{a.action.op, a.action.chunk}];
         fmt::format_to(std::back_inserter(cells), "M{:.2f} {}h{:.2f}v{}h{:.2f}z", from, y(rank),
                        width - line, row_, line - width);
@@ -184,7 +192,7 @@ class Drawing {
     }
     for (const auto& [layer, drawn] : layers) {
       // What lies below a pale cell must not shine through.
-      add("<path class=\"tl-card\" stroke=\"none\" d=\"{}\"/>", layer.second ? drawn.first : "");
+      if (layer.second > 0) add("<path class=\"tl-under\" d=\"{}\"/>", drawn.first);
       add("<path class=\"{}\" fill-opacity=\"{}\" d=\"{}\"/><g text-anchor=\"middle\">{}</g>\n",
           style_of(layer.first), opacity_of(layer.second), drawn.first, drawn.second);
     }
