@@ -38,6 +38,7 @@ struct Request {
 };
 
 struct Plan {
+  ScheduleKind kind;
   PipelineSchedule schedule;
   PipelineTimeline timeline;
   std::vector<int> cuts;  // of the blocks, where there are any
@@ -47,6 +48,11 @@ struct Plan {
     double busy = 0;
     for (const RankTimeline& rank : timeline.ranks) busy += rank.busy;
     return busy / (timeline.makespan() * schedule.ranks);
+  }
+  double peak_saved() const {
+    double most = 0;
+    for (const RankTimeline& rank : timeline.ranks) most = std::max(most, rank.peak_saved);
+    return most;
   }
 };
 
@@ -93,7 +99,7 @@ int chunks_of(ScheduleKind kind, const Request& request) {
 }
 
 Plan make_plan(ScheduleKind kind, const Request& request) {
-  Plan plan;
+  Plan plan{.kind = kind};
   plan.schedule = make_schedule({.kind = kind,
                                  .ranks = request.stages,
                                  .chunks = chunks_of(kind, request),
@@ -110,18 +116,24 @@ Plan make_plan(ScheduleKind kind, const Request& request) {
   return plan;
 }
 
-void print_comparison(const Request& request) {
-  fmt::print("{:<13}{:>7}{:>10}{:>10}{:>8}{:>12}\n", "schedule", "chunks", "step", "bubble", "busy",
-             "peak saved");
+// A plan of every schedule. Only interleaved takes another number of chunks than its own.
+std::vector<Plan> all_plans(const Request& request) {
+  std::vector<Plan> plans;
   for (const ScheduleKind kind : schedule_kinds) {
     Request own = request;
-    own.chunks = kind == ScheduleKind::interleaved ? request.chunks : 0;
-    const Plan plan = make_plan(kind, own);
-    double saved = 0;
-    for (const RankTimeline& rank : plan.timeline.ranks) saved = std::max(saved, rank.peak_saved);
-    fmt::print("{:<13}{:>7}{:>10.4g}{:>10.4g}{:>7.1f}%{:>12.4g}\n", name_of(kind),
+    if (kind != ScheduleKind::interleaved) own.chunks = 0;
+    plans.push_back(make_plan(kind, own));
+  }
+  return plans;
+}
+
+void print_comparison(std::span<const Plan> plans) {
+  fmt::print("{:<13}{:>7}{:>10}{:>10}{:>8}{:>12}\n", "schedule", "chunks", "step", "bubble", "busy",
+             "peak saved");
+  for (const Plan& plan : plans) {
+    fmt::print("{:<13}{:>7}{:>10.4g}{:>10.4g}{:>7.1f}%{:>12.4g}\n", name_of(plan.kind),
                plan.schedule.chunks, plan.timeline.makespan(), plan.timeline.bubble(),
-               100 * plan.utilisation(), saved);
+               100 * plan.utilisation(), plan.peak_saved());
   }
 }
 
@@ -136,9 +148,9 @@ std::string blocks_of(const Plan& plan, int rank) {
   return text;
 }
 
-std::string title_of(const Plan& plan, ScheduleKind kind) {
+std::string title_of(const Plan& plan) {
   const PipelineSchedule& s = plan.schedule;
-  return fmt::format("{}: {} stages{}, {} micro-batches", name_of(kind), s.ranks,
+  return fmt::format("{}: {} stages{}, {} micro-batches", name_of(plan.kind), s.ranks,
                      s.chunks > 1 ? fmt::format(" x {} chunks", s.chunks) : "", s.micro_batches);
 }
 
@@ -147,8 +159,8 @@ std::string summary_of(const Plan& plan) {
                      plan.timeline.bubble(), 100 * plan.utilisation());
 }
 
-void print_plan(const Plan& plan, ScheduleKind kind) {
-  fmt::print("{}\n{}\n\n", title_of(plan, kind), summary_of(plan));
+void print_plan(const Plan& plan) {
+  fmt::print("{}\n{}\n\n", title_of(plan), summary_of(plan));
   fmt::print("{:<6}{:>10}{:>10}{:>10}{:>12}  {}\n", "rank", "busy", "bubble", "of step",
              "peak saved", "first at");
   for (int rank = 0; rank < plan.schedule.ranks; ++rank) {
@@ -159,6 +171,17 @@ void print_plan(const Plan& plan, ScheduleKind kind) {
   }
   const std::string text = timeline_text(plan.schedule, plan.timeline, terminal_columns);
   if (!text.empty()) fmt::print("\n{}", text);
+}
+
+std::string picture_of(std::span<const Plan> plans) {
+  std::vector<TimelinePanel> panels;
+  for (const Plan& plan : plans) {
+    panels.push_back({.title = title_of(plan),
+                      .note = summary_of(plan),
+                      .schedule = &plan.schedule,
+                      .timeline = &plan.timeline});
+  }
+  return timeline_svg(panels);
 }
 
 void print_mesh(int ranks, const Layout& layout) {
@@ -232,26 +255,23 @@ int command_plan(Arguments arguments) {
   if (line.parse(arguments) == CommandLine::Outcome::helped) return 0;
   check(request);
   if (line.has("blocks")) request.blocks = parse_blocks(line.text("blocks"));
-  require_configuration(line.has("schedule") || !line.has("svg"), "--svg needs one --schedule");
   try {
     if (ranks != 0) {
       layout.pipeline = request.stages;
       layout.order = parse_rank_order(line.text("order"));
       print_mesh(ranks, layout);
     }
-    if (!line.has("schedule")) {
-      print_comparison(request);
-      return 0;
+    std::vector<Plan> plans;
+    if (line.has("schedule")) {
+      plans.push_back(make_plan(kind_of(line.text("schedule")), request));
+      print_plan(plans.front());
+    } else {
+      plans = all_plans(request);
+      print_comparison(plans);
     }
-    const ScheduleKind kind = kind_of(line.text("schedule"));
-    const Plan plan = make_plan(kind, request);
-    print_plan(plan, kind);
-    if (line.has("svg")) {
-      write_file(line.text("svg"),
-                 timeline_svg(plan.schedule, plan.timeline,
-                              {.title = title_of(plan, kind), .note = summary_of(plan)}));
-    }
-    if (request.memory_limit > 0) require_within(plan.timeline, request.memory_limit);
+    if (line.has("svg")) write_file(line.text("svg"), picture_of(plans));
+    if (request.memory_limit > 0)
+      for (const Plan& plan : plans) require_within(plan.timeline, request.memory_limit);
   } catch (const Error& error) {
     // All of it is asked for: nothing runs that could fail by itself.
     throw ConfigurationError(error.what());

@@ -13,7 +13,8 @@
 namespace orchard {
 namespace {
 
-constexpr double left = 74, right = 206, top = 84, bottom = 46;
+constexpr double page_width = 1120, left = 74, right = 206, top = 84, bottom = 46;  // pixels
+constexpr double between = 12;                                                      // panels
 constexpr double font = 11, digit = 6.4;  // of the numbers in the cells, pixels
 
 // Classes are prefixed: within a page, styles of one SVG reach all others.
@@ -79,38 +80,40 @@ double opacity_of(int chunk) {
   return values[std::min<std::size_t>(static_cast<std::size_t>(chunk), std::size(values) - 1)];
 }
 
-// Two digits are enough for what times and sizes are compared by.
 std::string number(double value) {
   return fmt::format("{:.4g}", std::abs(value) < 1e-9 ? 0.0 : value);
 }
 
-class Drawing {
+// What fills the width of rows and of bars: the most among all panels.
+struct Extent {
+  double time = 0, saved = 0;
+};
+
+class PanelDrawing {
  public:
-  Drawing(const PipelineSchedule& schedule, const PipelineTimeline& timeline,
-          const TimelineFigure& figure)
-      : schedule_(schedule),
-        timeline_(timeline),
-        figure_(figure),
-        row_(schedule.ranks > 8 ? 24 : 34),
-        gap_(schedule.ranks > 8 ? 4 : 7),
-        scale_((figure.width - left - right) / timeline.makespan()) {}
+  PanelDrawing(const TimelinePanel& panel, const Extent& extent)
+      : panel_(panel),
+        schedule_(*panel.schedule),
+        timeline_(*panel.timeline),
+        row_(schedule_.ranks > 8 ? 24 : 34),
+        gap_(schedule_.ranks > 8 ? 4 : 7),
+        extent_(extent),
+        scale_((page_width - left - right) / extent.time) {}
+
+  double height() const { return top + plot_height() + bottom; }
 
   std::string draw() {
-    const double height = top + plot_height() + bottom;
-    add("<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"tl\" viewBox=\"0 0 {} {}\" role=\"img\" "
-        "aria-label=\"{}\">\n{}",
-        figure_.width, height, html_escape(figure_.title), style);
     add("<rect class=\"tl-card\" x=\".5\" y=\".5\" width=\"{}\" height=\"{}\" rx=\"8\"/>\n",
-        figure_.width - 1, height - 1);
-    add("<text class=\"tl-title\" x=\"18\" y=\"27\">{}</text>\n", html_escape(figure_.title));
-    add("<text x=\"{}\" y=\"27\" text-anchor=\"end\">{}</text>\n", figure_.width - 18,
-        html_escape(figure_.note));
+        page_width - 1, height() - 1);
+    add("<text class=\"tl-title\" x=\"18\" y=\"27\">{}</text>\n", html_escape(panel_.title));
+    add("<text x=\"{}\" y=\"27\" text-anchor=\"end\">{}</text>\n", page_width - 18,
+        html_escape(panel_.note));
     draw_legend();
     draw_axis();
     for (int rank = 0; rank < schedule_.ranks; ++rank) draw_idle(rank);
     draw_cells();
     draw_figures();
-    return svg_ + "</svg>\n";
+    return std::move(svg_);
   }
 
  private:
@@ -148,13 +151,14 @@ class Drawing {
 
   void draw_axis() {
     const double base = top + plot_height();
-    for (const double tick : nice_ticks(0, timeline_.makespan(), 10)) {
+    for (const double tick : nice_ticks(0, extent_.time, 10)) {
+      if (tick > timeline_.makespan()) break;
       add("<path class=\"tl-grid\" d=\"M{:.1f} {}V{}\"/><text x=\"{:.1f}\" y=\"{}\" "
           "text-anchor=\"middle\">{}</text>\n",
           x(tick), top - 6, base + 6, x(tick), base + 20, number(tick));
     }
     add("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">time</text>\n",
-        (left + figure_.width - right) / 2, base + 35);
+        (left + page_width - right) / 2, base + 35);
   }
 
   // The whole row, and hatched what idles between two actions.
@@ -200,9 +204,7 @@ class Drawing {
 
   // Numbers to the right of the rows.
   void draw_figures() {
-    const double bubble = figure_.width - right + 62, saved = figure_.width - 76, bar = 50;
-    double most = 0;
-    for (const RankTimeline& r : timeline_.ranks) most = std::max(most, r.peak_saved);
+    const double bubble = page_width - right + 62, saved = page_width - 76, bar = 50;
     add("<text x=\"{}\" y=\"{}\" text-anchor=\"end\">bubble</text><text x=\"{}\" y=\"{}\" "
         "text-anchor=\"end\">peak saved</text>\n",
         bubble, top - 10, saved + bar + 8, top - 10);
@@ -214,22 +216,40 @@ class Drawing {
       add("<rect class=\"tl-track\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"6\" rx=\"2\"/>"
           "<rect class=\"tl-bar\" x=\"{}\" y=\"{}\" width=\"{:.1f}\" height=\"6\" rx=\"2\"/>\n",
           saved + 8, middle(rank) - 7, bar, saved + 8, middle(rank) - 7,
-          most > 0 ? bar * r.peak_saved / most : 0);
+          extent_.saved > 0 ? bar * r.peak_saved / extent_.saved : 0);
     }
   }
 
+  const TimelinePanel& panel_;
   const PipelineSchedule& schedule_;
   const PipelineTimeline& timeline_;
-  const TimelineFigure& figure_;
-  double row_, gap_, scale_;
+  double row_, gap_;
+  Extent extent_;
+  double scale_;
   std::string svg_;
 };
 
 }  // namespace
 
-std::string timeline_svg(const PipelineSchedule& schedule, const PipelineTimeline& timeline,
-                         const TimelineFigure& figure) {
-  return Drawing(schedule, timeline, figure).draw();
+std::string timeline_svg(std::span<const TimelinePanel> panels) {
+  Extent extent;
+  for (const TimelinePanel& panel : panels) {
+    extent.time = std::max(extent.time, panel.timeline->makespan());
+    for (const RankTimeline& rank : panel.timeline->ranks)
+      extent.saved = std::max(extent.saved, rank.peak_saved);
+  }
+  std::string body;
+  double height = 0;
+  for (const TimelinePanel& panel : panels) {
+    PanelDrawing drawing(panel, extent);
+    if (height > 0) height += between;
+    body += fmt::format("<g transform=\"translate(0 {})\">\n{}</g>\n", height, drawing.draw());
+    height += drawing.height();
+  }
+  return fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" class=\"tl\" viewBox=\"0 0 {} {}\" role=\"img\" "
+      "aria-label=\"Timeline of a pipeline's step\">\n{}{}</svg>\n",
+      page_width, height, style, body);
 }
 
 }  // namespace orchard

@@ -1,5 +1,6 @@
 #include "train/timeline.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -25,6 +26,11 @@ constexpr ScheduleShape vee{
 
 std::string text_of(const Simulated& r, int columns = 200) {
   return timeline_text(r.schedule, r.timeline, columns);
+}
+
+std::string svg_of(const Simulated& r, const std::string& title) {
+  const TimelinePanel panel{.title = title, .schedule = &r.schedule, .timeline = &r.timeline};
+  return timeline_svg({&panel, 1});
 }
 
 std::size_t count(const std::string& text, const std::string& part) {
@@ -55,8 +61,7 @@ TEST(TimelineText, IsEmptyWhereItWouldMislead) {
 TEST(TimelineSvg, DrawsEveryActionAndEveryBubble) {
   const Simulated r =
       run(one_f_one_b, {.forward = 40, .backward_input = 40, .backward_weight = 40});
-  const std::string svg =
-      timeline_svg(r.schedule, r.timeline, {.title = "a <title> & more", .note = "note"});
+  const std::string svg = svg_of(r, "a <title> & more");
   EXPECT_THAT(svg, HasSubstr("a &lt;title&gt; &amp; more"));
   EXPECT_EQ(count(svg, ">rank "), 2u);
   // Numbers of two forwards and two backwards a rank, all wide enough to carry them.
@@ -73,10 +78,23 @@ TEST(TimelineSvg, DrawsEveryActionAndEveryBubble) {
   EXPECT_EQ(count(bubbles(rows + 1), "M"), 0u);
 }
 
+TEST(TimelineSvg, PanelsShareOneScaleOfTime) {
+  const Simulated short_run = run(one_f_one_b), long_run = run(one_f_one_b, {.forward = 10});
+  const TimelinePanel panels[] = {
+      {.title = "short", .schedule = &short_run.schedule, .timeline = &short_run.timeline},
+      {.title = "long", .schedule = &long_run.schedule, .timeline = &long_run.timeline}};
+  // The idle backs of rows are as wide as the steps are long, 840 pixels the longer.
+  const std::string svg = timeline_svg(panels);
+  const double width = 840 * short_run.timeline.makespan() / long_run.timeline.makespan();
+  EXPECT_EQ(count(svg, fmt::format("width=\"{:.2f}\"", width)), 2u);
+  EXPECT_EQ(count(svg, "width=\"840.00\""), 2u);
+  EXPECT_EQ(count(svg, "<style>"), 1u);
+}
+
 TEST(TimelineSvg, StaysSmallAndLegibleForManyRanks) {
   const Simulated r =
       run({.kind = ScheduleKind::zero_bubble_v, .ranks = 16, .chunks = 2, .micro_batches = 64});
-  const std::string svg = timeline_svg(r.schedule, r.timeline, {.title = "large", .note = ""});
+  const std::string svg = svg_of(r, "large");
   EXPECT_LT(svg.size(), 400'000u);
   EXPECT_EQ(count(svg, "class=\"tl-dark\""), 0u) << "numbers wider than their cells";
   EXPECT_THAT(svg, Not(HasSubstr("nan")));
