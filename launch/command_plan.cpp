@@ -1,16 +1,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 
 #include "data/atomic_file.h"
 #include "launch/command.h"
 #include "launch/command_line.h"
 #include "launch/configuration_error.h"
-#include "launch/suggest.h"
+#include "launch/pipeline_plan.h"
 #include "parallel/mesh.h"
-#include "parallel/pipeline_balance.h"
 #include "train/timeline.h"
 
 namespace orchard {
@@ -29,111 +27,14 @@ constexpr const char* usage =
 constexpr int terminal_columns = 160;
 constexpr int ranks_listed = 64;
 
-struct Request {
-  int stages = 1, chunks = 0, micro_batches = 1;  // chunks 0: as the schedule has them
-  StageCost cost;                                 // of a rank, or of a block that costs 1
-  double message = 0;
-  std::vector<double> blocks;  // none: stages are equal
-  double memory_limit = 0;     // 0: none
-};
-
-struct Plan {
-  ScheduleKind kind;
-  PipelineSchedule schedule;
-  PipelineTimeline timeline;
-  std::vector<int> cuts;  // of the blocks, where there are any
-
-  // What the ranks' idle time makes of the step, wherever it lies.
-  double utilisation() const {
-    double busy = 0;
-    for (const RankTimeline& rank : timeline.ranks) busy += rank.busy;
-    return busy / (timeline.makespan() * schedule.ranks);
-  }
-  double peak_saved() const {
-    double most = 0;
-    for (const RankTimeline& rank : timeline.ranks) most = std::max(most, rank.peak_saved);
-    return most;
-  }
-};
-
-ScheduleKind kind_of(const std::string& text) {
-  std::vector<std::string> names;
-  for (const ScheduleKind kind : schedule_kinds) {
-    if (text == name_of(kind)) return kind;
-    names.emplace_back(name_of(kind));
-  }
-  throw ConfigurationError(fmt::format("--schedule {}: must be one of {}{}", text,
-                                       fmt::join(names, ", "), suggestion(text, names)));
-}
-
-template <class Number>
-Number parse_number(std::string_view text, std::string_view list) {
-  Number number{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  require_configuration(error == std::errc() && end == text.data() + text.size(),
-                        "--blocks {}: \"{}\" is no number", list, text);
-  return number;
-}
-
-// "24x1,2,32x3": 24 blocks that cost 1, one that costs 2, 32 that cost 3.
-std::vector<double> parse_blocks(const std::string& list) {
-  std::vector<double> blocks;
-  for (std::string_view rest = list; !rest.empty();) {
-    const std::string_view item = rest.substr(0, rest.find(','));
-    rest.remove_prefix(std::min(rest.size(), item.size() + 1));
-    const std::size_t times = item.find('x');
-    const int count = times == item.npos ? 1 : parse_number<int>(item.substr(0, times), list);
-    const auto cost =
-        parse_number<double>(times == item.npos ? item : item.substr(times + 1), list);
-    require_configuration(count > 0 && count <= 10000 && std::isfinite(cost) && cost > 0,
-                          "--blocks {}: \"{}\" must be COST or COUNTxCOST, both positive", list,
-                          item);
-    blocks.insert(blocks.end(), static_cast<std::size_t>(count), cost);
-  }
-  return blocks;
-}
-
-int chunks_of(ScheduleKind kind, const Request& request) {
-  if (request.chunks > 0) return request.chunks;
-  return kind == ScheduleKind::interleaved || kind == ScheduleKind::zero_bubble_v ? 2 : 1;
-}
-
-Plan make_plan(ScheduleKind kind, const Request& request) {
-  Plan plan{.kind = kind};
-  plan.schedule = make_schedule({.kind = kind,
-                                 .ranks = request.stages,
-                                 .chunks = chunks_of(kind, request),
-                                 .micro_batches = request.micro_batches});
-  PipelineCosts costs = PipelineCosts::even(plan.schedule, request.cost);
-  if (!request.blocks.empty()) {
-    plan.cuts = balanced_cuts(request.blocks, plan.schedule.stages());
-    costs.stages.clear();
-    for (const double cost : stage_costs(request.blocks, plan.cuts))
-      costs.stages.push_back(request.cost * cost);
-  }
-  costs.message = request.message;
-  plan.timeline = simulate(plan.schedule, costs);
-  return plan;
-}
-
-// A plan of every schedule. Only interleaved takes another number of chunks than its own.
-std::vector<Plan> all_plans(const Request& request) {
-  std::vector<Plan> plans;
-  for (const ScheduleKind kind : schedule_kinds) {
-    Request own = request;
-    if (kind != ScheduleKind::interleaved) own.chunks = 0;
-    plans.push_back(make_plan(kind, own));
-  }
-  return plans;
-}
-
-void print_comparison(std::span<const Plan> plans) {
+void print_comparison(std::span<const Plan> plans, double memory_limit) {
   fmt::print("{:<13}{:>7}{:>10}{:>10}{:>8}{:>12}\n", "schedule", "chunks", "step", "bubble", "busy",
              "peak saved");
   for (const Plan& plan : plans) {
-    fmt::print("{:<13}{:>7}{:>10.4g}{:>10.4g}{:>7.1f}%{:>12.4g}\n", name_of(plan.kind),
+    fmt::print("{:<13}{:>7}{:>10.4g}{:>10.4g}{:>7.1f}%{:>12.4g}{}\n", name_of(plan.kind),
                plan.schedule.chunks, plan.timeline.makespan(), plan.timeline.bubble(),
-               100 * plan.utilisation(), plan.peak_saved());
+               100 * plan.utilisation(), plan.peak_saved(),
+               memory_limit > 0 && plan.peak_saved() > memory_limit ? "  over the limit" : "");
   }
 }
 
@@ -194,7 +95,7 @@ void print_mesh(int ranks, const Layout& layout) {
   fmt::print("\n");
 }
 
-void check(const Request& request) {
+void check(const PlanRequest& request) {
   const StageCost& c = request.cost;
   const std::pair<const char*, double> numbers[] = {
       {"forward", c.forward},
@@ -217,7 +118,7 @@ void check(const Request& request) {
 
 int command_plan(Arguments arguments) {
   namespace po = program_options;
-  Request request;
+  PlanRequest request;
   Layout layout;
   int ranks = 0;
   CommandLine line(usage);
@@ -243,8 +144,8 @@ int command_plan(Arguments arguments) {
        "chain of blocks to cut into stages, COST or COUNTxCOST each: 24x1,2,32x3. A block's times "
        "and sizes are COST times those above")  //
       ("memory-limit", po::value(&request.memory_limit)->default_value(0),
-       "fail where a rank saves more; 0: none")                             //
-      ("svg", po::value<std::string>(), "write the timeline to this file")  //
+       "mark schedules that save more on a rank, fail where --schedule does; 0: none")  //
+      ("svg", po::value<std::string>(), "write the timeline to this file")              //
       ("ranks", po::value(&ranks)->default_value(0),
        "name every rank of a job of this size in its mesh; 0: no mesh")                           //
       ("tp", po::value(&layout.tensor)->default_value(1), "tensor parallel size")                 //
@@ -263,15 +164,15 @@ int command_plan(Arguments arguments) {
     }
     std::vector<Plan> plans;
     if (line.has("schedule")) {
-      plans.push_back(make_plan(kind_of(line.text("schedule")), request));
+      plans.push_back(make_plan(parse_schedule(line.text("schedule")), request));
       print_plan(plans.front());
     } else {
       plans = all_plans(request);
-      print_comparison(plans);
+      print_comparison(plans, request.memory_limit);
     }
     if (line.has("svg")) write_file(line.text("svg"), picture_of(plans));
-    if (request.memory_limit > 0)
-      for (const Plan& plan : plans) require_within(plan.timeline, request.memory_limit);
+    if (line.has("schedule") && request.memory_limit > 0)
+      require_within(plans.front().timeline, request.memory_limit);
   } catch (const Error& error) {
     // All of it is asked for: nothing runs that could fail by itself.
     throw ConfigurationError(error.what());
