@@ -15,6 +15,7 @@ int command_eval(Arguments arguments);
 int command_generate(Arguments arguments);
 int command_score(Arguments arguments);
 int command_inspect(Arguments arguments);
+int command_plan(Arguments arguments);
 
 inline constexpr int exit_failure = 1;
 inline constexpr int exit_configuration = 78;  // EX_CONFIG of sysexits.h

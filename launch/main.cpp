@@ -18,13 +18,14 @@ struct Command {
   int (*run)(Arguments);
 };
 
-constexpr std::array<Command, 6> commands{{
+constexpr std::array<Command, 7> commands{{
     {"train", "train a model through the stages of a recipe", command_train},
     {"pack", "build a training set from pictures, pages, texts and conversations", command_pack},
     {"eval", "measure a checkpoint on held-out samples", command_eval},
     {"generate", "answer prompts with a checkpoint", command_generate},
     {"score", "log-probabilities of given tokens under a checkpoint", command_score},
     {"inspect", "list what a checkpoint or a training set contains", command_inspect},
+    {"plan", "bubble, memory and timeline of a pipeline schedule", command_plan},
 }};
 
 void print_usage(std::FILE* file) {

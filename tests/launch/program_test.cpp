@@ -58,7 +58,8 @@ std::size_t count(const std::string& text, const std::string& part) {
 TEST(Program, EveryCommandHasHelp) {
   const Outcome all = orchard_alone("--help");
   EXPECT_EQ(all.code, 0);
-  for (const std::string command : {"train", "pack", "eval", "generate", "score", "inspect"}) {
+  for (const std::string command :
+       {"train", "pack", "eval", "generate", "score", "inspect", "plan"}) {
     EXPECT_THAT(all.output, HasSubstr("  " + command + " "));
     const Outcome outcome = orchard_alone(command + " --help");
     EXPECT_EQ(outcome.code, 0) << command;
@@ -95,6 +96,39 @@ TEST(Program, ADryRunPrintsValuesAndOrigins) {
   EXPECT_THAT(outcome.output, HasSubstr("# command line\n"));
   EXPECT_THAT(outcome.output, HasSubstr("# tiny-moe.ini:"));
   EXPECT_THAT(outcome.output, HasSubstr("model: "));
+}
+
+TEST(Program, PlansPipelines) {
+  const Outcome all = orchard_alone("plan --stages 4 --micro-batches 8 --memory-limit 4");
+  EXPECT_EQ(all.code, 0) << all.output;
+  for (const char* row : {"gpipe              1        33         9   72.7%           8  over",
+                          "zb-v               2      25.5         0   94.1%           4\n"})
+    EXPECT_THAT(all.output, HasSubstr(row));
+  EXPECT_EQ(count(all.output, "over the limit"), 2u) << all.output;
+
+  const Scratch folder;
+  const std::string svg = (folder / "timeline.svg").string();
+  const std::string zb_v = "plan --schedule zb-v --stages 2 --micro-batches 3 ";
+  const Outcome one = orchard_alone(zb_v + "--blocks 2x1,2,6x2 --ranks 4 --tp 2 --svg " + svg);
+  EXPECT_EQ(one.code, 0) << one.output;
+  EXPECT_THAT(one.output, AllOf(HasSubstr("blocks 0-2, 7-8"), HasSubstr("rank 3 (pp1 dp0 tp1 | ")));
+  EXPECT_THAT(run_shell("head -c 4 " + svg).output, HasSubstr("<svg"));
+
+  const std::pair<std::string, std::string> wrong[] = {
+      {"--schedule zbv", "did you mean zb-v?"},
+      {zb_v + "--chunks 3", "zb-v has 2 chunks a rank, not 3"},
+      {zb_v + "--blocks 1,2x", "must be COST or COUNTxCOST"},
+      {zb_v + "--blocks 1,2,3", "3 blocks cannot be cut into 4 stages"},
+      {zb_v + "--forward -1", "--forward -1: must not be negative"},
+      {zb_v + "--memory-limit 1", "more than the limit 1"},
+      {zb_v + "--ranks 5", "the nearest possible layout of 5 ranks is"},
+      {zb_v + "--ranks 4 --order tp-pp", "each once, as in tp-ep-dp-pp"},
+  };
+  for (const auto& [arguments, message] : wrong) {
+    const Outcome outcome = orchard_alone(arguments[0] == '-' ? "plan " + arguments : arguments);
+    EXPECT_EQ(outcome.code, 78) << arguments;
+    EXPECT_THAT(outcome.output, HasSubstr(message)) << arguments;
+  }
 }
 
 TEST(Program, RanksFailTogetherWithOneMessage) {

@@ -1,0 +1,185 @@
+#include "parallel/layout.h"
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <tuple>
+#include <vector>
+
+#include "kernels/core/error.h"
+
+namespace orchard {
+namespace {
+
+constexpr std::string_view axis_names[mesh_axes] = {"tp", "ep", "dp", "pp"};
+
+// Ranks from one pipeline stage to the next, where the axes have these sizes.
+int pipeline_stride(const RankOrder& order, const std::array<int, mesh_axes>& sizes) {
+  int stride = 1;
+  for (const MeshAxis axis : order) {
+    if (axis == MeshAxis::pipeline) break;
+    stride *= sizes[static_cast<std::size_t>(axis)];
+  }
+  return stride;
+}
+
+// Something that is cut into equal parts, `divisor` of them.
+struct Division {
+  std::string_view what;
+  std::int64_t total;
+  std::string_view by;
+  std::int64_t divisor;
+};
+
+std::optional<std::string> broken_division(std::span<const Division> divisions) {
+  for (const Division& d : divisions) {
+    if (d.total % d.divisor == 0) continue;
+    return fmt::format("{} {}: must divide {}, of which there are {}", d.by, d.divisor, d.what,
+                       d.total);
+  }
+  return {};
+}
+
+std::optional<std::string> broken_world_rule(int world, const Layout& layout) {
+  const std::pair<std::string_view, int> sizes[] = {{"tp", layout.tensor},
+                                                    {"pp", layout.pipeline},
+                                                    {"ep", layout.expert},
+                                                    {"etp", layout.expert_tensor}};
+  for (const auto& [name, size] : sizes) {
+    if (size < 1) return fmt::format("{} {}: must be at least 1", name, size);
+    if (size > world) return fmt::format("{} {}: there are only {} ranks", name, size, world);
+  }
+  const std::int64_t dense = std::int64_t{layout.pipeline} * layout.tensor;
+  const std::int64_t experts = std::int64_t{layout.pipeline} * layout.expert * layout.expert_tensor;
+  if (world % dense != 0)
+    return fmt::format("pp {} x tp {} = {}: must divide the {} ranks", layout.pipeline,
+                       layout.tensor, dense, world);
+  if (world % experts != 0)
+    return fmt::format("pp {} x ep {} x etp {} = {}: must divide the {} ranks", layout.pipeline,
+                       layout.expert, layout.expert_tensor, experts, world);
+  const int dense_stride =
+      pipeline_stride(layout.order, {layout.tensor, 1, layout.data(world), layout.pipeline});
+  const int expert_stride = pipeline_stride(
+      layout.order,
+      {layout.expert_tensor, layout.expert, layout.expert_data(world), layout.pipeline});
+  if (layout.pipeline > 1 && dense_stride != expert_stride)
+    return fmt::format(
+        "order {}: the next pipeline stage is {} ranks away for the dense parts and {} for the "
+        "experts; with pp at either end of the order it is the same rank",
+        to_string(layout.order), dense_stride, expert_stride);
+  return {};
+}
+
+std::optional<std::string> broken_model_rule(int world, const Layout& l, const LayoutFacts& facts) {
+  if (l.expert * l.expert_tensor > 1 && facts.experts == 0 && facts.heads > 0)
+    return fmt::format("ep {}, etp {}: the model has no experts", l.expert, l.expert_tensor);
+  const Division divisions[] = {
+      {"the decoder's heads", facts.heads, "tp", l.tensor},
+      {"the decoder's ffn columns", facts.ffn, "tp", l.tensor},
+      {"the tokens of the vocabulary", facts.vocabulary, "tp", l.tensor},
+      {"the vision tower's heads", facts.vision_heads, "tp", l.tensor},
+      {"the vision tower's mlp columns", facts.vision_mlp, "tp", l.tensor},
+      {"the experts", facts.experts, "ep", l.expert},
+      {"the ffn columns of an expert", facts.expert_ffn, "etp", l.expert_tensor},
+  };
+  if (const auto broken = broken_division(divisions)) return broken;
+  // A key-value head that several ranks need is copied to each of them.
+  if (facts.kv_heads % l.tensor != 0 && l.tensor % facts.kv_heads != 0)
+    return fmt::format("tp {}: must divide the {} kv heads, or be a multiple of them", l.tensor,
+                       facts.kv_heads);
+  const std::int64_t stages = std::int64_t{l.pipeline} * facts.chunks;
+  if (facts.blocks > 0 && stages > facts.blocks)
+    return fmt::format(
+        "pp {} x {} chunks = {} stages: the model has {} blocks, and each stage "
+        "needs one",
+        l.pipeline, facts.chunks, stages, facts.blocks);
+  const std::int64_t together = facts.micro_batch * l.data(world);
+  if (facts.global_batch % together != 0)
+    return fmt::format(
+        "dp {}, which is what {} ranks leave, x micro-batches of {} = {}: must "
+        "divide the global batch of {}",
+        l.data(world), world, facts.micro_batch, together, facts.global_batch);
+  return {};
+}
+
+// How far apart two layouts are: the factors between their sizes, then how many sizes changed.
+std::tuple<double, int> distance(const Layout& a, const Layout& b) {
+  double factors = 0;
+  int changes = 0;
+  const auto add = [&](int x, int y) {
+    factors += std::abs(std::log2(static_cast<double>(std::max(x, 1)) / y));
+    changes += x != y;
+  };
+  add(a.tensor, b.tensor);
+  add(a.pipeline, b.pipeline);
+  add(a.expert, b.expert);
+  add(a.expert_tensor, b.expert_tensor);
+  // As far as a factor of two: an order is rarely asked for without need.
+  if (a.order != b.order) factors += 1;
+  return {factors, changes};
+}
+
+}  // namespace
+
+RankOrder parse_rank_order(std::string_view text) {
+  // Of the few orders there are, the one that is written like this.
+  RankOrder order = default_rank_order;
+  std::sort(order.begin(), order.end());
+  do {
+    if (to_string(order) == text) return order;
+  } while (std::next_permutation(order.begin(), order.end()));
+  fail("rank order {}: must be tp, ep, dp and pp, each once, as in tp-ep-dp-pp", text);
+}
+
+std::string to_string(const RankOrder& order) {
+  std::string text;
+  for (const MeshAxis axis : order) {
+    if (!text.empty()) text += '-';
+    text += axis_names[static_cast<std::size_t>(axis)];
+  }
+  return text;
+}
+
+std::string Layout::to_string() const {
+  return fmt::format("tp {}, pp {}, ep {}, etp {}, order {}", tensor, pipeline, expert,
+                     expert_tensor, orchard::to_string(order));
+}
+
+std::optional<std::string> broken_rule(int world, const Layout& layout, const LayoutFacts& facts) {
+  require(world >= 1, "a world of {} ranks", world);
+  if (auto broken = broken_world_rule(world, layout)) return broken;
+  return broken_model_rule(world, layout, facts);
+}
+
+std::optional<Layout> nearest_layout(int world, const Layout& layout, const LayoutFacts& facts) {
+  std::vector<int> sizes;
+  for (int size = 1; size <= world; ++size) {
+    if (world % size == 0) sizes.push_back(size);
+  }
+  std::optional<Layout> nearest;
+  for (const RankOrder& order : {layout.order, default_rank_order}) {
+    for (const int tensor : sizes) {
+      for (const int pipeline : sizes) {
+        for (const int expert : sizes) {
+          for (const int expert_tensor : sizes) {
+            const Layout other{tensor, pipeline, expert, expert_tensor, order};
+            if (nearest && distance(layout, other) >= distance(layout, *nearest)) continue;
+            if (!broken_rule(world, other, facts)) nearest = other;
+          }
+        }
+      }
+    }
+  }
+  return nearest;
+}
+
+void require_possible(int world, const Layout& layout, const LayoutFacts& facts) {
+  const std::optional<std::string> broken = broken_rule(world, layout, facts);
+  if (!broken) return;
+  const std::optional<Layout> nearest = nearest_layout(world, layout, facts);
+  if (!nearest) fail("{}; no layout of {} ranks is possible", *broken, world);
+  fail("{}; the nearest possible layout of {} ranks is {} (dp {})", *broken, world,
+       nearest->to_string(), nearest->data(world));
+}
+
+}  // namespace orchard
