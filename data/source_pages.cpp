@@ -179,11 +179,7 @@ class PageSource : public Source {
       if (line.text.empty()) continue;
       const std::string id = fmt::format("{} line {}", page.id, l);
       const bool also_trained = page.split == Split::held_out && train_lines_.count(line.text) > 0;
-      if (!also_trained) {
-        offer_reading(job, "ocr_lines", id, page.split, line.box, line.text);
-        offer_chat(job, "text_rich", "text_rich", id, page.split, {line.box},
-                   {{"text", line.text}});
-      }
+      if (!also_trained) offer_reading(job, "ocr_lines", id, page.split, line.box, line.text);
       if (l % interleaved_lines == 0) offer_interleaved(job, id, l);
     }
   }
