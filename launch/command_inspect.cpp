@@ -69,7 +69,7 @@ void inspect_checkpoint(const fs::path& path, bool verify) {
   std::int64_t total = 0;
   for (const std::string& name : names) {
     const hdf5::Dataset dataset = file.dataset("parameters/" + name);
-    fmt::print("{:<50} {}\n", name, dataset.shape().to_string());
+    fmt::print("{:<50} {}\n", name, dataset.shape());
     total += dataset.shape().numel();
   }
   fmt::print("\n{} parameters in {} tensors\n", total, names.size());

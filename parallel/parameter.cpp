@@ -44,7 +44,7 @@ Parameter& ParameterStore::declare(ParameterSpec spec) {
           spec.name);
   require(find(spec.name) == nullptr, "two parameters are called {}", spec.name);
   const std::int64_t numel = spec.shape.numel();
-  require(numel > 0, "parameter {} has the empty shape {}", spec.name, spec.shape.to_string());
+  require(numel > 0, "parameter {} has the empty shape {}", spec.name, spec.shape);
   Parameter& parameter = parameters_.emplace_back();
   parameter.spec = std::move(spec);
   parameter.offset = elements_;

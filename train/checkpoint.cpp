@@ -172,7 +172,7 @@ void load_optimizer(const std::filesystem::path& path, Stream& stream, const Opt
             path.string(), name);
     const Shape stored = file.dataset(full).shape();
     require(stored == tensor.shape(), "{}: optimizer state {} has shape {}, expected {}",
-            path.string(), name, stored.to_string(), tensor.shape().to_string());
+            path.string(), name, stored, tensor.shape());
     to_device(stream, tensor, read_verified(path, file, full));
   }
 }
