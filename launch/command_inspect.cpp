@@ -53,7 +53,7 @@ void verify_checkpoint(const fs::path& path, const std::string& model) {
   const std::unique_ptr<Stream> stream = device->make_stream();
   ParameterStore store;
   const MultimodalModel declared(store, model_from_json(model));
-  store.allocate(*device, *stream, DType::f32);
+  store.allocate(*device, *stream, DType::bf16, ParameterUse::forward);
   load_parameters(path, *stream, store, PositionTables::exact);
   fmt::print("all parameters verified\n");
 }

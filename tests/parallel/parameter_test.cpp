@@ -5,6 +5,7 @@
 #include <omp.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "kernels/core/dtype.h"
 
@@ -188,6 +189,41 @@ TEST_F(ParameterStoreTest, ValuesAreRoundedMastersAndPaddingIsZero) {
   EXPECT_EQ(flat, sum);
   const ConstTensor gradients = store.flat_gradients();
   for (std::int64_t i = 0; i < gradients.numel(); ++i) ASSERT_EQ(gradients.data<float>()[i], 0.0f);
+}
+
+TEST_F(ParameterStoreTest, ForwardAloneKeepsTheValuesOfTrainingAndNothingElse) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    ParameterStore trained, asked;
+    for (ParameterStore* store : {&trained, &asked}) {
+      store->declare({.name = "a", .shape = {3}});
+      store->declare({.name = "b", .shape = {64, 7}});
+    }
+    allocate(trained, dtype);
+    const std::int64_t before = device_->statistics().live_bytes;
+    asked.allocate(*device_, *stream_, dtype, ParameterUse::forward);
+    const std::int64_t padded = trained.flat_masters().numel();
+    EXPECT_EQ(device_->statistics().live_bytes - before,
+              padded * static_cast<std::int64_t>(size_of(dtype)));
+    trained.initialise(*stream_, 9);
+    asked.initialise(*stream_, 9);
+    for (const Parameter& p : asked.parameters()) {
+      const ConstTensor expected = trained.find(p.spec.name)->value;
+      EXPECT_EQ(p.value.dtype(), dtype);
+      EXPECT_EQ(std::memcmp(p.value.raw(), expected.raw(), expected.size_bytes()), 0);
+      EXPECT_FALSE(p.gradient);
+    }
+    EXPECT_THAT(message_of([&] { asked.zero_gradients(*stream_); }), HasSubstr("gradients"));
+    EXPECT_THAT(message_of([&] { asked.declare({.name = "late", .shape = {4}}); }),
+                HasSubstr("late"));
+  }
+}
+
+TEST_F(ParameterStoreTest, RefusesElementsOfAnotherSize) {
+  ParameterStore store;
+  const Parameter& w = store.declare({.name = "w", .shape = {2, 3}});
+  allocate(store);
+  const std::vector<float> elements(5);
+  EXPECT_THAT(message_of([&] { store.write(*stream_, w, elements); }), HasSubstr("[2, 3]"));
 }
 
 }  // namespace
