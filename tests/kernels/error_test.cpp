@@ -5,6 +5,7 @@
 
 #include "kernels/core/shape.h"
 #include "kernels/core/tensor.h"
+#include "tests/message_of.h"
 
 namespace orchard::testing {
 
@@ -25,16 +26,6 @@ struct fmt::formatter<orchard::testing::CountsFormats> {
 
 namespace orchard::testing {
 namespace {
-
-template <class Function>
-std::string message_of(Function function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST(Require, FormatsOnlyWhenTheCheckFails) {
   int times = 0;

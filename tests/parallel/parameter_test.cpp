@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "kernels/core/dtype.h"
+#include "tests/message_of.h"
 
 namespace orchard::testing {
 namespace {
@@ -25,15 +26,6 @@ class ParameterStoreTest : public ::testing::Test {
     const ConstTensor master = store.find(name)->master;
     return {master.data<float>(), master.data<float>() + master.numel()};
   }
-  template <class Action>
-  static std::string message_of(const Action& action) {
-    try {
-      action();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return {};
-  }
 
   std::unique_ptr<Device> device_;
   std::unique_ptr<Stream> stream_;
@@ -41,12 +33,13 @@ class ParameterStoreTest : public ::testing::Test {
 
 TEST_F(ParameterStoreTest, RefusesWhatCannotBeToldApart) {
   ParameterStore store;
-  store.declare({.name = "w", .shape = {2, 3}});
-  EXPECT_THAT(message_of([&] { store.declare({.name = "w", .shape = {4}}); }), HasSubstr("w"));
+  store.declare({.name = "twin", .shape = {2, 3}});
+  EXPECT_THAT(message_of([&] { store.declare({.name = "twin", .shape = {4}}); }),
+              HasSubstr("twin"));
   EXPECT_THAT(message_of([&] {
-                store.declare({.name = "empty", .shape = {2, 0}});
+                store.declare({.name = "hollow", .shape = {2, 0}});
               }),
-              HasSubstr("empty"));
+              HasSubstr("hollow"));
   allocate(store);
   EXPECT_THAT(message_of([&] { store.declare({.name = "late", .shape = {4}}); }),
               HasSubstr("late"));
