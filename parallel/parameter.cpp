@@ -12,6 +12,10 @@ namespace {
 // straddle two.
 constexpr std::int64_t alignment_elements = 32;
 
+std::int64_t padded(std::int64_t elements) {
+  return (elements + alignment_elements - 1) / alignment_elements * alignment_elements;
+}
+
 void fill(const ParameterSpec& spec, std::uint64_t seed, double std, float* values) {
   const std::int64_t n = spec.shape.numel();
   const CounterRandom random(seed, spec.name);
@@ -47,7 +51,7 @@ Parameter& ParameterStore::declare(ParameterSpec spec) {
   Parameter& parameter = parameters_.emplace_back();
   parameter.spec = std::move(spec);
   parameter.offset = elements_;
-  elements_ += (numel + alignment_elements - 1) / alignment_elements * alignment_elements;
+  elements_ += padded(numel);
   return parameter;
 }
 
@@ -55,25 +59,35 @@ void ParameterStore::allocate(Device& device, Stream& stream, DType dtype, Param
   require(dtype == DType::f32 || dtype == DType::bf16, "parameters are f32 or bf16, not {}",
           name_of(dtype));
   dtype_ = dtype;
-  const auto view = [](const Buffer& buffer, DType type, const Parameter& p) -> Tensor {
-    if (!buffer.data()) return {};
-    return {buffer.data() + static_cast<std::size_t>(p.offset) * size_of(type), type, p.spec.shape,
-            buffer.tensor(type, {0}).device()};
+  const auto view = [](const Buffer& buffer, DType type, std::int64_t offset, const Shape& shape) {
+    return Tensor(buffer.data() + static_cast<std::size_t>(offset) * size_of(type), type, shape,
+                  buffer.tensor(type, {0}).device());
   };
   // The padding between parameters takes part in flat reductions: it must be zero.
-  const auto zeros = [&](DType type) {
-    Buffer buffer = device.allocate(static_cast<std::size_t>(elements_) * size_of(type));
-    stream.fill_zero(buffer.tensor(type, {elements_}));
+  const auto zeros = [&](DType type, std::int64_t elements) {
+    Buffer buffer = device.allocate(static_cast<std::size_t>(elements) * size_of(type));
+    stream.fill_zero(buffer.tensor(type, {elements}));
     return buffer;
   };
   const bool training = use == ParameterUse::training;
-  if (training) gradients_ = zeros(DType::f32);
-  if (training || dtype == DType::f32) masters_ = zeros(DType::f32);
-  if (dtype == DType::bf16) values_ = zeros(DType::bf16);
+  const auto has_master = [&](const Parameter& p) {
+    return training || dtype == DType::f32 || p.spec.forward_reads == ForwardReads::master;
+  };
+  std::int64_t master_elements = 0;
+  for (const Parameter& p : parameters_)
+    if (has_master(p)) master_elements += padded(p.spec.shape.numel());
+  if (master_elements > 0) masters_ = zeros(DType::f32, master_elements);
+  if (training) gradients_ = zeros(DType::f32, elements_);
+  if (dtype == DType::bf16) values_ = zeros(DType::bf16, elements_);
+  std::int64_t master_offset = 0;  // where all have masters, the same as p.offset
   for (Parameter& p : parameters_) {
-    p.master = view(masters_, DType::f32, p);
-    p.gradient = view(gradients_, DType::f32, p);
-    p.value = dtype == DType::bf16 ? view(values_, DType::bf16, p) : p.master;
+    const Shape& shape = p.spec.shape;
+    if (has_master(p)) {
+      p.master = view(masters_, DType::f32, master_offset, shape);
+      master_offset += padded(shape.numel());
+    }
+    if (training) p.gradient = view(gradients_, DType::f32, p.offset, shape);
+    p.value = dtype == DType::bf16 ? view(values_, dtype, p.offset, shape) : p.master;
   }
 }
 

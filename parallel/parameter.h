@@ -34,8 +34,11 @@ struct Sharding {
   int expert = -1;      // index of the expert it belongs to; -1: not an expert's
 };
 
-// What a store keeps memory for: the values that forward reads, or also the masters and gradients
-// that training needs.
+// What forward reads of a parameter: its value, or in any dtype its fp32 master.
+enum class ForwardReads : std::uint8_t { value, master };
+
+// What a store keeps memory for: what forward reads, or also the masters and gradients that
+// training needs.
 enum class ParameterUse : std::uint8_t { forward, training };
 
 struct ParameterSpec {
@@ -45,6 +48,7 @@ struct ParameterSpec {
   double std = 0.02;
   WeightDecay weight_decay = WeightDecay::no;
   Sharding sharding = {};
+  ForwardReads forward_reads = ForwardReads::value;
 };
 
 struct Parameter {
@@ -52,7 +56,7 @@ struct Parameter {
   std::int64_t offset = 0;  // elements into each flat buffer
   Tensor value;             // f32 or bf16: what forward and backward read
   // f32: what the optimizer updates. The same memory as value in f32 mode; absent in bf16 mode
-  // without training.
+  // without training unless forward reads it.
   Tensor master;
   Tensor gradient;  // f32: sum over the micro-batches of a step; absent without training
 };
@@ -89,6 +93,7 @@ class ParameterStore {
   std::int64_t count(const std::function<bool(const ParameterSpec&)>& filter = {}) const;
 
   DType dtype() const { return dtype_; }
+  // Of all parameters: in training, or in f32 mode.
   Tensor flat_masters() const { return masters_.tensor(DType::f32, {elements_}); }
   Tensor flat_gradients() const;
 

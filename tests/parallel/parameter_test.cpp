@@ -184,19 +184,22 @@ TEST_F(ParameterStoreTest, ValuesAreRoundedMastersAndPaddingIsZero) {
   for (std::int64_t i = 0; i < gradients.numel(); ++i) ASSERT_EQ(gradients.data<float>()[i], 0.0f);
 }
 
-TEST_F(ParameterStoreTest, ForwardAloneKeepsTheValuesOfTrainingAndNothingElse) {
+TEST_F(ParameterStoreTest, ForwardAloneKeepsWhatItReadsAndNothingElse) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     ParameterStore trained, asked;
     for (ParameterStore* store : {&trained, &asked}) {
       store->declare({.name = "a", .shape = {3}});
       store->declare({.name = "b", .shape = {64, 7}});
+      store->declare({.name = "c", .shape = {64}, .forward_reads = ForwardReads::master});
+      store->declare({.name = "d", .shape = {9}});
     }
     allocate(trained, dtype);
     const std::int64_t before = device_->statistics().live_bytes;
     asked.allocate(*device_, *stream_, dtype, ParameterUse::forward);
     const std::int64_t padded = trained.flat_masters().numel();
+    const std::int64_t masters = dtype == DType::bf16 ? 64 * 4 : 0;
     EXPECT_EQ(device_->statistics().live_bytes - before,
-              padded * static_cast<std::int64_t>(size_of(dtype)));
+              padded * static_cast<std::int64_t>(size_of(dtype)) + masters);
     trained.initialise(*stream_, 9);
     asked.initialise(*stream_, 9);
     for (const Parameter& p : asked.parameters()) {
@@ -204,6 +207,11 @@ TEST_F(ParameterStoreTest, ForwardAloneKeepsTheValuesOfTrainingAndNothingElse) {
       EXPECT_EQ(p.value.dtype(), dtype);
       EXPECT_EQ(std::memcmp(p.value.raw(), expected.raw(), expected.size_bytes()), 0);
       EXPECT_FALSE(p.gradient);
+      const ConstTensor master = trained.find(p.spec.name)->master;
+      EXPECT_EQ(static_cast<bool>(p.master), dtype == DType::f32 || p.spec.name == "c");
+      if (p.master) {
+        EXPECT_EQ(std::memcmp(p.master.raw(), master.raw(), master.size_bytes()), 0);
+      }
     }
     EXPECT_THAT(message_of([&] { asked.zero_gradients(*stream_); }), HasSubstr("gradients"));
     EXPECT_THAT(message_of([&] { asked.declare({.name = "late", .shape = {4}}); }),
