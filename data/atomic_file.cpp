@@ -54,7 +54,7 @@ Bytes read_whole(const std::filesystem::path& path) {
 }  // namespace
 
 std::string describe_errno(int number) {
-  const std::string text = std::generic_category().message(number);
+  std::string text = std::generic_category().message(number);
   if (number == ENOSPC || number == EDQUOT || number == EFBIG)
     return text + ": free some space there or write elsewhere";
   if (number == EACCES || number == EPERM || number == EROFS)

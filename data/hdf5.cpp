@@ -73,8 +73,8 @@ Selection select(const Handle& set, const Shape& shape, const Slab& slab) {
   bool inside = slab.begin.rank() == shape.rank() && slab.count.rank() == shape.rank();
   for (int i = 0; inside && i < shape.rank(); ++i)
     inside = slab.begin[i] <= shape[i] && slab.count[i] <= shape[i] - slab.begin[i];
-  require(inside, "{} has shape {}: no slab of shape {} begins at {}", set.label(),
-          shape.to_string(), slab.count.to_string(), slab.begin.to_string());
+  require(inside, "{} has shape {}: no slab of shape {} begins at {}", set.label(), shape,
+          slab.count, slab.begin);
   Selection selection{make_space(slab.count, set.label()),
                       Id(H5Dget_space(set.id()), H5Sclose, "read the shape of", set.label())};
   if (shape.rank() > 0) {
@@ -116,8 +116,7 @@ void Dataset::check(Element element, std::size_t values, const Slab& slab) const
   require(element == element_, "{} holds {}, not {}", handle_->label(), name_of(element_),
           name_of(element));
   require(values == static_cast<std::size_t>(slab.count.numel()),
-          "{}: {} values were given for a slab of shape {}", handle_->label(), values,
-          slab.count.to_string());
+          "{}: {} values were given for a slab of shape {}", handle_->label(), values, slab.count);
 }
 
 void Dataset::write(const void* values, const Slab& slab) {

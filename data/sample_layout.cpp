@@ -26,10 +26,10 @@ TilePlan SampleLayout::tile_plan(const SampleRecord& record, int picture) const 
 }
 
 std::vector<TilePlan> SampleLayout::tile_plans(std::int64_t sample) const {
+  const SampleRecord& of = record(sample);
   std::vector<TilePlan> plans;
-  for (int p = 0; p < record(sample).picture_count; ++p) {
-    plans.push_back(tile_plan(record(sample), p));
-  }
+  plans.reserve(static_cast<std::size_t>(of.picture_count));
+  for (int p = 0; p < of.picture_count; ++p) plans.push_back(tile_plan(of, p));
   return plans;
 }
 

@@ -20,7 +20,7 @@ std::string id_of(const std::string& name, const std::string& place) {
 
 std::filesystem::path picture_path(const std::filesystem::path& folder, const std::string& image,
                                    const std::string& place) {
-  const auto path = folder / image;
+  auto path = folder / image;
   require(std::filesystem::is_regular_file(path),
           "{}: the picture {} does not exist: restore it or remove the record", place,
           path.string());

@@ -121,7 +121,7 @@ TrainingSet TrainingSet::open(const std::filesystem::path& folder) {
 
   const auto verified = [&](const char* part) {
     const Json entry = json_field<Json>(description, part, place);
-    const auto file = folder / json_field<std::string>(entry, "file", place);
+    auto file = folder / json_field<std::string>(entry, "file", place);
     verify_file(file, json_field<std::string>(entry, "xxh3_128", place));
     return file;
   };

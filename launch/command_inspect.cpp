@@ -53,7 +53,7 @@ void verify_checkpoint(const fs::path& path, const std::string& model) {
   const std::unique_ptr<Stream> stream = device->make_stream();
   ParameterStore store;
   const MultimodalModel declared(store, model_from_json(model));
-  store.allocate(*device, *stream, DType::f32);
+  store.allocate(*device, *stream, DType::bf16, ParameterUse::forward);
   load_parameters(path, *stream, store, PositionTables::exact);
   fmt::print("all parameters verified\n");
 }
@@ -69,7 +69,7 @@ void inspect_checkpoint(const fs::path& path, bool verify) {
   std::int64_t total = 0;
   for (const std::string& name : names) {
     const hdf5::Dataset dataset = file.dataset("parameters/" + name);
-    fmt::print("{:<50} {}\n", name, dataset.shape().to_string());
+    fmt::print("{:<50} {}\n", name, dataset.shape());
     total += dataset.shape().numel();
   }
   fmt::print("\n{} parameters in {} tensors\n", total, names.size());

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building and running need, from Debian's packages. Does nothing when all is there.
+#
+# usage: launch/setup.sh [PACKAGE...]   further packages: tools that only some checks need
 set -euo pipefail
 
 packages=(
@@ -11,6 +13,7 @@ packages=(
   libfmt-dev nlohmann-json3-dev libsentencepiece-dev libxxhash-dev
   libjpeg62-turbo-dev libpng-dev
   libgtest-dev libgmock-dev libbenchmark-dev
+  "$@"
 )
 
 say() { echo "setup: $*" >&2; }

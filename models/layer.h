@@ -26,14 +26,16 @@
 
 namespace orchard {
 
+// Choices of experts [rows, top_k] to follow instead of the routers' own, by router parameter.
+using RoutingReplay = std::unordered_map<const Parameter*, ConstTensor>;
+
 // What every layer needs while one micro-batch passes.
 struct Pass {
   Stream& stream;
   Arena& arena;
   const DeviceBatch& batch;
   LossScales scales = {};
-  // Routing to follow instead of the router's own choice, by router parameter; null: none.
-  const std::unordered_map<const Parameter*, ConstTensor>* replay = nullptr;
+  const RoutingReplay* replay = nullptr;  // null: routers choose
 
   ConstTensor replay_of(const Parameter* router) const {
     if (!replay) return {};

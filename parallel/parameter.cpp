@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "kernels/cpu/parallel.h"
-#include "kernels/elementwise/elementwise.h"
 #include "parallel/random.h"
 
 namespace orchard {
@@ -12,6 +11,10 @@ namespace {
 // Each parameter starts on a cache line of its flat buffer (16 floats), so vector loads never
 // straddle two.
 constexpr std::int64_t alignment_elements = 32;
+
+std::int64_t padded(std::int64_t elements) {
+  return (elements + alignment_elements - 1) / alignment_elements * alignment_elements;
+}
 
 void fill(const ParameterSpec& spec, std::uint64_t seed, double std, float* values) {
   const std::int64_t n = spec.shape.numel();
@@ -40,60 +43,89 @@ void fill(const ParameterSpec& spec, std::uint64_t seed, double std, float* valu
 }  // namespace
 
 Parameter& ParameterStore::declare(ParameterSpec spec) {
-  require(!masters_.data(), "parameter {} was declared after the store allocated its memory",
-          spec.name);
+  require(!masters_.data() && !values_.data(),
+          "parameter {} was declared after the store allocated its memory", spec.name);
   require(find(spec.name) == nullptr, "two parameters are called {}", spec.name);
   const std::int64_t numel = spec.shape.numel();
-  require(numel > 0, "parameter {} has the empty shape {}", spec.name, spec.shape.to_string());
+  require(numel > 0, "parameter {} has the empty shape {}", spec.name, spec.shape);
   Parameter& parameter = parameters_.emplace_back();
   parameter.spec = std::move(spec);
   parameter.offset = elements_;
-  elements_ += (numel + alignment_elements - 1) / alignment_elements * alignment_elements;
+  elements_ += padded(numel);
   return parameter;
 }
 
-void ParameterStore::allocate(Device& device, Stream& stream, DType dtype) {
+void ParameterStore::allocate(Device& device, Stream& stream, DType dtype, ParameterUse use) {
   require(dtype == DType::f32 || dtype == DType::bf16, "parameters are f32 or bf16, not {}",
           name_of(dtype));
   dtype_ = dtype;
-  const auto elements = static_cast<std::size_t>(elements_);
-  masters_ = device.allocate(elements * sizeof(float));
-  gradients_ = device.allocate(elements * sizeof(float));
-  if (dtype == DType::bf16) values_ = device.allocate(elements * sizeof(bf16));
-  // The padding between parameters takes part in flat reductions: it must be zero.
-  stream.fill_zero(flat_masters());
-  stream.fill_zero(flat_gradients());
-  const Buffer& values = dtype == DType::bf16 ? values_ : masters_;
-  const auto view = [](const Buffer& buffer, DType type, const Parameter& p) {
-    return Tensor(buffer.data() + static_cast<std::size_t>(p.offset) * size_of(type), type,
-                  p.spec.shape, buffer.tensor(type, {0}).device());
+  const auto view = [](const Buffer& buffer, DType type, std::int64_t offset, const Shape& shape) {
+    return Tensor(buffer.data() + static_cast<std::size_t>(offset) * size_of(type), type, shape,
+                  buffer.tensor(type, {0}).device());
   };
+  // The padding between parameters takes part in flat reductions: it must be zero.
+  const auto zeros = [&](DType type, std::int64_t elements) {
+    Buffer buffer = device.allocate(static_cast<std::size_t>(elements) * size_of(type));
+    stream.fill_zero(buffer.tensor(type, {elements}));
+    return buffer;
+  };
+  const bool training = use == ParameterUse::training;
+  const auto has_master = [&](const Parameter& p) {
+    return training || dtype == DType::f32 || p.spec.forward_reads == ForwardReads::master;
+  };
+  std::int64_t master_elements = 0;
+  for (const Parameter& p : parameters_)
+    if (has_master(p)) master_elements += padded(p.spec.shape.numel());
+  if (master_elements > 0) masters_ = zeros(DType::f32, master_elements);
+  if (training) gradients_ = zeros(DType::f32, elements_);
+  if (dtype == DType::bf16) values_ = zeros(DType::bf16, elements_);
+  std::int64_t master_offset = 0;  // where all have masters, the same as p.offset
   for (Parameter& p : parameters_) {
-    p.master = view(masters_, DType::f32, p);
-    p.gradient = view(gradients_, DType::f32, p);
-    p.value = view(values, dtype, p);
+    const Shape& shape = p.spec.shape;
+    if (has_master(p)) {
+      p.master = view(masters_, DType::f32, master_offset, shape);
+      master_offset += padded(shape.numel());
+    }
+    if (training) p.gradient = view(gradients_, DType::f32, p.offset, shape);
+    p.value = dtype == DType::bf16 ? view(values_, dtype, p.offset, shape) : p.master;
   }
-  if (dtype == DType::bf16) stream.fill_zero(values_.tensor(dtype, {elements_}));
 }
 
 void ParameterStore::initialise(Stream& stream, std::uint64_t seed, double std_scale) {
-  std::vector<float> staging;
-  for (Parameter& p : parameters_) {
-    staging.resize(static_cast<std::size_t>(p.spec.shape.numel()));
-    fill(p.spec, seed, std_scale * p.spec.std, staging.data());
-    stream.copy(p.master, ConstTensor(staging.data(), DType::f32, p.spec.shape, DeviceKind::cpu));
-    stream.synchronize();  // the staging buffer is reused
+  std::vector<float> elements;
+  for (const Parameter& p : parameters_) {
+    elements.resize(static_cast<std::size_t>(p.spec.shape.numel()));
+    fill(p.spec, seed, std_scale * p.spec.std, elements.data());
+    write(stream, p, elements);
   }
-  refresh_values(stream);
 }
 
-void ParameterStore::refresh_values(Stream& stream) {
-  if (dtype_ == DType::f32) return;
-  run(stream, Convert{.x = flat_masters(), .y = values_.tensor(dtype_, {elements_})});
+void ParameterStore::write(Stream& stream, const Parameter& parameter,
+                           std::span<const float> elements) {
+  const Shape& shape = parameter.spec.shape;
+  require(static_cast<std::int64_t>(elements.size()) == shape.numel(),
+          "{} of shape {} was given {} elements", parameter.spec.name, shape, elements.size());
+  if (parameter.master)
+    stream.copy(parameter.master, ConstTensor(elements.data(), DType::f32, shape, DeviceKind::cpu));
+  std::vector<bf16> rounded;
+  if (dtype_ == DType::bf16) {
+    rounded.resize(elements.size());
+    cpu::parallel_for(shape.numel(), 4096, [&](std::int64_t begin, std::int64_t end) {
+      std::transform(elements.begin() + begin, elements.begin() + end, rounded.begin() + begin,
+                     to_bf16);
+    });
+    stream.copy(parameter.value, ConstTensor(rounded.data(), DType::bf16, shape, DeviceKind::cpu));
+  }
+  stream.synchronize();  // the elements are the caller's
 }
 
 void ParameterStore::zero_gradients(Stream& stream) {
   stream.fill_zero(flat_gradients());
+}
+
+Tensor ParameterStore::flat_gradients() const {
+  require(gradients_.data(), "the parameters were allocated without gradients, for forward alone");
+  return gradients_.tensor(DType::f32, {elements_});
 }
 
 Tensor ParameterStore::stacked(const Parameter& first, std::int64_t count, Field field) const {

@@ -2,14 +2,15 @@
 // live.
 //
 // A model declares its parameters in a ParameterStore; the store then allocates all of them in a
-// few flat buffers: fp32 master weights, fp32 gradients and, in bf16 mode, bf16 values. Flat
-// buffers make gradient reduction and AdamW one pass each. Everything that treats parameters
+// few flat buffers: fp32 master weights, fp32 gradients and, in bf16 mode, bf16 values; a model
+// that is only asked needs the values alone. Flat buffers make gradient reduction and AdamW one pass each. Everything that treats parameters
 // generically (initialisation, checkpoints, optimizers, reductions) reads the ParameterSpec.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,13 @@ struct Sharding {
   int expert = -1;      // index of the expert it belongs to; -1: not an expert's
 };
 
+// What forward reads of a parameter: its value, or in any dtype its fp32 master.
+enum class ForwardReads : std::uint8_t { value, master };
+
+// What a store keeps memory for: what forward reads, or also the masters and gradients that
+// training needs.
+enum class ParameterUse : std::uint8_t { forward, training };
+
 struct ParameterSpec {
   std::string name;  // global, e.g. "decoder.layers.3.attention.wq"
   Shape shape;       // global
@@ -40,14 +48,17 @@ struct ParameterSpec {
   double std = 0.02;
   WeightDecay weight_decay = WeightDecay::no;
   Sharding sharding = {};
+  ForwardReads forward_reads = ForwardReads::value;
 };
 
 struct Parameter {
   ParameterSpec spec;
   std::int64_t offset = 0;  // elements into each flat buffer
   Tensor value;             // f32 or bf16: what forward and backward read
-  Tensor master;            // f32: what the optimizer updates; the same memory as value in f32 mode
-  Tensor gradient;          // f32: sum over the micro-batches of a step
+  // f32: what the optimizer updates. The same memory as value in f32 mode; absent in bf16 mode
+  // without training unless forward reads it.
+  Tensor master;
+  Tensor gradient;  // f32: sum over the micro-batches of a step; absent without training
 };
 
 class ParameterStore {
@@ -56,16 +67,17 @@ class ParameterStore {
   Parameter& declare(ParameterSpec spec);
 
   // Gives every parameter its memory, with zero gradients. Values are undefined until initialise or
-  // a load.
-  void allocate(Device& device, Stream& stream, DType dtype);
+  // write.
+  void allocate(Device& device, Stream& stream, DType dtype,
+                ParameterUse use = ParameterUse::training);
 
   // The values that (seed, name, element index) imply. `std_scale` multiplies every random
   // parameter's standard deviation: narrow models start better from more than 0.02.
   void initialise(Stream& stream, std::uint64_t seed, double std_scale = 1);
 
-  // Values from masters, in bf16 mode: after masters were written by something else than the
-  // optimizer.
-  void refresh_values(Stream& stream);
+  // Gives a parameter of this store these elements: its master, and its value, rounded in bf16
+  // mode. They are in place when it returns.
+  void write(Stream& stream, const Parameter& parameter, std::span<const float> elements);
   void zero_gradients(Stream& stream);
 
   // One view [count, ...] over `count` parameters of equal shape declared in a row, e.g. the w_gate
@@ -81,8 +93,9 @@ class ParameterStore {
   std::int64_t count(const std::function<bool(const ParameterSpec&)>& filter = {}) const;
 
   DType dtype() const { return dtype_; }
+  // Of all parameters: in training, or in f32 mode.
   Tensor flat_masters() const { return masters_.tensor(DType::f32, {elements_}); }
-  Tensor flat_gradients() const { return gradients_.tensor(DType::f32, {elements_}); }
+  Tensor flat_gradients() const;
 
  private:
   std::deque<Parameter> parameters_;

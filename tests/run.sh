@@ -3,8 +3,8 @@
 #
 # usage: tests/run.sh [--full]
 #
-# --full (at most two hours) adds the tests under the address and undefined-behaviour sanitizers, and
-# the demo.
+# --full (at most two hours) adds clang-tidy on every source, the tests under the address and
+# undefined-behaviour sanitizers, and the demo.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,6 +22,8 @@ launch/setup.sh
 launch/build.sh release
 ctest --preset release -j2
 if [[ $full == yes ]]; then
+  launch/setup.sh clang-tidy || true  # tidy.sh says so where it is missing
+  tests/tidy.sh --all
   launch/build.sh asan
   # Open MPI and oneDNN keep what they allocate until the process ends.
   ASAN_OPTIONS=detect_leaks=0 ctest --preset asan -j2

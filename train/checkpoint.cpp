@@ -146,17 +146,16 @@ void load_parameters(const std::filesystem::path& path, Stream& stream, Paramete
                              stored[1] == p.spec.shape[1];
       require(resizable,
               "{} is a checkpoint of another model: {} has shape {}, the recipe asks for {}",
-              path.string(), p.spec.name, stored.to_string(), p.spec.shape.to_string());
+              path.string(), p.spec.name, stored, p.spec.shape);
       values =
           resize_table(values, p.spec.name == "vision.positions" ? 1 : 0, stored, p.spec.shape);
     }
-    to_device(stream, p.master, values);
+    store.write(stream, p, values);
   }
   require(unknown.empty(),
           "{} is a checkpoint of another model: it also holds {} parameters that the recipe's "
           "model lacks, {} the first",
           path.string(), unknown.size(), unknown.empty() ? "" : *unknown.begin());
-  store.refresh_values(stream);
 }
 
 void load_optimizer(const std::filesystem::path& path, Stream& stream, const Optimizer& optimizer) {
@@ -172,7 +171,7 @@ void load_optimizer(const std::filesystem::path& path, Stream& stream, const Opt
             path.string(), name);
     const Shape stored = file.dataset(full).shape();
     require(stored == tensor.shape(), "{}: optimizer state {} has shape {}, expected {}",
-            path.string(), name, stored.to_string(), tensor.shape().to_string());
+            path.string(), name, stored, tensor.shape());
     to_device(stream, tensor, read_verified(path, file, full));
   }
 }

@@ -69,7 +69,7 @@ InferenceModel::InferenceModel(const std::filesystem::path& checkpoint, Device& 
   if (side > 0) config.vision.side = side;
   config.decoder.max_positions = std::max(config.decoder.max_positions, longest);
   model_ = std::make_unique<MultimodalModel>(store_, config);
-  store_.allocate(device, *stream_, dtype);
+  store_.allocate(device, *stream_, dtype, ParameterUse::forward);
   load_parameters(checkpoint, *stream_, store_, PositionTables::resized);
   model_->prepare(device, *stream_);
   runner_ = std::make_unique<StepRunner>(device, *stream_, *alone_, store_, *model_);

@@ -109,13 +109,19 @@ LossReport StepRunner::collect(const StepTotals& totals) {
 }
 
 StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
-                                  const StepTotals& totals) {
+                                  const StepTotals& totals, std::span<const RoutingReplay> replay) {
+  require(replay.empty() || replay.size() == micro_batches.size(),
+          "{} micro-batches cannot follow the routing of {}", micro_batches.size(), replay.size());
   StepReport report;
   store_.zero_gradients(stream_);
-  for (const MicroBatch& micro_batch : micro_batches) {
+  for (std::size_t m = 0; m < micro_batches.size(); ++m) {
     arena_.reset();
-    const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batch);
-    Pass pass{.stream = stream_, .arena = arena_, .batch = batch, .scales = scales(totals)};
+    const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batches[m]);
+    Pass pass{.stream = stream_,
+              .arena = arena_,
+              .batch = batch,
+              .scales = scales(totals),
+              .replay = replay.empty() ? nullptr : &replay[m]};
     MultimodalModel::Saved saved;
     {
       const Stopwatch watch(report.seconds.forward);
@@ -138,8 +144,9 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
 }
 
 StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const StepTotals& totals,
-                             Optimizer& optimizer, double learning_rate, std::int64_t step) {
-  StepReport report = accumulate(micro_batches, totals);
+                             Optimizer& optimizer, double learning_rate, std::int64_t step,
+                             std::span<const RoutingReplay> replay) {
+  StepReport report = accumulate(micro_batches, totals, replay);
   const Stopwatch watch(report.seconds.optimizer);
   const Tensor square = norm_.tensor(DType::f32, {1});
   float sum_of_squares = 0;

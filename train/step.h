@@ -51,12 +51,16 @@ class StepRunner {
              const MultimodalModel& model);
 
   // Gradients of all micro-batches of this rank, reduced over ranks, are left in the store.
-  // Throws Error when the loss is not finite, on every rank.
-  StepReport accumulate(std::span<const MicroBatch> micro_batches, const StepTotals& totals);
+  // Throws Error when the loss is not finite, on every rank. `replay` is the routing of each
+  // micro-batch, for comparisons in which no expert may change places with another; without it
+  // routers choose.
+  StepReport accumulate(std::span<const MicroBatch> micro_batches, const StepTotals& totals,
+                        std::span<const RoutingReplay> replay = {});
 
   // accumulate, then the optimizer's update.
   StepReport train(std::span<const MicroBatch> micro_batches, const StepTotals& totals,
-                   Optimizer& optimizer, double learning_rate, std::int64_t step);
+                   Optimizer& optimizer, double learning_rate, std::int64_t step,
+                   std::span<const RoutingReplay> replay = {});
 
   // Forward only. Losses of each target row in batch order (see MicroBatch::targets), of this rank
   // alone.

@@ -20,10 +20,8 @@ class Checker {
                std::initializer_list<DType> dtypes) const {
     require(static_cast<bool>(tensor) || shape.numel() == 0, "{}: operand {} is missing",
             operation_, name);
-    if (tensor.shape() != shape) [[unlikely]] {
-      fail("{}: {} has shape {}, expected {}", operation_, name, tensor.shape().to_string(),
-           shape.to_string());
-    }
+    require(tensor.shape() == shape, "{}: {} has shape {}, expected {}", operation_, name,
+            tensor.shape(), shape);
     require(!tensor || tensor.device() == device_, "{}: {} lies on device {}, the stream is on {}",
             operation_, name, name_of(tensor.device()), name_of(device_));
     for (const DType dtype : dtypes) {

@@ -4,9 +4,20 @@
 #include <array>
 #include <cstdint>
 #include <initializer_list>
-#include <string>
 
 #include "kernels/core/error.h"
+
+namespace orchard {
+class Shape;
+}
+
+// Messages take shapes as they are: a check that holds makes no text.
+template <>
+struct fmt::formatter<orchard::Shape> {
+  constexpr auto parse(fmt::format_parse_context& context) const { return context.begin(); }
+  fmt::format_context::iterator format(const orchard::Shape& shape,
+                                       fmt::format_context& context) const;
+};
 
 namespace orchard {
 
@@ -27,8 +38,7 @@ class Shape {
   std::int64_t operator[](int i) const { return extents_[checked(i)]; }
 
   void append(std::int64_t extent) {
-    require(rank_ < max_rank && extent >= 0, "cannot append extent {} to shape {}", extent,
-            to_string());
+    require(rank_ < max_rank && extent >= 0, "cannot append extent {} to shape {}", extent, *this);
     extents_[rank_++] = extent;
   }
 
@@ -47,18 +57,10 @@ class Shape {
 
   bool operator==(const Shape&) const = default;
 
-  std::string to_string() const {
-    std::string text = "[";
-    for (int i = 0; i < rank_; ++i) text += (i ? ", " : "") + std::to_string(extents_[i]);
-    return text + "]";
-  }
-
  private:
   int checked(int i) const {
     const int index = i < 0 ? i + rank_ : i;
-    // Not require: it would build the text of the shape on every access.
-    if (index < 0 || index >= rank_) [[unlikely]]
-      fail("dimension {} of shape {} does not exist", i, to_string());
+    require(index >= 0 && index < rank_, "dimension {} of shape {} does not exist", i, *this);
     return index;
   }
 
@@ -67,3 +69,13 @@ class Shape {
 };
 
 }  // namespace orchard
+
+// "[2, 3]"
+inline fmt::format_context::iterator fmt::formatter<orchard::Shape>::format(
+    const orchard::Shape& shape, fmt::format_context& context) const {
+  auto out = context.out();
+  *out++ = '[';
+  for (int i = 0; i < shape.rank(); ++i) out = fmt::format_to(out, "{}{}", i ? ", " : "", shape[i]);
+  *out++ = ']';
+  return out;
+}

@@ -56,25 +56,21 @@ class BasicTensor {
 
   template <class T>
   auto data() const {
-    // Not require: it would build the text of the shape on every access.
-    if (data_ && dtype_of<T> != dtype_) [[unlikely]] {
-      fail("a tensor of {} {} was read as {}", name_of(dtype_), shape_.to_string(),
-           name_of(dtype_of<T>));
-    }
+    require(!data_ || dtype_of<T> == dtype_, "a tensor of {} {} was read as {}", name_of(dtype_),
+            shape_, name_of(dtype_of<T>));
     return static_cast<std::conditional_t<is_const, const T, T>*>(data_);
   }
 
   // The same elements under another shape of equal size.
   BasicTensor reshape(Shape shape) const {
-    require(shape.numel() == shape_.numel(), "cannot view {} as {}", shape_.to_string(),
-            shape.to_string());
+    require(shape.numel() == shape_.numel(), "cannot view {} as {}", shape_, shape);
     return {data_, dtype_, shape, device_};
   }
 
   // Indices [begin, begin + count) of the outermost dimension.
   BasicTensor slice(std::int64_t begin, std::int64_t count) const {
     require(begin >= 0 && count >= 0 && begin + count <= dim(0), "rows [{}, {}) lie outside {}",
-            begin, begin + count, shape_.to_string());
+            begin, begin + count, shape_);
     const std::int64_t stride = dim(0) ? shape_.numel() / dim(0) : 0;
     using Byte = std::conditional_t<is_const, const std::byte, std::byte>;
     auto* first =

@@ -23,8 +23,8 @@ class CudaStream final : public Stream {
 
   void copy(Tensor destination, ConstTensor source) override {
     require(destination.dtype() == source.dtype() && destination.numel() == source.numel(),
-            "copy of {} {} into {} {}", name_of(source.dtype()), source.shape().to_string(),
-            name_of(destination.dtype()), destination.shape().to_string());
+            "copy of {} {} into {} {}", name_of(source.dtype()), source.shape(),
+            name_of(destination.dtype()), destination.shape());
     if (!source.numel()) return;
     check(cudaMemcpyAsync(destination.raw(), source.raw(), source.size_bytes(), cudaMemcpyDefault,
                           handle_),

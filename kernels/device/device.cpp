@@ -24,7 +24,7 @@ Buffer::~Buffer() {
 Tensor Buffer::tensor(DType dtype, Shape shape) const {
   const auto needed = static_cast<std::size_t>(shape.numel()) * size_of(dtype);
   require(device_ && needed <= bytes_, "a buffer of {} bytes cannot hold {} {}", bytes_,
-          name_of(dtype), shape.to_string());
+          name_of(dtype), shape);
   return {data_, dtype, shape, device_->kind()};
 }
 

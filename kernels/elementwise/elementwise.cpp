@@ -22,8 +22,7 @@ void run(Stream& stream, const Add& op) {
   const Shape shape = op.a.shape();
   check.operand("a", op.a, shape, float_types);
   require(is_suffix(op.b.shape(), shape),
-          "Add: b has shape {}, expected the innermost dimensions of a's {}",
-          op.b.shape().to_string(), shape.to_string());
+          "Add: b has shape {}, expected the innermost dimensions of a's {}", op.b.shape(), shape);
   check.operand("b", op.b, op.b.shape(), {op.a.dtype()});
   check.operand("y", op.y, shape, {op.a.dtype()});
   dispatch(stream, op, "Add");

@@ -14,7 +14,7 @@
 #include "kernels/device/device.h"
 #include "kernels/norm/norm.h"
 #include "kernels/norm/norm_cpu.h"
-#include "kernels/norm/residual-inl.h"
+#include "kernels/norm/rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
@@ -49,36 +49,25 @@ void forward_rows(const LayerNormForward& op, std::int64_t begin, std::int64_t e
 template <class T>
 void backward_rows(const LayerNormBackward& op, std::int64_t begin, std::int64_t end,
                    float* d_weight, float* d_bias) {
-  const std::int64_t cols = op.x.dim(1);
-  const T* const weight = op.weight.data<T>();
-  for (std::int64_t row = begin; row < end; ++row) {
-    const T* const x = row_of<T>(op.x, row, cols);
-    const T* const d_y = row_of<T>(op.d_y, row, cols);
-    const T* const d_sum = row_of<T>(op.d_sum, row, cols);
-    T* const d_x = row_of<T>(op.d_x, row, cols);
-    const Vector mean = set(op.mean.data<float>()[row]);
-    const Vector r = set(op.inverse_std.data<float>()[row]);
+  for (std::int64_t index = begin; index < end; ++index) {
+    const GradientRow<T> row = gradient_row<T>(op, index);
+    const Vector mean = set(op.mean.data<float>()[index]);
+    const Vector r = set(op.inverse_std.data<float>()[index]);
+    const auto normalised = [&](std::int64_t i, std::int64_t n)
+                                HWY_ATTR { return hn::Mul(hn::Sub(load(row.x + i, n), mean), r); };
     Vector total = zero(), dot = zero();
-    for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Vector normalised = hn::Mul(hn::Sub(load(x + i, n), mean), r);
-      const Vector gradient = load(d_y + i, n);
-      const Vector g = hn::Mul(gradient, load(weight + i, n));
+    for_each_vector(row.cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+      const Vector x = normalised(i, n), d_y = load(row.d_y + i, n);
+      const Vector g = hn::Mul(d_y, load(row.weight + i, n));
       total = hn::Add(total, g);
-      dot = hn::MulAdd(g, normalised, dot);
+      dot = hn::MulAdd(g, x, dot);
       if (d_weight) {
-        store(hn::MulAdd(gradient, normalised, load(d_weight + i, n)), d_weight + i, n);
-        store(hn::Add(gradient, load(d_bias + i, n)), d_bias + i, n);
+        store(hn::MulAdd(d_y, x, load(d_weight + i, n)), d_weight + i, n);
+        store(hn::Add(d_y, load(d_bias + i, n)), d_bias + i, n);
       }
     });
-    const Vector mean_g = set(sum(total) / static_cast<float>(cols));
-    const Vector mean_dot = set(sum(dot) / static_cast<float>(cols));
-    for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Vector normalised = hn::Mul(hn::Sub(load(x + i, n), mean), r);
-      const Vector g = hn::Mul(load(d_y + i, n), load(weight + i, n));
-      Vector out = hn::Mul(r, hn::NegMulAdd(normalised, mean_dot, hn::Sub(g, mean_g)));
-      if (d_sum) out = hn::Add(out, load(d_sum + i, n));
-      store(out, d_x + i, n);
-    });
+    const auto cols = static_cast<float>(row.cols);
+    write_d_x(row, r, set(sum(total) / cols), set(sum(dot) / cols), normalised);
   }
 }
 

@@ -198,7 +198,7 @@ void rms_norm_forward(Stream& stream, const RmsNormForward& op) {
   if (count == 0 || cols == 0) return;
   require(count < (std::int64_t{1} << 31) && cols < (std::int64_t{1} << 31),
           "RmsNormForward: x {} has more rows or columns than the GPU kernel counts (2^31)",
-          op.x.shape().to_string());
+          op.x.shape());
   const Rows<T> rows{.x = op.x.data<T>(),
                      .delta = op.delta.data<T>(),
                      .weight = op.weight.data<T>(),

@@ -13,7 +13,7 @@
 #include "kernels/cpu/reduction.h"
 #include "kernels/device/device.h"
 #include "kernels/norm/norm.h"
-#include "kernels/norm/residual-inl.h"
+#include "kernels/norm/rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
@@ -34,33 +34,23 @@ void forward_rows(const RmsNormForward& op, std::int64_t begin, std::int64_t end
   }
 }
 
-// With x̂ = x·r (r the inverse rms) and g = d_y·w:  d_x = r·(g - x̂·mean(g·x̂)) + d_sum,  d_w = Σ_rows
-// d_y·x̂.
+// With x̂ = x·r (r the inverse rms) and g = d_y·w:
+//   d_x = r·(g - x̂·mean(g·x̂)) + d_sum,  d_w = Σ_rows d_y·x̂.
 template <class T>
 void backward_rows(const RmsNormBackward& op, std::int64_t begin, std::int64_t end,
                    float* d_weight) {
-  const std::int64_t cols = op.x.dim(1);
-  const T* const weight = op.weight.data<T>();
-  for (std::int64_t row = begin; row < end; ++row) {
-    const T* const x = row_of<T>(op.x, row, cols);
-    const T* const d_y = row_of<T>(op.d_y, row, cols);
-    const T* const d_sum = row_of<T>(op.d_sum, row, cols);
-    T* const d_x = row_of<T>(op.d_x, row, cols);
-    const Vector r = set(op.inverse_rms.data<float>()[row]);
-    const float dot = sum_vectors(cols, [&](std::int64_t i, std::int64_t n, Vector total) HWY_ATTR {
-      const Vector normalised = hn::Mul(load(x + i, n), r);
-      const Vector gradient = load(d_y + i, n);
-      if (d_weight) store(hn::MulAdd(gradient, normalised, load(d_weight + i, n)), d_weight + i, n);
-      return hn::MulAdd(hn::Mul(gradient, load(weight + i, n)), normalised, total);
-    });
-    const Vector mean = set(dot / static_cast<float>(cols));
-    for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Vector normalised = hn::Mul(load(x + i, n), r);
-      const Vector g = hn::Mul(load(d_y + i, n), load(weight + i, n));
-      Vector out = hn::Mul(r, hn::NegMulAdd(normalised, mean, g));
-      if (d_sum) out = hn::Add(out, load(d_sum + i, n));
-      store(out, d_x + i, n);
-    });
+  for (std::int64_t index = begin; index < end; ++index) {
+    const GradientRow<T> row = gradient_row<T>(op, index);
+    const Vector r = set(op.inverse_rms.data<float>()[index]);
+    const auto normalised = [&](std::int64_t i, std::int64_t n)
+                                HWY_ATTR { return hn::Mul(load(row.x + i, n), r); };
+    const float dot =
+        sum_vectors(row.cols, [&](std::int64_t i, std::int64_t n, Vector total) HWY_ATTR {
+          const Vector x = normalised(i, n), d_y = load(row.d_y + i, n);
+          if (d_weight) store(hn::MulAdd(d_y, x, load(d_weight + i, n)), d_weight + i, n);
+          return hn::MulAdd(hn::Mul(d_y, load(row.weight + i, n)), x, total);
+        });
+    write_d_x(row, r, zero(), set(dot / static_cast<float>(row.cols)), normalised);
   }
 }
 

@@ -27,8 +27,8 @@ class SimtStream final : public Stream {
 
   void copy(Tensor destination, ConstTensor source) override {
     require(destination.dtype() == source.dtype() && destination.numel() == source.numel(),
-            "copy of {} {} into {} {}", name_of(source.dtype()), source.shape().to_string(),
-            name_of(destination.dtype()), destination.shape().to_string());
+            "copy of {} {} into {} {}", name_of(source.dtype()), source.shape(),
+            name_of(destination.dtype()), destination.shape());
     if (!source.numel()) return;
     queue_.emplace_back([this, destination, source] {
       check_operand("source", source);

@@ -83,6 +83,7 @@ class Pack : public ::testing::Test {
     std::vector<const Read*> found;
     for (const Read& read : samples_)
       if (categories.count(read.sample.category)) found.push_back(&read);
+    EXPECT_FALSE(found.empty()) << "there is nothing to look at";
     return found;
   }
 
@@ -143,6 +144,7 @@ TEST_F(Pack, HeldOutWordsAreNeverAskedForInTraining) {
   std::set<std::string> held_out;
   for (const Read* read : of({"caption_words"}))
     if (read->split == Split::held_out) held_out.insert(word_key(read->text));
+  EXPECT_FALSE(held_out.empty());
   for (const Read* read : of({"refer_ground"})) {
     if (read->split == Split::held_out) continue;
     const bool where = read->answer.find('<') != std::string::npos;

@@ -165,6 +165,7 @@ TEST(Picture, JpegIsDecodedInEveryColourSpace) {
   Bytes ink;  // inverted: cyan 0 is full, so red is 0; black 255 is none
   for (int i = 0; i < 64; ++i) ink.insert(ink.end(), {0, 255, 128, 255});
   const Bytes rgb = decode_picture(encode_jpeg(ink, 8, 8, 4)).rgb;
+  // The cosine transform and the quantisation may be off by a level each.
   EXPECT_NEAR(rgb[0], 0, 2);
   EXPECT_NEAR(rgb[1], 255, 2);
   EXPECT_NEAR(rgb[2], 128, 2);

@@ -9,11 +9,10 @@
 #include <algorithm>
 #include <csignal>
 #include <filesystem>
-#include <functional>
 #include <string>
 #include <vector>
 
-#include "kernels/core/error.h"
+#include "tests/message_of.h"
 
 namespace orchard::testing {
 
@@ -47,16 +46,6 @@ class Scratch {
  private:
   std::filesystem::path folder_;
 };
-
-// What the Error that `action` throws says; empty if it throws none.
-inline std::string message_of(const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return {};
-}
 
 // What the Error says that `action` throws while no file may grow beyond `bytes`, which looks like
 // a full disk. In a process of its own: the limit is one of the process, and under it HDF5 keeps a

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 namespace orchard::testing::golden {
@@ -11,6 +12,12 @@ namespace orchard::testing::golden {
 struct Summary {
   std::string_view name;
   double norm, first, second;
+};
+
+// All elements of a tensor.
+struct Values {
+  std::string_view name;
+  std::span<const double> values;
 };
 
 inline std::uint64_t word(std::string_view name, std::int64_t index) {

@@ -11,7 +11,7 @@ threshold lets pass, so unfactored parameters are handed to it flat.
 
 import torch
 import transformers
-from reference.header import array, begin, end
+from reference.header import array, arrays, begin, end
 from reference.values import values
 from transformers.optimization import Adafactor
 
@@ -48,13 +48,13 @@ def adamw():
         optimizer.step()
     assert min(norms) > CLIP_NORM
     array("gradient_norms", torch.stack(norms))
-    for name, p in ps.items():
-        array(f"adamw_{name}", p)
-        array(f"adamw_{name}_v", optimizer.state[p]["exp_avg_sq"])
+    arrays("adamw", ps | {f"{ours}/{name}": optimizer.state[p][theirs] for name, p in ps.items()
+                          for ours, theirs in (("m", "exp_avg"), ("v", "exp_avg_sq"))})
 
 
 def adafactor():
     clipped = 0
+    results = {}
     for name, p in parameters().items():
         shape = p.shape
         if name not in FACTORED:
@@ -69,10 +69,11 @@ def adafactor():
             # An update that was clipped has an rms of exactly the threshold. (The first one without factors has, too.)
             rms = (p.detach() - before).square().mean().sqrt().item() / lr
             clipped += step > 1 and abs(rms - 1) < 1e-9
-        array(f"adafactor_{name}", p)
+        results[name] = p
         for key in ("exp_avg_sq_row", "exp_avg_sq_col") if name in FACTORED else ("exp_avg_sq",):
-            array(f"adafactor_{name}_{key.replace('exp_avg_sq', 'v')}", optimizer.state[p][key])
+            results[f"{key.replace('exp_avg_sq', 'v')}/{name}"] = optimizer.state[p][key]
     assert clipped == 2 * len(SHAPES)
+    arrays("adafactor", results)
 
 
 def main():

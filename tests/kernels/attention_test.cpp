@@ -184,8 +184,8 @@ void expect_within(const Guarded& actual, const std::vector<double>& expected,
     const auto n = static_cast<std::size_t>(i);
     const double tolerance = bound * std::max(std::abs(expected[n]), terms[n]) + 1e-30;
     ASSERT_TRUE(std::abs(actual.at(i) - expected[n]) <= tolerance)  // false for NaN, too
-        << what << "[" << i << "] of " << actual.shape().to_string() << " is " << actual.at(i)
-        << ", expected " << expected[n] << " within " << tolerance;
+        << what << "[" << i << "] of " << fmt::format("{}", actual.shape()) << " is "
+        << actual.at(i) << ", expected " << expected[n] << " within " << tolerance;
   }
 }
 

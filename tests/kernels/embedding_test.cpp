@@ -4,18 +4,10 @@
 #include <omp.h>
 
 #include "tests/kernels/op_test.h"
+#include "tests/message_of.h"
 
 namespace orchard::testing {
 namespace {
-
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "accepted";
-}
 
 struct EmbeddingCase {
   DType dtype;
@@ -114,7 +106,7 @@ TEST(EmbeddingErrors, NameTheTokenItsIdAndTheVocabulary) {
       message_of(forward),
       "EmbeddingForward: token 1 (source -3) names visual row 2, but there are 2 visual rows");
   sources = integers({3}, std::vector<int>{-1, 0, -1});
-  EXPECT_EQ(message_of(forward), "accepted");
+  EXPECT_EQ(message_of(forward), "");
   EXPECT_EQ(message_of([&] {
               run(*stream, EmbeddingBackward{.d_y = y, .sources = sources, .d_visual = visual});
             }),

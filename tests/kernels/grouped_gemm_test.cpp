@@ -32,47 +32,58 @@ class GroupedGemms : public ::testing::TestWithParam<LibraryCase> {
     for (std::int64_t i = p.offsets.back() * cols; i < p.rows() * cols; ++i)
       rows.set(i, std::numeric_limits<double>::quiet_NaN());
   }
+
+  void check_forward(const Problem& p, Transpose transpose_b, Accumulate accumulate) const {
+    const auto [library, in, out] = GetParam();
+    const auto stream = device_with(library).make_stream();
+    const bool tb = transpose_b == Transpose::yes, add = accumulate == Accumulate::add;
+    Guarded a = random_normal(in, {p.rows(), p.k}, 1);
+    Guarded b =
+        random_normal(in, tb ? Shape{p.groups(), p.n, p.k} : Shape{p.groups(), p.k, p.n}, 2);
+    Guarded c = random_normal(out, {p.rows(), p.n}, 3);
+    Guarded offsets = integers({p.groups() + 1}, p.offsets);
+    if (!add) fill_nan(c);  // must not be read
+    spoil_spare_rows(p, a);
+    spoil_spare_rows(p, c);
+    const Guarded before = c;
+    GroupedGemm op{.a = a,
+                   .b = b,
+                   .c = c,
+                   .row_offsets = offsets,
+                   .transpose_b = transpose_b,
+                   .accumulate = accumulate};
+    run(*stream, op);
+    stream->synchronize();
+
+    Guarded used(out, {p.offsets.back(), p.n});
+    std::vector<double> expected;
+    for (std::int64_t g = 0; g < p.groups(); ++g) {
+      for (std::int64_t i = p.offsets[g]; i < p.offsets[g + 1]; ++i) {
+        for (std::int64_t j = 0; j < p.n; ++j) {
+          double sum = add ? before.at(i * p.n + j) : 0;
+          for (std::int64_t l = 0; l < p.k; ++l)
+            sum += a.at(i * p.k + l) * b.at(tb ? (g * p.n + j) * p.k + l : (g * p.k + l) * p.n + j);
+          expected.push_back(sum);
+          used.set(i * p.n + j, c.at(i * p.n + j));
+        }
+      }
+    }
+    expect_close(used, expected, gemm_bound(p.k, out), add ? "c, accumulated" : "c");
+    for (std::int64_t i = p.offsets.back() * p.n; i < p.rows() * p.n; ++i)
+      ASSERT_TRUE(std::isnan(c.at(i))) << "a row after the last group was written";
+
+    Guarded again = before;
+    op.c = again.tensor();
+    run(*stream, op);
+    EXPECT_TRUE(again == c) << "two runs differ";
+  }
 };
 
 TEST_P(GroupedGemms, ForwardMatchesReferenceAndLeavesSpareRows) {
-  const auto [library, in, out] = GetParam();
-  const auto stream = device_with(library).make_stream();
   for (const Problem& p : problems()) {
     for (const Transpose transpose_b : {Transpose::no, Transpose::yes}) {
-      const bool tb = transpose_b == Transpose::yes;
-      Guarded a = random_normal(in, {p.rows(), p.k}, 1);
-      Guarded b =
-          random_normal(in, tb ? Shape{p.groups(), p.n, p.k} : Shape{p.groups(), p.k, p.n}, 2);
-      Guarded c(out, {p.rows(), p.n}), offsets = integers({p.groups() + 1}, p.offsets);
-      fill_nan(c);
-      const Guarded before = c;
-      spoil_spare_rows(p, a);
-      GroupedGemm op{.a = a, .b = b, .c = c, .row_offsets = offsets, .transpose_b = transpose_b};
-      run(*stream, op);
-      stream->synchronize();
-
-      Guarded used(out, {p.offsets.back(), p.n});
-      std::vector<double> expected;
-      for (std::int64_t g = 0; g < p.groups(); ++g) {
-        for (std::int64_t i = p.offsets[g]; i < p.offsets[g + 1]; ++i) {
-          for (std::int64_t j = 0; j < p.n; ++j) {
-            double sum = 0;
-            for (std::int64_t l = 0; l < p.k; ++l)
-              sum +=
-                  a.at(i * p.k + l) * b.at(tb ? (g * p.n + j) * p.k + l : (g * p.k + l) * p.n + j);
-            expected.push_back(sum);
-            used.set(i * p.n + j, c.at(i * p.n + j));
-          }
-        }
-      }
-      expect_close(used, expected, gemm_bound(p.k, out), "c");
-      for (std::int64_t i = p.offsets.back() * p.n; i < p.rows() * p.n; ++i)
-        ASSERT_TRUE(std::isnan(c.at(i))) << "a row after the last group was written";
-
-      Guarded again = before;
-      op.c = again.tensor();
-      run(*stream, op);
-      EXPECT_TRUE(again == c) << "two runs differ";
+      for (const Accumulate accumulate : {Accumulate::overwrite, Accumulate::add})
+        check_forward(p, transpose_b, accumulate);
     }
   }
 }

@@ -30,7 +30,7 @@ class Guarded {
     bytes_.resize(tensor_bytes() + 2 * guard, std::byte{0xa5});
   }
   ~Guarded() {
-    EXPECT_TRUE(guards_intact()) << "bytes outside a tensor of shape " << shape_.to_string()
+    EXPECT_TRUE(guards_intact()) << "bytes outside a tensor of shape " << fmt::format("{}", shape_)
                                  << " were written";
   }
   Guarded(const Guarded&) = default;
@@ -159,7 +159,7 @@ inline void expect_close(const Guarded& actual, const std::vector<double>& expec
     const double value = actual.at(static_cast<std::int64_t>(i));
     const double tolerance = bound * std::max({std::abs(expected[i]), rms, terms, 1e-30});
     ASSERT_TRUE(std::abs(value - expected[i]) <= tolerance)  // false for NaN, too
-        << what << "[" << i << "] of " << actual.shape().to_string() << " is " << value
+        << what << "[" << i << "] of " << fmt::format("{}", actual.shape()) << " is " << value
         << ", expected " << expected[i] << " within " << tolerance;
   }
 }

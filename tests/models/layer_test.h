@@ -57,6 +57,22 @@ class LayerBench {
     return t;
   }
 
+  // A copy of integers that outlives every arena reset.
+  ConstTensor kept(ConstTensor t) {
+    const auto* p = t.data<std::int32_t>();
+    return integers({p, p + t.numel()}).reshape(t.shape());
+  }
+
+  Pass pass(LossScales scales = {}, const RoutingReplay* replay = nullptr) {
+    return {
+        .stream = *stream_, .arena = arena_, .batch = batch_, .scales = scales, .replay = replay};
+  }
+  // Frees what earlier passes allocated.
+  Pass fresh_pass(LossScales scales = {}, const RoutingReplay* replay = nullptr) {
+    arena_.reset();
+    return pass(scales, replay);
+  }
+
  private:
   Tensor keep(DType dtype, Shape shape) {
     kept_.push_back(device_->allocate(static_cast<std::size_t>(shape.numel()) * size_of(dtype)));
@@ -84,6 +100,27 @@ inline double dot(ConstTensor a, ConstTensor b) {
   for (std::int64_t i = 0; i < a.numel(); ++i)
     sum += static_cast<double>(a.data<float>()[i]) * b.data<float>()[i];
   return sum;
+}
+
+// L of a layer with this Saved: forward(pass, saved) returns y, backward(pass, saved, d_x) starts
+// from d_y = r.
+template <class Saved, class Forward, class Backward>
+Differentiable differentiable(LayerBench& bench, Tensor x, ConstTensor r, Forward forward,
+                              Backward backward) {
+  return {.value =
+              [=, &bench] {
+                Pass pass = bench.fresh_pass();
+                Saved saved;
+                return dot(forward(pass, saved), r);
+              },
+          .gradient =
+              [=, &bench](Tensor d_x) {
+                Pass pass = bench.fresh_pass();
+                Saved saved;
+                forward(pass, saved);
+                backward(pass, saved, d_x);
+              },
+          .x = x};
 }
 
 // Central difference of `value` along `direction` on `where`, by Richardson's rule from steps h and

@@ -13,35 +13,21 @@
 namespace orchard::testing {
 namespace {
 
-// A layer with plain forward(pass, x, saved) and the two halves of backward.
+// L of a layer with plain forward(pass, x, saved) and the two halves of backward.
 template <class Layer>
-void check_layer(LayerBench& bench, const Layer& layer, Tensor x, Shape y_shape,
-                 const std::unordered_map<const Parameter*, ConstTensor>* replay = nullptr,
-                 LossScales scales = {}) {
-  const Tensor r = bench.normal("r", y_shape);
-  const auto pass = [&] {
-    bench.arena().reset();
-    return Pass{.stream = bench.stream(),
-                .arena = bench.arena(),
-                .batch = bench.batch(),
-                .scales = scales,
-                .replay = replay};
-  };
-  expect_gradients(bench, {.value =
-                               [&] {
-                                 Pass p = pass();
-                                 typename Layer::Saved saved;
-                                 return dot(layer.forward(p, x, saved), r);
-                               },
-                           .gradient =
-                               [&](Tensor d_x) {
-                                 Pass p = pass();
-                                 typename Layer::Saved saved;
-                                 layer.forward(p, x, saved);
-                                 layer.backward_input(p, r, saved, d_x);
-                                 layer.backward_weight(p, saved);
-                               },
-                           .x = x});
+Differentiable plain(LayerBench& bench, const Layer& layer, Tensor x, ConstTensor r) {
+  using Saved = typename Layer::Saved;
+  return differentiable<Saved>(
+      bench, x, r, [=, &layer](Pass& pass, Saved& saved) { return layer.forward(pass, x, saved); },
+      [=, &layer](Pass& pass, Saved& saved, Tensor d_x) {
+        layer.backward_input(pass, r, saved, d_x);
+        layer.backward_weight(pass, saved);
+      });
+}
+
+template <class Layer>
+void check_layer(LayerBench& bench, const Layer& layer, Tensor x, Shape y_shape) {
+  expect_gradients(bench, plain(bench, layer, x, bench.normal("r", y_shape)));
 }
 
 // Two documents in one sequence, three rows of padding at the end of the second sequence.
@@ -128,22 +114,16 @@ TEST_P(MoeGradients, MixtureOfExperts) {
   set_up_documents(bench, 20);
   const Tensor x = bench.normal("x", {20, 24});
   const Tensor r = bench.normal("r", {20, 24});
-  std::unordered_map<const Parameter*, ConstTensor> replay;
+  RoutingReplay replay;
   const LossScales scales{.balance = 0.7f, .z = 0.3f};
   const auto forward = [&](MixtureOfExperts::Saved& saved) {
-    bench.arena().reset();
-    Pass pass{
-        .stream = bench.stream(), .arena = bench.arena(), .batch = bench.batch(), .scales = scales};
-    if (!replay.empty()) pass.replay = &replay;
+    Pass pass = bench.fresh_pass(scales, replay.empty() ? nullptr : &replay);
     return dot(layer.forward(pass, x, saved), r);
   };
   {
     MixtureOfExperts::Saved saved;
     forward(saved);
-    const ConstTensor chosen = saved.statistics.chosen;
-    const auto* p = chosen.data<std::int32_t>();
-    replay[layer.router()] =
-        ConstTensor(bench.integers({p, p + chosen.numel()})).reshape(chosen.shape());
+    replay[layer.router()] = bench.kept(saved.statistics.chosen);
   }
   expect_gradients(bench, {.value =
                                [&] {
@@ -158,12 +138,7 @@ TEST_P(MoeGradients, MixtureOfExperts) {
                                },
                            .gradient =
                                [&](Tensor d_x) {
-                                 bench.arena().reset();
-                                 Pass pass{.stream = bench.stream(),
-                                           .arena = bench.arena(),
-                                           .batch = bench.batch(),
-                                           .scales = scales,
-                                           .replay = &replay};
+                                 Pass pass = bench.fresh_pass(scales, &replay);
                                  MixtureOfExperts::Saved saved;
                                  layer.forward(pass, x, saved);
                                  layer.backward_input(pass, r, saved, d_x);
@@ -186,27 +161,17 @@ TEST_P(BottleneckGradients, Bottleneck) {
   const PixelGrid grid{2, 4, 3};
   const Tensor x = bench.normal("x", {grid.rows(), in});
   const Tensor r = bench.normal("r", {grid.rows(), out});
-  const auto pass = [&] {
-    bench.arena().reset();
-    return Pass{.stream = bench.stream(), .arena = bench.arena(), .batch = bench.batch()};
-  };
-  expect_gradients(bench,
-                   {.value =
-                        [&] {
-                          Pass p = pass();
-                          Bottleneck::Saved saved;
-                          return dot(layer.forward(p, x, grid, saved), r);
-                        },
-                    .gradient =
-                        [&](Tensor d_x) {
-                          Pass p = pass();
-                          Bottleneck::Saved saved;
-                          layer.forward(p, x, grid, saved);
-                          layer.backward_input(p, r, saved, d_x);
-                          layer.backward_weight(p, saved);
-                        },
-                    .x = x},
-                   5e-3);
+  using Saved = Bottleneck::Saved;
+  expect_gradients(
+      bench,
+      differentiable<Saved>(
+          bench, x, r,
+          [&](Pass& pass, Saved& saved) { return layer.forward(pass, x, grid, saved); },
+          [&](Pass& pass, Saved& saved, Tensor d_x) {
+            layer.backward_input(pass, r, saved, d_x);
+            layer.backward_weight(pass, saved);
+          }),
+      5e-3);
 }
 
 INSTANTIATE_TEST_SUITE_P(SameAndChangedWidth, BottleneckGradients,
@@ -228,26 +193,13 @@ TEST(LayerGradients, Connector) {
   bench.allocate_parameters();
   const Tensor x = bench.normal("x", {2 * 26, 24});
   const Tensor r = bench.normal("r", {2 * 4, 24});
-  const auto pass = [&] {
-    bench.arena().reset();
-    return Pass{.stream = bench.stream(), .arena = bench.arena(), .batch = bench.batch()};
-  };
-  expect_gradients(bench,
-                   {.value =
-                        [&] {
-                          Pass p = pass();
-                          Connector::Saved saved;
-                          return dot(layer.forward(p, x, saved), r);
-                        },
-                    .gradient =
-                        [&](Tensor d_x) {
-                          Pass p = pass();
-                          Connector::Saved saved;
-                          layer.forward(p, x, saved);
-                          layer.backward(p, r, saved, d_x);
-                        },
-                    .x = x},
-                   5e-3);
+  using Saved = Connector::Saved;
+  expect_gradients(
+      bench,
+      differentiable<Saved>(
+          bench, x, r, [&](Pass& pass, Saved& saved) { return layer.forward(pass, x, saved); },
+          [&](Pass& pass, Saved& saved, Tensor d_x) { layer.backward(pass, r, saved, d_x); }),
+      5e-3);
 }
 
 class VisionGradients : public ::testing::TestWithParam<FeatureLayer> {};
@@ -262,24 +214,12 @@ TEST_P(VisionGradients, VisionTransformer) {
   bench.batch().tile_offsets = bench.integers({0, 26, 52});
   const Tensor patches = bench.normal("patches", {2, 25, 12});
   const Tensor r = bench.normal("r", {52, 24});
-  const auto pass = [&] {
-    bench.arena().reset();
-    return Pass{.stream = bench.stream(), .arena = bench.arena(), .batch = bench.batch()};
-  };
-  expect_gradients(bench, {.value =
-                               [&] {
-                                 Pass p = pass();
-                                 VisionTransformer::Saved saved;
-                                 return dot(layer.forward(p, patches, saved), r);
-                               },
-                           .gradient =
-                               [&](Tensor) {
-                                 Pass p = pass();
-                                 VisionTransformer::Saved saved;
-                                 layer.forward(p, patches, saved);
-                                 layer.backward(p, r, saved);
-                               },
-                           .x = {}});
+  using Saved = VisionTransformer::Saved;
+  expect_gradients(
+      bench, differentiable<Saved>(
+                 bench, {}, r,
+                 [&](Pass& pass, Saved& saved) { return layer.forward(pass, patches, saved); },
+                 [&](Pass& pass, Saved& saved, Tensor) { layer.backward(pass, r, saved); }));
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryFeatureLayer, VisionGradients,
@@ -292,26 +232,11 @@ TEST(LayerGradients, HarnessSeesAWrongGradient) {
   const Linear layer(bench.store(), {.name = "w", .in = 3, .out = 2, .bias = "b"});
   bench.allocate_parameters();
   const Tensor x = bench.normal("x", {4, 3}), r = bench.normal("r", {4, 2});
-  const Differentiable wrong{
-      .value =
-          [&] {
-            bench.arena().reset();
-            Pass pass{.stream = bench.stream(), .arena = bench.arena(), .batch = bench.batch()};
-            Linear::Saved saved;
-            return dot(layer.forward(pass, x, saved), r);
-          },
-      .gradient =
-          [&](Tensor d_x) {
-            bench.arena().reset();
-            Pass pass{.stream = bench.stream(), .arena = bench.arena(), .batch = bench.batch()};
-            Linear::Saved saved;
-            layer.forward(pass, x, saved);
-            layer.backward_input(pass, r, saved, d_x);
-            layer.backward_weight(pass, saved);
-            float* const bias = bench.store().parameters().back().gradient.data<float>();
-            bias[0] *= 2;
-          },
-      .x = x};
+  Differentiable wrong = plain(bench, layer, x, r);
+  wrong.gradient = [&, right = wrong.gradient](Tensor d_x) {
+    right(d_x);
+    bench.store().parameters().back().gradient.data<float>()[0] *= 2;
+  };
   ::testing::TestPartResultArray failures;
   {
     const ::testing::ScopedFakeTestPartResultReporter reporter(

@@ -2,25 +2,10 @@
 #include "models/multimodal.h"
 
 #include "tests/models/layer_test.h"
+#include "tests/models/toy_model.h"
 
 namespace orchard::testing {
 namespace {
-
-ModelConfig toy_model() {
-  ModelConfig config;
-  config.vision = {.layers = 1, .width = 16, .heads = 2, .mlp_width = 24, .patch = 2, .side = 6};
-  config.connector = {.hidden = 12, .depth = 1, .out_side = 2};
-  config.decoder = {.layers = 2,
-                    .hidden = 16,
-                    .ffn = 32,
-                    .heads = 4,
-                    .kv_heads = 2,
-                    .head_dim = 8,
-                    .vocabulary = 40,
-                    .max_positions = 16,
-                    .moe = {.experts = 4, .every = 2}};
-  return config;
-}
 
 // Two sequences of 12 rows; the first opens with a picture (4 visual rows), the second holds two
 // short documents and padding.
@@ -57,12 +42,7 @@ class ToyModel {
 
   // Total loss of the batch; with `gradients` it also fills the store's gradients.
   double loss(bool gradients) {
-    bench_.arena().reset();
-    Pass pass{.stream = bench_.stream(),
-              .arena = bench_.arena(),
-              .batch = bench_.batch(),
-              .scales = scales_,
-              .replay = replay_.empty() ? nullptr : &replay_};
+    Pass pass = bench_.fresh_pass(scales_, replay_.empty() ? nullptr : &replay_);
     MultimodalModel::Saved saved;
     model_.forward(pass, saved, gradients ? Purpose::train : Purpose::evaluate);
     double total = 0;
@@ -90,21 +70,13 @@ class ToyModel {
 
   // Keeps today's choice of experts for the passes that follow.
   void freeze_routing() {
-    bench_.arena().reset();
-    Pass pass{.stream = bench_.stream(),
-              .arena = bench_.arena(),
-              .batch = bench_.batch(),
-              .scales = scales_};
+    Pass pass = bench_.fresh_pass(scales_);
     MultimodalModel::Saved saved;
     model_.forward(pass, saved, Purpose::evaluate);
     const auto routers = model_.decoder().routers();
     const auto statistics = model_.decoder().router_statistics(saved.decoder);
-    for (std::size_t i = 0; i < routers.size(); ++i) {
-      const ConstTensor chosen = statistics[i].chosen;
-      const auto* p = chosen.data<std::int32_t>();
-      replay_[routers[i]] =
-          ConstTensor(bench_.integers({p, p + chosen.numel()})).reshape(chosen.shape());
-    }
+    for (std::size_t i = 0; i < routers.size(); ++i)
+      replay_[routers[i]] = bench_.kept(statistics[i].chosen);
   }
 
   std::vector<float> gradients() {
@@ -116,7 +88,7 @@ class ToyModel {
   LayerBench bench_;
   MultimodalModel model_;
   LossScales scales_{.target = 1.0f / 14, .balance = 0.01f / 2, .z = 0.001f / 21};
-  std::unordered_map<const Parameter*, ConstTensor> replay_;
+  RoutingReplay replay_;
   double cross_entropy_ = 0;
 };
 

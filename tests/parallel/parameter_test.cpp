@@ -5,8 +5,10 @@
 #include <omp.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "kernels/core/dtype.h"
+#include "tests/message_of.h"
 
 namespace orchard::testing {
 namespace {
@@ -24,15 +26,6 @@ class ParameterStoreTest : public ::testing::Test {
     const ConstTensor master = store.find(name)->master;
     return {master.data<float>(), master.data<float>() + master.numel()};
   }
-  template <class Action>
-  static std::string message_of(const Action& action) {
-    try {
-      action();
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return {};
-  }
 
   std::unique_ptr<Device> device_;
   std::unique_ptr<Stream> stream_;
@@ -40,12 +33,13 @@ class ParameterStoreTest : public ::testing::Test {
 
 TEST_F(ParameterStoreTest, RefusesWhatCannotBeToldApart) {
   ParameterStore store;
-  store.declare({.name = "w", .shape = {2, 3}});
-  EXPECT_THAT(message_of([&] { store.declare({.name = "w", .shape = {4}}); }), HasSubstr("w"));
+  store.declare({.name = "twin", .shape = {2, 3}});
+  EXPECT_THAT(message_of([&] { store.declare({.name = "twin", .shape = {4}}); }),
+              HasSubstr("twin"));
   EXPECT_THAT(message_of([&] {
-                store.declare({.name = "empty", .shape = {2, 0}});
+                store.declare({.name = "hollow", .shape = {2, 0}});
               }),
-              HasSubstr("empty"));
+              HasSubstr("hollow"));
   allocate(store);
   EXPECT_THAT(message_of([&] { store.declare({.name = "late", .shape = {4}}); }),
               HasSubstr("late"));
@@ -188,6 +182,49 @@ TEST_F(ParameterStoreTest, ValuesAreRoundedMastersAndPaddingIsZero) {
   EXPECT_EQ(flat, sum);
   const ConstTensor gradients = store.flat_gradients();
   for (std::int64_t i = 0; i < gradients.numel(); ++i) ASSERT_EQ(gradients.data<float>()[i], 0.0f);
+}
+
+TEST_F(ParameterStoreTest, ForwardAloneKeepsWhatItReadsAndNothingElse) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    ParameterStore trained, asked;
+    for (ParameterStore* store : {&trained, &asked}) {
+      store->declare({.name = "a", .shape = {3}});
+      store->declare({.name = "b", .shape = {64, 7}});
+      store->declare({.name = "c", .shape = {64}, .forward_reads = ForwardReads::master});
+      store->declare({.name = "d", .shape = {9}});
+    }
+    allocate(trained, dtype);
+    const std::int64_t before = device_->statistics().live_bytes;
+    asked.allocate(*device_, *stream_, dtype, ParameterUse::forward);
+    const std::int64_t padded = trained.flat_masters().numel();
+    const std::int64_t masters = dtype == DType::bf16 ? 64 * 4 : 0;
+    EXPECT_EQ(device_->statistics().live_bytes - before,
+              padded * static_cast<std::int64_t>(size_of(dtype)) + masters);
+    trained.initialise(*stream_, 9);
+    asked.initialise(*stream_, 9);
+    for (const Parameter& p : asked.parameters()) {
+      const ConstTensor expected = trained.find(p.spec.name)->value;
+      EXPECT_EQ(p.value.dtype(), dtype);
+      EXPECT_EQ(std::memcmp(p.value.raw(), expected.raw(), expected.size_bytes()), 0);
+      EXPECT_FALSE(p.gradient);
+      const ConstTensor master = trained.find(p.spec.name)->master;
+      EXPECT_EQ(static_cast<bool>(p.master), dtype == DType::f32 || p.spec.name == "c");
+      if (p.master) {
+        EXPECT_EQ(std::memcmp(p.master.raw(), master.raw(), master.size_bytes()), 0);
+      }
+    }
+    EXPECT_THAT(message_of([&] { asked.zero_gradients(*stream_); }), HasSubstr("gradients"));
+    EXPECT_THAT(message_of([&] { asked.declare({.name = "late", .shape = {4}}); }),
+                HasSubstr("late"));
+  }
+}
+
+TEST_F(ParameterStoreTest, RefusesElementsOfAnotherSize) {
+  ParameterStore store;
+  const Parameter& w = store.declare({.name = "w", .shape = {2, 3}});
+  allocate(store);
+  const std::vector<float> elements(5);
+  EXPECT_THAT(message_of([&] { store.write(*stream_, w, elements); }), HasSubstr("[2, 3]"));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "data/atomic_file.h"
@@ -26,12 +27,15 @@ class Trained {
     for (const ParameterSpec& spec : specs) store_.declare(spec);
     store_.allocate(*device_, *stream_, dtype);
     optimizer_ = std::make_unique<Optimizer>(*device_, *stream_, store_, config);
-    const auto fill = [&](const Tensor& t) {
-      for (std::int64_t i = 0; i < t.numel(); ++i) t.data<float>()[i] = first += 0.25f;
+    const auto next = [&](std::int64_t count) {
+      std::vector<float> elements(static_cast<std::size_t>(count));
+      for (float& element : elements) element = first += 0.25f;
+      return elements;
     };
-    for (Parameter& p : store_.parameters()) fill(p.master);
-    for (const auto& [name, tensor] : optimizer_->state()) fill(tensor);
-    store_.refresh_values(*stream_);
+    for (const Parameter& p : store_.parameters())
+      store_.write(*stream_, p, next(p.master.numel()));
+    for (const auto& [name, tensor] : optimizer_->state())
+      std::ranges::copy(next(tensor.numel()), tensor.data<float>());
   }
 
   Stream& stream() { return *stream_; }

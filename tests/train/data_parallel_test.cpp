@@ -83,88 +83,44 @@ TEST(DataParallel, FirstStepOfAMixtureOfExpertsReportsWhatOneRankReports) {
   world->barrier();
 }
 
+ModelConfig stage_model(const RunConfig& run, const TrainingSet& set) {
+  ModelConfig model = run.model;
+  model.vision.side = run.stages.front().side;
+  model.decoder.vocabulary = set.tokenizer().vocabulary();
+  return model;
+}
+
+void expect_no_bad(const BadSample& bad) {
+  ADD_FAILURE() << bad.id << ": " << bad.reason;
+}
+
 // What the reference stores of one sparse layer and micro-batch.
 struct Routing {
   std::vector<std::int32_t> chosen;
   std::vector<float> margins;
 };
 
-// A replica that follows the routing of a reference where it is given one. StepRunner routes by
-// itself, so this does its work in the open.
+// A model in training.
 class Replica {
  public:
   Replica(const ModelConfig& config, const RunConfig& run, Communicator& ranks)
       : device_(make_cpu_device({.threads = 1})),
         stream_(device_->make_stream()),
         arena_(*device_),
-        ranks_(ranks),
         model_(store_, config),
         uploader_(config, DType::f32) {
     store_.allocate(*device_, *stream_, DType::f32);
     model_.prepare(*device_, *stream_);
     store_.initialise(*stream_, run.seed);
-    OptimizerConfig adamw = run.stages.front().optimizer;
-    adamw.clip_norm = 0;
-    optimizer_.emplace(*device_, *stream_, store_, adamw);
+    optimizer_.emplace(*device_, *stream_, store_, run.stages.front().optimizer);
+    runner_.emplace(*device_, *stream_, ranks, store_, model_);
   }
 
-  // Losses of all ranks' micro-batches: cross-entropy and balance, with the step's scales.
-  struct Losses {
-    double target = 0, balance = 0;
-  };
-
-  void begin_step() { store_.zero_gradients(*stream_); }
-
-  // Adds the micro-batch's gradients. `replay`: of each sparse layer, or null for its own choice.
-  // Returns the routing that the router itself prefers.
-  std::vector<Routing> accumulate(const MicroBatch& micro_batch, const LossScales& scales,
-                                  const std::vector<Routing>* replay) {
-    std::vector<Routing> own = route(micro_batch, scales);
+  // What the routers prefer with today's weights, of each sparse layer.
+  std::vector<Routing> route(const MicroBatch& micro_batch) {
     arena_.reset();
     const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
-    std::unordered_map<const Parameter*, ConstTensor> choices;
-    const auto routers = model_.decoder().routers();
-    if (replay) {
-      for (std::size_t layer = 0; layer < routers.size(); ++layer) {
-        const Tensor chosen =
-            arena_.allocate(DType::i32, {batch.rows, model_.config().decoder.moe.top_k});
-        std::copy((*replay)[layer].chosen.begin(), (*replay)[layer].chosen.end(),
-                  chosen.data<std::int32_t>());
-        choices[routers[layer]] = chosen;
-      }
-    }
-    Pass pass{.stream = *stream_,
-              .arena = arena_,
-              .batch = batch,
-              .scales = scales,
-              .replay = replay ? &choices : nullptr};
-    MultimodalModel::Saved saved;
-    model_.forward(pass, saved, Purpose::train);
-    const ConstTensor losses = saved.head.losses;
-    for (std::int64_t i = 0; i < losses.numel(); ++i)
-      sums_.target += static_cast<double>(scales.target) * losses.data<float>()[i];
-    for (const RouterStatistics& layer : model_.decoder().router_statistics(saved.decoder)) {
-      for (std::int64_t i = 0; i < layer.balance_loss.numel(); ++i)
-        sums_.balance += static_cast<double>(scales.balance) * layer.balance_loss.data<float>()[i];
-    }
-    model_.backward(pass, saved);
-    return own;
-  }
-
-  Losses end_step(double learning_rate, std::int64_t step) {
-    ranks_.all_reduce_sum(*stream_, store_.flat_gradients());
-    optimizer_->update(*stream_, learning_rate, 0, step);
-    double sums[] = {sums_.target, sums_.balance};
-    ranks_.sum_on_host(sums);
-    sums_ = {};
-    return {sums[0], sums[1]};
-  }
-
- private:
-  std::vector<Routing> route(const MicroBatch& micro_batch, const LossScales& scales) {
-    arena_.reset();
-    const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
-    Pass pass{.stream = *stream_, .arena = arena_, .batch = batch, .scales = scales};
+    Pass pass{.stream = *stream_, .arena = arena_, .batch = batch};
     MultimodalModel::Saved saved;
     model_.forward(pass, saved, Purpose::evaluate);
     std::vector<Routing> routing;
@@ -177,16 +133,54 @@ class Replica {
     return routing;
   }
 
+  // One step in which each micro-batch follows its routing.
+  StepReport step(const std::vector<MicroBatch>& micro_batches, const StepTotals& totals,
+                  std::span<const std::vector<Routing>> routing, double learning_rate,
+                  std::int64_t step) {
+    const auto routers = model_.decoder().routers();
+    std::vector<RoutingReplay> replay(micro_batches.size());
+    for (std::size_t m = 0; m < replay.size(); ++m) {
+      for (std::size_t layer = 0; layer < routers.size(); ++layer) {
+        const Routing& wanted = routing[m][layer];
+        const auto rows = static_cast<std::int64_t>(wanted.margins.size());
+        replay[m][routers[layer]] =
+            ConstTensor(wanted.chosen.data(), DType::i32, {rows, model_.config().decoder.moe.top_k},
+                        DeviceKind::cpu);
+      }
+    }
+    return runner_->train(micro_batches, totals, *optimizer_, learning_rate, step, replay);
+  }
+
+ private:
   std::unique_ptr<Device> device_;
   std::unique_ptr<Stream> stream_;
   Arena arena_;
-  Communicator& ranks_;
   ParameterStore store_;
   MultimodalModel model_;
   BatchUploader uploader_;
   std::optional<Optimizer> optimizer_;
-  Losses sums_;
+  std::optional<StepRunner> runner_;
 };
+
+TEST(RoutingReplay, AStepSendsRowsWhereItSays) {
+  const Scratch scratch;
+  write_toy_training_set(scratch / "set");
+  const RunConfig run = toy_run(scratch / "set", 1);
+  const TrainingSet set = TrainingSet::open(run.training_set);
+  StageData data(set, run, run.stages.front());
+  const auto one = make_single_communicator();
+  Replica replica(stage_model(run, set), run, *one);
+  const auto loader = data.make_loader(1, 0, 1, expect_no_bad);
+  const std::vector<MicroBatch> batches{loader->next().value()};
+  std::vector<std::vector<Routing>> routing{replica.route(batches[0])};
+  for (Routing& layer : routing[0]) {
+    for (std::size_t i = 0; i < layer.chosen.size(); ++i) {
+      if (layer.chosen[i] >= 0) layer.chosen[i] = i % 2 ? 3 : 1;
+    }
+  }
+  const StepReport report = replica.step(batches, {1, 1, 1}, routing, 1e-3, 1);
+  EXPECT_EQ(report.losses.expert_load, (std::vector<std::vector<double>>{{0, 0.5, 0, 0.5}}));
+}
 
 // Compares the routers' choices over a run, by rows of real tokens.
 struct ChoiceComparison {
@@ -217,41 +211,38 @@ TEST(DataParallel, MixtureOfExpertsLossesAreThoseOfOneRank) {
   const RunConfig run = toy_run(scratch / "set", steps);
   const StageConfig& stage = run.stages.front();
   const TrainingSet set = TrainingSet::open(run.training_set);
-  ModelConfig config = run.model;
-  config.vision.side = stage.side;
-  config.decoder.vocabulary = set.tokenizer().vocabulary();
   StageData data(set, run, stage);
   const auto world = session->world(), one = make_single_communicator();
+  const ModelConfig config = stage_model(run, set);
   Replica alone(config, run, *one), parallel(config, run, *world);
-  const auto no_bad = [](const BadSample& bad) { ADD_FAILURE() << bad.id << ": " << bad.reason; };
-  const auto all = data.make_loader(1, 0, 1, no_bad);
-  const auto mine = data.make_loader(1, world->rank(), world->size(), no_bad);
+  const auto all = data.make_loader(1, 0, 1, expect_no_bad);
+  const auto mine = data.make_loader(1, world->rank(), world->size(), expect_no_bad);
   ChoiceComparison choices;
   for (std::int64_t step = 1; step <= steps; ++step) {
     const StepPlan plan = data.step_plan(step);
-    const auto share = [](double weight, std::int64_t count) {
-      return static_cast<float>(weight / static_cast<double>(count));
-    };
-    const LossScales scales{.target = share(1, plan.targets),
-                            .balance = share(config.decoder.moe.balance_weight, stage.global_batch),
-                            .z = share(config.decoder.moe.z_weight, plan.real_rows)};
-    alone.begin_step();
-    parallel.begin_step();
+    const StepTotals totals{
+        .targets = plan.targets, .real_rows = plan.real_rows, .sequences = stage.global_batch};
+    std::vector<MicroBatch> batches, share;
     std::vector<std::vector<Routing>> reference;
-    for (std::size_t m = 0; m < plan.micro_batches.size(); ++m)
-      reference.push_back(alone.accumulate(all->next().value(), scales, nullptr));
-    const auto first = static_cast<std::size_t>(plan.of_rank(world->rank(), world->size()).data() -
-                                                plan.micro_batches.data());
-    const std::size_t count = plan.of_rank(world->rank(), world->size()).size();
-    for (std::size_t m = first; m < first + count; ++m) {
-      const auto own = parallel.accumulate(mine->next().value(), scales, &reference[m]);
-      for (std::size_t layer = 0; layer < own.size(); ++layer)
-        choices.add(own[layer], reference[m][layer]);
+    for (std::size_t m = 0; m < plan.micro_batches.size(); ++m) {
+      batches.push_back(all->next().value());
+      reference.push_back(alone.route(batches.back()));
     }
-    const Replica::Losses a = alone.end_step(stage.peak_lr, step),
-                          p = parallel.end_step(stage.peak_lr, step);
-    expect_close(p.target, a.target, step, "loss");
-    expect_close(p.balance, a.balance, step, "balance loss");
+    const auto of_rank = plan.of_rank(world->rank(), world->size());
+    const std::span<const std::vector<Routing>> share_reference(
+        reference.begin() + (of_rank.data() - plan.micro_batches.data()), of_rank.size());
+    for (const std::vector<Routing>& wanted : share_reference) {
+      share.push_back(mine->next().value());
+      const std::vector<Routing> own = parallel.route(share.back());
+      for (std::size_t layer = 0; layer < own.size(); ++layer)
+        choices.add(own[layer], wanted[layer]);
+    }
+    const StepReport a = alone.step(batches, totals, reference, stage.peak_lr, step),
+                     p = parallel.step(share, totals, share_reference, stage.peak_lr, step);
+    expect_close(p.losses.loss, a.losses.loss, step, "loss");
+    expect_close(p.losses.balance_loss, a.losses.balance_loss, step, "balance loss");
+    expect_close(p.losses.z_loss, a.losses.z_loss, step, "z-loss");
+    EXPECT_EQ(p.losses.expert_load, a.losses.expert_load);
   }
   EXPECT_EQ(choices.flipped, 0) << "of " << choices.clear << " choices with a clear margin";
   EXPECT_GT(choices.clear, choices.rows * 9 / 10) << "too few choices have a clear margin";

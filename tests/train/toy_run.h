@@ -8,6 +8,7 @@
 #include "data/training_set.h"
 #include "tests/data/corpus.h"
 #include "tests/data/scratch.h"
+#include "tests/models/toy_model.h"
 #include "train/trainer.h"
 
 namespace orchard::testing {
@@ -58,16 +59,9 @@ inline StageConfig toy_stage(int number, std::int64_t steps) {
 // One stage; sparse in its second layer.
 inline RunConfig toy_run(const std::filesystem::path& training_set, std::int64_t steps) {
   RunConfig run{.stages = {toy_stage(1, steps)}, .seed = 3, .training_set = training_set};
-  run.model.vision = {.layers = 1, .width = 16, .heads = 2, .mlp_width = 24, .patch = 2};
-  run.model.connector = {.hidden = 12, .depth = 1, .out_side = 2};
-  run.model.decoder = {.layers = 2,
-                       .hidden = 16,
-                       .ffn = 32,
-                       .heads = 4,
-                       .kv_heads = 2,
-                       .head_dim = 8,
-                       .max_positions = 64,
-                       .moe = {.experts = 4, .every = 2}};
+  run.model = toy_model();
+  run.model.decoder.vocabulary = 0;  // the tokenizer's
+  run.model.decoder.max_positions = 64;
   return run;
 }
 

@@ -29,6 +29,17 @@ def array(name, tensor, type="double"):
     print(f"{line}\n}};\n")
 
 
+def arrays(name, tensors):
+    """Whole tensors under the names that the test knows them by."""
+    variables = {of: f"{name}_{of.replace('/', '_')}" for of in tensors}
+    for of, t in tensors.items():
+        array(variables[of], t)
+    print(f"inline constexpr Values {name}[] = {{")
+    for of, variable in variables.items():
+        print(f'  {{"{of}", {variable}}},')
+    print("};\n")
+
+
 def summaries(name, tensors):
     """A tensor as its norm and its products with two directions, which any misplaced or wrong element changes."""
     print(f"inline constexpr Summary {name}[] = {{")
