@@ -49,14 +49,14 @@ class CpuDevice final : public Device {
 
  private:
   std::byte* allocate_bytes(std::size_t bytes) override {
-    auto* const data = static_cast<std::byte*>(::operator new (bytes, alignment_of(bytes)));
+    auto* const data = static_cast<std::byte*>(::operator new(bytes, alignment_of(bytes)));
 #ifdef MADV_HUGEPAGE
     if (bytes >= huge_page) madvise(data, bytes / huge_page * huge_page, MADV_HUGEPAGE);
 #endif
     return data;
   }
   void free_bytes(std::byte* data, std::size_t bytes) noexcept override {
-    ::operator delete (data, alignment_of(bytes));
+    ::operator delete(data, alignment_of(bytes));
   }
 };
 
