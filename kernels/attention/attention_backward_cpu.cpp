@@ -8,9 +8,10 @@
 // of keys. When there are fewer documents and heads than threads, the gradients are made in two
 // passes of smaller pieces: d_k and d_v by ranges of keys, then d_q by ranges of queries. Every
 // element is one chain of additions in an order that tiles and pieces do not change, so both plans
-// give the same bits.
+// give the same bits. In bf16 the products take bf16, P and dS among them, and sum in fp32, two
+// terms at a time: tiles begin at even queries and keys, so that the pairs are the same, too.
 //
-// FLOPs: 10·head_dim per visible query-key pair (14 in two passes). Bound by fused multiply-adds.
+// FLOPs: 10·head_dim per visible query-key pair (14 in two passes). Bound by multiply-adds.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attention/attention_backward_cpu.cpp"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
@@ -36,28 +37,39 @@ enum class Gradients { d_q, d_k_and_d_v, all };
 static_assert(max_key_tile % (HWY_MAX_BYTES / sizeof(float)) == 0,
               "the rows of a tile are whole vectors");
 
-// One thread's scratch. `padded` is head_dim rounded up to whole vectors.
+// One thread's scratch. `padded` is head_dim rounded up to whole vectors. "Depth" stands for rows
+// that run along the depth of a product; in f32 they are packed like any.
+template <class Word>
 struct Scratch {
   Scratch(Carver& carver, std::int64_t padded)
-      : keys(carver.take<float>(max_key_tile * padded)),
-        keys_transposed(carver.take<float>(padded * max_key_tile)),
-        values_transposed(carver.take<float>(padded * max_key_tile)),
+      : keys(carver.take<Word>(max_key_tile * padded)),
+        keys_transposed(carver.take<Word>(padded * max_key_tile)),
+        values_transposed(carver.take<Word>(padded * max_key_tile)),
         d_keys(carver.take<float>(max_key_tile * padded)),
         d_values(carver.take<float>(max_key_tile * padded)),
-        queries(carver.take<float>(query_tile * padded)),
-        d_out(carver.take<float>(query_tile * padded)),
+        queries(carver.take<Word>(query_tile * padded)),
+        d_out(carver.take<Word>(query_tile * padded)),
+        queries_depth(one_form ? queries : carver.take<Word>(query_tile * padded)),
+        d_out_depth(one_form ? d_out : carver.take<Word>(query_tile * padded)),
         probabilities(carver.take<float>(query_tile * max_key_tile)),
-        d_scores(carver.take<float>(query_tile * max_key_tile)) {}
+        d_scores(carver.take<float>(query_tile * max_key_tile)),
+        d_scores_depth(one_form ? reinterpret_cast<Word*>(d_scores)
+                                : carver.take<Word>(query_tile * max_key_tile)) {}
 
-  float* keys;               // [max_key_tile, padded]
-  float* keys_transposed;    // [padded, max_key_tile]
-  float* values_transposed;  // [padded, max_key_tile]
-  float* d_keys;             // [max_key_tile, padded] of d_k / (scale·log2(e))
-  float* d_values;           // [max_key_tile, padded]
-  float* queries;            // [query_tile, padded] times scale·log2(e)
-  float* d_out;              // [query_tile, padded]
-  float* probabilities;      // [query_tile, max_key_tile]
-  float* d_scores;           // [query_tile, max_key_tile]
+  static constexpr bool one_form = elements_per_word<Word> == 1;
+
+  Word* keys;               // [max_key_tile, padded] depth
+  Word* keys_transposed;    // [padded, max_key_tile]
+  Word* values_transposed;  // [padded, max_key_tile]
+  float* d_keys;            // [max_key_tile, padded] of d_k / scale
+  float* d_values;          // [max_key_tile, padded]
+  Word* queries;            // [query_tile, padded]
+  Word* d_out;              // [query_tile, padded]
+  Word* queries_depth;      // [query_tile, padded]
+  Word* d_out_depth;        // [query_tile, padded]
+  float* probabilities;     // [query_tile, max_key_tile]; then depth, of Word
+  float* d_scores;          // [query_tile, max_key_tile]; then rows of Word
+  Word* d_scores_depth;     // [query_tile, max_key_tile]
 };
 
 // What all pieces share, in the workspace.
@@ -70,11 +82,14 @@ struct Range {
   std::int64_t begin, end;
 };
 
-template <class T>
+template <class Product>
 class BackwardPiece {
+  using T = typename Product::Element;
+  using Word = typename Product::Word;
+
  public:
   BackwardPiece(const AttentionBackward& op, const Document& document, std::int64_t kv_head,
-                const Shared& shared, const Scratch& scratch)
+                const Shared& shared, const Scratch<Word>& scratch)
       : op_(op),
         heads_(op),
         document_(document),
@@ -99,7 +114,8 @@ class BackwardPiece {
     if (wanted != Gradients::d_k_and_d_v) zero_d_q(queries);
     for (std::int64_t key = keys.begin, count = 0; key < keys.end; key += count) {
       count = next_key_tile(keys.end - key);
-      const std::int64_t first = std::max(document_.first_query(op_.mask, key), queries.begin);
+      const std::int64_t seeing = document_.first_query(op_.mask, key);
+      const std::int64_t first = std::max(seeing - seeing % elements_per_word<Word>, queries.begin);
       pack_keys(key, count);
       std::fill_n(s_.d_keys, count * padded_, 0.0f);
       std::fill_n(s_.d_values, count * padded_, 0.0f);
@@ -134,11 +150,20 @@ class BackwardPiece {
   }
 
   void pack_keys(std::int64_t key, std::int64_t count) {
-    const std::int64_t first = key_element(key);
-    pack_rows(v_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.keys, padded_);
-    transpose_tile(s_.keys, count, heads_.head_dim, padded_, s_.values_transposed, max_key_tile);
-    pack_rows(k_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.keys, padded_);
-    transpose_tile(s_.keys, count, heads_.head_dim, padded_, s_.keys_transposed, max_key_tile);
+    const std::int64_t first = key_element(key), depth = words_for<Word>(heads_.head_dim);
+    const auto transpose = [&](const T* rows, Word* out) {
+      pack_rows(rows + first, heads_.key_stride, count, heads_.head_dim, s_.keys, padded_);
+      transpose_tile(s_.keys, count, depth, padded_, out, max_key_tile);
+    };
+    transpose(v_, s_.values_transposed);
+    transpose(k_, s_.keys_transposed);
+    pack_depth(k_ + first, heads_.key_stride, count, heads_.head_dim, s_.keys, padded_);
+  }
+
+  void pack_queries(const T* source, std::int64_t rows, Word* tile, Word* tile_depth) {
+    pack_depth(source, heads_.query_stride, rows, heads_.head_dim, tile_depth, padded_);
+    if (tile != tile_depth)
+      pack_rows(source, heads_.query_stride, rows, heads_.head_dim, tile, padded_);
   }
 
   template <Gradients wanted>
@@ -146,29 +171,39 @@ class BackwardPiece {
              std::int64_t count) {
     const std::int64_t columns =
         std::min(document_.visible_keys(op_.mask, row + rows - 1) - key, count);
-    const std::int64_t vectors = vectors_for(columns), out_vectors = padded_ / lanes();
-    pack_rows(q_ + query_element(h, row), heads_.query_stride, rows, heads_.head_dim,
-              op_.scale * log2_e, s_.queries, padded_);
-    pack_rows(d_out_ + query_element(h, row), heads_.query_stride, rows, heads_.head_dim, 1.0f,
-              s_.d_out, padded_);
-    tile_gemm<Store::overwrite>(rows, vectors, heads_.head_dim, {s_.queries, padded_, 1},
-                                s_.keys_transposed, max_key_tile, s_.probabilities, max_key_tile);
-    tile_gemm<Store::overwrite>(rows, vectors, heads_.head_dim, {s_.d_out, padded_, 1},
-                                s_.values_transposed, max_key_tile, s_.d_scores, max_key_tile);
+    const std::int64_t depth = words_for<Word>(columns), row_depth = words_for<Word>(rows);
+    const std::int64_t vectors = vectors_for(depth * elements_per_word<Word>);
+    const std::int64_t out_vectors = padded_ / lanes();
+    pack_queries(q_ + query_element(h, row), rows, s_.queries, s_.queries_depth);
+    pack_queries(d_out_ + query_element(h, row), rows, s_.d_out, s_.d_out_depth);
+    const auto scores = [&](const Word* left, const Word* right, float* c) {
+      tile_gemm<Product, Store::overwrite>(rows, vectors, words_for<Word>(heads_.head_dim),
+                                           LeftTile<Word>{left, padded_, 1}, right, max_key_tile, c,
+                                           max_key_tile);
+    };
+    scores(s_.queries, s_.keys_transposed, s_.probabilities);
+    scores(s_.d_out, s_.values_transposed, s_.d_scores);
     for (std::int64_t r = 0; r < rows; ++r) {
       const std::int64_t visible = document_.visible_keys(op_.mask, row + r) - key;
       softmax_backward(h, row + r, std::min(visible, columns), vectors,
                        s_.probabilities + r * max_key_tile, s_.d_scores + r * max_key_tile);
     }
+    const auto* const probabilities = reinterpret_cast<const Word*>(s_.probabilities);
+    const auto* const d_scores = reinterpret_cast<const Word*>(s_.d_scores);
+    if constexpr (!Scratch<Word>::one_form) round_scores(rows, vectors);
     if (wanted != Gradients::d_q) {
-      tile_gemm<Store::add>(columns, out_vectors, rows, {s_.probabilities, 1, max_key_tile},
-                            s_.d_out, padded_, s_.d_values, padded_);
-      tile_gemm<Store::add>(columns, out_vectors, rows, {s_.d_scores, 1, max_key_tile}, s_.queries,
-                            padded_, s_.d_keys, padded_);
+      const auto add = [&](const Word* left, const Word* right, float* c) {
+        tile_gemm<Product, Store::add>(columns, out_vectors, row_depth,
+                                       LeftTile<Word>{left, 1, max_key_tile}, right, padded_, c,
+                                       padded_);
+      };
+      add(probabilities, s_.d_out_depth, s_.d_values);
+      add(s_.d_scores_depth, s_.queries_depth, s_.d_keys);
     }
     if (wanted != Gradients::d_k_and_d_v) {
-      tile_gemm<Store::add>(rows, out_vectors, columns, {s_.d_scores, max_key_tile, 1}, s_.keys,
-                            padded_, d_q(h, row), padded_);
+      tile_gemm<Product, Store::add>(rows, out_vectors, depth,
+                                     LeftTile<Word>{d_scores, max_key_tile, 1}, s_.keys, padded_,
+                                     d_q(h, row), padded_);
     }
   }
 
@@ -176,16 +211,49 @@ class BackwardPiece {
   // scale).
   void softmax_backward(std::int64_t h, std::int64_t row, std::int64_t visible,
                         std::int64_t vectors, float* scores, float* d_probabilities) {
+    if (visible <= 0) {
+      // Its log_sum_exp may be -inf.
+      std::fill_n(scores, vectors * lanes(), 0.0f);
+      std::fill_n(d_probabilities, vectors * lanes(), 0.0f);
+      return;
+    }
     const std::int64_t i = (document_.query_begin + row) * heads_.query_heads + query_head(h);
     const Vector log2_sum = set(log_sum_exp_[i] * log2_e);
-    const Vector dot = set(shared_.dots[i]);
+    const Vector dot = set(shared_.dots[i]), scale = set(op_.scale * log2_e);
     mask_row(scores, visible, vectors);
     for (std::int64_t v = 0; v < vectors; ++v) {
       float* const score = scores + v * lanes();
       float* const d_probability = d_probabilities + v * lanes();
-      const Vector p = power_of_two(hn::Sub(load(score), log2_sum));
+      const Vector p = power_of_two(hn::Sub(hn::Mul(load(score), scale), log2_sum));
       store(p, score);
       store(hn::Mul(p, hn::Sub(load(d_probability), dot)), d_probability);
+    }
+  }
+
+  // To bf16: two rows of probabilities become one of pairs, in place; two rows of d_scores one of
+  // pairs beside them, and each a row of bf16 in place.
+  void round_scores(std::int64_t rows, std::int64_t vectors) {
+    for (std::int64_t r = 0; r < rows; r += 2) {
+      const std::int64_t count = std::min<std::int64_t>(2, rows - r);
+      float* const d_scores = s_.d_scores + r * max_key_tile;
+      pair_rows(s_.probabilities + r * max_key_tile, count, vectors,
+                reinterpret_cast<Word*>(s_.probabilities) + r / 2 * max_key_tile);
+      pair_rows(d_scores, count, vectors, s_.d_scores_depth + r / 2 * max_key_tile);
+      for (std::int64_t i = 0; i < count; ++i) {
+        float* const row = d_scores + i * max_key_tile;
+        for (std::int64_t v = 0; v < vectors; ++v)
+          store(load(row + v * lanes()), reinterpret_cast<T*>(row) + v * lanes());
+      }
+    }
+  }
+
+  static void pair_rows(const float* row, std::int64_t count, std::int64_t vectors, Word* pairs) {
+    const hn::Rebind<std::uint32_t, Floats> d;
+    for (std::int64_t i = 0; i < vectors * lanes(); i += lanes()) {
+      const auto even = hn::ShiftRight<16>(round_upper_half(load(row + i)));
+      const auto odd = count == 2 ? round_upper_half(load(row + max_key_tile + i)) : hn::Zero(d);
+      hn::StoreU(hn::Or(even, hn::And(odd, hn::Set(d, 0xffff0000u))), d,
+                 reinterpret_cast<std::uint32_t*>(pairs) + i);
     }
   }
 
@@ -201,7 +269,7 @@ class BackwardPiece {
   }
 
   void store_keys(std::int64_t key, std::int64_t count) {
-    store_rows(s_.d_keys, ln_2, count, d_k_ + key_element(key), heads_.key_stride);
+    store_rows(s_.d_keys, op_.scale, count, d_k_ + key_element(key), heads_.key_stride);
     store_rows(s_.d_values, 1.0f, count, d_v_ + key_element(key), heads_.key_stride);
   }
 
@@ -217,7 +285,7 @@ class BackwardPiece {
   const Document document_;
   const std::int64_t kv_head_, padded_;
   const Shared shared_;
-  const Scratch s_;
+  const Scratch<Word> s_;
   const std::int64_t query_tokens_;
   const T *const q_, *const k_, *const v_, *const d_out_;
   const float* const log_sum_exp_;
@@ -250,15 +318,18 @@ bool two_passes_are_faster(std::span<const Piece> whole_documents, std::int64_t 
   return 5 * std::max(whole_documents.front().cost, share) > 7 * share;
 }
 
-template <class T>
+template <class Product>
 void backward(Stream& stream, const AttentionBackward& op) {
+  using T = typename Product::Element;
+  using Word = typename Product::Word;
+  using Work = BackwardPiece<Product>;
   const Documents documents("AttentionBackward", op);
   const Heads heads(op);
   const std::int64_t padded = round_up(heads.head_dim, lanes());
   const std::int64_t query_rows = op.q.dim(0) * heads.query_heads;
 
   Carver count(nullptr);
-  Scratch(count, padded);
+  Scratch<Word>(count, padded);
   const std::size_t scratch_bytes = count.used_bytes();
   const auto carve = [&](Carver& carver, float*& d_q, float*& dots, Piece*& pieces) {
     carver.take<std::byte>(static_cast<std::int64_t>(scratch_bytes) * thread_count());
@@ -287,24 +358,23 @@ void backward(Stream& stream, const AttentionBackward& op) {
     parallel_tasks(static_cast<std::int64_t>(list.size()) * heads.kv_heads, [&](std::int64_t i) {
       Carver own(workspace + scratch_bytes * static_cast<std::size_t>(omp_get_thread_num()));
       const Piece& piece = list[static_cast<std::size_t>(i / heads.kv_heads)];
-      body(piece, BackwardPiece<T>(op, piece.document, i % heads.kv_heads, {d_q, dots},
-                                   Scratch(own, padded)));
+      body(piece,
+           Work(op, piece.document, i % heads.kv_heads, {d_q, dots}, Scratch<Word>(own, padded)));
     });
   };
   const auto whole = documents.whole(pieces);
   if (!two_passes_are_faster(whole, heads.kv_heads)) {
-    for_each_piece(whole, [](const Piece& piece, BackwardPiece<T> work) {
+    for_each_piece(whole, [](const Piece& piece, Work work) {
       work.template run<Gradients::all>({0, piece.document.queries}, {0, piece.document.keys});
     });
     return;
   }
-  for_each_piece(documents.cut(Axis::keys, pieces, key_tile),
-                 [](const Piece& piece, BackwardPiece<T> work) {
-                   work.template run<Gradients::d_k_and_d_v>({0, piece.document.queries},
-                                                             {piece.begin, piece.end});
-                 });
+  for_each_piece(documents.cut(Axis::keys, pieces, key_tile), [](const Piece& piece, Work work) {
+    work.template run<Gradients::d_k_and_d_v>({0, piece.document.queries},
+                                              {piece.begin, piece.end});
+  });
   for_each_piece(documents.cut(Axis::queries, pieces, query_block),
-                 [&op](const Piece& piece, BackwardPiece<T> work) {
+                 [&op](const Piece& piece, Work work) {
                    const std::int64_t seen = piece.document.visible_keys(op.mask, piece.end - 1);
                    work.template run<Gradients::d_q>({piece.begin, piece.end}, {0, seen});
                  });
@@ -313,7 +383,7 @@ void backward(Stream& stream, const AttentionBackward& op) {
 }  // namespace
 
 void attention_backward(Stream& stream, const AttentionBackward& op) {
-  op.q.dtype() == DType::f32 ? backward<float>(stream, op) : backward<bf16>(stream, op);
+  with_product(op.q.dtype(), [&]<class Product>(Product) { backward<Product>(stream, op); });
 }
 
 }  // namespace orchard::cpu::HWY_NAMESPACE

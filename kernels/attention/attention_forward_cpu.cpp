@@ -2,11 +2,12 @@
 //
 // A piece of work is a range of one document's queries in all query heads of one kv head. It packs
 // its queries once and then walks over the keys, about 64 at a time: k transposed and v as it is
-// are packed to fp32 (bf16 costs only this), and serve every query of the piece; each tile of 64
-// queries computes S = q·kᵀ, the softmax, and out += P·v while S lies in the L1 cache.
+// are packed and serve every query of the piece; each tile of 64 queries computes S = q·kᵀ, the
+// softmax, and out += P·v while S lies in the L1 cache. In bf16 the products take bf16, P among
+// them, and sum in fp32; the softmax is fp32, and so is the sum that out is divided by.
 //
 // FLOPs: 4·head_dim per visible query-key pair in the two products, and about 15 for its
-// exponential. Bound by fused multiply-adds.
+// exponential. Bound by multiply-adds.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/attention/attention_forward_cpu.cpp"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
@@ -31,30 +32,34 @@ static_assert(max_key_tile % (HWY_MAX_BYTES / sizeof(float)) == 0,
               "the rows of a tile are whole vectors");
 
 // One thread's scratch. `padded` is head_dim rounded up to whole vectors.
+template <class Word>
 struct Scratch {
   Scratch(Carver& carver, const Heads& heads, std::int64_t padded)
-      : keys(carver.take<float>(padded * max_key_tile)),
-        values(carver.take<float>(max_key_tile * padded)),
+      : keys(carver.take<Word>(padded * max_key_tile)),
+        values(carver.take<Word>(max_key_tile * padded)),
         scores(carver.take<float>(query_tile * max_key_tile)),
-        queries(carver.take<float>(heads.group * query_block * padded)),
+        queries(carver.take<Word>(heads.group * query_block * padded)),
         out(carver.take<float>(heads.group * query_block * padded)),
         sums(carver.take<float>(heads.group * query_block * lanes())),
         max(carver.take<float>(heads.group * query_block)) {}
 
-  float* keys;     // [padded, max_key_tile] k transposed
-  float* values;   // [max_key_tile, padded]
-  float* scores;   // [query_tile, max_key_tile]
-  float* queries;  // [group, query_block, padded] times scale·log2(e)
-  float* out;      // [group, query_block, padded] not yet divided by the sums
-  float* sums;     // [group, query_block, lanes]
-  float* max;      // [group, query_block]
+  Word* keys;     // [padded, max_key_tile] k transposed
+  Word* values;   // [max_key_tile, padded]
+  float* scores;  // [query_tile, max_key_tile]; then the probabilities, rows of Word
+  Word* queries;  // [group, query_block, padded]
+  float* out;     // [group, query_block, padded] not yet divided by the sums
+  float* sums;    // [group, query_block, lanes]
+  float* max;     // [group, query_block]
 };
 
-template <class T>
+template <class Product>
 class ForwardPiece {
+  using T = typename Product::Element;
+  using Word = typename Product::Word;
+
  public:
   ForwardPiece(const AttentionForward& op, const Piece& piece, std::int64_t kv_head,
-               const Scratch& scratch)
+               const Scratch<Word>& scratch)
       : op_(op),
         heads_(op),
         document_(piece.document),
@@ -99,7 +104,7 @@ class ForwardPiece {
     for (std::int64_t h = 0; h < heads_.group; ++h) {
       const std::int64_t slot = h * query_block;
       pack_rows(q_ + query_element(h, 0), heads_.query_stride, rows_, heads_.head_dim,
-                op_.scale * log2_e, s_.queries + slot * padded_, padded_);
+                s_.queries + slot * padded_, padded_);
       std::fill_n(s_.out + slot * padded_, rows_ * padded_, 0.0f);
       std::fill_n(s_.sums + slot * lanes(), rows_ * lanes(), 0.0f);
       std::fill_n(s_.max + slot, rows_, -infinity);
@@ -109,9 +114,10 @@ class ForwardPiece {
   void pack_keys(std::int64_t key, std::int64_t count) {
     const std::int64_t first =
         (document_.key_begin + key) * heads_.key_stride + kv_head_ * heads_.head_dim;
-    pack_rows(k_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.values, padded_);
-    transpose_tile(s_.values, count, heads_.head_dim, padded_, s_.keys, max_key_tile);
-    pack_rows(v_ + first, heads_.key_stride, count, heads_.head_dim, 1.0f, s_.values, padded_);
+    pack_rows(k_ + first, heads_.key_stride, count, heads_.head_dim, s_.values, padded_);
+    transpose_tile(s_.values, count, words_for<Word>(heads_.head_dim), padded_, s_.keys,
+                   max_key_tile);
+    pack_depth(v_ + first, heads_.key_stride, count, heads_.head_dim, s_.values, padded_);
   }
 
   // The tile of queries from `row` meets the packed keys from `key`.
@@ -121,21 +127,25 @@ class ForwardPiece {
       return std::min(document_.visible_keys(op_.mask, begin_ + row + r) - key, count);
     };
     const std::int64_t columns = visible(rows - 1);
-    const std::int64_t vectors = vectors_for(columns), out_vectors = padded_ / lanes();
+    const std::int64_t depth = words_for<Word>(columns);
+    const std::int64_t vectors = vectors_for(depth * elements_per_word<Word>);
+    const std::int64_t out_vectors = padded_ / lanes();
     const std::int64_t slot = h * query_block + row;
     float* const out = s_.out + slot * padded_;
-    tile_gemm<Store::overwrite>(rows, vectors, heads_.head_dim,
-                                {s_.queries + slot * padded_, padded_, 1}, s_.keys, max_key_tile,
-                                s_.scores, max_key_tile);
+    tile_gemm<Product, Store::overwrite>(rows, vectors, words_for<Word>(heads_.head_dim),
+                                         LeftTile<Word>{s_.queries + slot * padded_, padded_, 1},
+                                         s_.keys, max_key_tile, s_.scores, max_key_tile);
     for (std::int64_t r = 0; r < rows; ++r) {
       float* const scores = s_.scores + r * max_key_tile;
       mask_row(scores, visible(r), vectors);
-      online_softmax(scores, vectors,
-                     {s_.max + slot + r, s_.sums + (slot + r) * lanes(), out + r * padded_},
-                     out_vectors);
+      online_softmax<T>(scores, op_.scale * log2_e, vectors,
+                        {s_.max + slot + r, s_.sums + (slot + r) * lanes(), out + r * padded_},
+                        out_vectors);
     }
-    tile_gemm<Store::add>(rows, out_vectors, columns, {s_.scores, max_key_tile, 1}, s_.values,
-                          padded_, out, padded_);
+    tile_gemm<Product, Store::add>(
+        rows, out_vectors, depth,
+        LeftTile<Word>{reinterpret_cast<const Word*>(s_.scores), max_key_tile, 1}, s_.values,
+        padded_, out, padded_);
   }
 
   void finish() {
@@ -160,22 +170,22 @@ class ForwardPiece {
   const Heads heads_;
   const Document document_;
   const std::int64_t kv_head_, begin_, rows_, padded_;
-  const Scratch s_;
+  const Scratch<Word> s_;
   const T *const q_, *const k_, *const v_;
   T* const out_;
   float* const log_sum_exp_;
 };
 
-}  // namespace
-
-void attention_forward(Stream& stream, const AttentionForward& op) {
+template <class Product>
+void forward(Stream& stream, const AttentionForward& op) {
+  using Word = typename Product::Word;
   const Documents documents("AttentionForward", op);
   const Heads heads(op);
   const std::int64_t padded = round_up(heads.head_dim, lanes());
   Carver count(nullptr);
   count.take<Piece>(documents.max_pieces(op.q.dim(0), query_block));
   const std::size_t pieces_bytes = count.used_bytes();
-  Scratch(count, heads, padded);
+  Scratch<Word>(count, heads, padded);
   const std::size_t scratch_bytes = count.used_bytes() - pieces_bytes;
   std::byte* const workspace =
       stream.workspace(pieces_bytes + scratch_bytes * static_cast<std::size_t>(thread_count()));
@@ -191,15 +201,16 @@ void attention_forward(Stream& stream, const AttentionForward& op) {
   parallel_tasks(static_cast<std::int64_t>(pieces.size()) * heads.kv_heads, [&](std::int64_t i) {
     Carver carver(workspace + pieces_bytes +
                   scratch_bytes * static_cast<std::size_t>(omp_get_thread_num()));
-    const Scratch scratch(carver, heads, padded);
-    const Piece& piece = pieces[static_cast<std::size_t>(i / heads.kv_heads)];
-    const std::int64_t kv_head = i % heads.kv_heads;
-    if (op.q.dtype() == DType::f32) {
-      ForwardPiece<float>(op, piece, kv_head, scratch).run();
-    } else {
-      ForwardPiece<bf16>(op, piece, kv_head, scratch).run();
-    }
+    ForwardPiece<Product>(op, pieces[static_cast<std::size_t>(i / heads.kv_heads)],
+                          i % heads.kv_heads, Scratch<Word>(carver, heads, padded))
+        .run();
   });
+}
+
+}  // namespace
+
+void attention_forward(Stream& stream, const AttentionForward& op) {
+  with_product(op.q.dtype(), [&]<class Product>(Product) { forward<Product>(stream, op); });
 }
 
 }  // namespace orchard::cpu::HWY_NAMESPACE

@@ -1,9 +1,8 @@
 // The exponential and the online softmax of attention's tiles. Include inside the target's
 // translation unit, after hwy/highway.h.
 //
-// Scores are in units of log 2 (q is multiplied by scale·log2(e) when it is packed), so that the
-// exponential is a power of two: x = n + f with n whole and |f| <= 1/2, 2^f by a polynomial, n
-// added to the exponent.
+// Scores are brought to units of log 2 (times scale·log2(e)), so that the exponential is a power of
+// two: x = n + f with n whole and |f| <= 1/2, 2^f by a polynomial, n added to the exponent.
 #if defined(ORCHARD_KERNELS_ATTENTION_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef ORCHARD_KERNELS_ATTENTION_SOFTMAX_INL_H_
 #undef ORCHARD_KERNELS_ATTENTION_SOFTMAX_INL_H_
@@ -64,14 +63,17 @@ struct RunningRow {
   float* out;   // out_vectors vectors
 };
 
-// Replaces a row of scores by 2^(score - max), where max now covers this row, too, and brings the
-// running sums to that max. The row has a visible key; before the first row max is -inf and the
-// sums are zero.
-HWY_INLINE void online_softmax(float* scores, std::int64_t vectors, const RunningRow& row,
-                               std::int64_t out_vectors) {
+// Replaces a row of scores by 2^(factor·score - max), in the same memory as T, where max now covers
+// this row, too, and brings the running sums to that max. The row has a visible key; before the
+// first row max is -inf and the sums are zero.
+template <class T>
+HWY_INLINE void online_softmax(float* scores, float factor, std::int64_t vectors,
+                               const RunningRow& row, std::int64_t out_vectors) {
   const std::int64_t n = lanes();
-  Vector largest = load(scores);
-  for (std::int64_t v = 1; v < vectors; ++v) largest = hn::Max(largest, load(scores + v * n));
+  const Vector scale = set(factor);
+  Vector largest = hn::Mul(load(scores), scale);
+  for (std::int64_t v = 1; v < vectors; ++v)
+    largest = hn::Max(largest, hn::Mul(load(scores + v * n), scale));
   const float old_max = *row.max;
   const float max = std::max(old_max, hn::GetLane(hn::MaxOfLanes(Floats(), largest)));
   const Vector subtract = set(max);
@@ -84,10 +86,12 @@ HWY_INLINE void online_softmax(float* scores, std::int64_t vectors, const Runnin
     }
     *row.max = max;
   }
+  T* const probabilities = reinterpret_cast<T*>(scores);
   for (std::int64_t v = 0; v < vectors; ++v) {
-    const Vector p = power_of_two(hn::Sub(load(scores + v * n), subtract));
+    // Not fused: a score of -inf - or the largest itself - must give exactly 0, or 1.
+    const Vector p = power_of_two(hn::Sub(hn::Mul(load(scores + v * n), scale), subtract));
     sums = hn::Add(sums, p);
-    store(p, scores + v * n);
+    store(p, probabilities + v * n);
   }
   store(sums, row.sums);
 }

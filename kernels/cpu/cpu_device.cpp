@@ -1,6 +1,7 @@
 // The native CPU device: aligned host memory, and a stream that runs each operation when it is
 // called.
 #include <omp.h>
+#include <sys/mman.h>
 
 #include <cstdlib>
 #include <cstring>
@@ -29,6 +30,15 @@ class CpuStream final : public Stream {
   }
 };
 
+// Large buffers lie in huge pages where the system grants them on request: matrices whose rows are
+// pages apart would else miss the TLB at every row.
+constexpr std::size_t huge_page = std::size_t{2} << 20;
+constexpr std::size_t cache_lines = 256;
+
+std::align_val_t alignment_of(std::size_t bytes) {
+  return std::align_val_t{bytes < huge_page ? cache_lines : huge_page};
+}
+
 class CpuDevice final : public Device {
  public:
   explicit CpuDevice(const CpuOptions& options) : Device(DeviceKind::cpu) {
@@ -39,10 +49,14 @@ class CpuDevice final : public Device {
 
  private:
   std::byte* allocate_bytes(std::size_t bytes) override {
-    return static_cast<std::byte*>(::operator new (bytes, std::align_val_t{256}));
+    auto* const data = static_cast<std::byte*>(::operator new(bytes, alignment_of(bytes)));
+#ifdef MADV_HUGEPAGE
+    if (bytes >= huge_page) madvise(data, bytes / huge_page * huge_page, MADV_HUGEPAGE);
+#endif
+    return data;
   }
-  void free_bytes(std::byte* data, std::size_t) noexcept override {
-    ::operator delete (data, std::align_val_t{256});
+  void free_bytes(std::byte* data, std::size_t bytes) noexcept override {
+    ::operator delete(data, alignment_of(bytes));
   }
 };
 

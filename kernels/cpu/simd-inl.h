@@ -39,7 +39,8 @@ HWY_INLINE Vector to_floats(hn::Vec<Words> words) {
   return hn::BitCast(Floats(), hn::ShiftLeft<16>(hn::PromoteTo(d32, words)));
 }
 
-HWY_INLINE hn::Vec<Words> to_words(Vector v) {
+// The nearest bf16 of each lane in the upper half of its bits; the lower half is anything.
+HWY_INLINE hn::Vec<hn::Rebind<std::uint32_t, Floats>> round_upper_half(Vector v) {
   const hn::Rebind<std::uint32_t, Floats> d32;
   const auto bits = hn::BitCast(d32, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1u));
@@ -47,8 +48,11 @@ HWY_INLINE hn::Vec<Words> to_words(Vector v) {
   // The carry could turn a NaN into an infinity: quieten NaNs instead of rounding them.
   const auto is_nan = hn::RebindMask(d32, hn::IsNaN(v));
   const auto quiet = hn::Or(bits, hn::Set(d32, 0x00400000u));
-  const auto high = hn::ShiftRight<16>(hn::IfThenElse(is_nan, quiet, rounded));
-  return hn::TruncateTo(Words(), high);
+  return hn::IfThenElse(is_nan, quiet, rounded);
+}
+
+HWY_INLINE hn::Vec<Words> to_words(Vector v) {
+  return hn::TruncateTo(Words(), hn::ShiftRight<16>(round_upper_half(v)));
 }
 
 HWY_INLINE Vector load(const bf16* p) {
@@ -84,7 +88,7 @@ HWY_INLINE Vector load_tail(const float* p, std::int64_t count) {
 
 HWY_INLINE Vector load_tail(const bf16* p, std::int64_t count) {
   return to_floats(hn::MaskedLoad(hn::FirstN(Words(), static_cast<std::size_t>(count)), Words(),
-                              reinterpret_cast<const std::uint16_t*>(p)));
+                                  reinterpret_cast<const std::uint16_t*>(p)));
 }
 
 HWY_INLINE void store_tail(Vector v, float* p, std::int64_t count) {

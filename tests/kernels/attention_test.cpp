@@ -11,6 +11,8 @@
 namespace orchard::testing {
 namespace {
 
+constexpr DType f32 = DType::f32, b16 = DType::bf16;
+
 struct Case {
   DType dtype;
   std::int64_t heads, kv_heads, head_dim;
@@ -207,7 +209,11 @@ TEST_P(Attention, ForwardMatchesReference) {
   run(*stream, p.forward());
   stream->synchronize();
   const Reference expected(p);
-  expect_close(p.out, expected.out, fp32_bound(p) + unit_roundoff(p.c.dtype), "out");
+  // In bf16 the probabilities are rounded before they meet v. The roundings are independent, so
+  // `out` is wrong by less than u·sqrt(Σ p²v²), which is below u times the size of v; twice that
+  // for the tail. The result is rounded once more.
+  const double bound = fp32_bound(p) + (p.c.dtype == b16 ? 3 : 1) * unit_roundoff(p.c.dtype);
+  expect_close(p.out, expected.out, bound, "out");
   for (std::int64_t i = 0; i < p.log_sum_exp.size(); ++i) {
     const double value = expected.log_sum_exp[static_cast<std::size_t>(i)];
     if (std::isinf(value)) {
@@ -264,8 +270,6 @@ TEST_P(Attention, DoesNotDependOnThreadsOrRuns) {
   EXPECT_TRUE(one.same_results(two)) << "1 and 2 threads differ";
   EXPECT_TRUE(one.same_results(seven)) << "1 and 7 threads differ";
 }
-
-constexpr DType f32 = DType::f32, b16 = DType::bf16;
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, Attention,
