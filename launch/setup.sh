@@ -11,6 +11,7 @@ packages=(
   libfmt-dev nlohmann-json3-dev libsentencepiece-dev libxxhash-dev
   libjpeg62-turbo-dev libpng-dev
   libgtest-dev libgmock-dev libbenchmark-dev
+  python3-numpy python3-h5py  # of one test only: tests/rebuild
 )
 
 say() { echo "setup: $*" >&2; }
