@@ -149,9 +149,9 @@ TEST_F(Mishap, ALossThatIsNotFiniteEndsAllRanksWithoutACheckpoint) {
 }
 
 TEST_F(Mishap, AFileThatOutgrowsItsLimitIsAnErrorLikeAFullDisk) {
-  // The checkpoint has 20 MB; the limit is 10, since MPI needs some files too.
-  const Outcome outcome = run_shell("ulimit -f 10000; " ORCHARD_PROGRAM " " +
-                                    arguments("--set decoder.ffn=16384 --stage 1"));
+  // The checkpoint has 38 MB; the limit, in units of 512 bytes, is 20, since MPI has files too.
+  const Outcome outcome = run_shell("ulimit -f 40000; " ORCHARD_PROGRAM " " +
+                                    arguments("--set decoder.ffn=32768 --stage 1"));
   EXPECT_EQ(outcome.code, 1) << outcome.output;
   EXPECT_THAT(outcome.output, AllOf(HasSubstr("stage1.h5"), HasSubstr("File too large")));
   EXPECT_TRUE(fs::is_empty(run_ / "checkpoints"));
