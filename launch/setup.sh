@@ -7,7 +7,8 @@ packages=(
   openmpi-bin libopenmpi-dev
   libhdf5-dev
   libboost-program-options-dev libboost-context-dev
-  libdnnl-dev libopenblas-dev libhwy-dev
+  libdnnl-dev ocl-icd-opencl-dev  # without OpenCL's headers CMake does not find Debian's oneDNN
+  libopenblas-dev libhwy-dev
   libfmt-dev nlohmann-json3-dev libsentencepiece-dev libxxhash-dev
   libjpeg62-turbo-dev libpng-dev
   libgtest-dev libgmock-dev libbenchmark-dev
