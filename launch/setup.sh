@@ -3,7 +3,7 @@
 set -euo pipefail
 
 packages=(
-  g++ cmake ninja-build pkg-config
+  g++ cmake ninja-build make pkg-config
   openmpi-bin libopenmpi-dev
   libhdf5-dev
   libboost-program-options-dev libboost-context-dev
