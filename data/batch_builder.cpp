@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "kernels/core/error.h"
+#include "data/shard.h"
 
 namespace orchard {
 namespace {
@@ -95,6 +95,8 @@ SampleRows BatchBuilder::read_sample(const PackedSample& packed, MicroBatch& bat
     }
     bad_in_a_row_ = 0;
     return rows;
+  } catch (const DamagedFile&) {
+    throw;
   } catch (const Error& error) {
     bad.reason = error.what();
   }

@@ -14,8 +14,8 @@
 
 namespace orchard {
 
-// Where samples come from. Both throw Error when the data is bad; anything else they throw ends the
-// run.
+// Where samples come from. Both throw Error when the sample is bad; DamagedFile and anything else
+// they throw ends the run.
 struct SampleSource {
   std::function<Sample(std::int64_t)> read;  // by number in the index
   std::function<Picture(const EncodedPicture&)> decode;

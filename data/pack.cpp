@@ -8,6 +8,7 @@
 #include "data/atomic_file.h"
 #include "data/sources.h"
 #include "data/training_set.h"
+#include "data/training_set_format.h"
 #include "kernels/core/error.h"
 
 namespace orchard {
@@ -20,8 +21,10 @@ class NewFolder {
       : final_(std::move(final_path)), partial_(final_), existing_(existing) {
     if (!final_.has_filename()) partial_ = final_ = final_.parent_path();
     require(existing == Existing::replace || !std::filesystem::exists(final_),
-            "{} exists already: choose another folder, remove it, or ask for it to be replaced",
-            final_.string());
+            "{} exists already: choose another folder, or replace it (--replace)", final_.string());
+    // Whatever else is there was put there by somebody who wants to keep it.
+    require(!std::filesystem::exists(final_) || std::filesystem::exists(final_ / description_file),
+            "{} is no training set, so it is not replaced: choose another folder", final_.string());
     partial_ += ".partial";
     std::filesystem::remove_all(partial_);
     std::error_code error;
@@ -182,6 +185,9 @@ PackReport pack(const PackOptions& options) {
   const std::int64_t expected = selection.granted();
   PackingSink sink(options, tokenizer, writer, expected, report);
   for (const auto& source : sources) source->drafts(selection, sink);
+  require(writer.samples() > 0,
+          "the corpora hold no usable sample: {} were left out, each with its reason above",
+          report.bad);
   writer.finish();
   report_progress(PackProgress::Stage::samples, expected, expected);
 

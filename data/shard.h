@@ -14,8 +14,16 @@
 
 #include "data/hdf5.h"
 #include "data/sample.h"
+#include "kernels/core/error.h"
 
 namespace orchard {
+
+// A file of a training set is missing or damaged: no bad sample among good ones, but the end of the
+// run.
+class DamagedFile : public Error {
+ public:
+  using Error::Error;
+};
 
 // Collects samples in memory; finish() writes the file.
 class ShardWriter {

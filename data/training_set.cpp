@@ -15,16 +15,36 @@ namespace {
 // Readers kept open: enough to load from all shards of most sets, far from the limit of open files.
 constexpr std::size_t max_open_shards = 64;
 
-void verify_file(const std::filesystem::path& path, const std::string& expected) {
-  constexpr std::string_view cure =
-      "restore it from a copy, or build the training set again with `orchard pack`";
-  require(std::filesystem::exists(path), "{} is missing, dataset.json lists it: {}", path.string(),
-          cure);
+constexpr std::string_view cure =
+    "restore it from a copy, or build the training set again with `orchard pack`";
+
+template <class... Args>
+void require_undamaged(bool ok, const std::filesystem::path& path,
+                       fmt::format_string<Args...> format, Args&&... args) {
+  if (ok) return;
+  throw DamagedFile(fmt::format("{} {}. Cure: {}", path.string(),
+                                fmt::format(format, std::forward<Args>(args)...), cure));
+}
+
+void require_present(const std::filesystem::path& path) {
+  require_undamaged(std::filesystem::exists(path), path, "is missing, dataset.json lists it");
+}
+
+void verify_size(const std::filesystem::path& path, std::int64_t expected) {
+  require_present(path);
+  const auto found = static_cast<std::int64_t>(std::filesystem::file_size(path));
+  require_undamaged(found == expected, path,
+                    "is damaged or was changed: dataset.json expects {} bytes, the file has {}",
+                    expected, found);
+}
+
+void verify_checksum(const std::filesystem::path& path, const std::string& expected) {
+  require_present(path);
   const std::string found = hash_hex_of_file(path);
-  require(found == expected,
-          "{} is damaged or was changed: dataset.json expects the XXH3-128 checksum {}, the file "
-          "has {}. Cure: {}",
-          path.string(), expected, found, cure);
+  require_undamaged(found == expected, path,
+                    "is damaged or was changed: dataset.json expects the XXH3-128 checksum {}, the "
+                    "file has {}",
+                    expected, found);
 }
 
 struct Shard {
@@ -78,7 +98,7 @@ struct TrainingSet::State {
   std::vector<std::size_t> open_shards;  // least recently opened first
 
   void verify(Shard& shard) {
-    if (!shard.verified) verify_file(shard.path, shard.hash);
+    if (!shard.verified) verify_checksum(shard.path, shard.hash);
     shard.verified = true;
   }
 
@@ -91,9 +111,9 @@ struct TrainingSet::State {
       open_shards.erase(open_shards.begin());
     }
     shard.reader.emplace(shard.path);
-    require(shard.reader->samples() == shard.samples,
-            "{} holds {} samples, dataset.json says {}: build the training set again",
-            shard.path.string(), shard.reader->samples(), shard.samples);
+    require_undamaged(shard.reader->samples() == shard.samples, shard.path,
+                      "holds {} samples, dataset.json says {}", shard.reader->samples(),
+                      shard.samples);
     open_shards.push_back(number);
     return *shard.reader;
   }
@@ -122,7 +142,7 @@ TrainingSet TrainingSet::open(const std::filesystem::path& folder) {
   const auto verified = [&](const char* part) {
     const Json entry = json_field<Json>(description, part, place);
     auto file = folder / json_field<std::string>(entry, "file", place);
-    verify_file(file, json_field<std::string>(entry, "xxh3_128", place));
+    verify_checksum(file, json_field<std::string>(entry, "xxh3_128", place));
     return file;
   };
   std::vector<std::string> categories;
@@ -144,6 +164,7 @@ TrainingSet TrainingSet::open(const std::filesystem::path& folder) {
   for (const Json& entry : json_field<Json>(description, "shards", place)) {
     Shard& shard = state->shards.emplace_back();
     shard.path = folder / json_field<std::string>(entry, "file", place);
+    verify_size(shard.path, json_field<std::int64_t>(entry, "bytes", place));
     shard.hash = json_field<std::string>(entry, "xxh3_128", place);
     shard.samples = json_field<std::int64_t>(entry, "samples", place);
     shard.first_sample = samples;

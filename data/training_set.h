@@ -57,8 +57,9 @@ class TrainingSetWriter {
 
 class TrainingSet {
  public:
-  // Verifies index and tokenizer now, each shard when its first sample is loaded. Errors name the
-  // file, the checksums expected and found, and the cure.
+  // Verifies index, tokenizer and the shards' sizes now, each shard's checksum when its first sample
+  // is loaded. What is missing or damaged is a DamagedFile that names the file, what was expected and
+  // found, and the cure.
   static TrainingSet open(const std::filesystem::path& folder);
   TrainingSet(TrainingSet&&) noexcept;
   ~TrainingSet();

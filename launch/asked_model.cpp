@@ -24,15 +24,6 @@ fs::path newest_checkpoint_of(const fs::path& run_folder) {
   return *latest;
 }
 
-// The dimensions that a recipe and the checkpoints of its runs have in common: side and
-// max_positions follow the stage, the vocabulary may follow the tokenizer.
-std::string common_dimensions(ModelConfig model) {
-  model.vision.side = 0;
-  model.decoder.max_positions = 0;
-  model.decoder.vocabulary = 0;
-  return model_json(model);
-}
-
 StageConfig stage_of(const RunConfig& run, int number, const fs::path& checkpoint) {
   const auto found = std::find_if(run.stages.begin(), run.stages.end(),
                                   [&](const StageConfig& s) { return s.number == number; });
@@ -74,11 +65,9 @@ AskedModel find_model(const CommandLine& line) {
   asked.run = ResolvedRun(sources).config();
   const CheckpointInfo info = read_checkpoint_info(asked.checkpoint);
   const ModelConfig stored = model_from_json(info.model);
-  const std::string expected = common_dimensions(asked.run.model);
-  require_configuration(common_dimensions(stored) == expected,
-                        "{} holds another model than recipe {} describes: {} against {}",
-                        asked.checkpoint.string(), sources.recipe, common_dimensions(stored),
-                        expected);
+  const std::string difference = model_difference(stored, asked.run.model);
+  require_configuration(difference.empty(), "{} holds another model than recipe {} describes: {}",
+                        asked.checkpoint.string(), sources.recipe, difference);
   asked.run.model.decoder.vocabulary = stored.decoder.vocabulary;
   asked.stage = stage_of(asked.run, line.has("stage") ? line.get<int>("stage") : info.stage,
                          asked.checkpoint);

@@ -33,9 +33,10 @@ std::size_t count_marks(std::string_view text) {
 EncodedPicture open_picture(const std::string& path) {
   EncodedPicture picture{.bytes = read_file(path)};
   try {
-    const PictureSize size = read_picture_size(picture.bytes);
-    picture.width = size.width;
-    picture.height = size.height;
+    // Decoded here already: later nobody knows the file's name.
+    const Picture decoded = decode_picture(picture.bytes);
+    picture.width = decoded.width;
+    picture.height = decoded.height;
   } catch (const Error& error) {
     fail("{}: {}", path, error.what());
   }

@@ -2,6 +2,7 @@
 
 #include <fstream>
 #include <iostream>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "launch/asked_model.h"
@@ -23,11 +24,27 @@ constexpr const char* usage =
     "and\n"
     "for visual tokens.";
 
+// JSON's own conversion would cut 2.5 to 2 and 2^32 + 1 to 1.
+std::int32_t token_of(const Json& json) {
+  require(json.is_number_integer(), "token {} is no whole number", json.dump());
+  const auto value = json.get<std::int64_t>();
+  require(value >= 0 && value <= std::numeric_limits<std::int32_t>::max(),
+          "token {} lies outside every vocabulary", json.dump());
+  return static_cast<std::int32_t>(value);
+}
+
 ScoreRequest parse_request(const std::string& text) {
   ScoreRequest request;
   try {
     const Json json = Json::parse(text);
-    request.tokens = json.at("tokens").get<std::vector<std::int32_t>>();
+    require(json.is_object(), "not a request {{\"tokens\": [...], \"images\": [...]}}");
+    for (const auto& [name, value] : json.items()) {
+      require(name == "tokens" || name == "images",
+              "{} is unknown: a request has tokens and images", name);
+    }
+    const Json& tokens = json.at("tokens");
+    require(tokens.is_array(), "tokens is no array");
+    for (const Json& token : tokens) request.tokens.push_back(token_of(token));
     for (const Json& image : json.value("images", Json::array())) {
       request.pictures.emplace_back(image.get<std::string>());
     }

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <iostream>
+#include <map>
 #include <optional>
 
 #include "data/atomic_file.h"
 #include "data/training_set.h"
 #include "launch/command.h"
+#include "launch/ini.h"
 #include "launch/job.h"
 #include "launch/run_arguments.h"
 #include "launch/run_summary.h"
@@ -15,6 +17,7 @@
 #include "train/console.h"
 #include "train/metrics.h"
 #include "train/observers.h"
+#include "train/run_lock.h"
 #include "train/tensorboard.h"
 #include "train/trainer.h"
 
@@ -90,17 +93,30 @@ std::optional<Request> parse(Arguments arguments) {
   return request;
 }
 
+// A stage alone starts from what the stage before it left in the run folder.
+void check_start_of_stage(const RunConfig& run, const TrainOptions& options) {
+  const auto stage = std::find_if(run.stages.begin(), run.stages.end(), [&](const StageConfig& s) {
+    return s.number == options.only_stage;
+  });
+  require_configuration(options.only_stage == 0 || stage != run.stages.end(),
+                        "--stage {}: the run has no such stage", options.only_stage);
+  if (options.only_stage == 0 || stage == run.stages.begin() || !options.initial_weights.empty()) {
+    return;
+  }
+  const fs::path weights = CheckpointFolder(run.run_folder).final_of((stage - 1)->number);
+  const bool begun = newest_checkpoint(run.run_folder).stage >= options.only_stage;
+  require_configuration(begun || fs::exists(weights),
+                        "--stage {0} starts from the weights of stage {1}, and there is no {2}: "
+                        "train stage {1} first, or name weights with --init",
+                        options.only_stage, (stage - 1)->number, weights.string());
+}
+
 // What needs the ranks or the disk to be known. Changes nothing.
 void check(const Request& request, int ranks) {
   const ResolvedRun& resolved = *request.run;
   const RunConfig run = resolved.config();
   const TrainOptions& options = request.options;
   validate_ranks(resolved, ranks);
-  const bool known = std::any_of(run.stages.begin(), run.stages.end(), [&](const StageConfig& s) {
-    return s.number == options.only_stage;
-  });
-  require_configuration(options.only_stage == 0 || known, "--stage {}: the run has no such stage",
-                        options.only_stage);
   require_configuration(options.stop_after_steps >= 0, "--stop-after {}: must not be negative",
                         options.stop_after_steps);
   require_configuration(options.initial_weights.empty() || fs::exists(options.initial_weights),
@@ -108,7 +124,8 @@ void check(const Request& request, int ranks) {
   if (request.dry_run && run.training_set.empty()) return;
   require_configuration(!run.training_set.empty(),
                         "--training-set is missing: name a folder that orchard pack wrote");
-  validate_vocabulary(resolved, TrainingSet::open(run.training_set).tokenizer().vocabulary());
+  const TrainingSet set = TrainingSet::open(run.training_set);
+  validate_vocabulary(resolved, set.tokenizer().vocabulary());
   if (request.dry_run) return;
   require_configuration(!run.run_folder.empty(), "--run-folder is missing: name a new folder");
   require_configuration(
@@ -116,6 +133,24 @@ void check(const Request& request, int ranks) {
       "{} already holds checkpoints: continue with --resume, or name another "
       "--run-folder",
       run.run_folder.string());
+  check_resumable(run, set.tokenizer().hash());
+  check_start_of_stage(run, options);
+}
+
+// "stage1.peak_lr = 1e-5, was 1e-3; ...": what a resumed run does otherwise than before.
+std::string changes_since(const fs::path& resolved, const ResolvedRun& run) {
+  std::map<std::string, std::string> before;
+  for (IniEntry& entry : parse_ini(read_text(resolved), resolved.string())) {
+    before[entry.name] = std::move(entry.value);
+  }
+  std::string text;
+  for (const IniEntry& entry : parse_ini(run.to_ini(ResolvedRun::Show::values), "this run")) {
+    const auto old = before.find(entry.name);
+    if (old != before.end() && old->second == entry.value) continue;
+    text += fmt::format("{}{} = {}, was {}", text.empty() ? "" : "; ", entry.name, entry.value,
+                        old == before.end() ? "not set" : old->second);
+  }
+  return text;
 }
 
 void make_run_folder(const fs::path& folder) {
@@ -151,17 +186,24 @@ int command_train(Arguments arguments) {
       }
       return 0;
     }
+    std::optional<RunLock> lock;
+    std::string changes;
     job.together([&] {
       if (!job.is_first()) return;
       make_run_folder(run.run_folder);
-      write_file(run.run_folder / resolved_recipe_name,
-                 request->run->to_ini(ResolvedRun::Show::origins));
+      lock.emplace(run.run_folder);
+      const fs::path resolved = run.run_folder / resolved_recipe_name;
+      if (request->options.resume == Resume::from_latest && fs::exists(resolved)) {
+        changes = changes_since(resolved, *request->run);
+      }
+      write_file(resolved, request->run->to_ini(ResolvedRun::Show::origins));
     });
     Terminal terminal(std::cout, Terminal::kind_of_stdout(), Terminal::columns_of_stdout());
     Observers observers;
     job.together([&] {
       if (job.is_first()) add_observers(observers, run, request->options, terminal);
     });
+    if (!changes.empty()) observers.on_message("changed since the run began: " + changes);
     const std::unique_ptr<Device> device = make_cpu_device();
     train(run, request->options, *device, job.ranks(), observers);
     return 0;

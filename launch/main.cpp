@@ -2,6 +2,7 @@
 #include <fmt/core.h>
 
 #include <array>
+#include <csignal>
 #include <cstdio>
 #include <iostream>
 #include <vector>
@@ -61,6 +62,8 @@ int run(std::span<const std::string> words) {
 }  // namespace orchard
 
 int main(int argc, char** argv) {
+  // A file that outgrows its limit is an error like a full disk, not a death without a word.
+  std::signal(SIGXFSZ, SIG_IGN);
   try {
     const std::vector<std::string> words(argv + 1, argv + argc);
     const int code = orchard::run(words);

@@ -5,14 +5,16 @@
 set -euo pipefail
 
 packages=(
-  g++ cmake ninja-build pkg-config
+  g++ cmake ninja-build make pkg-config
   openmpi-bin libopenmpi-dev
   libhdf5-dev
   libboost-program-options-dev libboost-context-dev
-  libdnnl-dev libopenblas-dev libhwy-dev
+  libdnnl-dev ocl-icd-opencl-dev  # without OpenCL's headers CMake does not find Debian's oneDNN
+  libopenblas-dev libhwy-dev
   libfmt-dev nlohmann-json3-dev libsentencepiece-dev libxxhash-dev
   libjpeg62-turbo-dev libpng-dev
   libgtest-dev libgmock-dev libbenchmark-dev
+  python3-numpy python3-h5py  # of one test only: tests/rebuild
   "$@"
 )
 

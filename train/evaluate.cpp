@@ -49,7 +49,7 @@ EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const S
   const std::unique_ptr<Communicator> alone = make_single_communicator();
   EvaluationReport report;
   report.validation =
-      validate(model.runner(), data, set.index(), micro_batch, *alone, Swap::compare);
+      validate(model.runner(), data, set.index(), micro_batch, *alone, Swap::compare, tell_bad);
 
   const std::unique_ptr<Device> device = make_cpu_device();
   BatchBuilder builder = data.make_builder(*device, {});

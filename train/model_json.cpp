@@ -1,5 +1,7 @@
 #include "train/model_json.h"
 
+#include <fmt/format.h>
+
 #include "data/json.h"
 
 namespace orchard {
@@ -50,6 +52,21 @@ ModelConfig model_from_json(const std::string& text) {
     field = json_field<std::decay_t<decltype(field)>>(json, name, place);
   });
   return model;
+}
+
+std::string model_difference(const ModelConfig& stored, const ModelConfig& recipe) {
+  ModelConfig expected = recipe;
+  expected.vision.side = stored.vision.side;
+  expected.decoder.max_positions = stored.decoder.max_positions;
+  if (recipe.decoder.vocabulary == 0) expected.decoder.vocabulary = stored.decoder.vocabulary;
+  const Json found = Json::parse(model_json(stored)), wanted = Json::parse(model_json(expected));
+  std::string text;
+  for (const auto& [name, value] : found.items()) {
+    if (value == wanted[name]) continue;
+    text += fmt::format("{}{} = {}, not {}", text.empty() ? "" : "; ", name, value.dump(),
+                        wanted[name].dump());
+  }
+  return text;
 }
 
 }  // namespace orchard

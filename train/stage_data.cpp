@@ -99,4 +99,9 @@ std::unique_ptr<PrefetchingLoader> StageData::make_loader(
   return std::make_unique<PrefetchingLoader>(make, prefetched_batches);
 }
 
+void tell_bad(const BadSample& bad) {
+  fmt::print(stderr, "bad sample {} ({}): {}; it keeps its place without targets\n", bad.sample,
+             bad.id, bad.reason);
+}
+
 }  // namespace orchard

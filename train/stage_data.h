@@ -45,4 +45,7 @@ class StageData {
   HeldOutPlan held_out_;
 };
 
+// One line to standard error.
+void tell_bad(const BadSample& bad);
+
 }  // namespace orchard

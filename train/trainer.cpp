@@ -1,7 +1,9 @@
 #include "train/trainer.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <optional>
 
 #include "train/checkpoint.h"
@@ -54,6 +56,14 @@ ModelConfig stage_model(const RunConfig& run, const StageConfig& stage, const Tr
   return model;
 }
 
+void check_tokenizer(const RunConfig& run, const std::filesystem::path& checkpoint,
+                     const CheckpointInfo& info, const std::string& tokenizer_hash) {
+  require(info.tokenizer_hash == tokenizer_hash,
+          "{} was trained with another tokenizer ({}) than the training set {} holds ({}): use the "
+          "training set it was trained on, or one packed with its tokenizer",
+          checkpoint.string(), info.tokenizer_hash, run.training_set.string(), tokenizer_hash);
+}
+
 class StageTrainer {
  public:
   StageTrainer(const RunConfig& run, const StageConfig& stage, const TrainingSet& set,
@@ -87,20 +97,12 @@ class StageTrainer {
   }
 
   void start_from(const std::filesystem::path& weights) {
-    check_tokenizer(weights);
+    check_tokenizer(run_, weights, read_checkpoint_info(weights), set_.tokenizer().hash());
     load_parameters(weights, *stream_, store_, PositionTables::resized);
     observer_.message(fmt::format("stage {}: weights from {}", stage_.number, weights.string()));
   }
 
   void resume(const std::filesystem::path& checkpoint, const CheckpointInfo& info) {
-    check_tokenizer(checkpoint);
-    require(info.seed == run_.seed,
-            "{} was trained with seed {}, this run has seed {}: its data order would differ",
-            checkpoint.string(), info.seed, run_.seed);
-    require(info.sequences == info.step * stage_.global_batch,
-            "{} stands after {} sequences in {} steps; with a global batch of {} it cannot be "
-            "resumed exactly",
-            checkpoint.string(), info.sequences, info.step, stage_.global_batch);
     load_parameters(checkpoint, *stream_, store_, PositionTables::exact);
     load_optimizer(checkpoint, *stream_, *optimizer_);
     done_ = info.step;
@@ -117,8 +119,7 @@ class StageTrainer {
     const auto loader =
         data_.make_loader(done_ + 1, ranks_.rank(), ranks_.size(), [this](const BadSample& bad) {
           ++bad_samples_;
-          fmt::print(stderr, "bad sample {} ({}): {}; it keeps its place without targets\n",
-                     bad.sample, bad.id, bad.reason);
+          tell_bad(bad);
         });
     while (done_ < last) {
       train_one(*loader);
@@ -155,7 +156,11 @@ class StageTrainer {
                     .targets = plan.targets,
                     .tiles = plan.tiles,
                     .data_seconds = data_seconds};
-    event.report = runner_->train(micro_batches_, totals, *optimizer_, event.learning_rate, step);
+    try {
+      event.report = runner_->train(micro_batches_, totals, *optimizer_, event.learning_rate, step);
+    } catch (const Error& error) {
+      fail("stage {} step {}: {}", stage_.number, step, error.what());
+    }
     done_ = step;
     event.step_seconds = seconds_since(start);
     event.bad_samples = bad_samples_;
@@ -165,9 +170,15 @@ class StageTrainer {
   void validate_and_report() {
     const auto start = Clock::now();
     ValidationEvent event{.stage = stage_.number, .step = done_, .steps = stage_.steps};
-    event.report = validate(*runner_, data_, set_.index(), run_.micro_batch, ranks_, Swap::compare);
+    event.report =
+        validate(*runner_, data_, set_.index(), run_.micro_batch, ranks_, Swap::compare, tell_bad);
     event.seconds = seconds_since(start);
     observer_.validation(event);
+    // The report is that of all ranks. What follows would be a checkpoint without worth.
+    require(
+        std::isfinite(event.report.loss),
+        "stage {} step {}: the held-out loss is {}: lower the learning rate, or look for bad data",
+        stage_.number, done_, event.report.loss);
   }
 
   void save(bool at_end) {
@@ -190,16 +201,6 @@ class StageTrainer {
     ranks_.barrier();
     observer_.message(
         fmt::format("stage {} step {}: wrote {}", stage_.number, done_, path.string()));
-  }
-
-  void check_tokenizer(const std::filesystem::path& checkpoint) const {
-    const CheckpointInfo info = read_checkpoint_info(checkpoint);
-    require(info.tokenizer_hash == set_.tokenizer().hash(),
-            "{} was trained with another tokenizer ({}) than the training set {} holds ({}): use "
-            "the training set it was "
-            "trained on, or one packed with its tokenizer",
-            checkpoint.string(), info.tokenizer_hash, run_.training_set.string(),
-            set_.tokenizer().hash());
   }
 
   const RunConfig& run_;
@@ -232,6 +233,36 @@ void check_run(const RunConfig& run, const Communicator& ranks) {
 
 }  // namespace
 
+void check_resumable(const RunConfig& run, const std::string& tokenizer_hash) {
+  const auto latest = CheckpointFolder(run.run_folder).latest();
+  if (!latest) return;
+  const std::string name = latest->string();
+  CheckpointInfo info;
+  try {
+    info = read_checkpoint_info(*latest);
+  } catch (const Error& error) {
+    fail("{}; remove it to resume from the checkpoint before it", error.what());
+  }
+  check_tokenizer(run, *latest, info, tokenizer_hash);
+  const std::string difference = model_difference(model_from_json(info.model), run.model);
+  require(difference.empty(), "{} holds another model than this run's: {}", name, difference);
+  const auto stage = std::find_if(run.stages.begin(), run.stages.end(),
+                                  [&](const StageConfig& s) { return s.number == info.stage; });
+  if (info.stage_finished || stage == run.stages.end()) return;
+  require(info.seed == run.seed,
+          "{} was trained with seed {}, this run has seed {}: its data order would differ", name,
+          info.seed, run.seed);
+  require(
+      info.sequences == info.step * stage->global_batch,
+      "{} stands after {} sequences in {} steps; with a global batch of {} it cannot be resumed "
+      "exactly",
+      name, info.sequences, info.step, stage->global_batch);
+  require(info.step < stage->steps,
+          "{} stands after {} steps, and stage{}.steps = {} leaves none to finish the stage with: "
+          "raise it",
+          name, info.step, info.stage, stage->steps);
+}
+
 void train(const RunConfig& run, const TrainOptions& options, Device& device, Communicator& ranks,
            Observer& observer) {
   check_run(run, ranks);
@@ -242,6 +273,7 @@ void train(const RunConfig& run, const TrainOptions& options, Device& device, Co
   require(options.resume == Resume::from_latest || !latest,
           "{} already holds checkpoints: continue it with --resume, or choose another run folder",
           run.run_folder.string());
+  check_resumable(run, set.tokenizer().hash());
   std::optional<CheckpointInfo> reached;
   if (latest) reached = read_checkpoint_info(*latest);
   ranks.barrier();  // nobody writes a checkpoint before all have looked
@@ -249,6 +281,7 @@ void train(const RunConfig& run, const TrainOptions& options, Device& device, Co
   std::optional<std::int64_t> budget;
   if (options.stop_after_steps > 0) budget = options.stop_after_steps;
   std::filesystem::path weights = options.initial_weights;
+  bool trained = false;
   for (const StageConfig& stage : run.stages) {
     const std::filesystem::path finished = checkpoints.final_of(stage.number);
     const bool skipped = options.only_stage != 0 && stage.number != options.only_stage;
@@ -266,10 +299,12 @@ void train(const RunConfig& run, const TrainOptions& options, Device& device, Co
     } else {
       trainer.initialise();
     }
+    trained = true;
     const std::int64_t taken = trainer.run(budget);
     if (budget && (*budget -= taken) <= 0) return;
     weights = finished;
   }
+  if (!trained) quiet.message("every stage is finished: nothing is left to train");
 }
 
 }  // namespace orchard

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
 
 #include "comm/communicator.h"
 #include "train/observer.h"
@@ -22,6 +23,11 @@ struct TrainOptions {
   std::int64_t stop_after_steps =
       0;  // end this call cleanly after so many steps, checkpoint written; 0: never
 };
+
+// Throws Error when `run` cannot continue exactly where its newest checkpoint stands: of another
+// model, training set's tokenizer, seed or batch, or cut short; with no checkpoint it may begin.
+// Says what to do. train() checks this itself; who changes the run folder first asks before.
+void check_resumable(const RunConfig& run, const std::string& tokenizer_hash);
 
 // Collective: every rank calls it with the same arguments. The observer hears rank 0 only.
 void train(const RunConfig& run, const TrainOptions& options, Device& device, Communicator& ranks,

@@ -67,9 +67,10 @@ static_assert(sizeof(Sums) == 7 * sizeof(double), "a row of doubles, summed over
 }  // namespace
 
 ValidationReport validate(StepRunner& runner, const StageData& data, const TrainingSetIndex& index,
-                          std::int64_t micro_batch, Communicator& ranks, Swap swap) {
+                          std::int64_t micro_batch, Communicator& ranks, Swap swap,
+                          std::function<void(const BadSample&)> on_bad) {
   const std::unique_ptr<Device> device = make_cpu_device();
-  BatchBuilder builder = data.make_builder(*device, {});
+  BatchBuilder builder = data.make_builder(*device, std::move(on_bad));
   const HeldOutPlan& plan = data.held_out();
   const SampleLosses own = sample_losses(runner, builder, plan.sequences, micro_batch, ranks);
 

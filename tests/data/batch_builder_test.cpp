@@ -8,6 +8,7 @@
 
 #include "data/held_out.h"
 #include "data/loader.h"
+#include "data/shard.h"
 #include "kernels/core/error.h"
 #include "kernels/image/image.h"
 #include "tests/data/planning.h"
@@ -327,6 +328,13 @@ TEST_F(BadSamples, AnUnreadableSampleKeepsItsPlace) {
   expect_first_bad(batch, "shard is damaged");
   EXPECT_EQ(std::vector(batch.sources.begin() + 5, batch.sources.begin() + 8),
             (std::vector<std::int32_t>{token_begin, -3, -4}));
+}
+
+TEST_F(BadSamples, ADamagedShardIsNoBadSample) {
+  SampleSource source = memory.source();
+  source.read = [](std::int64_t) -> Sample { throw DamagedFile("shard-00000.h5 is damaged"); };
+  EXPECT_THROW(build(source), DamagedFile);
+  EXPECT_TRUE(reported.empty());
 }
 
 TEST_F(BadSamples, TokensThatContradictTheIndexKeepTheirPlace) {

@@ -332,6 +332,15 @@ TEST_F(Pack, ATrainingSetIsKeptOrReplacedWhole) {
   EXPECT_FALSE(std::filesystem::exists(folder_ / "kept.old"));
 }
 
+TEST_F(Pack, AFolderThatIsNoTrainingSetIsNeverReplaced) {
+  std::filesystem::create_directories(folder_ / "photographs");
+  write_file(folder_ / "photographs/first.png", std::string_view("precious"));
+  auto options = options_for(folder_ / "corpus", folder_ / "photographs");
+  options.existing = Existing::replace;
+  EXPECT_THAT(message_of([&] { pack(options); }), HasSubstr("photographs is no training set"));
+  EXPECT_EQ(read_text(folder_ / "photographs/first.png"), "precious");
+}
+
 class BadCorpus : public ::testing::Test {
  protected:
   BadCorpus() { write_corpus(corpus_); }

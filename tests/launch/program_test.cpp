@@ -1,12 +1,8 @@
 // The program as its users meet it: exit codes, messages, and ranks that end together.
+#include "tests/launch/program.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-
-#include <array>
-#include <chrono>
-#include <cstdio>
-#include <string>
 
 #include "data/atomic_file.h"
 #include "tests/data/scratch.h"
@@ -14,40 +10,13 @@
 namespace orchard {
 namespace {
 
+using orchard::testing::orchard_alone;
+using orchard::testing::orchard_on_two_ranks;
+using orchard::testing::Outcome;
+using orchard::testing::run_shell;
 using orchard::testing::Scratch;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-struct Outcome {
-  int code = -1;
-  std::string output;  // of both kinds
-  double seconds = 0;
-};
-
-Outcome run_shell(const std::string& command) {
-  const auto start = std::chrono::steady_clock::now();
-  std::FILE* pipe = ::popen((command + " 2>&1").c_str(), "r");
-  require(pipe != nullptr, "cannot run {}", command);
-  Outcome outcome;
-  std::array<char, 4096> piece{};
-  for (std::size_t n; (n = std::fread(piece.data(), 1, piece.size(), pipe)) > 0;)
-    outcome.output.append(piece.data(), n);
-  const int status = ::pclose(pipe);
-  outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  outcome.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  return outcome;
-}
-
-Outcome orchard_alone(const std::string& arguments) {
-  return run_shell(ORCHARD_PROGRAM " " + arguments);
-}
-
-Outcome orchard_on_two_ranks(const std::string& arguments) {
-  return run_shell(
-      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n 2 --oversubscribe "
-      "--bind-to none " ORCHARD_PROGRAM " " +
-      arguments);
-}
 
 std::size_t count(const std::string& text, const std::string& part) {
   std::size_t n = 0;

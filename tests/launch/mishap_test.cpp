@@ -1,0 +1,186 @@
+// What goes wrong in real runs: each ends with a message that names the thing, and harms nothing.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "data/atomic_file.h"
+#include "tests/data/corpus.h"
+#include "tests/data/scratch.h"
+#include "tests/launch/program.h"
+#include "train/run_lock.h"
+
+namespace orchard::testing {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr const char* recipe = R"([vision]
+layers = 0
+[decoder]
+layers = 2
+hidden = 16
+ffn = 32
+heads = 2
+kv_heads = 1
+head_dim = 8
+[stage1]
+steps = 4
+global_batch = 2
+sequence_length = 64
+side = 14
+mixture = equal
+peak_lr = 1e-3
+[stage2]
+steps = 2
+global_batch = 2
+sequence_length = 64
+side = 14
+mixture = equal
+peak_lr = 1e-3
+)";
+
+// Far above what ending takes, far below what a rank left waiting would.
+constexpr double soon = 60;
+
+class Mishap : public ::testing::Test {
+ protected:
+  Mishap() {
+    write_file(scratch_ / "small.ini", recipe);
+    fs::create_directories(scratch_ / "corpus/text");
+    std::ofstream text(scratch_ / "corpus/text/words.txt");
+    for (const std::string& sentence : some_sentences(200)) text << sentence << "\n\n";
+    text.close();
+    const Outcome packed = orchard_alone("pack " + (scratch_ / "corpus").string() + " --out " +
+                                         (scratch_ / "set").string() + " --vocabulary 340");
+    require(packed.code == 0, "{}", packed.output);
+  }
+
+  std::string arguments(const std::string& more = {}) const {
+    return "train --recipe " + (scratch_ / "small.ini").string() + " --training-set " +
+           (scratch_ / "set").string() + " --run-folder " + run_.string() + " " + more;
+  }
+  Outcome train(const std::string& more = {}) const { return orchard_alone(arguments(more)); }
+
+  Scratch scratch_;
+  fs::path run_ = scratch_ / "run";
+};
+
+TEST_F(Mishap, ADamagedShardEndsTheRun) {
+  auto bytes = read_file(scratch_ / "set/shard-00000.h5");
+  bytes[bytes.size() / 2] ^= 1;
+  write_file(scratch_ / "set/shard-00000.h5", bytes);
+  for (const Outcome& outcome : {train(), orchard_on_two_ranks(arguments())}) {
+    EXPECT_EQ(outcome.code, 1);
+    EXPECT_THAT(outcome.output, AllOf(HasSubstr("shard-00000.h5 is damaged"),
+                                      HasSubstr("orchard pack"), Not(HasSubstr("bad sample"))));
+    EXPECT_LT(outcome.seconds, soon);
+    fs::remove_all(run_);
+  }
+}
+
+TEST_F(Mishap, AStageAloneNeedsTheOneBefore) {
+  const Outcome outcome = train("--stage 2");
+  EXPECT_EQ(outcome.code, 78);
+  EXPECT_THAT(outcome.output, AllOf(HasSubstr("run/checkpoints/stage1.h5"), HasSubstr("--init")));
+  EXPECT_FALSE(fs::exists(run_));
+  EXPECT_EQ(train("--stage 1").code, 0);
+  EXPECT_EQ(train("--stage 2 --resume").code, 0);
+}
+
+TEST_F(Mishap, ARefusedResumeLeavesTheRunAsItWas) {
+  ASSERT_EQ(train("--stop-after 2").code, 0);
+  const std::string before = read_text(run_ / "resolved.ini");
+  struct {
+    const char *change, *reason;
+  } cases[] = {{"--set decoder.layers=3", "decoder.layers = 2, not 3"},
+               {"--set moe.experts=2 --set moe.every=2", "moe.experts = 0, not 2"},
+               {"--seed 9", "seed 1"},
+               {"--set stage1.global_batch=4", "global batch of 4"},
+               {"--set stage1.steps=2", "stage1.steps = 2"}};
+  for (const auto& [change, reason] : cases) {
+    const Outcome outcome = train(std::string("--resume ") + change);
+    EXPECT_NE(outcome.code, 0) << change;
+    EXPECT_THAT(outcome.output, AllOf(HasSubstr("stage1-step00000002.h5"), HasSubstr(reason)));
+    EXPECT_EQ(read_text(run_ / "resolved.ini"), before) << change;
+  }
+  fs::resize_file(run_ / "checkpoints/stage1-step00000002.h5", 1000);
+  const Outcome cut = train("--resume");
+  EXPECT_NE(cut.code, 0);
+  EXPECT_THAT(cut.output, AllOf(HasSubstr("stage1-step00000002.h5"), HasSubstr("remove it")));
+}
+
+TEST_F(Mishap, AResumeSaysWhatItChanges) {
+  ASSERT_EQ(train("--stop-after 2").code, 0);
+  EXPECT_THAT(train("--resume --stop-after 1 --set stage1.peak_lr=2e-3").output,
+              HasSubstr("changed since the run began: stage1.peak_lr = 0.002, was 0.001"));
+  EXPECT_THAT(train("--resume --set stage1.peak_lr=2e-3").output, Not(HasSubstr("changed")));
+  EXPECT_THAT(train("--resume").output, HasSubstr("nothing is left to train"));
+}
+
+TEST_F(Mishap, ASecondRunInTheFolderIsRefused) {
+  fs::create_directories(run_);
+  {
+    const RunLock lock(run_);
+    const Outcome outcome = train();
+    EXPECT_EQ(outcome.code, 1);
+    EXPECT_THAT(outcome.output, AllOf(HasSubstr(fmt::format("process {} on", ::getpid())),
+                                      HasSubstr(run_.string()), HasSubstr("--run-folder")));
+    EXPECT_FALSE(fs::exists(run_ / "resolved.ini"));
+  }
+  EXPECT_EQ(train("--stop-after 1").code, 0);
+}
+
+TEST_F(Mishap, ALossThatIsNotFiniteEndsAllRanksWithoutACheckpoint) {
+  // Shards are open on every rank when MPI pulls the plug: HDF5 must neither crash nor hang at exit.
+  const std::string diverging = arguments("--set stage1.peak_lr=1e38 --set stage1.weight_decay=0");
+  for (const Outcome& outcome :
+       {run_shell(ORCHARD_PROGRAM " " + diverging), orchard_on_two_ranks(diverging)}) {
+    EXPECT_EQ(outcome.code, 1) << outcome.output;
+    EXPECT_THAT(outcome.output, AllOf(HasSubstr("stage 1 step "), HasSubstr("learning rate"),
+                                      Not(HasSubstr("Segmentation"))));
+    EXPECT_LT(outcome.seconds, soon);
+    EXPECT_FALSE(fs::exists(run_ / "checkpoints/stage1.h5"));
+    fs::remove_all(run_);
+  }
+}
+
+TEST_F(Mishap, AFileThatOutgrowsItsLimitIsAnErrorLikeAFullDisk) {
+  // The checkpoint has 38 MB; the limit, in units of 512 bytes, is 20, since MPI has files too.
+  const Outcome outcome = run_shell("ulimit -f 40000; " ORCHARD_PROGRAM " " +
+                                    arguments("--set decoder.ffn=32768 --stage 1"));
+  EXPECT_EQ(outcome.code, 1) << outcome.output;
+  EXPECT_THAT(outcome.output, AllOf(HasSubstr("stage1.h5"), HasSubstr("File too large")));
+  EXPECT_TRUE(fs::is_empty(run_ / "checkpoints"));
+}
+
+TEST_F(Mishap, ARequestThatSaysSomethingElseIsRefused) {
+  ASSERT_EQ(train("--stage 1").code, 0);
+  const auto answer = [&](const std::string& request) {
+    write_file(scratch_ / "requests", request + "\n");
+    return orchard_alone("score --run-folder " + run_.string() + " --input " +
+                         (scratch_ / "requests").string());
+  };
+  EXPECT_EQ(answer(R"({"tokens": [1, 2]})").code, 0);
+  struct {
+    const char *request, *reason;
+  } cases[] = {{R"({"tokens": [1, 4294967297]})", "4294967297"},
+               {R"({"tokens": [1, 2.5]})", "2.5"},
+               {R"({"tokens": [1, -1]})", "-1"},
+               {R"({"tokens": [1, 340]})", "340"},
+               {R"({"tokens": "12"})", "no array"},
+               {R"({"tokens": [1, 2], "image": "a.png"})", "image is unknown"},
+               {R"([1, 2])", "not a request"},
+               {R"({"tokens": [1, 2)", "not a request"}};
+  for (const auto& [request, reason] : cases) {
+    const Outcome outcome = answer(request);
+    EXPECT_EQ(outcome.code, 1) << request;
+    EXPECT_THAT(outcome.output, AllOf(HasSubstr("line 1 of the requests"), HasSubstr(reason)));
+  }
+}
+
+}  // namespace
+}  // namespace orchard::testing
