@@ -12,8 +12,10 @@ namespace {
 // 300 tokens, so that packing wastes little of a sequence. A longer paragraph is cut at spaces.
 constexpr std::size_t sample_bytes = 1000;
 
-// A sentence of this many bytes is long enough to be cut in two and short enough to be recited.
+// A sentence of this many bytes is long enough to be completed and short enough to be recited. Few
+// words are left to complete, or they would outweigh in the loss what is read from pictures.
 constexpr std::size_t min_sentence_bytes = 40, max_sentence_bytes = 240;
+constexpr int completed_words = 3;
 
 struct Paragraph {
   std::int64_t line;
@@ -113,13 +115,15 @@ class TextSource : public Source {
     const std::string id = fmt::format("{}:{}", id_, paragraph.line);
     if (!selection.wants("text_only", id)) return;
     const std::string_view sentence = choices[hash64(id) % choices.size()];
-    const std::size_t middle = sentence.find(' ', sentence.size() / 2);
-    if (middle == sentence.npos) return;
+    std::size_t space = sentence.size();
+    for (int word = 0; word < completed_words && space != sentence.npos; ++word)
+      space = space ? sentence.rfind(' ', space - 1) : sentence.npos;
+    if (space == sentence.npos) return;
     Draft draft{
         .id = id, .category = "text_only", .split = paragraph.split, .parts = {}, .pictures = {}};
     context_.chat.append(draft.parts, "text_only", hash64(id, 1),
-                         {{"beginning", std::string(sentence.substr(0, middle))},
-                          {"rest", std::string(sentence.substr(middle + 1))}});
+                         {{"beginning", std::string(sentence.substr(0, space))},
+                          {"rest", std::string(sentence.substr(space + 1))}});
     sink.draft(std::move(draft));
   }
 

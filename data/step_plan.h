@@ -16,8 +16,7 @@ struct BatchShape {
 };
 
 struct MicroBatchPlan {
-  std::int64_t first_sequence = 0;
-  std::int64_t sequences = 0;
+  std::vector<PackedSequence> sequences{};
   std::int64_t rows = 0;       // padding included
   std::int64_t real_rows = 0;  // tokens and visual rows
   std::int64_t tiles = 0;
@@ -26,7 +25,7 @@ struct MicroBatchPlan {
 };
 
 struct StepPlan {
-  std::vector<MicroBatchPlan> micro_batches{};  // in the order of their sequences
+  std::vector<MicroBatchPlan> micro_batches{};
   std::int64_t real_rows = 0;
   std::int64_t tiles = 0;
   std::int64_t targets = 0;
@@ -37,14 +36,8 @@ struct StepPlan {
   std::span<const MicroBatchPlan> of_rank(int rank, int ranks) const;
 };
 
-MicroBatchPlan describe(std::span<const PackedSequence> sequences, std::int64_t first_sequence,
-                        std::int64_t length);
-
+// Of the plan's sequences from `first_sequence` on. They are dealt to the micro-batches so that
+// these hold about as many tiles each: ranks wait for the slowest. The same for any number of ranks.
 StepPlan plan_step(PackingPlan& plan, std::int64_t first_sequence, const BatchShape& shape);
-
-// Where the n-th micro-batch that a rank trains on begins, n counted over steps from the one that
-// starts at `start`: the order in which of_rank lists them.
-std::int64_t first_sequence_of(std::int64_t n, std::int64_t start, const BatchShape& shape,
-                               int rank, int ranks);
 
 }  // namespace orchard

@@ -84,17 +84,23 @@ std::unique_ptr<PrefetchingLoader> StageData::make_loader(
   struct Worker {
     std::unique_ptr<Device> device;
     std::unique_ptr<BatchBuilder> builder;
+    std::int64_t step = 0;  // that `plan` is of
+    StepPlan plan;
   };
   const auto worker = std::make_shared<Worker>();
-  const std::int64_t start = (first_step - 1) * shape_.global_sequences;
-  const auto make = [this, worker, start, rank, ranks,
+  const auto make = [this, worker, first_step, rank, ranks,
                      on_bad = std::move(on_bad)](std::int64_t n) -> std::optional<MicroBatch> {
     if (!worker->device) {
       worker->device = make_cpu_device({.threads = 1});
       worker->builder = std::make_unique<BatchBuilder>(make_builder(*worker->device, on_bad));
     }
-    const std::int64_t first = first_sequence_of(n, start, shape_, rank, ranks);
-    return worker->builder->build(plan_.sequences(first, shape_.micro_sequences));
+    const std::int64_t per_step = shape_.global_sequences / shape_.micro_sequences / ranks;
+    if (const std::int64_t step = first_step + n / per_step; step != worker->step) {
+      worker->plan = step_plan(step);
+      worker->step = step;
+    }
+    const auto mine = worker->plan.of_rank(rank, ranks);
+    return worker->builder->build(mine[static_cast<std::size_t>(n % per_step)].sequences);
   };
   return std::make_unique<PrefetchingLoader>(make, prefetched_batches);
 }
