@@ -22,8 +22,8 @@ struct EncodedPicture {
 };
 
 struct Sample {
-  std::string id;                    // stable name for messages: source file and number
-  std::string category;              // "caption", "ocr_lines", "general", ...
+  std::string id;        // stable name for messages: source file and number
+  std::string category;  // "caption", "ocr_lines", "general", ...
   // Opens with token_begin, closes with token_end; one image token per picture, in order.
   std::vector<std::int32_t> tokens;
   // Of each token. Role::assistant is what is learnt in stage 3: answers and the <|end|> that closes

@@ -37,7 +37,7 @@ struct RunConfig {
   std::vector<StageConfig> stages;
   DType dtype = DType::f32;
   std::uint64_t seed = 1;
-  double init_scale = 1;  // of the initial weights' standard deviations
+  double init_scale = 1;                // of the initial weights' standard deviations
   std::int64_t micro_batch = 1;         // sequences of one forward pass
   std::int64_t validate_every = 0;      // steps; 0: only at the start and the end of a stage
   std::int64_t validation_samples = 0;  // held-out samples of each category; 0: all

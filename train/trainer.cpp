@@ -170,8 +170,10 @@ class StageTrainer {
   void validate_and_report() {
     const auto start = Clock::now();
     ValidationEvent event{.stage = stage_.number, .step = done_, .steps = stage_.steps};
+    // Where a stage begins, what counts is the loss that it has to improve on.
+    const Swap swap = done_ == 0 ? Swap::skip : Swap::compare;
     event.report =
-        validate(*runner_, data_, set_.index(), run_.micro_batch, ranks_, Swap::compare, tell_bad);
+        validate(*runner_, data_, set_.index(), run_.micro_batch, ranks_, swap, tell_bad);
     event.seconds = seconds_since(start);
     observer_.validation(event);
     // The report is that of all ranks. What follows would be a checkpoint without worth.

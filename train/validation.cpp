@@ -1,5 +1,6 @@
 #include "train/validation.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 
@@ -15,17 +16,27 @@ struct SampleLoss {
 
 using SampleLosses = std::map<std::int64_t, SampleLoss>;  // by number in the index
 
-// Loss of every sample in this rank's share of `sequences`.
+enum class Which : std::uint8_t { all, swapped };
+
+bool shows_others_pictures(const PackedSequence& sequence) {
+  return std::any_of(sequence.samples.begin(), sequence.samples.end(),
+                     [](const PackedSample& s) { return s.pictures_of != s.sample; });
+}
+
+// Loss of every sample in this rank's share of `sequences`; of swapped ones, of micro-batches with
+// any.
 SampleLosses sample_losses(StepRunner& runner, BatchBuilder& builder,
-                           std::span<const PackedSequence> sequences, std::int64_t micro_batch,
-                           const Communicator& ranks) {
+                           std::span<const PackedSequence> sequences, Which which,
+                           std::int64_t micro_batch, const Communicator& ranks) {
   SampleLosses losses;
   const auto n = static_cast<std::int64_t>(sequences.size());
   for (std::int64_t batch = ranks.rank(); batch * micro_batch < n; batch += ranks.size()) {
     const std::int64_t first = batch * micro_batch;
-    const MicroBatch micro = builder.build(
-        sequences.subspan(static_cast<std::size_t>(first),
-                          static_cast<std::size_t>(std::min(micro_batch, n - first))));
+    const auto mine = sequences.subspan(static_cast<std::size_t>(first),
+                                        static_cast<std::size_t>(std::min(micro_batch, n - first)));
+    if (which == Which::swapped && std::none_of(mine.begin(), mine.end(), shows_others_pictures))
+      continue;
+    const MicroBatch micro = builder.build(mine);
     const std::vector<float> values = runner.evaluate(micro);
     std::size_t next = 0;
     for (std::size_t row = 0; row < micro.targets.size(); ++row) {
@@ -72,7 +83,8 @@ ValidationReport validate(StepRunner& runner, const StageData& data, const Train
   const std::unique_ptr<Device> device = make_cpu_device();
   BatchBuilder builder = data.make_builder(*device, std::move(on_bad));
   const HeldOutPlan& plan = data.held_out();
-  const SampleLosses own = sample_losses(runner, builder, plan.sequences, micro_batch, ranks);
+  const SampleLosses own =
+      sample_losses(runner, builder, plan.sequences, Which::all, micro_batch, ranks);
 
   std::vector<Sums> sums(index.categories.size());
   for (const auto& [sample, loss] : own) {
@@ -82,7 +94,8 @@ ValidationReport validate(StepRunner& runner, const StageData& data, const Train
   }
   if (swap == Swap::compare && !plan.pairs.empty()) {
     const std::vector<PackedSequence> sequences = plan.swapped();
-    const SampleLosses swapped = sample_losses(runner, builder, sequences, micro_batch, ranks);
+    const SampleLosses swapped =
+        sample_losses(runner, builder, sequences, Which::swapped, micro_batch, ranks);
     for (const PicturePair& pair : plan.pairs) {
       const auto a = own.find(pair.sample), b = swapped.find(pair.sample);
       if (a == own.end() || b == swapped.end()) continue;  // another rank's
