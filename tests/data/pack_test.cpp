@@ -263,8 +263,8 @@ TEST_F(Pack, ChatHasTheFormAndTheRolesOfTheRecipe) {
   };
   const Read& read = *of({"general"}).at(0);
   EXPECT_EQ(shown(read.sample),
-            fmt::format("<begin><|user|>\nWhat does the picture show? <image><|end|>\n"
-                        "<|assistant|>\n{}<|end|>\n<end>",
+            fmt::format("<begin><|user|>What does the picture show? <image><|end|>"
+                        "<|assistant|>{}<|end|>\n<end>",
                         read.answer));
   EXPECT_TRUE(read.answer == "plants" || read.answer == "tools");
   std::string targets;
@@ -445,15 +445,13 @@ TEST_F(BadCorpus, ConversationsKeepTurnsAndPicturesInOrder) {
     }
   }
   EXPECT_EQ(texts.size(), 4u);
-  EXPECT_EQ(
-      texts["corpus/conversations.json:2"],
-      "<begin><|user|>\n<image>\nWhat is <|end|> it?<|end|>\n<|assistant|>\nA, [b] {c}<|end|>\n"
-      "<|user|>\nSure?<|end|>\n<|assistant|>\nYes \"sure\".<|end|>\n<end>");
-  EXPECT_EQ(
-      texts["corpus/conversations.json:5"],
-      "<begin><|user|>\nCompare <image> and <image><|end|>\n<|assistant|>\nNo.<|end|>\n<end>");
+  EXPECT_EQ(texts["corpus/conversations.json:2"],
+            "<begin><|user|><image>\nWhat is <|end|> it?<|end|><|assistant|>A, [b] {c}<|end|>\n"
+            "<|user|>Sure?<|end|><|assistant|>Yes \"sure\".<|end|>\n<end>");
+  EXPECT_EQ(texts["corpus/conversations.json:5"],
+            "<begin><|user|>Compare <image> and <image><|end|><|assistant|>No.<|end|>\n<end>");
   EXPECT_EQ(texts["corpus/conversations.json:7"],
-            "<begin><|user|>\n<image>\nNo mark<|end|>\n<|assistant|>\nIn front.<|end|>\n<end>");
+            "<begin><|user|><image>\nNo mark<|end|><|assistant|>In front.<|end|>\n<end>");
 }
 
 TEST_F(BadCorpus, ConversationFilesThatAreCutAreErrorsWithALine) {
@@ -485,7 +483,8 @@ TEST_F(BadCorpus, TemplatesAreReplacedByName) {
   std::map<std::string, int> asked;
   for (const Read& read : read_all(scratch_ / "set")) {
     if (read.sample.category != "general") continue;
-    ++asked[split_at(read.text, '\n').at(1)];
+    for (const char* question : {"Name it.", "What is this? "})
+      asked[question] += read.text.find(question) != read.text.npos;
     EXPECT_EQ(read.answer.substr(0, 2), "a ");
   }
   EXPECT_GT(asked["Name it."], 10);
