@@ -10,8 +10,11 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <boost/program_options.hpp>
 #include <chrono>
+#include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "kernels/gemm/peak.h"
 #include "launch/options.h"
@@ -137,36 +140,30 @@ void measure(const Setting& setting) {
       1e3 * phases.forward / n, 1e3 * phases.backward / n, 1e3 * phases.optimizer / n);
 }
 
-Setting parse(int argc, char** argv) {
+// Nothing where only the help was asked for.
+std::optional<Setting> parse(int argc, char** argv) {
+  namespace po = boost::program_options;
   Setting setting;
-  for (int i = 1; i < argc; ++i) {
-    const std::string name = argv[i];
-    if (name == "--json") {
-      setting.json = true;
-      continue;
-    }
-    require(i + 1 < argc, "option {} needs a value", name);
-    const std::string value = argv[++i];
-    if (name == "--model") {
-      setting.model = value;
-    } else if (name == "--dtype") {
-      require(value == "f32" || value == "bf16", "--dtype is f32 or bf16, not {}", value);
-      setting.dtype = value == "f32" ? DType::f32 : DType::bf16;
-    } else if (name == "--sequence") {
-      setting.sequence = std::stoll(value);
-    } else if (name == "--micro-batch") {
-      setting.micro_batch = std::stoll(value);
-    } else if (name == "--steps") {
-      setting.steps = std::stoll(value);
-    } else if (name == "--threads") {
-      setting.threads = std::stoi(value);
-    } else {
-      fail(
-          "unknown option {}; known: --model --dtype --sequence --micro-batch --steps --threads "
-          "--json",
-          name);
-    }
+  std::string dtype;
+  po::options_description options("Training speed of the small text models");
+  const auto with_default = [](auto* target) { return po::value(target)->default_value(*target); };
+  options.add_options()("help,h", "print this text");
+  options.add_options()("model", with_default(&setting.model), "tiny | tiny-moe");
+  options.add_options()("dtype", po::value(&dtype)->default_value("f32"), "f32 | bf16");
+  options.add_options()("sequence", with_default(&setting.sequence), "tokens");
+  options.add_options()("micro-batch", with_default(&setting.micro_batch), "sequences");
+  options.add_options()("steps", with_default(&setting.steps), "timed, after two to warm up");
+  options.add_options()("threads", with_default(&setting.threads), "");
+  options.add_options()("json", po::bool_switch(&setting.json), "print a JSON line");
+  po::variables_map values;
+  po::store(po::parse_command_line(argc, argv, options), values);
+  po::notify(values);
+  if (values.count("help")) {
+    std::cout << options;
+    return {};
   }
+  require(dtype == "f32" || dtype == "bf16", "--dtype is f32 or bf16, not {}", dtype);
+  setting.dtype = dtype == "f32" ? DType::f32 : DType::bf16;
   return setting;
 }
 
@@ -175,7 +172,7 @@ Setting parse(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   try {
-    orchard::measure(orchard::parse(argc, argv));
+    if (const auto setting = orchard::parse(argc, argv)) orchard::measure(*setting);
   } catch (const std::exception& error) {
     fmt::print(stderr, "bench_train_step: {}\n", error.what());
     return 1;
