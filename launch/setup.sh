@@ -14,7 +14,6 @@ packages=(
   libfmt-dev nlohmann-json3-dev libsentencepiece-dev libxxhash-dev
   libjpeg62-turbo-dev libpng-dev
   libgtest-dev libgmock-dev libbenchmark-dev
-  python3-numpy python3-h5py  # of one test only: tests/rebuild
   "$@"
 )
 
