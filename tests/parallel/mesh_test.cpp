@@ -8,7 +8,7 @@
 #include <map>
 #include <set>
 
-#include "kernels/core/error.h"
+#include "tests/message_of.h"
 
 namespace orchard {
 namespace {
@@ -16,17 +16,8 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using testing::message_of;
 using Groups = std::vector<std::vector<int>>;
-
-template <class Action>
-std::string message_of(const Action& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return {};
-}
 
 // Every order of the four axes.
 std::vector<RankOrder> all_orders() {

@@ -4,24 +4,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "kernels/core/error.h"
+#include "tests/message_of.h"
 
 namespace orchard {
 namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using testing::message_of;
 using Op = PipelineOp;
-
-template <class Action>
-std::string message_of(const Action& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return {};
-}
 
 std::vector<std::pair<double, double>> spans(const RankTimeline& rank) {
   std::vector<std::pair<double, double>> result;
