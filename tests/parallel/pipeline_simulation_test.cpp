@@ -210,8 +210,9 @@ INSTANTIATE_TEST_SUITE_P(All, PipelineFaults, ::testing::ValuesIn(schedule_kinds
 TEST(PipelineSimulation, MessagesThatOvertakeEachOtherAreRefused) {
   // Chunk 1 before chunk 0 on the receiver only: legal for either rank by itself.
   PipelineSchedule schedule{.ranks = 2, .chunks = 2, .micro_batches = 2};
-  const auto list = [](std::vector<std::pair<int, int>> forwards) {
+  const auto list = [](std::initializer_list<std::pair<int, int>> forwards) {
     std::vector<PipelineAction> actions;
+    actions.reserve(2 * forwards.size());
     for (const auto& [chunk, m] : forwards) actions.push_back({Op::forward, chunk, m});
     for (const int chunk : {1, 0}) {
       for (const int m : {0, 1}) actions.push_back({Op::backward, chunk, m});
