@@ -162,6 +162,10 @@ inline bool __all_sync(unsigned mask, bool predicate, Where where = Where::curre
 
 // ---- arithmetic ------------------------------------------------------------------------------
 
+// The position of the lowest set bit, from 1 on; 0 when there is none.
+inline int __ffs(int bits) {
+  return __builtin_ffs(bits);
+}
 inline float __uint_as_float(unsigned bits) {
   return std::bit_cast<float>(bits);
 }
