@@ -31,6 +31,21 @@ __device__ __forceinline__ void store(T* address, const T& value) {
   *address = value;
 }
 
+template <class T>
+__device__ __forceinline__ T load_shared(const T* address) {
+  return *address;
+}
+
+template <class T>
+__device__ __forceinline__ void store_shared(T* address, const T& value) {
+  *address = value;
+}
+
+// The address of shared memory as instructions take it.
+__device__ __forceinline__ unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
 // Two floats rounded to bf16 (to nearest even), `low` in the lower half.
 __device__ __forceinline__ unsigned pack_bf16x2(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);

@@ -63,6 +63,25 @@ void store(T* address, const std::type_identity_t<T>& value, Where where = Where
   std::memcpy(address, &value, sizeof(T));
 }
 
+// ---- shared memory ---------------------------------------------------------------------------
+
+template <class T>
+T load_shared(const T* address, Where where = Where::current()) {
+  static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  shared_access(address, sizeof(T), Access::read, where);
+  T value;
+  std::memcpy(&value, address, sizeof(T));
+  return value;
+}
+
+template <class T>
+void store_shared(T* address, const std::type_identity_t<T>& value,
+                  Where where = Where::current()) {
+  static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  shared_access(address, sizeof(T), Access::write, where);
+  std::memcpy(address, &value, sizeof(T));
+}
+
 // ---- the warp --------------------------------------------------------------------------------
 
 struct ShuffleArguments {
