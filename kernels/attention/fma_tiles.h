@@ -12,6 +12,8 @@ namespace orchard::GPU_NAMESPACE {
 
 inline constexpr int fma_tile = 32;
 inline constexpr int fma_threads = 128;
+inline constexpr int fma_blocks =
+    2;  // of an SM: unasked, ptxas saves registers for more, and spills
 inline constexpr int fma_thread_rows = 4;
 
 // Rows of head_dim <= capacity, zeros behind. Four words of padding: the rows of eight neighbours,
@@ -40,6 +42,8 @@ __device__ inline int fma_column() {
 template <class T, int capacity>
 __device__ void load_rows(FmaRows<capacity>& tile, HeadRows<const T> from, std::int64_t first,
                           int count) {
+  // As many loads in flight as registers allow at a capacity of 256.
+#pragma unroll 8
   for (int i = static_cast<int>(threadIdx.x); i < fma_tile * capacity; i += fma_threads) {
     const int r = i / capacity, c = i % capacity;
     const bool inside = r < count && c < from.head_dim;
@@ -70,6 +74,7 @@ __device__ void multiply_transposed(const FmaRows<capacity>& a, const FmaRows<ca
                                     int depth, FmaScoreSums& sums) {
 #pragma unroll
   for (auto& row : sums) row[0] = row[1] = 0.0f;
+#pragma unroll 2
   for (int e = 0; e < depth; e += 4) {
     float4 right[2];
 #pragma unroll
@@ -94,6 +99,7 @@ __device__ void multiply_transposed(const FmaRows<capacity>& a, const FmaRows<ca
 template <int capacity>
 __device__ void multiply_add(const FmaScores& scores, const FmaRows<capacity>& b, int depth,
                              FmaSums<capacity>& sums) {
+#pragma unroll 4
   for (int k = 0; k < depth; ++k) {
     float left[fma_thread_rows];
 #pragma unroll
