@@ -25,6 +25,7 @@ struct Forward {
   const bf16 *q, *k, *v;
   bf16* out;
   float* log_sum_exp;
+  float log2_scale;  // in the constant bank: an operand of its own, and no register
 };
 
 struct TileShape {
@@ -36,17 +37,15 @@ struct TileShape {
   constexpr int threads() const { return 32 * warps; }
 };
 
-// Two blocks of four warps leave 255 registers to a thread. `out` takes head_dim of them, the scores
-// 64, the operands of one step 16.
+// Two blocks of four warps leave 255 registers to a thread: of 32 rows `out` takes head_dim, the
+// scores as many as there are keys, the running softmax 8, operands and addresses some 60.
 constexpr TileShape tile_shape(int head_dim) {
-  switch (head_dim) {
-    case 64:   // ViT of 64, small decoders: 37 KB
-    case 80:   // ViT-H: 45 KB
-    case 96:   // 53 KB
-    case 128:  // decoders: 70 KB, so two blocks fit the 163 KB of sm_80, too
-    default:
-      return {.warps = 4, .m = 2, .keys = 64, .blocks = 2};
+  if (head_dim > 96) {
+    // Decoders. 64 keys would spill. 52 KB of shared memory.
+    return {.warps = 4, .m = 2, .keys = 32, .blocks = 2};
   }
+  // Vision towers and small models: 37 KB for a head_dim of 64, 53 KB for 96.
+  return {.warps = 4, .m = 2, .keys = 64, .blocks = 2};
 }
 
 template <int head_dim>
@@ -73,16 +72,19 @@ __device__ float quad_sum(float value) {
   return value + __shfl_xor_sync(all_lanes, value, 2);
 }
 
-// Scores of a row from `visible` on become -inf.
+// Scores of keys that their row does not see become -inf: of this lane's first row those from `seen`
+// on, of the next rows one more each where the mask is causal, and all from `keys` on.
 template <int m, int n>
-__device__ __forceinline__ void mask_scores(MmaSums<m, n>& scores, const int (&visible)[m][2]) {
+__device__ __forceinline__ void mask_scores(MmaSums<m, n>& scores, Mask mask, int seen, int keys) {
 #pragma unroll
   for (int i = 0; i < m; ++i) {
 #pragma unroll
     for (int j = 0; j < n; ++j) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        if (8 * j + lane() % 4 * 2 + c % 2 >= visible[i][c / 2]) scores[i][j][c] = -infinity;
+        const int key = 8 * j + lane() % 4 * 2 + c % 2, row = 16 * i + 8 * (c / 2);
+        const bool sees = mask == Mask::full || key < seen + row;
+        if (!sees || key >= keys) scores[i][j][c] = -infinity;
       }
     }
   }
@@ -140,29 +142,25 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
   if (rows <= 0) return;
 
   const int kv_head = head / (problem.heads / problem.kv_heads);
-  const HeadRows<const bf16> q(op.q, head, problem.heads, problem.head_dim);
-  const HeadRows<const bf16> k(op.k, kv_head, problem.kv_heads, problem.head_dim);
-  const HeadRows<const bf16> v(op.v, kv_head, problem.kv_heads, problem.head_dim);
+  using Copier = RowCopier<shape.threads(), head_dim>;
+  const Copier q({op.q, head, problem.heads, problem.head_dim}, document.query_begin + first, rows);
+  const Copier k({op.k, kv_head, problem.kv_heads, problem.head_dim}, document.key_begin,
+                 document.keys);
+  const Copier v({op.v, kv_head, problem.kv_heads, problem.head_dim}, document.key_begin,
+                 document.keys);
   const auto visible_keys = [&](int row) {
     return static_cast<int>(document.visible_keys(problem.mask, first + row));
   };
   auto& shared = shared_storage<Storage<head_dim>>();
-  const auto copy_keys = [&](auto& tile, const HeadRows<const bf16>& from, int key) {
-    copy_rows<shape.threads()>(tile, from, document.key_begin + key, document.keys - key);
-    cp_async_commit();
-  };
-
   // This warp's rows, and the keys that its last one sees: none where it has no rows.
-  const int warp_row = static_cast<int>(threadIdx.x) / 32 * 16 * m;
+  const int warp_row = warp() * 16 * m;
   const int warp_seen = warp_row < rows ? visible_keys(min(warp_row + 16 * m, rows) - 1) : 0;
-  int visible[m][2];
   RunningRows<m> running;
   MmaSums<m, head_dim / 8> out;
 #pragma unroll
   for (int i = 0; i < m; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      visible[i][half] = visible_keys(warp_row + 16 * i + 8 * half + lane() / 4);
       running.max[i][half] = -infinity;
       running.sum[i][half] = 0.0f;
     }
@@ -173,18 +171,20 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
     }
   }
 
-  const float scale = problem.scale * log2_e;
+  const int diagonal = first + 1 + document.keys - document.queries;  // keys that row 0 sees
   const int seen = visible_keys(rows - 1);
   // Every row of the warp sees all keys of the tiles before this one.
   const int whole = warp_row < rows ? visible_keys(warp_row) / shape.keys * shape.keys : 0;
   if (seen > 0) {
-    copy_rows<shape.threads()>(shared.q, q, document.query_begin + first, rows);
-    copy_keys(shared.k, k, 0);
+    q.copy(shared.q, 0);
+    k.copy(shared.k, 0);
+    cp_async_commit();
   }
   for (int key = 0; key < seen; key += shape.keys) {
     cp_async_wait<0>();
     __syncthreads();  // K is there, and the V before is no longer read
-    copy_keys(shared.v, v, key);
+    v.copy(shared.v, key);
+    cp_async_commit();
 
     MmaSums<m, n> scores;
     const int used = min(warp_seen - key, shape.keys);
@@ -193,21 +193,17 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
       multiply_transposed<m, n>(shared.q, warp_row, shared.k, 0, scores);
     } else if (used > 0) {
       multiply_transposed<m, n>(shared.q, warp_row, shared.k, 0, scores, used);
-      int in_tile[m][2];
-#pragma unroll
-      for (int i = 0; i < m; ++i) {
-        in_tile[i][0] = visible[i][0] - key;
-        in_tile[i][1] = visible[i][1] - key;
-      }
-      mask_scores<m, n>(scores, in_tile);
+      mask_scores<m, n>(scores, problem.mask, diagonal + warp_row + lane() / 4 - key,
+                        document.keys - key);
     }
 
     cp_async_wait<0>();
     __syncthreads();  // V is there, and K is no longer read
-    if (key + shape.keys < seen) copy_keys(shared.k, k, key + shape.keys);
+    if (key + shape.keys < seen) k.copy(shared.k, key + shape.keys);
+    cp_async_commit();
 
     if (used <= 0) continue;
-    online_softmax<m, n>(scores, scale, running, out);
+    online_softmax<m, n>(scores, op.log2_scale, running, out);
     if (cut) {
       multiply_add<m, n>(scores, shared.v, 0, out, used);
     } else {
@@ -248,7 +244,8 @@ void launch_forward(Stream& stream, const AttentionForward& op) {
                         .k = op.k.data<bf16>(),
                         .v = op.v.data<bf16>(),
                         .out = op.out.data<bf16>(),
-                        .log_sum_exp = op.log_sum_exp.data<float>()};
+                        .log_sum_exp = op.log_sum_exp.data<float>(),
+                        .log2_scale = op.scale * log2_e};
   const Extent3 grid =
       grid_of("AttentionForward", slots(forward.problem.packing, Axis::queries, shape.rows()),
               forward.problem.heads);

@@ -55,10 +55,10 @@ inline Extent3 grid_of(const char* name, std::int64_t slots, int heads) {
 template <class T>
 struct HeadRows {
   __device__ HeadRows(T* tensor, int head, int heads, int dim)
-      : data(tensor + head * dim), stride(std::int64_t{heads} * dim), head_dim(dim) {}
+      : data(tensor + head * dim), stride(heads * dim), head_dim(dim) {}
 
-  T* data;  // of token 0
-  std::int64_t stride;
+  T* data;     // of token 0
+  int stride;  // elements
   int head_dim;
 };
 

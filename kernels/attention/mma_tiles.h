@@ -32,24 +32,51 @@ using MmaSums = float[m][n][4];
 __device__ inline int lane() {
   return static_cast<int>(threadIdx.x) % 32;
 }
-
-// Queues the copy of rows [first, first + count) to the tile's first rows. What the tile has beyond
-// them and beyond head_dim becomes zero.
-template <int threads, int head_dim, int rows>
-__device__ void copy_rows(MmaRows<head_dim, rows>& tile, const HeadRows<const bf16>& from,
-                          std::int64_t first, int count) {
-  constexpr int units = MmaRows<head_dim, rows>::units;
-  static_assert(rows * units % threads == 0);
-#pragma unroll
-  for (int i = 0; i < rows * units / threads; ++i) {
-    const int unit = i * threads + static_cast<int>(threadIdx.x);
-    const int r = unit / units, c = unit % units * 8;
-    const bool inside = r < count && c < from.head_dim;
-    // A copy of nothing still has a legal address.
-    const bf16* const source = inside ? from.data + (first + r) * from.stride + c : from.data;
-    cp_async_16(&tile.row[r][c], source, inside ? 16 : 0);
-  }
+// The same for the lanes, which the compiler sees from the shuffle: no code for diverged warps.
+__device__ inline int warp() {
+  return __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / 32, 0);
 }
+
+// Copies rows of one head to tiles of shared memory. A thread copies one column of units in steps of
+// some rows, so that it keeps one address.
+template <int threads, int head_dim>
+class RowCopier {
+ public:
+  // Of `rows` rows from `first` on.
+  __device__ RowCopier(const HeadRows<const bf16>& from, int first, int rows)
+      : source_(from.data + std::int64_t{first + row()} * from.stride + column()),
+        stride_(from.stride),
+        rows_(column() < from.head_dim ? rows - row() : 0) {}
+
+  // Queues the copy of rows [begin, begin + tile_rows). Those that are not there become zero, and so
+  // does what the tile has beyond head_dim.
+  template <int tile_rows>
+  __device__ __forceinline__ void copy(MmaRows<head_dim, tile_rows>& tile, int begin) const {
+    static_assert(tile_rows % step == 0);
+    if (column() >= head_dim) return;
+    const bf16* source = source_ + std::int64_t{begin} * stride_;
+    bf16* const destination = &tile.row[row()][column()];
+#pragma unroll
+    for (int i = 0; i < tile_rows; i += step) {
+      cp_async_16(destination + i * tile.pitch, source, begin + i < rows_ ? 16 : 0);
+      source += step * stride_;
+    }
+  }
+
+ private:
+  static constexpr int lanes = head_dim <= 64 ? 8 : 16;  // of a row
+  static constexpr int step = threads / lanes;
+  __device__ static int row() {
+    return static_cast<int>(threadIdx.x) / lanes;
+  }
+  __device__ static int column() {
+    return static_cast<int>(threadIdx.x) % lanes * 8;
+  }
+
+  const bf16* source_;
+  int stride_;
+  int rows_;  // from this thread's first row on
+};
 
 // sums = a·bᵀ for rows [a_row, a_row + 16·m) of a and [b_row, b_row + 8·n) of b, of which only the
 // first `used` are multiplied, rounded up to 16.
