@@ -7,6 +7,7 @@
 
 namespace orchard::GPU_NAMESPACE {
 
+void register_attention(OperationTable&);
 void register_gemm(OperationTable&);
 void register_norm(OperationTable&);
 
