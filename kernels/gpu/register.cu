@@ -3,7 +3,9 @@
 namespace orchard::GPU_NAMESPACE {
 
 void register_operations(OperationTable& table) {
+  register_embedding(table);
   register_norm(table);
+  register_permute(table);
 }
 
 }  // namespace orchard::GPU_NAMESPACE

@@ -7,7 +7,9 @@
 
 namespace orchard::GPU_NAMESPACE {
 
+void register_embedding(OperationTable&);
 void register_norm(OperationTable&);
+void register_permute(OperationTable&);
 
 void register_operations(OperationTable&);  // all of the above
 

@@ -3,6 +3,7 @@
 // compares what comes back.
 #pragma once
 
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -84,6 +85,14 @@ class DeviceTest : public ::testing::TestWithParam<std::tuple<DeviceKind, Case>>
 
   const Case& parameter() const { return std::get<1>(this->GetParam()); }
   Stream& stream() const { return *stream_; }
+
+  // Afterwards the host tensors hold what the operation wrote.
+  template <class Operation>
+  void run_and_download(const Operation& op, std::initializer_list<OnDevice*> outputs) {
+    run(stream(), op);
+    for (OnDevice* const output : outputs) output->download();
+    stream().synchronize();
+  }
 
  private:
   std::unique_ptr<Device> device_;
