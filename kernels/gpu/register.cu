@@ -6,6 +6,7 @@ void register_operations(OperationTable& table) {
   register_embedding(table);
   register_norm(table);
   register_permute(table);
+  register_router(table);
 }
 
 }  // namespace orchard::GPU_NAMESPACE

@@ -10,6 +10,7 @@ namespace orchard::GPU_NAMESPACE {
 void register_embedding(OperationTable&);
 void register_norm(OperationTable&);
 void register_permute(OperationTable&);
+void register_router(OperationTable&);
 
 void register_operations(OperationTable&);  // all of the above
 
