@@ -3,6 +3,7 @@
 namespace orchard::GPU_NAMESPACE {
 
 void register_operations(OperationTable& table) {
+  register_convolution(table);
   register_embedding(table);
   register_norm(table);
   register_permute(table);

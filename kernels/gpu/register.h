@@ -7,6 +7,7 @@
 
 namespace orchard::GPU_NAMESPACE {
 
+void register_convolution(OperationTable&);
 void register_embedding(OperationTable&);
 void register_norm(OperationTable&);
 void register_permute(OperationTable&);

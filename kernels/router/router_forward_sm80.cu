@@ -147,8 +147,9 @@ __device__ void route_token(const Router& op, std::int64_t token, const Softmax<
     float p = 0;
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      if (expert / 32 == i) p = row.p[i];
-      if (expert == lane + 32 * i) keys[i] = 0;
+      const bool own = expert == lane + 32 * i;
+      p = own ? row.p[i] : p;
+      keys[i] = own ? 0 : keys[i];
     }
     last_p = __shfl_sync(all_lanes, p, expert % 32);
     scale += last_p;
