@@ -164,41 +164,43 @@ struct TableGradient {
   float* d_table;  // [vocab, hidden]
 };
 
-// A warp stands at one place of the sorted order, for a run of columns; where an id begins it adds
-// up all tokens of that id, eight rows in flight.
+// A warp stands at one place of the sorted order, for a run of columns. Where an id begins it adds
+// up all tokens of that id: 32 of them are looked up at once, eight rows are in flight.
 template <class T, int n>
 __global__ void __launch_bounds__(32 * warps_per_block)
     add_to_table(const T* d_y, TableGradient op) {
   constexpr int in_flight = 8;
-  const int begin =
-      static_cast<int>(blockIdx.x) * warps_per_block + static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int begin = static_cast<int>(blockIdx.x) * warps_per_block + warp;
   if (begin >= op.tokens) return;
   const int id = load(op.sorted.ids + begin);
   if (id >= op.vocab || (begin > 0 && load(op.sorted.ids + begin - 1) == id)) return;
-  const std::int64_t column =
-      (static_cast<std::int64_t>(blockIdx.y) * 32 + static_cast<int>(threadIdx.x) % 32) * n;
-  if (column >= op.hidden) return;
+  const std::int64_t column = (static_cast<std::int64_t>(blockIdx.y) * 32 + lane) * n;
+  const bool inside = column < op.hidden;
   float* const target = op.d_table + id * op.hidden + column;
-  Values<n> total = load_values<n>(target);
-  for (int first = begin, run = in_flight; run == in_flight; first += in_flight) {
-    Piece<T, n> rows[in_flight];
-    run = 0;
+  Values<n> total{};
+  if (inside) total = load_values<n>(target);
+  for (int first = begin, run = 32; run == 32; first += 32) {
+    const bool same = first + lane < op.tokens && load(op.sorted.ids + first + lane) == id;
+    const int token = same ? load(op.sorted.tokens + first + lane) : 0;
+    run = __popc(__ballot_sync(all_lanes, same));
+    for (int done = 0; done < run; done += in_flight) {
+      Piece<T, n> rows[in_flight];
 #pragma unroll
-    for (int i = 0; i < in_flight; ++i) {
-      const int at = first + i;
-      const bool same = at < op.tokens && load(op.sorted.ids + at) == id;
-      rows[i] = same ? load_piece<n>(d_y + load(op.sorted.tokens + at) * op.hidden + column)
-                     : Piece<T, n>{};
-      run += same;
-    }
+      for (int i = 0; i < in_flight; ++i) {
+        const std::int64_t row = __shfl_sync(all_lanes, token, done + i);
+        rows[i] = inside && done + i < run ? load_piece<n>(d_y + row * op.hidden + column)
+                                           : Piece<T, n>{};
+      }
 #pragma unroll
-    for (int i = 0; i < in_flight; ++i) {
-      const Values<n> row = values_of(rows[i]);
+      for (int i = 0; i < in_flight; ++i) {
+        const Values<n> row = values_of(rows[i]);
 #pragma unroll
-      for (int j = 0; j < n; ++j) total.value[j] += i < run ? row.value[j] : 0.0f;
+        for (int j = 0; j < n; ++j) total.value[j] += done + i < run ? row.value[j] : 0.0f;
+      }
     }
   }
-  store_values(target, total);
+  if (inside) store_values(target, total);
 }
 
 template <class T>

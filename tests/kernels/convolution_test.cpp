@@ -3,7 +3,7 @@
 
 #include <omp.h>
 
-#include "tests/kernels/device_test.h"
+#include "tests/kernels/thread_orders.h"
 
 namespace orchard::testing {
 namespace {
@@ -217,6 +217,20 @@ INSTANTIATE_TEST_SUITE_P(
                                          PoolCase{DType::bf16, 2, 27, 13, 12, 5, 31},
                                          PoolCase{DType::bf16, 4, 6, 6, 1, 1, 512})),
     device_test_name<PoolCase>);
+
+TEST(ConvolutionOnGpu, SumsAlikeInEveryOrderOfThreads) {
+  Guarded x = random_normal(DType::bf16, {3, 6, 5, 40}, 1),
+          d_y = random_normal(DType::bf16, {3, 6, 5, 40}, 2);
+  expect_same_in_every_thread_order([&](Stream& stream) {
+    Guarded d_weight = random_normal(DType::f32, {40, 3, 3}, 3), mean(DType::bf16, {3, 1, 1, 40});
+    OnDevice x_d(stream, x), d_y_d(stream, d_y), d_weight_d(stream, d_weight), mean_d(stream, mean);
+    run(stream, DepthwiseConv3x3BackwardWeight{.x = x_d, .d_y = d_y_d, .d_weight = d_weight_d});
+    run(stream, AdaptiveAveragePoolForward{.x = x_d, .y = mean_d});
+    for (OnDevice* const output : {&d_weight_d, &mean_d}) output->download();
+    stream.synchronize();
+    return std::vector<Guarded>{d_weight, mean};
+  });
+}
 
 TEST(ConvolutionErrors, NameTheOperand) {
   Guarded x = zeros(DType::f32, {1, 2, 2, 4}), y = zeros(DType::f32, {1, 2, 2, 5});

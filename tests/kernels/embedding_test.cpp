@@ -3,7 +3,7 @@
 
 #include <omp.h>
 
-#include "tests/kernels/device_test.h"
+#include "tests/kernels/thread_orders.h"
 #include "tests/message_of.h"
 
 namespace orchard::testing {
@@ -99,6 +99,19 @@ INSTANTIATE_TEST_SUITE_P(
                                          EmbeddingCase{DType::f32, 530, 2, 0, 8},
                                          EmbeddingCase{DType::bf16, 2100, 70000, 40, 24})),
     device_test_name<EmbeddingCase>);
+
+TEST(EmbeddingOnGpu, AddsAlikeInEveryOrderOfThreads) {
+  Guarded d_y = random_normal(DType::bf16, {400, 40}, 1), ids(DType::i32, {400});
+  for (std::int64_t t = 0; t < 400; ++t) ids.set(t, static_cast<double>(t * t % 300 - 7));
+  expect_same_in_every_thread_order([&](Stream& stream) {
+    Guarded d_table = random_normal(DType::f32, {300, 40}, 2);
+    OnDevice d_y_d(stream, d_y), ids_d(stream, ids), d_table_d(stream, d_table);
+    run(stream, EmbeddingBackward{.d_y = d_y_d, .sources = ids_d, .d_table = d_table_d});
+    d_table_d.download();
+    stream.synchronize();
+    return std::vector<Guarded>{d_table};
+  });
+}
 
 TEST(EmbeddingErrors, NameTheTokenItsIdAndTheVocabulary) {
   Guarded table = zeros(DType::f32, {10, 4}), visual = zeros(DType::f32, {2, 4});

@@ -5,7 +5,7 @@
 
 #include <optional>
 
-#include "tests/kernels/device_test.h"
+#include "tests/kernels/thread_orders.h"
 
 namespace orchard::testing {
 namespace {
@@ -239,6 +239,73 @@ INSTANTIATE_TEST_SUITE_P(
                                          // several blocks of the counting sort
                                          Case{DType::f32, 1531, 3, 9, 1, Routing::some_dropped})),
     device_test_name<Case>);
+
+TEST(PermuteOnGpu, PlansAlikeInEveryOrderOfThreads) {
+  const Case c{DType::f32, 900, 3, 20, 1, Routing::some_dropped};
+  expect_same_in_every_thread_order([&](Stream& stream) {
+    Plan plan(c);
+    const PlanOnDevice on_device(stream, plan);
+    return std::vector<Guarded>{plan.row_offsets, plan.source, plan.slot};
+  });
+}
+
+// Rows of 1024 bf16 are 4 requests of 16 sectors. Each is read and written once, d_y too, however
+// many choices need it.
+TEST(PermuteOnGpu, MovesEachRowOnceInFullSectors) {
+  const Case c{DType::bf16, 12, 3, 4, 1024, Routing::random};
+  constexpr std::uint64_t requests = 4, tokens = 12, choices = 12 * 3;
+  const auto device = make_simt_device({.counting = simt::Counting::on});
+  const auto stream = device->make_stream();
+  Plan plan(c);
+  PlanOnDevice on_device(*stream, plan);
+  const std::int64_t max_rows = plan.source.size();
+  Guarded x = random_normal(c.dtype, {c.tokens, c.hidden}, 1), y = x;
+  Guarded rows = zeros(c.dtype, {max_rows, c.hidden}), d_rows = rows;
+  Guarded gates = random_normal(DType::f32, plan.slot.shape(), 2), d_gates = gates;
+  OnDevice x_d(*stream, x), y_d(*stream, y), rows_d(*stream, rows), d_rows_d(*stream, d_rows);
+  OnDevice gates_d(*stream, gates), d_gates_d(*stream, d_gates);
+  const auto in_use = static_cast<std::uint64_t>(plan.row_offsets.at(c.experts));
+  const auto counters_of = [&](const auto& op) {
+    stream->synchronize();
+    device->reset_counters();
+    run(*stream, op);
+    stream->synchronize();
+    return device->counters();
+  };
+  // Beside the rows, a warp loads one word per index, gate or offset: a request of one sector.
+  const auto expect = [](const simt::AccessCounters& actual, std::uint64_t vectors,
+                         std::uint64_t words, const char* what) {
+    EXPECT_EQ(actual.requests, vectors + words) << what;
+    EXPECT_EQ(actual.sectors, 16 * vectors + words) << what;
+  };
+  simt::Counters n = counters_of(DispatchForward{
+      .x = x_d, .source = on_device.source, .row_offsets = on_device.row_offsets, .rows = rows_d});
+  expect(n.loads, requests * choices, static_cast<std::uint64_t>(max_rows) + in_use, "dispatch");
+  expect(n.stores, requests * in_use, 0, "dispatch");
+  n = counters_of(
+      CombineForward{.rows = rows_d, .slot = on_device.slot, .gates = gates_d, .y = y_d});
+  expect(n.loads, requests * choices, 2 * choices, "combine");
+  expect(n.stores, requests * tokens, 0, "combine");
+  n = counters_of(
+      DispatchBackward{.d_rows = rows_d, .slot = on_device.slot, .d_extra = x_d, .d_x = y_d});
+  expect(n.loads, requests * (choices + tokens), choices, "dispatch backward");
+  expect(n.stores, requests * tokens, 0, "dispatch backward");
+  n = counters_of(CombineBackward{.rows = rows_d,
+                                  .source = on_device.source,
+                                  .slot = on_device.slot,
+                                  .gates = gates_d,
+                                  .row_offsets = on_device.row_offsets,
+                                  .d_y = x_d,
+                                  .d_rows = d_rows_d,
+                                  .d_gates = d_gates_d});
+  // And the search for padding, 32 rows a warp and four warps a block: each loads the number of
+  // rows, and 32 sources where there are rows, four sectors.
+  const std::uint64_t warps = (static_cast<std::uint64_t>(max_rows) + 127) / 128 * 4;
+  const std::uint64_t vectors = requests * (choices + tokens), searches = in_use / 32;
+  EXPECT_EQ(n.loads.requests, vectors + 2 * choices + warps + searches);
+  EXPECT_EQ(n.loads.sectors, 16 * vectors + 2 * choices + warps + 4 * searches);
+  expect(n.stores, requests * in_use, choices, "combine backward");
+}
 
 TEST(PermuteErrors, NameTheExpertAndTheRowsNeeded) {
   Guarded experts = integers({2, 1}, std::vector<int>{0, 3});

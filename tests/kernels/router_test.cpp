@@ -6,7 +6,7 @@
 #include <numeric>
 #include <variant>
 
-#include "tests/kernels/device_test.h"
+#include "tests/kernels/thread_orders.h"
 
 namespace orchard::testing {
 namespace {
@@ -444,6 +444,17 @@ TEST(RouterCapacity, FollowsThePublishedExamples) {
   EXPECT_EQ(expert_capacity(3, 1.0f, 40), 1) << "at least one token";
   EXPECT_EQ(expert_capacity(0, 2.0f, 8), 1);
   EXPECT_EQ(expert_capacity(100, 0.9f, 9), 10) << "0.9f stands for the decimal 0.9";
+}
+
+TEST(RouterOnGpu, RoutesAlikeInEveryOrderOfThreads) {
+  const Case c{40, 2, 1.0f, BalanceCounts::all_choices, {70, 9}, {67, 9}};
+  const Guarded logits = random_normal(DType::f32, {79, 40}, 9);
+  expect_same_in_every_thread_order([&](Stream& stream) {
+    const Forward f(stream, c, logits);
+    return std::vector<Guarded>{f.probabilities, f.log_sum_exp, f.chosen,    f.experts,
+                                f.gates,         f.margins,     f.fractions, f.balance_loss,
+                                f.z_loss,        f.counts};
+  });
 }
 
 TEST(RouterErrors, NameTheReplayedToken) {
