@@ -3,6 +3,7 @@
 //
 //   __global__, __device__, __launch_bounds__, threadIdx, blockIdx, blockDim, gridDim, uint4, ...
 //   __syncthreads, __syncwarp, __shfl_*_sync, __ballot_sync, __any_sync, __all_sync
+//   atomicAdd on integers, __popc, __ffs
 //   launch(stream, shape, kernel, arguments...)   instead of <<<>>>
 //   shared_storage<Storage>()                     the block's shared memory, instead of __shared__
 //   load(p), load_readonly(p), store(p, value)    global memory, one instruction of sizeof(T) bytes

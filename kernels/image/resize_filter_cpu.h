@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/cpu/scratch.h"
+#include "kernels/device/scratch.h"
 #include "kernels/image/bicubic.h"
 
 namespace orchard::cpu {

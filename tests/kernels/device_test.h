@@ -3,8 +3,11 @@
 // compares what comes back.
 #pragma once
 
+<<<<<<< HEAD
 #include <omp.h>
 
+=======
+>>>>>>> moe-gpu
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -134,6 +137,14 @@ class DeviceTest : public ::testing::TestWithParam<std::tuple<DeviceKind, Case>>
   DeviceKind kind() const { return std::get<0>(this->GetParam()); }
   Stream& stream() const { return *stream_; }
   OnDevice on_device(Guarded& host, int shift = 0) const { return OnDevice(stream(), host, shift); }
+
+  // Afterwards the host tensors hold what the operation wrote.
+  template <class Operation>
+  void run_and_download(const Operation& op, std::initializer_list<OnDevice*> outputs) {
+    run(stream(), op);
+    for (OnDevice* const output : outputs) output->download();
+    stream().synchronize();
+  }
 
  private:
   std::unique_ptr<Device> device_;

@@ -4,8 +4,9 @@
 #include <omp.h>
 
 #include <numeric>
+#include <variant>
 
-#include "tests/kernels/op_test.h"
+#include "tests/kernels/thread_orders.h"
 
 namespace orchard::testing {
 namespace {
@@ -32,7 +33,7 @@ struct Case {
 
 // One forward run with all its tensors.
 struct Forward {
-  Forward(const Case& c, const Guarded& input, const Guarded* replay = nullptr)
+  Forward(Stream& stream, const Case& c, const Guarded& input, const Guarded* replay = nullptr)
       : logits(input),
         offsets(integers({c.sequences() + 1}, c.offsets())),
         real(integers({c.sequences()}, c.real)),
@@ -47,25 +48,35 @@ struct Forward {
         z_loss(DType::f32, {c.sequences()}),
         counts(DType::i32, {2, c.experts}) {
     Guarded replayed = replay ? *replay : zeros(DType::i32, {1});
-    const auto stream = cpu_device().make_stream();
-    run(*stream, RouterForward{.logits = logits,
-                               .sequence_offsets = offsets,
-                               .real_tokens = real,
-                               .replay = replay ? replayed.tensor() : Tensor(),
-                               .k = c.k,
-                               .capacity_factor = c.capacity_factor,
-                               .balance_counts = c.counts,
-                               .probabilities = probabilities,
-                               .log_sum_exp = log_sum_exp,
-                               .chosen = chosen,
-                               .experts = experts,
-                               .gates = gates,
-                               .margins = margins,
-                               .choice_fractions = fractions,
-                               .balance_loss = balance_loss,
-                               .z_loss = z_loss,
-                               .expert_counts = counts});
-    stream->synchronize();
+    OnDevice logits_d(stream, logits), offsets_d(stream, offsets), real_d(stream, real);
+    OnDevice replayed_d(stream, replayed), probabilities_d(stream, probabilities);
+    OnDevice log_sum_exp_d(stream, log_sum_exp), chosen_d(stream, chosen);
+    OnDevice experts_d(stream, experts), gates_d(stream, gates), margins_d(stream, margins);
+    OnDevice fractions_d(stream, fractions), balance_loss_d(stream, balance_loss);
+    OnDevice z_loss_d(stream, z_loss), counts_d(stream, counts);
+    run(stream, RouterForward{.logits = logits_d,
+                              .sequence_offsets = offsets_d,
+                              .real_tokens = real_d,
+                              .replay = replay ? replayed_d.tensor() : Tensor(),
+                              .k = c.k,
+                              .capacity_factor = c.capacity_factor,
+                              .balance_counts = c.counts,
+                              .probabilities = probabilities_d,
+                              .log_sum_exp = log_sum_exp_d,
+                              .chosen = chosen_d,
+                              .experts = experts_d,
+                              .gates = gates_d,
+                              .margins = margins_d,
+                              .choice_fractions = fractions_d,
+                              .balance_loss = balance_loss_d,
+                              .z_loss = z_loss_d,
+                              .expert_counts = counts_d});
+    for (OnDevice* const output :
+         {&probabilities_d, &log_sum_exp_d, &chosen_d, &experts_d, &gates_d, &margins_d,
+          &fractions_d, &balance_loss_d, &z_loss_d, &counts_d}) {
+      output->download();
+    }
+    stream.synchronize();
   }
 
   bool operator==(const Forward&) const = default;
@@ -185,59 +196,72 @@ struct Reference {
       counts;
 };
 
-class Router : public ::testing::TestWithParam<Case> {
+class Router : public DeviceTest<Case> {
  protected:
   Guarded logits() const {
-    return random_normal(DType::f32, {GetParam().tokens(), GetParam().experts}, 7, 1.5);
+    return random_normal(DType::f32, {parameter().tokens(), parameter().experts}, 7, 1.5);
+  }
+
+  void expect_forward() {
+    const Case& c = parameter();
+    const Forward actual(stream(), c, logits());
+    const Reference expected(c, logits().values());
+    expect_close(actual.probabilities, expected.p, bound, "probabilities");
+    expect_close(actual.log_sum_exp, expected.log_sum_exp, bound, "log_sum_exp");
+    EXPECT_EQ(actual.chosen.values(), expected.chosen);
+    EXPECT_EQ(actual.experts.values(), expected.kept);
+    EXPECT_EQ(actual.counts.values(), expected.counts);
+    expect_close(actual.gates, expected.gates, bound, "gates");
+    expect_close(actual.margins, expected.margins, bound, "margins", 1.0);  // difference of p <= 1
+    expect_close(actual.fractions, expected.fractions, bound, "choice_fractions");
+    expect_close(actual.balance_loss, expected.balance_loss, bound, "balance_loss");
+    expect_close(actual.z_loss, expected.z_loss, 2 * bound, "z_loss");  // a square: twice the error
+    EXPECT_TRUE(actual == Forward(stream(), c, logits())) << "two runs differ";
   }
 };
 
 TEST_P(Router, ForwardMatchesReference) {
-  const Case& c = GetParam();
-  const Forward actual(c, logits());
-  const Reference expected(c, logits().values());
-  expect_close(actual.probabilities, expected.p, bound, "probabilities");
-  expect_close(actual.log_sum_exp, expected.log_sum_exp, bound, "log_sum_exp");
-  EXPECT_EQ(actual.chosen.values(), expected.chosen);
-  EXPECT_EQ(actual.experts.values(), expected.kept);
-  EXPECT_EQ(actual.counts.values(), expected.counts);
-  expect_close(actual.gates, expected.gates, bound, "gates");
-  expect_close(actual.margins, expected.margins, bound, "margins", 1.0);  // difference of p <= 1
-  expect_close(actual.fractions, expected.fractions, bound, "choice_fractions");
-  expect_close(actual.balance_loss, expected.balance_loss, bound, "balance_loss");
-  expect_close(actual.z_loss, expected.z_loss, 2 * bound, "z_loss");  // a square: twice the error
-  EXPECT_TRUE(actual == Forward(c, logits())) << "two runs differ";
+  expect_forward();
+}
+
+// More tokens than the finite differences of the other tests can afford.
+class LongRouter : public Router {};
+TEST_P(LongRouter, ForwardMatchesReference) {
+  expect_forward();
 }
 
 TEST_P(Router, ReplayOfTheOwnChoicesChangesNothing) {
-  const Case& c = GetParam();
-  const Forward first(c, logits());
-  const Forward again(c, logits(), &first.chosen);
+  const Case& c = parameter();
+  const Forward first(stream(), c, logits());
+  const Forward again(stream(), c, logits(), &first.chosen);
   EXPECT_TRUE(first == again);
 }
 
 TEST_P(Router, BackwardMatchesFiniteDifferences) {
-  const Case& c = GetParam();
-  Forward forward(c, logits());
+  const Case& c = parameter();
+  Forward forward(stream(), c, logits());
   Guarded d_gates = random_normal(DType::f32, {c.tokens(), c.k}, 8);
   Guarded d_logits(DType::f32, {c.tokens(), c.experts});
   const float balance_scale = 0.7f, z_scale = 0.03f;
-  const auto stream = cpu_device().make_stream();
-  const RouterBackward op{.probabilities = forward.probabilities,
-                          .log_sum_exp = forward.log_sum_exp,
-                          .chosen = forward.chosen,
-                          .experts = forward.experts,
-                          .choice_fractions = forward.fractions,
-                          .sequence_offsets = forward.offsets,
-                          .real_tokens = forward.real,
-                          .d_gates = d_gates,
+  OnDevice probabilities_d(stream(), forward.probabilities), chosen_d(stream(), forward.chosen);
+  OnDevice log_sum_exp_d(stream(), forward.log_sum_exp), experts_d(stream(), forward.experts);
+  OnDevice fractions_d(stream(), forward.fractions), offsets_d(stream(), forward.offsets);
+  OnDevice real_d(stream(), forward.real), d_gates_d(stream(), d_gates);
+  OnDevice d_logits_d(stream(), d_logits);
+  const RouterBackward op{.probabilities = probabilities_d,
+                          .log_sum_exp = log_sum_exp_d,
+                          .chosen = chosen_d,
+                          .experts = experts_d,
+                          .choice_fractions = fractions_d,
+                          .sequence_offsets = offsets_d,
+                          .real_tokens = real_d,
+                          .d_gates = d_gates_d,
                           .k = c.k,
                           .balance_counts = c.counts,
                           .balance_scale = balance_scale,
                           .z_scale = z_scale,
-                          .d_logits = d_logits};
-  run(*stream, op);
-  stream->synchronize();
+                          .d_logits = d_logits_d};
+  run_and_download(op, {&d_logits_d});
 
   // The choices, and with them f_e and the drops, are held fixed, as the gradient holds them.
   const std::vector<double> chosen = forward.chosen.values();
@@ -265,44 +289,51 @@ TEST_P(Router, BackwardMatchesFiniteDifferences) {
   expect_close(d_logits, expected, 2 * bound, "d_logits", 1.0);
 
   const Guarded first = d_logits;
-  run(*stream, op);
-  stream->synchronize();
+  run_and_download(op, {&d_logits_d});
   EXPECT_TRUE(first == d_logits) << "two runs differ";
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, Router,
-    ::testing::Values(
-        Case{1, 1, 0, BalanceCounts::first_choice, {1}, {1}},
-        Case{2, 2, 1.0f, BalanceCounts::first_choice, {9, 3}, {9, 3}},
-        Case{8, 2, 0, BalanceCounts::first_choice, {33}, {33}},
-        Case{8, 2, 1.0f, BalanceCounts::first_choice, {20, 1, 5, 0, 13}, {17, 1, 0, 0, 13}},
-        Case{8, 1, 0.5f, BalanceCounts::all_choices, {29}, {29}},
-        Case{17, 3, 1.25f, BalanceCounts::all_choices, {23, 6}, {19, 6}},
-        Case{64, 8, 2.0f, BalanceCounts::all_choices, {12}, {11}},
-        Case{130, 5, 0, BalanceCounts::first_choice, {7}, {7}},
-        Case{8, 2, 2.0f, BalanceCounts::first_choice, {0}, {0}}));
+    ::testing::Combine(
+        every_device(),
+        ::testing::Values(
+            Case{1, 1, 0, BalanceCounts::first_choice, {1}, {1}},
+            Case{2, 2, 1.0f, BalanceCounts::first_choice, {9, 3}, {9, 3}},
+            Case{8, 2, 0, BalanceCounts::first_choice, {33}, {33}},
+            Case{8, 2, 1.0f, BalanceCounts::first_choice, {20, 1, 5, 0, 13}, {17, 1, 0, 0, 13}},
+            Case{8, 1, 0.5f, BalanceCounts::all_choices, {29}, {29}},
+            Case{17, 3, 1.25f, BalanceCounts::all_choices, {23, 6}, {19, 6}},
+            Case{64, 8, 2.0f, BalanceCounts::all_choices, {12}, {11}},
+            Case{130, 5, 0, BalanceCounts::first_choice, {7}, {7}},
+            Case{8, 2, 2.0f, BalanceCounts::first_choice, {0}, {0}})),
+    device_test_name<Case>);
+
+// Several slices a sequence, and as many experts and choices as the GPU kernels take.
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, LongRouter,
+    ::testing::Combine(
+        every_device(),
+        ::testing::Values(
+            Case{40, 2, 1.0f, BalanceCounts::first_choice, {150, 64, 65}, {131, 64, 1}},
+            Case{256, 8, 0.75f, BalanceCounts::all_choices, {70}, {66}},
+            Case{33, 3, 0, BalanceCounts::all_choices, {0, 129, 0}, {0, 128, 0}})),
+    device_test_name<Case>);
 
 // --- exact cases ---
+
+using RouterRules = DeviceTest<std::monostate>;
 
 Case one_sequence(std::int64_t tokens, std::int64_t experts, int k, float factor) {
   const int n = static_cast<int>(tokens);
   return {experts, k, factor, BalanceCounts::first_choice, {n}, {n}};
 }
 
-TEST(RouterCapacity, FollowsThePublishedExamples) {
-  EXPECT_EQ(expert_capacity(50, 2.5f, 40), 3);
-  EXPECT_EQ(expert_capacity(8192, 2.5f, 40), 512);
-  EXPECT_EQ(expert_capacity(3, 1.0f, 40), 1) << "at least one token";
-  EXPECT_EQ(expert_capacity(0, 2.0f, 8), 1);
-  EXPECT_EQ(expert_capacity(100, 0.9f, 9), 10) << "0.9f stands for the decimal 0.9";
-}
-
-TEST(RouterCapacity, KeepsTheFirstTokensOfACrowdedExpert) {
+TEST_P(RouterRules, CapacityKeepsTheFirstTokensOfACrowdedExpert) {
   const Case c = one_sequence(50, 40, 1, 2.5f);  // capacity 3
   Guarded logits = zeros(DType::f32, {50, 40});
   for (std::int64_t t = 0; t < 50; ++t) logits.set(t * 40 + 7, 4);
-  const Forward f(c, logits);
+  const Forward f(stream(), c, logits);
   for (std::int64_t t = 0; t < 50; ++t) {
     EXPECT_EQ(f.chosen.at(t), 7);
     EXPECT_EQ(f.experts.at(t), t < 3 ? 7 : -1) << "token " << t;
@@ -312,7 +343,7 @@ TEST(RouterCapacity, KeepsTheFirstTokensOfACrowdedExpert) {
   EXPECT_EQ(f.counts.at(40 + 7), 3);
 }
 
-TEST(RouterCapacity, FirstChoicesGoBeforeSecondOnes) {
+TEST_P(RouterRules, FirstChoicesGoBeforeSecondOnes) {
   // Capacity 2 of expert 0: token 0 and 1 want it second, tokens 2 and 3 first.
   const Case c = one_sequence(4, 4, 2, 2.0f);
   Guarded logits = zeros(DType::f32, {4, 4});
@@ -320,37 +351,37 @@ TEST(RouterCapacity, FirstChoicesGoBeforeSecondOnes) {
   for (std::int64_t t = 0; t < 4; ++t) {
     logits.set(t * 4 + first[t], 3), logits.set(t * 4 + second[t], 2);
   }
-  const Forward f(c, logits);
+  const Forward f(stream(), c, logits);
   EXPECT_EQ(f.experts.values(), (std::vector<double>{1, -1, 2, -1, 0, 3, 0, 3}));
   // Not renormalised: the surviving gate of token 0 stays e^3 / (e^3 + e^2).
   EXPECT_NEAR(f.gates.at(0), 1 / (1 + std::exp(-1.0)), bound);
 }
 
-TEST(RouterCapacity, CountsRealTokensOfOneSequence) {
+TEST_P(RouterRules, CapacityCountsRealTokensOfOneSequence) {
   // 8 real tokens of 16 at factor 1 and 8 experts: one each, in each of the two sequences alike.
   const Case c{8, 1, 1.0f, BalanceCounts::first_choice, {16, 16}, {8, 8}};
-  const Forward f(c, zeros(DType::f32, {32, 8}));
+  const Forward f(stream(), c, zeros(DType::f32, {32, 8}));
   for (std::int64_t t = 0; t < 32; ++t) {
     EXPECT_EQ(f.chosen.at(t), t % 16 < 8 ? 0 : -1) << "token " << t;
     EXPECT_EQ(f.experts.at(t), t % 16 == 0 ? 0 : -1) << "token " << t;
   }
 }
 
-TEST(RouterChoice, TiesGoToTheLowerExpert) {
+TEST_P(RouterRules, TiesGoToTheLowerExpert) {
   const Case c = one_sequence(1, 9, 3, 0);
   Guarded logits = zeros(DType::f32, {1, 9});
-  EXPECT_EQ(Forward(c, logits).chosen.values(), (std::vector<double>{0, 1, 2}));
+  EXPECT_EQ(Forward(stream(), c, logits).chosen.values(), (std::vector<double>{0, 1, 2}));
   logits.set(4, 1), logits.set(8, 1);
-  const Forward f(c, logits);
+  const Forward f(stream(), c, logits);
   EXPECT_EQ(f.chosen.values(), (std::vector<double>{4, 8, 0}));
   EXPECT_EQ(f.margins.at(0), 0) << "experts 1 ... 3 tie with the last choice";
 }
 
 // Argmax, argmax of the rest, two gates: AXLearn's top-2, written down apart from the general k.
-TEST(RouterChoice, GeneralTopKWithTwoIsTop2) {
+TEST_P(RouterRules, GeneralTopKWithTwoIsTop2) {
   const Case c = one_sequence(40, 11, 2, 0);
   const Guarded logits = random_normal(DType::f32, {40, 11}, 3);
-  const Forward f(c, logits);
+  const Forward f(stream(), c, logits);
   for (std::int64_t t = 0; t < 40; ++t) {
     const std::vector<double> all = f.probabilities.values();
     std::vector<double> p(all.begin() + t * 11, all.begin() + (t + 1) * 11);
@@ -365,21 +396,21 @@ TEST(RouterChoice, GeneralTopKWithTwoIsTop2) {
   }
 }
 
-TEST(RouterLoss, UniformRoutingGivesBalanceOne) {
+TEST_P(RouterRules, UniformRoutingGivesBalanceOne) {
   for (const BalanceCounts counts : {BalanceCounts::first_choice, BalanceCounts::all_choices}) {
     const Case c{8, 2, 0, counts, {24}, {24}};
     Guarded logits = zeros(DType::f32, {24, 8});
     for (std::int64_t t = 0; t < 24; ++t) {
       logits.set(t * 8 + t % 8, 2), logits.set(t * 8 + (t + 3) % 8, 1);
     }
-    EXPECT_NEAR(Forward(c, logits).balance_loss.at(0), 1.0, bound);
+    EXPECT_NEAR(Forward(stream(), c, logits).balance_loss.at(0), 1.0, bound);
   }
 }
 
-TEST(RouterReplay, TakesTheGivenExpertsAndReportsNegativeMargins) {
+TEST_P(RouterRules, ReplayTakesTheGivenExpertsAndReportsNegativeMargins) {
   const Case c = one_sequence(3, 5, 2, 0);
   const Guarded logits = random_normal(DType::f32, {3, 5}, 4);
-  const Forward own(c, logits);
+  const Forward own(stream(), c, logits);
   Guarded replay = own.chosen;
   double worst = 0;  // token 1 is made to use the expert it likes least, as its second choice
   for (std::int64_t e = 1; e < 5; ++e) {
@@ -387,19 +418,53 @@ TEST(RouterReplay, TakesTheGivenExpertsAndReportsNegativeMargins) {
       worst = static_cast<double>(e);
   }
   replay.set(3, worst);
-  const Forward forced(c, logits, &replay);
+  const Forward forced(stream(), c, logits, &replay);
   EXPECT_EQ(forced.chosen.values(), replay.values());
   EXPECT_LT(forced.margins.at(1), 0);
   EXPECT_EQ(forced.margins.at(0), own.margins.at(0));
 }
 
+TEST_P(RouterRules, NanLogitsKeepChoicesLegalAndShowInTheLoss) {
+  const Case c = one_sequence(3, 4, 2, 1.0f);
+  Guarded logits = random_normal(DType::f32, {3, 4}, 5);
+  logits.set(6, std::nan(""));
+  const Forward f(stream(), c, logits);
+  EXPECT_EQ(f.chosen.at(2), 0);
+  EXPECT_EQ(f.chosen.at(3), 1);
+  EXPECT_TRUE(std::isnan(f.z_loss.at(0)));
+}
+
+INSTANTIATE_TEST_SUITE_P(AllDevices, RouterRules,
+                         ::testing::Combine(every_device(), ::testing::Values(std::monostate{})),
+                         device_test_name<std::monostate>);
+
+TEST(RouterCapacity, FollowsThePublishedExamples) {
+  EXPECT_EQ(expert_capacity(50, 2.5f, 40), 3);
+  EXPECT_EQ(expert_capacity(8192, 2.5f, 40), 512);
+  EXPECT_EQ(expert_capacity(3, 1.0f, 40), 1) << "at least one token";
+  EXPECT_EQ(expert_capacity(0, 2.0f, 8), 1);
+  EXPECT_EQ(expert_capacity(100, 0.9f, 9), 10) << "0.9f stands for the decimal 0.9";
+}
+
+TEST(RouterOnGpu, RoutesAlikeInEveryOrderOfThreads) {
+  const Case c{40, 2, 1.0f, BalanceCounts::all_choices, {70, 9}, {67, 9}};
+  const Guarded logits = random_normal(DType::f32, {79, 40}, 9);
+  expect_same_in_every_thread_order([&](Stream& stream) {
+    const Forward f(stream, c, logits);
+    return std::vector<Guarded>{f.probabilities, f.log_sum_exp, f.chosen,    f.experts,
+                                f.gates,         f.margins,     f.fractions, f.balance_loss,
+                                f.z_loss,        f.counts};
+  });
+}
+
 TEST(RouterErrors, NameTheReplayedToken) {
+  const auto stream = cpu_device().make_stream();
   const Case c = one_sequence(2, 4, 2, 0);
   const std::vector<int> out_of_range = {0, 1, 2, 4}, repeated = {0, 1, 3, 3};
   for (const auto& values : {out_of_range, repeated}) {
     const Guarded replay = integers({2, 2}, values);
     try {
-      Forward(c, zeros(DType::f32, {2, 4}), &replay);
+      Forward(*stream, c, zeros(DType::f32, {2, 4}), &replay);
       FAIL() << "an illegal replay was accepted";
     } catch (const Error& error) {
       EXPECT_NE(std::string(error.what()).find("replay of token 1"), std::string::npos)
@@ -409,33 +474,26 @@ TEST(RouterErrors, NameTheReplayedToken) {
 }
 
 TEST(RouterErrors, RefuseMoreChoicesThanExperts) {
-  EXPECT_THROW(Forward(one_sequence(2, 3, 4, 0), zeros(DType::f32, {2, 3})), Error);
-  EXPECT_THROW(Forward(one_sequence(2, 16, 9, 0), zeros(DType::f32, {2, 16})), Error);
+  const auto stream = cpu_device().make_stream();
+  EXPECT_THROW(Forward(*stream, one_sequence(2, 3, 4, 0), zeros(DType::f32, {2, 3})), Error);
+  EXPECT_THROW(Forward(*stream, one_sequence(2, 16, 9, 0), zeros(DType::f32, {2, 16})), Error);
 }
 
 TEST(RouterErrors, RefuseMoreRealTokensThanASequenceHas) {
+  const auto stream = cpu_device().make_stream();
   const Case c{4, 1, 0, BalanceCounts::first_choice, {3, 3}, {3, 4}};
-  EXPECT_THROW(Forward(c, zeros(DType::f32, {6, 4})), Error);
-}
-
-TEST(RouterErrors, NanLogitsKeepChoicesLegalAndShowInTheLoss) {
-  const Case c = one_sequence(3, 4, 2, 1.0f);
-  Guarded logits = random_normal(DType::f32, {3, 4}, 5);
-  logits.set(6, std::nan(""));
-  const Forward f(c, logits);
-  EXPECT_EQ(f.chosen.at(2), 0);
-  EXPECT_EQ(f.chosen.at(3), 1);
-  EXPECT_TRUE(std::isnan(f.z_loss.at(0)));
+  EXPECT_THROW(Forward(*stream, c, zeros(DType::f32, {6, 4})), Error);
 }
 
 TEST(RouterDeterminism, DoesNotDependOnTheNumberOfThreads) {
+  const auto stream = cpu_device().make_stream();
   const Case c{8, 2, 1.0f, BalanceCounts::first_choice, {700, 300, 129}, {650, 300, 5}};
   const Guarded logits = random_normal(DType::f32, {1129, 8}, 6);
   const int before = omp_get_max_threads();
   omp_set_num_threads(1);
-  const Forward serial(c, logits);
+  const Forward serial(*stream, c, logits);
   omp_set_num_threads(5);
-  const Forward threaded(c, logits);
+  const Forward threaded(*stream, c, logits);
   omp_set_num_threads(before);
   EXPECT_TRUE(serial == threaded);
 }
