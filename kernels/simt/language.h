@@ -63,7 +63,17 @@ void store(T* address, const std::type_identity_t<T>& value, Where where = Where
   std::memcpy(address, &value, sizeof(T));
 }
 
-<<<<<<< HEAD
+// Returns what was there. Only on integers: a sum of floats would depend on the order.
+template <class T>
+T atomicAdd(T* address, std::type_identity_t<T> value, Where where = Where::current()) {
+  static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>);
+  access(address, sizeof(T), Access::read, where);
+  access(address, sizeof(T), Access::write, where);
+  const T before = *address;
+  *address = static_cast<T>(static_cast<unsigned>(before) + static_cast<unsigned>(value));
+  return before;
+}
+
 // ---- shared memory ---------------------------------------------------------------------------
 
 template <class T>
@@ -81,17 +91,6 @@ void store_shared(T* address, const std::type_identity_t<T>& value,
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
   shared_access(address, sizeof(T), Access::write, where);
   std::memcpy(address, &value, sizeof(T));
-=======
-// Returns what was there. Only on integers: a sum of floats would depend on the order.
-template <class T>
-T atomicAdd(T* address, std::type_identity_t<T> value, Where where = Where::current()) {
-  static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>);
-  access(address, sizeof(T), Access::read, where);
-  access(address, sizeof(T), Access::write, where);
-  const T before = *address;
-  *address = static_cast<T>(static_cast<unsigned>(before) + static_cast<unsigned>(value));
-  return before;
->>>>>>> moe-gpu
 }
 
 // ---- the warp --------------------------------------------------------------------------------
@@ -194,19 +193,14 @@ inline int __popc(unsigned bits) {
 inline float rsqrtf(float value) {
   return 1.0f / std::sqrt(value);
 }
-<<<<<<< HEAD
 // CUDA's is within 2 units in the last place and gives 0 for divisors beyond 2^126; this one rounds
 // correctly.
 inline float __fdividef(float dividend, float divisor) {
   return dividend / divisor;
-=======
-inline int __popc(unsigned value) {
-  return std::popcount(value);
 }
 // 1 + the place of the lowest bit that is set, 0 if none is.
 inline int __ffs(int value) {
   return value == 0 ? 0 : 1 + std::countr_zero(static_cast<unsigned>(value));
->>>>>>> moe-gpu
 }
 inline unsigned pack_bf16x2(float low, float high) {
   return to_bf16(low).bits | static_cast<unsigned>(to_bf16(high).bits) << 16;

@@ -3,11 +3,8 @@
 // compares what comes back.
 #pragma once
 
-<<<<<<< HEAD
 #include <omp.h>
 
-=======
->>>>>>> moe-gpu
 #include <initializer_list>
 #include <memory>
 #include <string>
