@@ -198,10 +198,6 @@ inline float rsqrtf(float value) {
 inline float __fdividef(float dividend, float divisor) {
   return dividend / divisor;
 }
-// 1 + the place of the lowest bit that is set, 0 if none is.
-inline int __ffs(int value) {
-  return value == 0 ? 0 : 1 + std::countr_zero(static_cast<unsigned>(value));
-}
 inline unsigned pack_bf16x2(float low, float high) {
   return to_bf16(low).bits | static_cast<unsigned>(to_bf16(high).bits) << 16;
 }
