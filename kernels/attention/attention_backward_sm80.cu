@@ -41,19 +41,25 @@ struct TileShape {
   constexpr int threads() const { return 32 * warps; }
 };
 
-// A warp's sums take m·head_dim registers of a thread for d_k and d_v together, and its scores and
-// their gradients m·step.
-constexpr TileShape tile_shape(int head_dim) {
-  // 128 registers of sums and 64 of scores for 32 rows; 74 KB, two blocks of sm_80's 163.
-  if (head_dim <= 64) return {.warps = 4, .m = 2, .columns = 64, .step = 32, .blocks = 2};
-  // 32 rows would spill. Eight warps share the columns: 91 KB for a head_dim of 80, 139 for 128.
-  return {.warps = 8, .m = 1, .columns = 64, .step = 32, .blocks = 1};
+// Of a thread's registers d_k and d_v take m·head_dim, scores and their gradients m·step.
+constexpr TileShape tile_shape(int head_dim, Gradients wanted) {
+  if (head_dim > 64) {
+    // 32 rows would spill. Eight warps share the columns: 90 KB for a head_dim of 80, 139 for 128.
+    return {.warps = 8, .m = 1, .columns = 64, .step = 32, .blocks = 1};
+  }
+  // 32 rows ask shared memory for a third less than 16. Two blocks of sm_80's 163 KB: 56 KB, and
+  // 74 KB for d_q.
+  return {.warps = 4,
+          .m = 2,
+          .columns = wanted == Gradients::d_q ? 64 : 32,  // 64 would spill
+          .step = 32,
+          .blocks = 2};
 }
 
 // `first` are multiplied for the scores, `second` for the gradient of the probabilities.
-template <int head_dim>
+template <int head_dim, Gradients wanted>
 struct Storage {
-  static constexpr TileShape shape = tile_shape(head_dim);
+  static constexpr TileShape shape = tile_shape(head_dim, wanted);
   struct Columns {
     MmaRows<head_dim, shape.columns> first, second;
     alignas(16) float log_sum_exp[shape.columns];  // where columns are queries
@@ -167,9 +173,10 @@ __device__ __forceinline__ void scale_by(MmaSums<m, n>& sums, float factor) {
 }
 
 template <int head_dim, Gradients wanted>
-__global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(head_dim).blocks)
+__global__ void __launch_bounds__(tile_shape(head_dim, wanted).threads(),
+                                  tile_shape(head_dim, wanted).blocks)
     attention_backward_mma(Backward op) {
-  constexpr TileShape shape = tile_shape(head_dim);
+  constexpr TileShape shape = tile_shape(head_dim, wanted);
   constexpr int m = shape.m, n = shape.step / 8;
   constexpr bool for_queries = wanted == Gradients::d_q;
   constexpr Axis axis = for_queries ? Axis::queries : Axis::keys;
@@ -189,7 +196,7 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
   // Columns are counted as rows of their tensor.
   const int columns_end =
       for_queries ? document.key_begin + document.keys : document.query_begin + document.queries;
-  auto& shared = shared_storage<Storage<head_dim>>();
+  auto& shared = shared_storage<Storage<head_dim, wanted>>();
   using Copier = RowCopier<shape.threads(), head_dim>;
 
   if (threadIdx.x == 0) store_shared(&shared.destination, {row_head, row_begin, rows});
@@ -315,7 +322,7 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
 
 template <int head_dim, Gradients wanted>
 void launch_backward(Stream& stream, const Backward& backward) {
-  constexpr TileShape shape = tile_shape(head_dim);
+  constexpr TileShape shape = tile_shape(head_dim, wanted);
   constexpr bool for_queries = wanted == Gradients::d_q;
   const Problem& problem = backward.problem;
   const std::int64_t tiles =
@@ -328,7 +335,7 @@ void launch_backward(Stream& stream, const Backward& backward) {
                                 : "attention_backward_mma for d_k and d_v",
           .grid = grid,
           .block = {shape.threads()},
-          .shared_bytes = sizeof(Storage<head_dim>)},
+          .shared_bytes = sizeof(Storage<head_dim, wanted>)},
          attention_backward_mma<head_dim, wanted>, backward);
 }
 

@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include "kernels/core/dtype.h"
 #include "kernels/cuda/cuda_stream.h"
 
 namespace orchard::cuda {
@@ -24,6 +25,9 @@ __device__ __forceinline__ T load(const T* address) {
 template <class T>
 __device__ __forceinline__ T load_readonly(const T* address) {
   return __ldg(address);
+}
+__device__ __forceinline__ bf16 load_readonly(const bf16* address) {
+  return {__ldg(&address->bits)};
 }
 
 template <class T>

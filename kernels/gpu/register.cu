@@ -4,6 +4,7 @@ namespace orchard::GPU_NAMESPACE {
 
 void register_operations(OperationTable& table) {
   register_attention(table);
+  register_gemm(table);
   register_norm(table);
 }
 

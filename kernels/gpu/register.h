@@ -8,6 +8,7 @@
 namespace orchard::GPU_NAMESPACE {
 
 void register_attention(OperationTable&);
+void register_gemm(OperationTable&);
 void register_norm(OperationTable&);
 
 void register_operations(OperationTable&);  // all of the above

@@ -19,6 +19,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 namespace orchard::simt {
@@ -80,6 +81,12 @@ void store_shared(T* address, const std::type_identity_t<T>& value,
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
   shared_access(address, sizeof(T), Access::write, where);
   std::memcpy(address, &value, sizeof(T));
+}
+
+// The address of shared memory as instructions take it.
+inline unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(static_cast<const std::byte*>(pointer) -
+                               block_shared_memory().data());
 }
 
 // ---- the warp --------------------------------------------------------------------------------
@@ -162,6 +169,10 @@ inline bool __all_sync(unsigned mask, bool predicate, Where where = Where::curre
 
 // ---- arithmetic ------------------------------------------------------------------------------
 
+// The position of the lowest set bit, from 1 on; 0 when there is none.
+inline int __ffs(int bits) {
+  return __builtin_ffs(bits);
+}
 inline float __uint_as_float(unsigned bits) {
   return std::bit_cast<float>(bits);
 }
