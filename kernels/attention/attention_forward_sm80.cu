@@ -53,6 +53,7 @@ struct Storage {
   static constexpr TileShape shape = tile_shape(head_dim);
   MmaRows<head_dim, shape.rows()> q;  // then out
   MmaRows<head_dim, shape.keys> k, v;
+  Destination destination;
 };
 
 // The running softmax of the two rows of each 16 that a lane shares with three others.
@@ -175,6 +176,9 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
   const int seen = visible_keys(rows - 1);
   // Every row of the warp sees all keys of the tiles before this one.
   const int whole = warp_row < rows ? visible_keys(warp_row) / shape.keys * shape.keys : 0;
+  if (threadIdx.x == 0) {
+    store_shared(&shared.destination, {head, document.query_begin + first, rows});
+  }
   if (seen > 0) {
     q.copy(shared.q, 0);
     k.copy(shared.k, 0);
@@ -211,6 +215,8 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
     }
   }
 
+  __syncthreads();
+  const Destination to = load_shared(&shared.destination);
 #pragma unroll
   for (int i = 0; i < m; ++i) {
 #pragma unroll
@@ -223,17 +229,15 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
         out[i][j][2 * half + 1] *= inverse;
       }
       const int row = warp_row + 16 * i + 8 * half + lane() / 4;
-      if (lane() % 4 == 0 && row < rows) {
+      if (lane() % 4 == 0 && row < to.rows) {
         const float log_sum = running.max[i][half] * problem.scale + logf(total);
-        store(op.log_sum_exp + std::int64_t{document.query_begin + first + row} * problem.heads +
-                  head,
+        store(op.log_sum_exp + std::int64_t{to.first_row + row} * problem.heads + to.head,
               total == 0.0f ? -infinity : log_sum);
       }
     }
   }
-  const HeadRows<bf16> to(op.out, head, problem.heads, problem.head_dim);
-  store_rows<m>(shared.q, warp_row, out, to, document.query_begin + first + warp_row,
-                rows - warp_row);
+  const HeadRows<bf16> out_rows(op.out, to.head, problem.heads, problem.head_dim);
+  store_rows<m>(shared.q, warp_row, out, out_rows, to.first_row + warp_row, to.rows - warp_row);
 }
 
 template <int head_dim>

@@ -24,11 +24,17 @@ void attention_forward(Stream& stream, const AttentionForward& op) {
       stream, op);
 }
 
+void attention_backward(Stream& stream, const AttentionBackward& op) {
+  (takes_tensor_cores({op.q, op.k, op.v, op.out, op.d_out, op.d_q, op.d_k, op.d_v})
+       ? attention_backward_mma
+       : attention_backward_fma)(stream, op);
+}
+
 }  // namespace
 
 void register_attention(OperationTable& table) {
   table.add<AttentionForward>(attention_forward);
-  table.add<AttentionBackward>(attention_backward_fma);
+  table.add<AttentionBackward>(attention_backward);
 }
 
 }  // namespace orchard::GPU_NAMESPACE

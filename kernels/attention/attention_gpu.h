@@ -68,5 +68,6 @@ void attention_backward_fma(Stream&, const AttentionBackward&);
 
 // On tensor cores: bf16, head_dim a multiple of 8 up to 128, tensors aligned to 16 bytes.
 void attention_forward_mma(Stream&, const AttentionForward&);
+void attention_backward_mma(Stream&, const AttentionBackward&);
 
 }  // namespace orchard::GPU_NAMESPACE

@@ -25,6 +25,14 @@ struct alignas(16) MmaRows {
   bf16 row[rows][pitch];
 };
 
+// Where a block's results go. It waits in shared memory, as the loops want every register.
+struct alignas(16) Destination {
+  int head;
+  int first_row;  // of the tensor
+  int rows;
+  int unused = 0;
+};
+
 // Sums of mma for 16·m rows and 8·n columns.
 template <int m, int n>
 using MmaSums = float[m][n][4];
