@@ -24,16 +24,16 @@ namespace {
 
 template <class T>
 struct GradientRows {
-  const T* x;            // [rows, cols], also d_y, d_sum, d_x
-  const T* weight;       // [cols]
-  const float* mean;     // [rows], LayerNorm's
-  const float* inverse;  // [rows]
+  const T* x;                      // [rows, cols], also d_y, d_sum, d_x
+  const T* weight;                 // [cols]
+  const float* mean = nullptr;     // [rows], LayerNorm's
+  const float* inverse = nullptr;  // [rows]
   const T* d_y;
-  const T* d_sum;   // or nullptr
-  T* d_x;           // may alias d_y
-  float* partials;  // [strips, d_weight | d_bias], or nullptr: not wanted
+  const T* d_sum;             // or nullptr
+  T* d_x;                     // may alias d_y
+  float* partials = nullptr;  // [strips, d_weight | d_bias], or nullptr: not wanted
   std::int64_t rows;
-  std::int64_t strip;  // rows of a block
+  std::int64_t strip = 0;  // rows of a block
   int cols;
 };
 
