@@ -9,6 +9,7 @@ namespace orchard::GPU_NAMESPACE {
 
 void register_activation(OperationTable&);
 void register_elementwise(OperationTable&);
+void register_gemm(OperationTable&);
 void register_loss(OperationTable&);
 void register_norm(OperationTable&);
 void register_optimizer(OperationTable&);

@@ -19,6 +19,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 namespace orchard::simt {
@@ -61,6 +62,31 @@ void store(T* address, const std::type_identity_t<T>& value, Where where = Where
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
   access(address, sizeof(T), Access::write, where);
   std::memcpy(address, &value, sizeof(T));
+}
+
+// ---- shared memory ---------------------------------------------------------------------------
+
+template <class T>
+T load_shared(const T* address, Where where = Where::current()) {
+  static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  shared_access(address, sizeof(T), Access::read, where);
+  T value;
+  std::memcpy(&value, address, sizeof(T));
+  return value;
+}
+
+template <class T>
+void store_shared(T* address, const std::type_identity_t<T>& value,
+                  Where where = Where::current()) {
+  static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  shared_access(address, sizeof(T), Access::write, where);
+  std::memcpy(address, &value, sizeof(T));
+}
+
+// The address of shared memory as instructions take it.
+inline unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(static_cast<const std::byte*>(pointer) -
+                               block_shared_memory().data());
 }
 
 // ---- the warp --------------------------------------------------------------------------------
@@ -143,6 +169,10 @@ inline bool __all_sync(unsigned mask, bool predicate, Where where = Where::curre
 
 // ---- arithmetic ------------------------------------------------------------------------------
 
+// The position of the lowest set bit, from 1 on; 0 when there is none.
+inline int __ffs(int bits) {
+  return __builtin_ffs(bits);
+}
 inline float __uint_as_float(unsigned bits) {
   return std::bit_cast<float>(bits);
 }
