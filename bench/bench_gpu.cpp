@@ -1,8 +1,8 @@
 // bench_gpu [--json] [--filter TEXT]
 //
 // Times the operations on the GPU at the shapes of the presets, one line a shape: microseconds,
-// TFLOP/s, GB/s, and the ratio to the vendor's library measured in turn in the same process (above 1:
-// we are faster). Cases live in bench/gpu/, a file an operation.
+// TFLOP/s, GB/s, and the ratio to the vendor's library, or to a plain copy of as many bytes, measured in
+// turn in the same process (above 1: we are faster). Cases live in bench/gpu/, a file an operation.
 #include <fmt/core.h>
 
 #include <cstdio>
@@ -43,12 +43,13 @@ void measure(GpuBench& bench, const GpuCase& test, bool json) {
     fmt::print("{{\"name\":\"{}\",\"us\":{:.2f},\"tflops\":{:.1f},\"gbs\":{:.1f}", test.name, us,
                tflops, gbs);
     if (reference_us > 0) {
-      fmt::print(",\"reference_us\":{:.2f},\"ratio\":{:.3f}", reference_us, reference_us / us);
+      fmt::print(",\"reference\":\"{}\",\"reference_us\":{:.2f},\"ratio\":{:.3f}",
+                 calls.reference_name, reference_us, reference_us / us);
     }
     fmt::print("}}\n");
   } else {
     fmt::print("{:<56} {:>10.1f} us {:>8.1f} TFLOP/s {:>8.1f} GB/s", test.name, us, tflops, gbs);
-    if (reference_us > 0) fmt::print("  x library {:.3f}", reference_us / us);
+    if (reference_us > 0) fmt::print("  x {} {:.3f}", calls.reference_name, reference_us / us);
     fmt::print("\n");
   }
   std::fflush(stdout);
@@ -59,7 +60,7 @@ int run_all(const Options& options) {
   GpuBench bench;
   fmt::print(stderr, "{}\n", bench.description());
   if (!cublaslt_absence().empty()) fmt::print(stderr, "{}\n", cublaslt_absence());
-  for (const auto& cases : {gemm_cases()}) {
+  for (const auto& cases : {gemm_cases(), row_cases()}) {
     for (const GpuCase& test : cases) {
       if (test.name.find(options.filter) != std::string::npos) measure(bench, test, options.json);
     }

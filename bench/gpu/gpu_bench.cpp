@@ -70,6 +70,16 @@ Tensor GpuBench::integers(const std::vector<std::int32_t>& values) {
   return out;
 }
 
+Tensor GpuBench::zeros(DType dtype, const Shape& shape) {
+  const Tensor out = allocate(dtype, shape);
+  check(cudaMemset(out.raw(), 0, out.size_bytes()), "cudaMemset of {} bytes", out.size_bytes());
+  return out;
+}
+
+Tensor GpuBench::bytes(std::int64_t count) {
+  return allocate(DType::u8, {count});
+}
+
 double GpuBench::median_us(const std::function<void()>& call) {
   constexpr int warm_up = 3, calls = 30;
   const cudaStream_t stream = cuda::native_stream(*stream_);

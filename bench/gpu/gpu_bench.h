@@ -22,6 +22,8 @@ class GpuBench {
   // or small integers is faster than a real one.
   Tensor random(DType dtype, const Shape& shape, float scale = 1);
   Tensor integers(const std::vector<std::int32_t>& values);
+  Tensor zeros(DType dtype, const Shape& shape);
+  Tensor bytes(std::int64_t count);  // u8, whatever they are
   void forget_operands() { buffers_.clear(); }
 
   // The median of 30 calls in microseconds, each after the L2 cache was overwritten, by CUDA events.
@@ -47,12 +49,14 @@ struct GpuCase {
 
   struct Calls {
     std::function<void()> ours;
-    std::function<void()> reference = {};  // the vendor's library; empty: none
+    std::function<void()> reference = {};  // what ours is measured against; empty: nothing
+    const char* reference_name = "library";
   };
   // Makes the operands, and the calls that use them.
   std::function<Calls(GpuBench&)> prepare;
 };
 
 std::vector<GpuCase> gemm_cases();
+std::vector<GpuCase> row_cases();
 
 }  // namespace orchard::bench
