@@ -3,9 +3,13 @@
 namespace orchard::GPU_NAMESPACE {
 
 void register_operations(OperationTable& table) {
+  register_activation(table);
   register_convolution(table);
+  register_elementwise(table);
   register_embedding(table);
+  register_loss(table);
   register_norm(table);
+  register_optimizer(table);
   register_permute(table);
   register_router(table);
 }

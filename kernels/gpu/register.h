@@ -7,9 +7,13 @@
 
 namespace orchard::GPU_NAMESPACE {
 
+void register_activation(OperationTable&);
 void register_convolution(OperationTable&);
+void register_elementwise(OperationTable&);
 void register_embedding(OperationTable&);
+void register_loss(OperationTable&);
 void register_norm(OperationTable&);
+void register_optimizer(OperationTable&);
 void register_permute(OperationTable&);
 void register_router(OperationTable&);
 

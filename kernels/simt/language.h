@@ -171,6 +171,11 @@ inline int __popc(unsigned value) {
 inline int __ffs(int value) {
   return value == 0 ? 0 : 1 + std::countr_zero(static_cast<unsigned>(value));
 }
+// CUDA's is within 2 units in the last place and gives 0 for divisors beyond 2^126; this one rounds
+// correctly.
+inline float __fdividef(float dividend, float divisor) {
+  return dividend / divisor;
+}
 inline unsigned pack_bf16x2(float low, float high) {
   return to_bf16(low).bits | static_cast<unsigned>(to_bf16(high).bits) << 16;
 }

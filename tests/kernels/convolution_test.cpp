@@ -49,14 +49,14 @@ TEST_P(DepthwiseConv, ForwardMatchesReference) {
           y(parameter().dtype, shape());
   OnDevice x_d(stream(), x), weight_d(stream(), weight), y_d(stream(), y);
   const DepthwiseConv3x3Forward op{.x = x_d, .weight = weight_d, .y = y_d};
-  run_and_download(op, {&y_d});
+  run_and_download(stream(), op, {&y_d});
   std::vector<double> expected(at(y.size()));
   for_each_tap([&](std::int64_t out, std::int64_t in, std::int64_t w) {
     expected[at(out)] += weight.at(w) * x.at(in);
   });
   expect_close(y, expected, bound(), "y");
   const Guarded first = y;
-  run_and_download(op, {&y_d});
+  run_and_download(stream(), op, {&y_d});
   EXPECT_TRUE(first == y) << "two runs differ";
 }
 
@@ -65,7 +65,8 @@ TEST_P(DepthwiseConv, BackwardInputMatchesReference) {
   Guarded weight = random_normal(parameter().dtype, weight_shape(), 4);
   Guarded d_x(parameter().dtype, shape());
   OnDevice d_y_d(stream(), d_y), weight_d(stream(), weight), d_x_d(stream(), d_x);
-  run_and_download(DepthwiseConv3x3BackwardInput{.d_y = d_y_d, .weight = weight_d, .d_x = d_x_d},
+  run_and_download(stream(),
+                   DepthwiseConv3x3BackwardInput{.d_y = d_y_d, .weight = weight_d, .d_x = d_x_d},
                    {&d_x_d});
   std::vector<double> expected(at(d_x.size()));
   for_each_tap([&](std::int64_t out, std::int64_t in, std::int64_t w) {
@@ -83,13 +84,9 @@ TEST_P(DepthwiseConv, BackwardWeightAddsToTheGradient) {
   for_each_tap([&](std::int64_t out, std::int64_t in, std::int64_t w) {
     expected[at(w)] += x.at(in) * d_y.at(out);
   });
-  OnDevice x_d(stream(), x), d_y_d(stream(), d_y);
-  const auto run_once = [&] {
-    OnDevice d_weight_d(stream(), d_weight);
-    run_and_download(DepthwiseConv3x3BackwardWeight{.x = x_d, .d_y = d_y_d, .d_weight = d_weight_d},
-                     {&d_weight_d});
-  };
-  run_once();
+  OnDevice x_d(stream(), x), d_y_d(stream(), d_y), d_weight_d(stream(), d_weight);
+  const DepthwiseConv3x3BackwardWeight op{.x = x_d, .d_y = d_y_d, .d_weight = d_weight_d};
+  run_and_download(stream(), op, {&d_weight_d});
   // An fp32 sum of as many terms of size one as there are pixels.
   const auto pixels =
       static_cast<double>(1 + parameter().images * parameter().height * parameter().width);
@@ -100,7 +97,7 @@ TEST_P(DepthwiseConv, BackwardWeightAddsToTheGradient) {
   d_weight = before;
   const int threads = omp_get_max_threads();
   omp_set_num_threads(threads + 3);
-  run_once();
+  run_and_download(stream(), op, {&d_weight_d});
   omp_set_num_threads(threads);
   EXPECT_TRUE(first == d_weight) << "the sum depends on the number of threads";
 }
@@ -173,7 +170,7 @@ class AdaptivePool : public DeviceTest<PoolCase> {
 TEST_P(AdaptivePool, ForwardAveragesOverlappingBins) {
   Guarded x = random_normal(parameter().dtype, in_shape(), 1), y(parameter().dtype, out_shape());
   OnDevice x_d(stream(), x), y_d(stream(), y);
-  run_and_download(AdaptiveAveragePoolForward{.x = x_d, .y = y_d}, {&y_d});
+  run_and_download(stream(), AdaptiveAveragePoolForward{.x = x_d, .y = y_d}, {&y_d});
   std::vector<double> expected(at(y.size()));
   for_each_pair([&](std::int64_t out, std::int64_t in, double area) {
     expected[at(out)] += x.at(in) / area;
@@ -189,7 +186,7 @@ TEST_P(AdaptivePool, BackwardAddsUpOverlappingBins) {
   for (const bool with_extra : {false, true}) {
     const AdaptiveAveragePoolBackward op{
         .d_y = d_y_d, .d_extra = with_extra ? d_extra_d.tensor() : Tensor(), .d_x = d_x_d};
-    run_and_download(op, {&d_x_d});
+    run_and_download(stream(), op, {&d_x_d});
     std::vector<double> expected =
         with_extra ? d_extra.values() : std::vector<double>(at(d_x.size()));
     for_each_pair([&](std::int64_t out, std::int64_t in, double area) {
@@ -197,7 +194,7 @@ TEST_P(AdaptivePool, BackwardAddsUpOverlappingBins) {
     });
     expect_close(d_x, expected, bound(), "d_x");
     const Guarded first = d_x;
-    run_and_download(op, {&d_x_d});
+    run_and_download(stream(), op, {&d_x_d});
     EXPECT_TRUE(first == d_x) << "two runs differ";
   }
 }

@@ -39,7 +39,8 @@ TEST_P(Embedding, ForwardCopiesTableAndVisualRows) {
   Guarded ids = sources(), y(dtype, {tokens, hidden});
   OnDevice table_d(stream(), table), pictures_d(stream(), pictures), ids_d(stream(), ids);
   OnDevice y_d(stream(), y);
-  run_and_download(EmbeddingForward{.table = table_d,
+  run_and_download(stream(),
+                   EmbeddingForward{.table = table_d,
                                     .visual = visual ? pictures_d.tensor() : Tensor(),
                                     .sources = ids_d,
                                     .y = y_d},
@@ -60,7 +61,8 @@ TEST_P(Embedding, BackwardAddsRepeatedIdsInTokenOrder) {
   Guarded d_table = before, d_visual(dtype, {visual, hidden});
   OnDevice d_y_d(stream(), d_y), ids_d(stream(), ids);
   OnDevice d_table_d(stream(), d_table), d_visual_d(stream(), d_visual);
-  run_and_download(EmbeddingBackward{.d_y = d_y_d,
+  run_and_download(stream(),
+                   EmbeddingBackward{.d_y = d_y_d,
                                      .sources = ids_d,
                                      .d_table = d_table_d,
                                      .d_visual = visual ? d_visual_d.tensor() : Tensor()},
@@ -178,8 +180,8 @@ TEST_P(Rows, GatherAndScatterAreInverse) {
   }
   OnDevice x_d(stream(), x), y_d(stream(), y), back_d(stream(), back);
   OnDevice indices_d(stream(), indices);
-  run(stream(), GatherRows{.x = x_d, .indices = indices_d, .y = y_d});
-  run_and_download(ScatterRows{.x = y_d, .indices = indices_d, .y = back_d}, {&y_d, &back_d});
+  run_and_download(stream(), GatherRows{.x = x_d, .indices = indices_d, .y = y_d}, {&y_d});
+  run_and_download(stream(), ScatterRows{.x = y_d, .indices = indices_d, .y = back_d}, {&back_d});
   for (std::int64_t i = 0; i < (rows + 2) * cols; ++i) {
     const auto index = static_cast<std::int64_t>(indices.at(i / cols));
     ASSERT_EQ(y.at(i), index < 0 ? 0 : x.at(index * cols + i % cols)) << "row " << i / cols;
@@ -193,7 +195,7 @@ TEST_P(Rows, ScatterZeroesRowsThatNoIndexNames) {
   Guarded indices = integers({1}, std::vector<int>{static_cast<int>(rows - 1)});
   if (rows == 0) indices.set(0, -1);
   OnDevice x_d(stream(), x), y_d(stream(), y), indices_d(stream(), indices);
-  run_and_download(ScatterRows{.x = x_d, .indices = indices_d, .y = y_d}, {&y_d});
+  run_and_download(stream(), ScatterRows{.x = x_d, .indices = indices_d, .y = y_d}, {&y_d});
   for (std::int64_t i = 0; i < rows * cols; ++i) {
     ASSERT_EQ(y.at(i), i / cols == rows - 1 ? x.at(i % cols) : 0) << "row " << i / cols;
   }
@@ -246,6 +248,7 @@ TEST_P(ClassToken, PrependAddsPositionsToAllRows) {
   Guarded table = random_normal(dtype, positions(), 3), y(dtype, with_class());
   OnDevice x_d(stream(), x), token_d(stream(), token), table_d(stream(), table), y_d(stream(), y);
   run_and_download(
+      stream(),
       PrependClassForward{.patches = x_d, .class_token = token_d, .positions = table_d, .y = y_d},
       {&y_d});
   std::vector<double> expected;
@@ -270,7 +273,7 @@ TEST_P(ClassToken, PrependBackwardSumsOverImages) {
                           .d_patches = d_patches_d,
                           .d_class_token = d_token_d,
                           .d_positions = d_positions_d};
-  run_and_download(op, {&d_patches_d, &d_token_d, &d_positions_d});
+  run_and_download(stream(), op, {&d_patches_d, &d_token_d, &d_positions_d});
   for (std::int64_t n = 0; n < images; ++n) {
     for (std::int64_t i = 0; i < (patches + 1) * width; ++i) {
       const double gradient = d_y.at(n * (patches + 1) * width + i);
@@ -288,7 +291,7 @@ TEST_P(ClassToken, PrependBackwardSumsOverImages) {
 
   const Guarded first = d_patches;
   op.d_class_token = op.d_positions = {};
-  run_and_download(op, {&d_patches_d});
+  run_and_download(stream(), op, {&d_patches_d});
   EXPECT_TRUE(first == d_patches) << "d_patches depends on whether the other gradients are wanted";
 }
 
@@ -299,6 +302,7 @@ TEST_P(ClassToken, DropRemovesTheClassRowAndAddsPositions) {
   OnDevice x_d(stream(), x), table_d(stream(), table), y_d(stream(), y);
   for (const bool with_positions : {false, true}) {
     run_and_download(
+        stream(),
         DropClassForward{
             .x = x_d, .positions = with_positions ? table_d.tensor() : Tensor(), .y = y_d},
         {&y_d});
@@ -319,7 +323,8 @@ TEST_P(ClassToken, DropBackwardZeroesTheClassRow) {
   Guarded d_positions = random_normal(DType::f32, {patches, width}, 10);
   std::vector<double> expected_positions = d_positions.values();
   OnDevice d_y_d(stream(), d_y), d_x_d(stream(), d_x), d_positions_d(stream(), d_positions);
-  run_and_download(DropClassBackward{.d_y = d_y_d, .d_x = d_x_d, .d_positions = d_positions_d},
+  run_and_download(stream(),
+                   DropClassBackward{.d_y = d_y_d, .d_x = d_x_d, .d_positions = d_positions_d},
                    {&d_x_d, &d_positions_d});
   for (std::int64_t i = 0; i < d_x.size(); ++i) {
     const std::int64_t n = i / ((patches + 1) * width), j = i % ((patches + 1) * width) - width;

@@ -113,7 +113,8 @@ TEST_P(Permute, DispatchCopiesRowsAndZeroesPadding) {
   Guarded rows(parameter().dtype, row_shape());
   const Guarded untouched = rows;
   OnDevice x_d(stream(), x), rows_d(stream(), rows);
-  run_and_download(DispatchForward{.x = x_d,
+  run_and_download(stream(),
+                   DispatchForward{.x = x_d,
                                    .source = on_device().source,
                                    .row_offsets = on_device().row_offsets,
                                    .rows = rows_d},
@@ -141,7 +142,7 @@ TEST_P(Permute, DispatchBackwardSumsChoices) {
                               .slot = on_device().slot,
                               .d_extra = with_extra ? d_extra_d.tensor() : Tensor(),
                               .d_x = d_x_d};
-    run_and_download(op, {&d_x_d});
+    run_and_download(stream(), op, {&d_x_d});
     std::vector<double> expected;
     for (std::int64_t i = 0; i < c.tokens * c.hidden; ++i) {
       expected.push_back(with_extra ? d_extra.at(i) : 0);
@@ -152,7 +153,7 @@ TEST_P(Permute, DispatchBackwardSumsChoices) {
     }
     expect_close(d_x, expected, bound(), "d_x");
     const Guarded first = d_x;
-    run_and_download(op, {&d_x_d});
+    run_and_download(stream(), op, {&d_x_d});
     EXPECT_TRUE(first == d_x) << "two runs differ";
   }
 }
@@ -163,7 +164,7 @@ TEST_P(Permute, CombineWeighsByGates) {
   Guarded weights = gates();
   OnDevice rows_d(stream(), rows), weights_d(stream(), weights), y_d(stream(), y);
   const CombineForward op{.rows = rows_d, .slot = on_device().slot, .gates = weights_d, .y = y_d};
-  run_and_download(op, {&y_d});
+  run_and_download(stream(), op, {&y_d});
   std::vector<double> expected;
   for (std::int64_t i = 0; i < c.tokens * c.hidden; ++i) {
     expected.push_back(0);
@@ -174,7 +175,7 @@ TEST_P(Permute, CombineWeighsByGates) {
   }
   expect_close(y, expected, bound(), "y");
   const Guarded first = y;
-  run_and_download(op, {&y_d});
+  run_and_download(stream(), op, {&y_d});
   EXPECT_TRUE(first == y) << "two runs differ";
 }
 
@@ -194,7 +195,7 @@ TEST_P(Permute, CombineBackwardSpreadsTheGradient) {
                      .d_y = d_y_d,
                      .d_rows = d_rows_d,
                      .d_gates = d_gates_d};
-  run_and_download(op, {&d_rows_d, &d_gates_d});
+  run_and_download(stream(), op, {&d_rows_d, &d_gates_d});
   std::vector<double> expected_rows(static_cast<std::size_t>(rows.size())), expected_gates;
   for (std::int64_t r = rows_in_use(); r < max_rows(); ++r) {
     for (std::int64_t i = r * c.hidden; i < (r + 1) * c.hidden; ++i) {
@@ -217,7 +218,7 @@ TEST_P(Permute, CombineBackwardSpreadsTheGradient) {
 
   const Guarded first = d_rows, first_gates = d_gates;
   op.d_rows = rows_d.tensor();  // the gradient may take the place of the rows
-  run_and_download(op, {&rows_d, &d_gates_d});
+  run_and_download(stream(), op, {&rows_d, &d_gates_d});
   EXPECT_TRUE(first_gates == d_gates) << "two runs differ";
   for (std::int64_t i = 0; i < rows_in_use() * c.hidden; ++i) ASSERT_EQ(rows.at(i), first.at(i));
 }

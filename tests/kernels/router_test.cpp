@@ -261,7 +261,7 @@ TEST_P(Router, BackwardMatchesFiniteDifferences) {
                           .balance_scale = balance_scale,
                           .z_scale = z_scale,
                           .d_logits = d_logits_d};
-  run_and_download(op, {&d_logits_d});
+  run_and_download(stream(), op, {&d_logits_d});
 
   // The choices, and with them f_e and the drops, are held fixed, as the gradient holds them.
   const std::vector<double> chosen = forward.chosen.values();
@@ -289,7 +289,7 @@ TEST_P(Router, BackwardMatchesFiniteDifferences) {
   expect_close(d_logits, expected, 2 * bound, "d_logits", 1.0);
 
   const Guarded first = d_logits;
-  run_and_download(op, {&d_logits_d});
+  run_and_download(stream(), op, {&d_logits_d});
   EXPECT_TRUE(first == d_logits) << "two runs differ";
 }
 
