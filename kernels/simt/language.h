@@ -74,6 +74,25 @@ T atomicAdd(T* address, std::type_identity_t<T> value, Where where = Where::curr
   return before;
 }
 
+// ---- shared memory ---------------------------------------------------------------------------
+
+template <class T>
+T load_shared(const T* address, Where where = Where::current()) {
+  static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  shared_access(address, sizeof(T), Access::read, where);
+  T value;
+  std::memcpy(&value, address, sizeof(T));
+  return value;
+}
+
+template <class T>
+void store_shared(T* address, const std::type_identity_t<T>& value,
+                  Where where = Where::current()) {
+  static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  shared_access(address, sizeof(T), Access::write, where);
+  std::memcpy(address, &value, sizeof(T));
+}
+
 // ---- the warp --------------------------------------------------------------------------------
 
 struct ShuffleArguments {
@@ -154,6 +173,10 @@ inline bool __all_sync(unsigned mask, bool predicate, Where where = Where::curre
 
 // ---- arithmetic ------------------------------------------------------------------------------
 
+// The position of the lowest set bit, from 1 on; 0 when there is none.
+inline int __ffs(int bits) {
+  return __builtin_ffs(bits);
+}
 inline float __uint_as_float(unsigned bits) {
   return std::bit_cast<float>(bits);
 }

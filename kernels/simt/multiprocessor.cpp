@@ -15,6 +15,7 @@ constexpr std::size_t shared_alignment = 1024;
 constexpr std::size_t shared_red_zone = 256;
 constexpr int poison = 0xff;
 constexpr int red = 0xa5;
+constexpr const char* misaligned = "at an address not aligned to them";
 
 // Thrown in a waiting thread to unwind the kernel's stack. Not a std::exception, which would be a
 // fault.
@@ -128,6 +129,7 @@ void Multiprocessor::run_block(std::size_t number) {
     Thread& thread = threads_[i];
     thread.returned = false;
     thread.log.clear();
+    thread.copies.reset();
     thread.warp->live |= 1u << thread.lane;
     const StackPool::Slot stack = stacks_.slot(i);
     thread.stack = stack.bounds();
@@ -219,6 +221,9 @@ void Multiprocessor::arrived_from(boost::context::fiber&& previous) {
 // ---- waiting for each other ------------------------------------------------------------------
 
 void Multiprocessor::returned() {
+  if (const std::size_t count = current_->copies.in_flight()) {
+    fail("{}: returns with {} asynchronous copies that it has not waited for", place(), count);
+  }
   current_->returned = true;
   --live_;
   Warp& warp = *current_->warp;
@@ -304,26 +309,56 @@ void Multiprocessor::complete(Warp& warp, std::size_t index) {
 // ---- memory ----------------------------------------------------------------------------------
 
 void Multiprocessor::access(const void* address, std::size_t bytes, Access kind, Where where) {
-  const auto refuse = [&](const std::string& reason) {
-    fail("{}: {} {} bytes at {}, {}", place(), kind == Access::read ? "reads" : "writes", bytes,
-         text(where), reason);
-  };
-  if (reinterpret_cast<std::uintptr_t>(address) % bytes)
-    refuse("at an address not aligned to them");
-  if (heap_.contains(address, bytes)) {
-    if (options_.counting == Counting::on) {
-      current_->log.push_back({reinterpret_cast<std::uintptr_t>(address),
-                               static_cast<std::uint32_t>(bytes), kind, where});
+  if (!heap_.contains(address, bytes)) {
+    const std::ptrdiff_t offset = shared_offset(address);
+    if (offset < 0 || offset >= static_cast<std::ptrdiff_t>(shared_.size())) {
+      refuse(bytes, kind, where, heap_.locate(address));
     }
-    return;
+    return shared_access(address, bytes, kind, where);
   }
-  const auto offset = static_cast<const std::byte*>(address) - shared_begin_;
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes) refuse(bytes, kind, where, misaligned);
+  log_access(address, bytes, kind, Space::global, where);
+}
+
+void Multiprocessor::shared_access(const void* address, std::size_t bytes, Access kind,
+                                   Where where) {
+  const std::ptrdiff_t offset = shared_offset(address);
   const auto shared_bytes = static_cast<std::ptrdiff_t>(shape_->shared_bytes);
-  if (offset >= 0 && offset + static_cast<std::ptrdiff_t>(bytes) <= shared_bytes) return;
-  if (offset >= 0 && offset < static_cast<std::ptrdiff_t>(shared_.size())) {
-    refuse(fmt::format("at byte {} of {} bytes of shared memory", offset, shared_bytes));
+  if (offset < 0 || offset >= static_cast<std::ptrdiff_t>(shared_.size())) {
+    refuse(bytes, kind, where, "which are not shared memory");
   }
-  refuse(heap_.locate(address));
+  if (offset + static_cast<std::ptrdiff_t>(bytes) > shared_bytes) {
+    refuse(bytes, kind, where,
+           fmt::format("at byte {} of {} bytes of shared memory", offset, shared_bytes));
+  }
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes) refuse(bytes, kind, where, misaligned);
+  log_access(address, bytes, kind, Space::shared, where);
+}
+
+void Multiprocessor::issue_async_copy(const AsyncCopy& copy, Where where) {
+  if (copy.source_bytes > copy.bytes) {
+    fail("{}: cp.async at {} of {} bytes reads {}", place(), text(where), copy.bytes,
+         copy.source_bytes);
+  }
+  shared_access(copy.shared, copy.bytes, Access::write, where);
+  if (reinterpret_cast<std::uintptr_t>(copy.global) % copy.bytes) {
+    refuse(copy.bytes, Access::read, where, misaligned);
+  }
+  if (copy.source_bytes > 0) {
+    if (!heap_.contains(copy.global, copy.source_bytes)) {
+      refuse(copy.source_bytes, Access::read, where, heap_.locate(copy.global));
+    }
+    log_access(copy.global, copy.source_bytes, Access::read, Space::global, where);
+  }
+  current_->copies.issue(copy, options_.completion);
+}
+
+void Multiprocessor::log_access(const void* address, std::size_t bytes, Access kind, Space space,
+                                Where where) {
+  if (options_.counting == Counting::off) return;
+  current_->log.push_back({reinterpret_cast<std::uintptr_t>(address),
+                           static_cast<std::uint32_t>(bytes), kind, space,
+                           static_cast<std::uint8_t>(current_->lane), where});
 }
 
 void* Multiprocessor::shared_memory(std::size_t bytes, Where where) {
@@ -345,6 +380,12 @@ void Multiprocessor::count_warp(Warp& warp) {
 }
 
 // ---- messages --------------------------------------------------------------------------------
+
+void Multiprocessor::refuse(std::size_t bytes, Access kind, Where where,
+                            const std::string& reason) const {
+  fail("{}: {} {} bytes at {}, {}", place(), kind == Access::read ? "reads" : "writes", bytes,
+       text(where), reason);
+}
 
 std::string Multiprocessor::place() const {
   const uint3& t = current_->index;
@@ -387,6 +428,26 @@ void block_barrier(Where where) {
 
 void access(const void* address, std::size_t bytes, Access kind, Where where) {
   running(kind == Access::read ? "load()" : "store()").access(address, bytes, kind, where);
+}
+
+void shared_access(const void* address, std::size_t bytes, Access kind, Where where) {
+  running("an access to shared memory").shared_access(address, bytes, kind, where);
+}
+
+void issue_async_copy(const AsyncCopy& copy, Where where) {
+  running("cp.async").issue_async_copy(copy, where);
+}
+
+void commit_async_copies() {
+  running("cp.async.commit_group").async_copies().commit();
+}
+
+void wait_async_copies(unsigned pending_groups) {
+  running("cp.async.wait_group").async_copies().wait(pending_groups);
+}
+
+Counters& counters() {
+  return running("a counted operation").counters();
 }
 
 void* shared_memory(std::size_t bytes, Where where) {

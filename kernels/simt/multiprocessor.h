@@ -17,6 +17,7 @@
 
 #include "kernels/gpu/launch_shape.h"
 #include "kernels/simt/access_log.h"
+#include "kernels/simt/async_copies.h"
 #include "kernels/simt/heap.h"
 #include "kernels/simt/run_queue.h"
 #include "kernels/simt/runtime.h"
@@ -39,6 +40,7 @@ struct Thread {
   unsigned mask = 0;                         // of `operation`
   Where where;                               // of the call that it waits in
   AccessLog log;
+  AsyncCopies copies;
 };
 
 // Lanes gathering for one operation.
@@ -71,7 +73,11 @@ class Multiprocessor {
   void warp_collective(const WarpOperation& operation, unsigned mask, void* argument, Where where);
   void block_barrier(Where where);
   void access(const void* address, std::size_t bytes, Access kind, Where where);
+  void shared_access(const void* address, std::size_t bytes, Access kind, Where where);
+  void issue_async_copy(const AsyncCopy& copy, Where where);
+  AsyncCopies& async_copies() { return current_->copies; }
   void* shared_memory(std::size_t bytes, Where where);
+  Counters& counters() { return counters_; }
 
  private:
   void check_limits(const LaunchShape& shape) const;
@@ -89,7 +95,13 @@ class Multiprocessor {
   void complete_barrier();
   void complete(Warp& warp, std::size_t collective);
   void count_warp(Warp& warp);
+  void log_access(const void* address, std::size_t bytes, Access kind, Space space, Where where);
+  std::ptrdiff_t shared_offset(const void* address) const {
+    return static_cast<const std::byte*>(address) - shared_begin_;
+  }
 
+  [[noreturn]] void refuse(std::size_t bytes, Access kind, Where where,
+                           const std::string& reason) const;
   std::string place() const;  // "kernel k, block (0, 0, 0), thread (1, 0, 0)"
   std::string deadlock() const;
 

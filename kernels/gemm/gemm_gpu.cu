@@ -1,0 +1,44 @@
+// Which kernel computes a matrix product on a GPU.
+#include "kernels/gemm/gemm_gpu.h"
+#include "kernels/gemm/schedule.h"
+#include "kernels/gpu/register.h"
+
+namespace orchard::GPU_NAMESPACE {
+namespace {
+
+constexpr std::int64_t tiles_128(std::int64_t m, std::int64_t n) {
+  return std::int64_t{tiles_in(m, 128)} * tiles_in(n, 128);
+}
+
+template <class Operation>
+void run_any(Stream& stream, const Operation& op) {
+  if (op.a.dtype() == DType::f32) {
+    run_f32(stream, op);
+  } else {
+    run_bf16(stream, op, choose_tile(op));
+  }
+}
+
+}  // namespace
+
+Tile choose_tile(const Gemm& op) {
+  return choose_tile(tiles_128(op.c.dim(0), op.c.dim(1)));
+}
+
+// Groups of fewer than 128 rows would leave tiles of 128 half empty.
+Tile choose_tile(const GroupedGemm& op) {
+  const std::int64_t rows = op.c.dim(0), groups = op.b.dim(0);
+  return rows < 128 * groups ? Tile::side_64 : choose_tile(tiles_128(rows, op.c.dim(1)));
+}
+
+Tile choose_tile(const GroupedGemmWeightGradient& op) {
+  return choose_tile(op.d_b.dim(0) * tiles_128(op.d_b.dim(1), op.d_b.dim(2)));
+}
+
+void register_gemm(OperationTable& table) {
+  table.add<Gemm>(run_any);
+  table.add<GroupedGemm>(run_any);
+  table.add<GroupedGemmWeightGradient>(run_any);
+}
+
+}  // namespace orchard::GPU_NAMESPACE
