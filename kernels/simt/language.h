@@ -190,10 +190,6 @@ inline float rsqrtf(float value) {
 inline int __popc(unsigned value) {
   return std::popcount(value);
 }
-// 1 + the place of the lowest bit that is set, 0 if none is.
-inline int __ffs(int value) {
-  return value == 0 ? 0 : 1 + std::countr_zero(static_cast<unsigned>(value));
-}
 // CUDA's is within 2 units in the last place and gives 0 for divisors beyond 2^126; this one rounds
 // correctly.
 inline float __fdividef(float dividend, float divisor) {
