@@ -92,19 +92,19 @@ __global__ void __launch_bounds__(32 * block_warps) pool(Pool<T> op) {
           source + (static_cast<std::int64_t>(r) * op.from.width + s) * op.from.channels);
       const float weight = weight_of(op, r, s, area);
 #pragma unroll
-      for (int c = 0; c < n; ++c) total.value[c] = fmaf(weight, value.value[c], total.value[c]);
+      for (int c = 0; c < n; ++c) total[c] = fmaf(weight, value[c], total[c]);
     }
   }
   if (shared_bin) {
     auto& shared = shared_storage<PixelSums<n>>();
 #pragma unroll
-    for (int c = 0; c < n; ++c) shared.sum[warp][c][lane] = total.value[c];
+    for (int c = 0; c < n; ++c) shared.sum[warp][c][lane] = total[c];
     __syncthreads();
     if (warp > 0 || !inside) return;
 #pragma unroll
     for (int c = 0; c < n; ++c) {
       for (int other = 1; other < block_warps; ++other) {
-        total.value[c] += shared.sum[other][c][lane];
+        total[c] += shared.sum[other][c][lane];
       }
     }
   }
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(32 * block_warps) pool(Pool<T> op) {
   if (op.extra != nullptr) {
     const Values<n> extra = load_values<n>(op.extra + at);
 #pragma unroll
-    for (int c = 0; c < n; ++c) total.value[c] += extra.value[c];
+    for (int c = 0; c < n; ++c) total[c] += extra[c];
   }
   store_values(op.target + at, total);
 }

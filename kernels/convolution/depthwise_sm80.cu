@@ -49,7 +49,7 @@ __device__ Weights<n> load_weights(const T* weight, Turn turn) {
       const Values<n> values = load_values<n>(weight + vector * n);
 #pragma unroll
       for (int i = 0; i < n; ++i) {
-        out.tap[(vector * n + i) % taps].value[(vector * n + i) / taps] = values.value[i];
+        out.tap[(vector * n + i) % taps][(vector * n + i) / taps] = values[i];
       }
     }
   }
@@ -88,9 +88,9 @@ __global__ void __launch_bounds__(block_threads) convolve(Convolution<T> op) {
       const Values<n> pixel = values_of(column.row[r]);
 #pragma unroll
       for (int c = 0; c < n; ++c) {
-        left.value[c] = fmaf(weights.tap[3 * r + 2].value[c], pixel.value[c], left.value[c]);
-        middle.value[c] = fmaf(weights.tap[3 * r + 1].value[c], pixel.value[c], middle.value[c]);
-        right.value[c] = fmaf(weights.tap[3 * r].value[c], pixel.value[c], right.value[c]);
+        left[c] = fmaf(weights.tap[3 * r + 2][c], pixel[c], left[c]);
+        middle[c] = fmaf(weights.tap[3 * r + 1][c], pixel[c], middle[c]);
+        right[c] = fmaf(weights.tap[3 * r][c], pixel[c], right[c]);
       }
     }
     if (j > begin) store_values(y + (j - 1) * picture.channels, left);

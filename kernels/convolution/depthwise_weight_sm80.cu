@@ -66,12 +66,12 @@ __global__ void __launch_bounds__(32 * block_warps) correlate(Correlation<T> op)
         const Values<n> pixel = values_of(column.row[r]);
 #pragma unroll
         for (int c = 0; c < n; ++c) {
-          float& first = sums[3 * r].value[c];
-          float& second = sums[3 * r + 1].value[c];
-          float& third = sums[3 * r + 2].value[c];
-          first = fmaf(right.value[c], pixel.value[c], first);
-          second = fmaf(middle.value[c], pixel.value[c], second);
-          third = fmaf(left.value[c], pixel.value[c], third);
+          float& first = sums[3 * r][c];
+          float& second = sums[3 * r + 1][c];
+          float& third = sums[3 * r + 2][c];
+          first = fmaf(right[c], pixel[c], first);
+          second = fmaf(middle[c], pixel[c], second);
+          third = fmaf(left[c], pixel[c], third);
         }
       }
       left = middle;
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(32 * block_warps) correlate(Correlation<T> op)
 #pragma unroll
         for (int c = 0; c < n; ++c) {
           float& sum = shared.sum[c * taps + tap][lane];
-          sum = sums[tap].value[c] + (turn == 0 ? 0.0f : sum);
+          sum = sums[tap][c] + (turn == 0 ? 0.0f : sum);
         }
       }
     }

@@ -58,15 +58,14 @@ __global__ void __launch_bounds__(block_threads) shift_rows(ShiftedRows<T> op) {
   if (!inside) return;
   const std::int64_t image = i / op.y_rows, row = i % op.y_rows, x_row = row + op.shift;
   const T* const from = x_row < 0 ? op.class_token : op.x + (image * op.x_rows + x_row) * op.width;
-  Piece<T, n> piece = load_piece<n>(from + column);
-  if (op.positions != nullptr) {
-    Values<n> sum = values_of(piece);
-    const Values<n> position = load_values<n>(op.positions + row * op.width + column);
+  const Piece<T, n> piece = load_piece<n>(from + column);
+  T* const to = op.y + i * op.width + column;
+  if (op.positions == nullptr) return store_piece(to, piece);
+  Values<n> sum = values_of(piece);
+  const Values<n> position = load_values<n>(op.positions + row * op.width + column);
 #pragma unroll
-    for (int j = 0; j < n; ++j) sum.value[j] += position.value[j];
-    piece = piece_of<T>(sum);
-  }
-  store_piece(op.y + i * op.width + column, piece);
+  for (int j = 0; j < n; ++j) sum[j] += position[j];
+  store_values(to, sum);
 }
 
 template <class T>
@@ -141,7 +140,7 @@ __global__ void __launch_bounds__(block_threads) shift_gradient(ShiftedGradient<
     for (int k = 0; k < in_flight; ++k) {
       const Values<n> gradient = values_of(pieces[k]);
 #pragma unroll
-      for (int j = 0; j < n; ++j) total.value[j] += gradient.value[j];
+      for (int j = 0; j < n; ++j) total[j] += gradient[j];
       if (x_row >= 0 && first + k < op.images) {
         store_piece(d_x + (first + k) * op.x_rows * op.width, pieces[k]);
       }
@@ -150,7 +149,7 @@ __global__ void __launch_bounds__(block_threads) shift_gradient(ShiftedGradient<
   const auto add_total = [&](float* target) {
     Values<n> sum = load_values<n>(target);
 #pragma unroll
-    for (int j = 0; j < n; ++j) sum.value[j] += total.value[j];
+    for (int j = 0; j < n; ++j) sum[j] += total[j];
     store_values(target, sum);
   };
   if (row < 0 || op.d_positions == nullptr) return;

@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(32 * warps_per_block)
       for (int i = 0; i < in_flight; ++i) {
         const Values<n> row = values_of(rows[i]);
 #pragma unroll
-        for (int j = 0; j < n; ++j) total.value[j] += done + i < run ? row.value[j] : 0.0f;
+        for (int j = 0; j < n; ++j) total[j] += done + i < run ? row[j] : 0.0f;
       }
     }
   }

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(32 * block_warps) sum_slots(SlotSum<T> op) {
       if (choices.row[j] < 0) continue;
       const Values<n> row = values_of(held[j]);
 #pragma unroll
-      for (int i = 0; i < n; ++i) total.value[i] = fmaf(weight[j], row.value[i], total.value[i]);
+      for (int i = 0; i < n; ++i) total[i] = fmaf(weight[j], row[i], total[i]);
     }
     store_values(op.sums + token * op.hidden + column, total);
   }
@@ -168,8 +168,8 @@ __global__ void __launch_bounds__(32 * block_warps) spread_gradient(SpreadGradie
       Values<n> d_row;
 #pragma unroll
       for (int i = 0; i < n; ++i) {
-        dot[j] = fmaf(d_y.value[i], row.value[i], dot[j]);
-        d_row.value[i] = gate[j] * d_y.value[i];
+        dot[j] = fmaf(d_y[i], row[i], dot[j]);
+        d_row[i] = gate[j] * d_y[i];
       }
       store_values(op.d_rows + choices.row[j] * op.hidden + column, d_row);
     }

@@ -15,6 +15,7 @@ std::size_t at(std::int64_t i) {
 struct ConvCase {
   DType dtype;
   std::int64_t images, height, width, channels;
+  int shift = 0;  // elements by which pixels miss their alignment
 };
 
 class DepthwiseConv : public DeviceTest<ConvCase> {
@@ -27,7 +28,7 @@ class DepthwiseConv : public DeviceTest<ConvCase> {
   // picture.
   template <class Body>
   void for_each_tap(const Body& body) const {
-    const auto [dtype, images, height, width, channels] = parameter();
+    const auto [dtype, images, height, width, channels, shift] = parameter();
     for (std::int64_t o = 0; o < images * height * width * channels; ++o) {
       const std::int64_t c = o % channels, j = o / channels % width;
       const std::int64_t i = o / channels / width % height;
@@ -47,16 +48,17 @@ TEST_P(DepthwiseConv, ForwardMatchesReference) {
   Guarded x = random_normal(parameter().dtype, shape(), 1);
   Guarded weight = random_normal(parameter().dtype, weight_shape(), 2),
           y(parameter().dtype, shape());
-  OnDevice x_d(stream(), x), weight_d(stream(), weight), y_d(stream(), y);
+  OnDevice x_d(stream(), x, parameter().shift), weight_d(stream(), weight, parameter().shift),
+      y_d(stream(), y, parameter().shift);
   const DepthwiseConv3x3Forward op{.x = x_d, .weight = weight_d, .y = y_d};
-  run_and_download(op, {&y_d});
+  run_and_download(stream(), op, {&y_d});
   std::vector<double> expected(at(y.size()));
   for_each_tap([&](std::int64_t out, std::int64_t in, std::int64_t w) {
     expected[at(out)] += weight.at(w) * x.at(in);
   });
   expect_close(y, expected, bound(), "y");
   const Guarded first = y;
-  run_and_download(op, {&y_d});
+  run_and_download(stream(), op, {&y_d});
   EXPECT_TRUE(first == y) << "two runs differ";
 }
 
@@ -64,8 +66,10 @@ TEST_P(DepthwiseConv, BackwardInputMatchesReference) {
   Guarded d_y = random_normal(parameter().dtype, shape(), 3);
   Guarded weight = random_normal(parameter().dtype, weight_shape(), 4);
   Guarded d_x(parameter().dtype, shape());
-  OnDevice d_y_d(stream(), d_y), weight_d(stream(), weight), d_x_d(stream(), d_x);
-  run_and_download(DepthwiseConv3x3BackwardInput{.d_y = d_y_d, .weight = weight_d, .d_x = d_x_d},
+  OnDevice d_y_d(stream(), d_y, parameter().shift), weight_d(stream(), weight, parameter().shift),
+      d_x_d(stream(), d_x, parameter().shift);
+  run_and_download(stream(),
+                   DepthwiseConv3x3BackwardInput{.d_y = d_y_d, .weight = weight_d, .d_x = d_x_d},
                    {&d_x_d});
   std::vector<double> expected(at(d_x.size()));
   for_each_tap([&](std::int64_t out, std::int64_t in, std::int64_t w) {
@@ -83,13 +87,10 @@ TEST_P(DepthwiseConv, BackwardWeightAddsToTheGradient) {
   for_each_tap([&](std::int64_t out, std::int64_t in, std::int64_t w) {
     expected[at(w)] += x.at(in) * d_y.at(out);
   });
-  OnDevice x_d(stream(), x), d_y_d(stream(), d_y);
-  const auto run_once = [&] {
-    OnDevice d_weight_d(stream(), d_weight);
-    run_and_download(DepthwiseConv3x3BackwardWeight{.x = x_d, .d_y = d_y_d, .d_weight = d_weight_d},
-                     {&d_weight_d});
-  };
-  run_once();
+  OnDevice x_d(stream(), x, parameter().shift), d_y_d(stream(), d_y, parameter().shift),
+      d_weight_d(stream(), d_weight, parameter().shift);
+  const DepthwiseConv3x3BackwardWeight op{.x = x_d, .d_y = d_y_d, .d_weight = d_weight_d};
+  run_and_download(stream(), op, {&d_weight_d});
   // An fp32 sum of as many terms of size one as there are pixels.
   const auto pixels =
       static_cast<double>(1 + parameter().images * parameter().height * parameter().width);
@@ -100,29 +101,30 @@ TEST_P(DepthwiseConv, BackwardWeightAddsToTheGradient) {
   d_weight = before;
   const int threads = omp_get_max_threads();
   omp_set_num_threads(threads + 3);
-  run_once();
+  run_and_download(stream(), op, {&d_weight_d});
   omp_set_num_threads(threads);
   EXPECT_TRUE(first == d_weight) << "the sum depends on the number of threads";
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, DepthwiseConv,
-                         ::testing::Combine(every_device(),
-                                            ::testing::Values(ConvCase{DType::f32, 1, 1, 1, 1},
-                                                              ConvCase{DType::f32, 0, 3, 3, 4},
-                                                              ConvCase{DType::f32, 2, 1, 5, 17},
-                                                              ConvCase{DType::f32, 2, 5, 1, 3},
-                                                              ConvCase{DType::f32, 1, 4, 2, 255},
-                                                              ConvCase{DType::f32, 3, 7, 9, 257},
-                                                              ConvCase{DType::bf16, 2, 5, 6, 31},
-                                                              ConvCase{DType::bf16, 1, 8, 8, 512},
-                                                              ConvCase{DType::bf16, 9, 9, 13, 7},
-                                                              ConvCase{DType::bf16, 1, 3, 17, 264},
-                                                              ConvCase{DType::f32, 5, 4, 8, 12})),
-                         device_test_name<ConvCase>);
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, DepthwiseConv,
+    ::testing::Combine(
+        every_device(),
+        ::testing::Values(ConvCase{DType::f32, 1, 1, 1, 1}, ConvCase{DType::f32, 0, 3, 3, 4},
+                          ConvCase{DType::f32, 2, 1, 5, 17}, ConvCase{DType::f32, 2, 5, 1, 3},
+                          ConvCase{DType::f32, 1, 4, 2, 255},
+                          ConvCase{DType::f32, 3, 7, 9, 257},
+                          ConvCase{DType::bf16, 2, 5, 6, 31},
+                          ConvCase{DType::bf16, 1, 8, 8, 512}, ConvCase{DType::bf16, 9, 9, 13, 7},
+                          ConvCase{DType::bf16, 1, 3, 17, 264}, ConvCase{DType::f32, 5, 4, 8, 12},
+                          ConvCase{DType::bf16, 1, 3, 3, 16, 1},
+                          ConvCase{DType::f32, 1, 3, 3, 16, 2})),
+    device_test_name<ConvCase>);
 
 struct PoolCase {
   DType dtype;
   std::int64_t images, height, width, out_height, out_width, channels;
+  int shift = 0;
 };
 
 class AdaptivePool : public DeviceTest<PoolCase> {
@@ -139,7 +141,7 @@ class AdaptivePool : public DeviceTest<PoolCase> {
   // they are whole.
   template <class Body>
   void for_each_pair(const Body& body) const {
-    const auto [dtype, images, height, width, out_height, out_width, channels] = parameter();
+    const auto [dtype, images, height, width, out_height, out_width, channels, shift] = parameter();
     const auto first = [](std::int64_t i, std::int64_t n, std::int64_t m) {
       return static_cast<std::int64_t>(
           std::floor(static_cast<double>(i * n) / static_cast<double>(m)));
@@ -164,7 +166,7 @@ class AdaptivePool : public DeviceTest<PoolCase> {
   }
   // One rounding to the dtype, and an fp32 sum of as many terms as the larger side's bin has.
   double bound() const {
-    const auto [dtype, images, height, width, out_height, out_width, channels] = parameter();
+    const auto [dtype, images, height, width, out_height, out_width, channels, shift] = parameter();
     const double pixels = static_cast<double>(height * width + out_height * out_width);
     return unit_roundoff(dtype) + 16 * std::sqrt(pixels) * unit_roundoff(DType::f32);
   }
@@ -172,8 +174,8 @@ class AdaptivePool : public DeviceTest<PoolCase> {
 
 TEST_P(AdaptivePool, ForwardAveragesOverlappingBins) {
   Guarded x = random_normal(parameter().dtype, in_shape(), 1), y(parameter().dtype, out_shape());
-  OnDevice x_d(stream(), x), y_d(stream(), y);
-  run_and_download(AdaptiveAveragePoolForward{.x = x_d, .y = y_d}, {&y_d});
+  OnDevice x_d(stream(), x, parameter().shift), y_d(stream(), y, parameter().shift);
+  run_and_download(stream(), AdaptiveAveragePoolForward{.x = x_d, .y = y_d}, {&y_d});
   std::vector<double> expected(at(y.size()));
   for_each_pair([&](std::int64_t out, std::int64_t in, double area) {
     expected[at(out)] += x.at(in) / area;
@@ -185,11 +187,12 @@ TEST_P(AdaptivePool, BackwardAddsUpOverlappingBins) {
   Guarded d_y = random_normal(parameter().dtype, out_shape(), 2),
           d_x(parameter().dtype, in_shape());
   Guarded d_extra = random_normal(parameter().dtype, in_shape(), 3);
-  OnDevice d_y_d(stream(), d_y), d_extra_d(stream(), d_extra), d_x_d(stream(), d_x);
+  OnDevice d_y_d(stream(), d_y, parameter().shift), d_extra_d(stream(), d_extra, parameter().shift),
+      d_x_d(stream(), d_x, parameter().shift);
   for (const bool with_extra : {false, true}) {
     const AdaptiveAveragePoolBackward op{
         .d_y = d_y_d, .d_extra = with_extra ? d_extra_d.tensor() : Tensor(), .d_x = d_x_d};
-    run_and_download(op, {&d_x_d});
+    run_and_download(stream(), op, {&d_x_d});
     std::vector<double> expected =
         with_extra ? d_extra.values() : std::vector<double>(at(d_x.size()));
     for_each_pair([&](std::int64_t out, std::int64_t in, double area) {
@@ -197,7 +200,7 @@ TEST_P(AdaptivePool, BackwardAddsUpOverlappingBins) {
     });
     expect_close(d_x, expected, bound(), "d_x");
     const Guarded first = d_x;
-    run_and_download(op, {&d_x_d});
+    run_and_download(stream(), op, {&d_x_d});
     EXPECT_TRUE(first == d_x) << "two runs differ";
   }
 }
@@ -215,7 +218,8 @@ INSTANTIATE_TEST_SUITE_P(
                                                   9},  // output larger than the input
                                          PoolCase{DType::f32, 1, 5, 3, 3, 5, 4},
                                          PoolCase{DType::bf16, 2, 27, 13, 12, 5, 31},
-                                         PoolCase{DType::bf16, 4, 6, 6, 1, 1, 512})),
+                                         PoolCase{DType::bf16, 4, 6, 6, 1, 1, 512},
+                                         PoolCase{DType::bf16, 2, 4, 4, 2, 2, 16, 1})),
     device_test_name<PoolCase>);
 
 TEST(ConvolutionOnGpu, SumsAlikeInEveryOrderOfThreads) {

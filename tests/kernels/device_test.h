@@ -135,14 +135,6 @@ class DeviceTest : public ::testing::TestWithParam<std::tuple<DeviceKind, Case>>
   Stream& stream() const { return *stream_; }
   OnDevice on_device(Guarded& host, int shift = 0) const { return OnDevice(stream(), host, shift); }
 
-  // Afterwards the host tensors hold what the operation wrote.
-  template <class Operation>
-  void run_and_download(const Operation& op, std::initializer_list<OnDevice*> outputs) {
-    run(stream(), op);
-    for (OnDevice* const output : outputs) output->download();
-    stream().synchronize();
-  }
-
  private:
   std::unique_ptr<Device> device_;
   std::unique_ptr<Stream> stream_;

@@ -12,6 +12,7 @@ namespace {
 struct EmbeddingCase {
   DType dtype;
   std::int64_t tokens, vocab, visual, hidden;
+  int shift = 0;  // elements by which rows of [hidden] miss their alignment
 };
 
 class Embedding : public DeviceTest<EmbeddingCase> {
@@ -19,7 +20,7 @@ class Embedding : public DeviceTest<EmbeddingCase> {
   // Random ids, some often; visual rows in falling order at every third token while they last (one
   // row of them stays unnamed).
   Guarded sources() const {
-    const auto [dtype, tokens, vocab, visual, hidden] = parameter();
+    const auto [dtype, tokens, vocab, visual, hidden, shift] = parameter();
     Guarded out(DType::i32, {tokens});
     std::mt19937 engine(3);
     std::int64_t next = visual - 1;
@@ -33,13 +34,15 @@ class Embedding : public DeviceTest<EmbeddingCase> {
 };
 
 TEST_P(Embedding, ForwardCopiesTableAndVisualRows) {
-  const auto [dtype, tokens, vocab, visual, hidden] = parameter();
+  const auto [dtype, tokens, vocab, visual, hidden, shift] = parameter();
   Guarded table = random_normal(dtype, {vocab, hidden}, 1);
   Guarded pictures = random_normal(dtype, {visual, hidden}, 2);
   Guarded ids = sources(), y(dtype, {tokens, hidden});
-  OnDevice table_d(stream(), table), pictures_d(stream(), pictures), ids_d(stream(), ids);
-  OnDevice y_d(stream(), y);
-  run_and_download(EmbeddingForward{.table = table_d,
+  OnDevice table_d(stream(), table, parameter().shift),
+      pictures_d(stream(), pictures, parameter().shift), ids_d(stream(), ids);
+  OnDevice y_d(stream(), y, parameter().shift);
+  run_and_download(stream(),
+                   EmbeddingForward{.table = table_d,
                                     .visual = visual ? pictures_d.tensor() : Tensor(),
                                     .sources = ids_d,
                                     .y = y_d},
@@ -54,13 +57,15 @@ TEST_P(Embedding, ForwardCopiesTableAndVisualRows) {
 }
 
 TEST_P(Embedding, BackwardAddsRepeatedIdsInTokenOrder) {
-  const auto [dtype, tokens, vocab, visual, hidden] = parameter();
+  const auto [dtype, tokens, vocab, visual, hidden, shift] = parameter();
   Guarded d_y = random_normal(dtype, {tokens, hidden}, 3), ids = sources();
   const Guarded before = random_normal(DType::f32, {vocab, hidden}, 4);
   Guarded d_table = before, d_visual(dtype, {visual, hidden});
-  OnDevice d_y_d(stream(), d_y), ids_d(stream(), ids);
-  OnDevice d_table_d(stream(), d_table), d_visual_d(stream(), d_visual);
-  run_and_download(EmbeddingBackward{.d_y = d_y_d,
+  OnDevice d_y_d(stream(), d_y, parameter().shift), ids_d(stream(), ids);
+  OnDevice d_table_d(stream(), d_table, parameter().shift),
+      d_visual_d(stream(), d_visual, parameter().shift);
+  run_and_download(stream(),
+                   EmbeddingBackward{.d_y = d_y_d,
                                      .sources = ids_d,
                                      .d_table = d_table_d,
                                      .d_visual = visual ? d_visual_d.tensor() : Tensor()},
@@ -97,6 +102,8 @@ INSTANTIATE_TEST_SUITE_P(
                                          EmbeddingCase{DType::bf16, 61, 23, 7, 17},
                                          EmbeddingCase{DType::bf16, 97, 31, 12, 200},
                                          EmbeddingCase{DType::f32, 530, 2, 0, 8},
+                                         EmbeddingCase{DType::bf16, 19, 7, 5, 40, 1},
+                                         EmbeddingCase{DType::f32, 19, 7, 5, 40, 1},
                                          EmbeddingCase{DType::bf16, 2100, 70000, 40, 24})),
     device_test_name<EmbeddingCase>);
 
@@ -165,21 +172,23 @@ TEST(EmbeddingCost, OnlyNamedRowsOfALargeTableAreTouched) {
 struct RowsCase {
   DType dtype;
   std::int64_t rows, cols;
+  int shift = 0;
 };
 using Rows = DeviceTest<RowsCase>;
 
 TEST_P(Rows, GatherAndScatterAreInverse) {
-  const auto [dtype, rows, cols] = parameter();
+  const auto [dtype, rows, cols, shift] = parameter();
   Guarded x = random_normal(dtype, {rows, cols}, 1), y(dtype, {rows + 2, cols}),
           back(dtype, {rows, cols});
   Guarded indices(DType::i32, {rows + 2});  // rows in reverse, with a -1 at either end
   for (std::int64_t i = 0; i < rows + 2; ++i) {
     indices.set(i, i == 0 || i == rows + 1 ? -1.0 : static_cast<double>(rows - i));
   }
-  OnDevice x_d(stream(), x), y_d(stream(), y), back_d(stream(), back);
+  OnDevice x_d(stream(), x, parameter().shift), y_d(stream(), y, parameter().shift),
+      back_d(stream(), back, parameter().shift);
   OnDevice indices_d(stream(), indices);
-  run(stream(), GatherRows{.x = x_d, .indices = indices_d, .y = y_d});
-  run_and_download(ScatterRows{.x = y_d, .indices = indices_d, .y = back_d}, {&y_d, &back_d});
+  run_and_download(stream(), GatherRows{.x = x_d, .indices = indices_d, .y = y_d}, {&y_d});
+  run_and_download(stream(), ScatterRows{.x = y_d, .indices = indices_d, .y = back_d}, {&back_d});
   for (std::int64_t i = 0; i < (rows + 2) * cols; ++i) {
     const auto index = static_cast<std::int64_t>(indices.at(i / cols));
     ASSERT_EQ(y.at(i), index < 0 ? 0 : x.at(index * cols + i % cols)) << "row " << i / cols;
@@ -188,12 +197,13 @@ TEST_P(Rows, GatherAndScatterAreInverse) {
 }
 
 TEST_P(Rows, ScatterZeroesRowsThatNoIndexNames) {
-  const auto [dtype, rows, cols] = parameter();
+  const auto [dtype, rows, cols, shift] = parameter();
   Guarded x = random_normal(dtype, {1, cols}, 1), y(dtype, {rows, cols});
   Guarded indices = integers({1}, std::vector<int>{static_cast<int>(rows - 1)});
   if (rows == 0) indices.set(0, -1);
-  OnDevice x_d(stream(), x), y_d(stream(), y), indices_d(stream(), indices);
-  run_and_download(ScatterRows{.x = x_d, .indices = indices_d, .y = y_d}, {&y_d});
+  OnDevice x_d(stream(), x, parameter().shift), y_d(stream(), y, parameter().shift),
+      indices_d(stream(), indices);
+  run_and_download(stream(), ScatterRows{.x = x_d, .indices = indices_d, .y = y_d}, {&y_d});
   for (std::int64_t i = 0; i < rows * cols; ++i) {
     ASSERT_EQ(y.at(i), i / cols == rows - 1 ? x.at(i % cols) : 0) << "row " << i / cols;
   }
@@ -206,7 +216,9 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Rows,
                                                               RowsCase{DType::f32, 37, 19},
                                                               RowsCase{DType::bf16, 50, 33},
                                                               RowsCase{DType::bf16, 9, 2056},
-                                                              RowsCase{DType::bf16, 7, 22})),
+                                                              RowsCase{DType::bf16, 7, 22},
+                                                              RowsCase{DType::bf16, 7, 40, 1},
+                                                              RowsCase{DType::bf16, 7, 40, 2})),
                          device_test_name<RowsCase>);
 
 TEST(RowsErrors, NameTheIndex) {
@@ -223,6 +235,7 @@ TEST(RowsErrors, NameTheIndex) {
 struct ClassCase {
   DType dtype;
   std::int64_t images, patches, width;
+  int shift = 0;
 };
 
 class ClassToken : public DeviceTest<ClassCase> {
@@ -241,11 +254,13 @@ class ClassToken : public DeviceTest<ClassCase> {
 };
 
 TEST_P(ClassToken, PrependAddsPositionsToAllRows) {
-  const auto [dtype, images, patches, width] = parameter();
+  const auto [dtype, images, patches, width, shift] = parameter();
   Guarded x = random_normal(dtype, without_class(), 1), token = random_normal(dtype, {width}, 2);
   Guarded table = random_normal(dtype, positions(), 3), y(dtype, with_class());
-  OnDevice x_d(stream(), x), token_d(stream(), token), table_d(stream(), table), y_d(stream(), y);
+  OnDevice x_d(stream(), x, parameter().shift), token_d(stream(), token, parameter().shift),
+      table_d(stream(), table, parameter().shift), y_d(stream(), y, parameter().shift);
   run_and_download(
+      stream(),
       PrependClassForward{.patches = x_d, .class_token = token_d, .positions = table_d, .y = y_d},
       {&y_d});
   std::vector<double> expected;
@@ -259,18 +274,20 @@ TEST_P(ClassToken, PrependAddsPositionsToAllRows) {
 }
 
 TEST_P(ClassToken, PrependBackwardSumsOverImages) {
-  const auto [dtype, images, patches, width] = parameter();
+  const auto [dtype, images, patches, width, shift] = parameter();
   Guarded d_y = random_normal(dtype, with_class(), 4), d_patches(dtype, without_class());
   Guarded d_token = random_normal(DType::f32, {width}, 5);
   Guarded d_positions = random_normal(DType::f32, positions(), 6);
   std::vector<double> expected_token = d_token.values(), expected_positions = d_positions.values();
-  OnDevice d_y_d(stream(), d_y), d_patches_d(stream(), d_patches);
-  OnDevice d_token_d(stream(), d_token), d_positions_d(stream(), d_positions);
+  OnDevice d_y_d(stream(), d_y, parameter().shift),
+      d_patches_d(stream(), d_patches, parameter().shift);
+  OnDevice d_token_d(stream(), d_token, parameter().shift),
+      d_positions_d(stream(), d_positions, parameter().shift);
   PrependClassBackward op{.d_y = d_y_d,
                           .d_patches = d_patches_d,
                           .d_class_token = d_token_d,
                           .d_positions = d_positions_d};
-  run_and_download(op, {&d_patches_d, &d_token_d, &d_positions_d});
+  run_and_download(stream(), op, {&d_patches_d, &d_token_d, &d_positions_d});
   for (std::int64_t n = 0; n < images; ++n) {
     for (std::int64_t i = 0; i < (patches + 1) * width; ++i) {
       const double gradient = d_y.at(n * (patches + 1) * width + i);
@@ -288,17 +305,19 @@ TEST_P(ClassToken, PrependBackwardSumsOverImages) {
 
   const Guarded first = d_patches;
   op.d_class_token = op.d_positions = {};
-  run_and_download(op, {&d_patches_d});
+  run_and_download(stream(), op, {&d_patches_d});
   EXPECT_TRUE(first == d_patches) << "d_patches depends on whether the other gradients are wanted";
 }
 
 TEST_P(ClassToken, DropRemovesTheClassRowAndAddsPositions) {
-  const auto [dtype, images, patches, width] = parameter();
+  const auto [dtype, images, patches, width, shift] = parameter();
   Guarded x = random_normal(dtype, with_class(), 7), y(dtype, without_class());
   Guarded table = random_normal(dtype, {patches, width}, 8);
-  OnDevice x_d(stream(), x), table_d(stream(), table), y_d(stream(), y);
+  OnDevice x_d(stream(), x, parameter().shift), table_d(stream(), table, parameter().shift),
+      y_d(stream(), y, parameter().shift);
   for (const bool with_positions : {false, true}) {
     run_and_download(
+        stream(),
         DropClassForward{
             .x = x_d, .positions = with_positions ? table_d.tensor() : Tensor(), .y = y_d},
         {&y_d});
@@ -314,12 +333,14 @@ TEST_P(ClassToken, DropRemovesTheClassRowAndAddsPositions) {
 }
 
 TEST_P(ClassToken, DropBackwardZeroesTheClassRow) {
-  const auto [dtype, images, patches, width] = parameter();
+  const auto [dtype, images, patches, width, shift] = parameter();
   Guarded d_y = random_normal(dtype, without_class(), 9), d_x(dtype, with_class());
   Guarded d_positions = random_normal(DType::f32, {patches, width}, 10);
   std::vector<double> expected_positions = d_positions.values();
-  OnDevice d_y_d(stream(), d_y), d_x_d(stream(), d_x), d_positions_d(stream(), d_positions);
-  run_and_download(DropClassBackward{.d_y = d_y_d, .d_x = d_x_d, .d_positions = d_positions_d},
+  OnDevice d_y_d(stream(), d_y, parameter().shift), d_x_d(stream(), d_x, parameter().shift),
+      d_positions_d(stream(), d_positions, parameter().shift);
+  run_and_download(stream(),
+                   DropClassBackward{.d_y = d_y_d, .d_x = d_x_d, .d_positions = d_positions_d},
                    {&d_x_d, &d_positions_d});
   for (std::int64_t i = 0; i < d_x.size(); ++i) {
     const std::int64_t n = i / ((patches + 1) * width), j = i % ((patches + 1) * width) - width;
@@ -337,7 +358,9 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ClassToken,
                                                               ClassCase{DType::f32, 3, 0, 5},
                                                               ClassCase{DType::f32, 5, 9, 33},
                                                               ClassCase{DType::bf16, 4, 16, 31},
-                                                              ClassCase{DType::bf16, 2, 5, 64})),
+                                                              ClassCase{DType::bf16, 2, 5, 64},
+                                                              ClassCase{DType::bf16, 2, 5, 64, 1},
+                                                              ClassCase{DType::f32, 6, 2, 8, 3})),
                          device_test_name<ClassCase>);
 
 TEST(EmbeddingDeterminism, DoesNotDependOnTheNumberOfThreads) {

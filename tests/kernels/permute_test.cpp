@@ -16,6 +16,7 @@ struct Case {
   DType dtype;
   std::int64_t tokens, k, experts, hidden;
   Routing routing;
+  int shift = 0;  // elements by which rows of [hidden] miss their alignment
 };
 
 Guarded route(const Case& c) {
@@ -112,8 +113,9 @@ TEST_P(Permute, DispatchCopiesRowsAndZeroesPadding) {
   Guarded x = random_normal(parameter().dtype, token_shape(), 1);
   Guarded rows(parameter().dtype, row_shape());
   const Guarded untouched = rows;
-  OnDevice x_d(stream(), x), rows_d(stream(), rows);
-  run_and_download(DispatchForward{.x = x_d,
+  OnDevice x_d(stream(), x, parameter().shift), rows_d(stream(), rows, parameter().shift);
+  run_and_download(stream(),
+                   DispatchForward{.x = x_d,
                                    .source = on_device().source,
                                    .row_offsets = on_device().row_offsets,
                                    .rows = rows_d},
@@ -135,13 +137,14 @@ TEST_P(Permute, DispatchBackwardSumsChoices) {
   const Case& c = parameter();
   Guarded d_rows = random_normal(c.dtype, row_shape(), 2);
   Guarded d_extra = random_normal(c.dtype, token_shape(), 3), d_x(c.dtype, token_shape());
-  OnDevice d_rows_d(stream(), d_rows), d_extra_d(stream(), d_extra), d_x_d(stream(), d_x);
+  OnDevice d_rows_d(stream(), d_rows, parameter().shift),
+      d_extra_d(stream(), d_extra, parameter().shift), d_x_d(stream(), d_x, parameter().shift);
   for (const bool with_extra : {false, true}) {
     const DispatchBackward op{.d_rows = d_rows_d,
                               .slot = on_device().slot,
                               .d_extra = with_extra ? d_extra_d.tensor() : Tensor(),
                               .d_x = d_x_d};
-    run_and_download(op, {&d_x_d});
+    run_and_download(stream(), op, {&d_x_d});
     std::vector<double> expected;
     for (std::int64_t i = 0; i < c.tokens * c.hidden; ++i) {
       expected.push_back(with_extra ? d_extra.at(i) : 0);
@@ -152,7 +155,7 @@ TEST_P(Permute, DispatchBackwardSumsChoices) {
     }
     expect_close(d_x, expected, bound(), "d_x");
     const Guarded first = d_x;
-    run_and_download(op, {&d_x_d});
+    run_and_download(stream(), op, {&d_x_d});
     EXPECT_TRUE(first == d_x) << "two runs differ";
   }
 }
@@ -161,9 +164,10 @@ TEST_P(Permute, CombineWeighsByGates) {
   const Case& c = parameter();
   Guarded rows = random_normal(c.dtype, row_shape(), 4), y(c.dtype, token_shape());
   Guarded weights = gates();
-  OnDevice rows_d(stream(), rows), weights_d(stream(), weights), y_d(stream(), y);
+  OnDevice rows_d(stream(), rows, parameter().shift), weights_d(stream(), weights),
+      y_d(stream(), y, parameter().shift);
   const CombineForward op{.rows = rows_d, .slot = on_device().slot, .gates = weights_d, .y = y_d};
-  run_and_download(op, {&y_d});
+  run_and_download(stream(), op, {&y_d});
   std::vector<double> expected;
   for (std::int64_t i = 0; i < c.tokens * c.hidden; ++i) {
     expected.push_back(0);
@@ -174,7 +178,7 @@ TEST_P(Permute, CombineWeighsByGates) {
   }
   expect_close(y, expected, bound(), "y");
   const Guarded first = y;
-  run_and_download(op, {&y_d});
+  run_and_download(stream(), op, {&y_d});
   EXPECT_TRUE(first == y) << "two runs differ";
 }
 
@@ -184,8 +188,9 @@ TEST_P(Permute, CombineBackwardSpreadsTheGradient) {
           d_y = random_normal(c.dtype, token_shape(), 6);
   Guarded d_rows(c.dtype, row_shape()), weights = gates(), d_gates(DType::f32, slot().shape());
   const Guarded untouched = d_rows;
-  OnDevice rows_d(stream(), rows), d_y_d(stream(), d_y), weights_d(stream(), weights);
-  OnDevice d_rows_d(stream(), d_rows), d_gates_d(stream(), d_gates);
+  OnDevice rows_d(stream(), rows, parameter().shift), d_y_d(stream(), d_y, parameter().shift),
+      weights_d(stream(), weights);
+  OnDevice d_rows_d(stream(), d_rows, parameter().shift), d_gates_d(stream(), d_gates);
   CombineBackward op{.rows = rows_d,
                      .source = on_device().source,
                      .slot = on_device().slot,
@@ -194,7 +199,7 @@ TEST_P(Permute, CombineBackwardSpreadsTheGradient) {
                      .d_y = d_y_d,
                      .d_rows = d_rows_d,
                      .d_gates = d_gates_d};
-  run_and_download(op, {&d_rows_d, &d_gates_d});
+  run_and_download(stream(), op, {&d_rows_d, &d_gates_d});
   std::vector<double> expected_rows(static_cast<std::size_t>(rows.size())), expected_gates;
   for (std::int64_t r = rows_in_use(); r < max_rows(); ++r) {
     for (std::int64_t i = r * c.hidden; i < (r + 1) * c.hidden; ++i) {
@@ -217,7 +222,7 @@ TEST_P(Permute, CombineBackwardSpreadsTheGradient) {
 
   const Guarded first = d_rows, first_gates = d_gates;
   op.d_rows = rows_d.tensor();  // the gradient may take the place of the rows
-  run_and_download(op, {&rows_d, &d_gates_d});
+  run_and_download(stream(), op, {&rows_d, &d_gates_d});
   EXPECT_TRUE(first_gates == d_gates) << "two runs differ";
   for (std::int64_t i = 0; i < rows_in_use() * c.hidden; ++i) ASSERT_EQ(rows.at(i), first.at(i));
 }
@@ -236,6 +241,9 @@ INSTANTIATE_TEST_SUITE_P(
                                          Case{DType::bf16, 31, 8, 65, 127, Routing::some_dropped},
                                          Case{DType::bf16, 40, 2, 8, 512, Routing::one_expert},
                                          Case{DType::bf16, 1, 8, 256, 136, Routing::random},
+                                         Case{DType::bf16, 9, 2, 4, 64, Routing::random, 1},
+                                         Case{DType::f32, 9, 2, 4, 64, Routing::random, 1},
+                                         Case{DType::bf16, 9, 2, 4, 64, Routing::random, 2},
                                          // several blocks of the counting sort
                                          Case{DType::f32, 1531, 3, 9, 1, Routing::some_dropped})),
     device_test_name<Case>);
