@@ -92,15 +92,12 @@ void store_shared(T* address, const std::type_identity_t<T>& value,
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
   shared_access(address, sizeof(T), Access::write, where);
   std::memcpy(address, &value, sizeof(T));
-<<<<<<< HEAD
 }
 
 // The address of shared memory as instructions take it.
 inline unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(static_cast<const std::byte*>(pointer) -
                                block_shared_memory().data());
-=======
->>>>>>> moe-gpu
 }
 
 // ---- the warp --------------------------------------------------------------------------------
@@ -203,12 +200,6 @@ inline int __popc(unsigned bits) {
 inline float rsqrtf(float value) {
   return 1.0f / std::sqrt(value);
 }
-<<<<<<< HEAD
-=======
-inline int __popc(unsigned value) {
-  return std::popcount(value);
-}
->>>>>>> moe-gpu
 // CUDA's is within 2 units in the last place and gives 0 for divisors beyond 2^126; this one rounds
 // correctly.
 inline float __fdividef(float dividend, float divisor) {
