@@ -28,9 +28,11 @@ constexpr TileConfig config_of(Tile tile) {
   return {};
 }
 
-template <TileConfig tile, Major a_major, Major b_major, Loads loads, class Schedule>
-__global__ void __launch_bounds__(tile.threads(), tile.blocks_per_sm)
+// (nvcc 13 compiles kernels with a structure for a template argument, but not their launch.)
+template <Tile side, Major a_major, Major b_major, Loads loads, class Schedule>
+__global__ void __launch_bounds__(config_of(side).threads(), config_of(side).blocks_per_sm)
     gemm_bf16(MatrixOperand a, MatrixOperand b, Epilogue<bf16> out, Schedule schedule) {
+  constexpr TileConfig tile = config_of(side);
   Work work;
   if (!schedule.find(static_cast<int>(blockIdx.x), tile.sides(), work)) return;
   a.data += work.a;
@@ -58,7 +60,7 @@ struct Launch {
             .grid = {schedule.blocks(tile.sides())},
             .block = {static_cast<unsigned>(tile.threads())},
             .shared_bytes = sizeof(GemmStages<tile>)},
-           gemm_bf16<tile, a_major, b_major, how, Schedule>, a, b, out, schedule);
+           gemm_bf16<side, a_major, b_major, how, Schedule>, a, b, out, schedule);
   }
 
   // Unaligned operands, which no model has, run in tiles of 64 alone.

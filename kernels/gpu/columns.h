@@ -20,27 +20,26 @@ constexpr int column_threads = 256;
 
 struct ColumnTiling {
   std::int64_t batches, rows, cols;
-  std::int64_t strip;  // rows of a block
-  int lanes;           // threads beside each other along a row: a power of two, at most 32
-  unsigned tiles;      // blocks beside each other along a row
-  unsigned strips;     // blocks below each other
+  std::int64_t strip = 0;  // rows of a block
+  int lanes = 1;           // threads beside each other along a row: a power of two, at most 32
+  unsigned tiles = 0;      // blocks beside each other along a row
+  unsigned strips = 0;     // blocks below each other
 
   Extent3 grid() const { return {tiles, strips, static_cast<unsigned>(batches)}; }
   bool empty() const { return batches == 0 || rows == 0 || cols == 0; }
   std::int64_t partial_rows() const { return batches * strips; }  // each of `cols` floats
 };
 
-// `width` divides cols. At most about 1024 blocks, but at least 64 rows in a strip: partial sums are
-// then less than 1/32 of the bytes of bf16 rows.
+// `width` divides cols. At most about 512 blocks: four on each SM of an H100, with 64 KB in flight.
+// At least 128 rows in a strip: what a strip reads and writes beside its rows is little.
 inline ColumnTiling tile_columns(std::int64_t batches, std::int64_t rows, std::int64_t cols,
                                  int width) {
   ColumnTiling t{.batches = batches, .rows = rows, .cols = cols};
-  t.lanes = 1;
   while (t.lanes < 32 && t.lanes * width < cols) t.lanes *= 2;
   t.tiles = static_cast<unsigned>((cols + t.lanes * width - 1) / (t.lanes * width));
   const std::int64_t blocks = std::max<std::int64_t>(1, t.tiles * batches);
-  const std::int64_t most = std::max<std::int64_t>(1, 1024 / blocks);
-  t.strip = std::max<std::int64_t>(64, (rows + most - 1) / most);
+  const std::int64_t most = std::max<std::int64_t>(1, 512 / blocks);
+  t.strip = std::max<std::int64_t>(128, (rows + most - 1) / most);
   t.strips = static_cast<unsigned>((rows + t.strip - 1) / t.strip);
   require(batches < 65536, "{} batches are more than the columns of a grid can hold (65535)",
           batches);

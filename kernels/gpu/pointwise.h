@@ -58,6 +58,7 @@ __device__ void for_each_element(Body& body, std::int64_t begin, std::int64_t en
       if (i + v * step < tail) body.template write<width>(i + v * step, held[v]);
     }
   }
+#pragma unroll 1  // rare, so kept small
   for (std::int64_t i = tail + threadIdx.x; i < end; i += pointwise_threads) {
     body.template write<1>(i, body.template read<1>(i));
   }

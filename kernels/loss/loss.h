@@ -10,8 +10,9 @@ class Stream;
 
 // losses[r] = logsumexp(logits[r]) - logits[r, targets[r]]
 // d_logits[r, j] = scale · (softmax(logits[r])[j] - [j == targets[r]])
-// A target outside [-1, vocab) is an error on the CPU, where it is seen before anything is written;
-// a logit of -inf is a masked token, a NaN gives a NaN loss.
+// A target outside [-1, vocab) is an error on the CPU, where it is seen before anything is written; on
+// a GPU it makes the row's loss NaN and its gradient zero. A logit of -inf is a masked token, a NaN
+// gives a NaN loss.
 struct CrossEntropy {
   ConstTensor logits;    // f32 [rows, vocab]
   ConstTensor targets;   // i32 [rows], each in [0, vocab); -1: loss and gradient are zero

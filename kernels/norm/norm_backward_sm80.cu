@@ -24,16 +24,16 @@ namespace {
 
 template <class T>
 struct GradientRows {
-  const T* x;            // [rows, cols], also d_y, d_sum, d_x
-  const T* weight;       // [cols]
-  const float* mean;     // [rows], LayerNorm's
-  const float* inverse;  // [rows]
+  const T* x;                      // [rows, cols], also d_y, d_sum, d_x
+  const T* weight;                 // [cols]
+  const float* mean = nullptr;     // [rows], LayerNorm's
+  const float* inverse = nullptr;  // [rows]
   const T* d_y;
-  const T* d_sum;   // or nullptr
-  T* d_x;           // may alias d_y
-  float* partials;  // [strips, d_weight | d_bias], or nullptr: not wanted
+  const T* d_sum;             // or nullptr
+  T* d_x;                     // may alias d_y
+  float* partials = nullptr;  // [strips, d_weight | d_bias], or nullptr: not wanted
   std::int64_t rows;
-  std::int64_t strip;  // rows of a block
+  std::int64_t strip = 0;  // rows of a block
   int cols;
 };
 
@@ -249,9 +249,9 @@ constexpr Variant<T> variant() {
            norm_backward_rows<norm, T, threads, vectors>}};
 }
 
-// The first that holds the row is taken. Four vectors of x, d_y, d_sum and weight and their share of
-// the gradient are 100 to 130 registers a thread: four or more blocks of four warps on an SM have
-// 100 KB in flight.
+// The first that holds the row is taken. Four vectors of x, d_y, d_sum and weight, and their share of
+// the gradient, are some 170 registers a thread in bf16, 250 for LayerNorm with its second gradient:
+// three or two blocks of four warps on an SM, with 72 or 48 KB in flight.
 template <Norm norm, class T>
 constexpr std::array<Variant<T>, 4> variants() {
   return {{

@@ -24,14 +24,14 @@ namespace {
 
 template <class T>
 struct Rows {
-  const T* x;       // [rows, cols], also delta, sum, y
-  const T* delta;   // or nullptr
-  const T* weight;  // [cols]
-  const T* bias;    // [cols], LayerNorm's
-  T* sum;           // or nullptr
-  T* y;             // may alias x
-  float* mean;      // [rows], LayerNorm's
-  float* inverse;   // [rows], of the rms or of the deviation
+  const T* x;                // [rows, cols], also delta, sum, y
+  const T* delta;            // or nullptr
+  const T* weight;           // [cols]
+  const T* bias = nullptr;   // [cols], LayerNorm's
+  T* sum;                    // or nullptr
+  T* y;                      // may alias x
+  float* mean = nullptr;     // [rows], LayerNorm's
+  float* inverse = nullptr;  // [rows], of the rms or of the deviation
   std::int64_t rows;
   int cols;
   float epsilon;

@@ -30,22 +30,25 @@ constexpr int head_threads = 256;
 
 template <class T>
 struct Heads {
-  const T* x;              // [count, head_dim], also y, d_y, d_x
-  const T* weight;         // [head_dim]
-  const float* rotation;   // [max_positions, head_dim]: cos | sin
-  const int* positions;    // [tokens]
-  T* y;                    // forward's; may alias x
-  float* inverse_rms;      // forward's, [count]
-  const float* known_rms;  // backward's: what forward left in inverse_rms
-  const T* d_y;            // backward's
-  T* d_x;                  // backward's; may alias d_y
-  float* partials;         // [strips, head_dim], or nullptr: d_weight is not wanted
-  std::int64_t count;      // tokens · heads
-  std::int64_t strip;      // heads of a block, backward
-  int heads, head_dim;     // heads of a token
+  const T* x;             // [count, head_dim], also y, d_y, d_x
+  const T* weight;        // [head_dim]
+  const float* rotation;  // [max_positions, head_dim]: cos | sin
+  const int* positions;   // [tokens]
+  std::int64_t count;     // tokens · heads
+  int heads;              // of a token
+  int head_dim;
   int max_positions;
-  int lanes;  // of a head: a power of two, at most 32
-  float epsilon;
+  int lanes = 1;  // of a head: a power of two, at most 32
+
+  T* y = nullptr;                // forward's; may alias x
+  float* inverse_rms = nullptr;  // forward's, [count]
+  float epsilon = 0;             // forward's
+
+  const float* known_rms = nullptr;  // backward's: what forward left in inverse_rms
+  const T* d_y = nullptr;            // backward's
+  T* d_x = nullptr;                  // backward's; may alias d_y
+  float* partials = nullptr;         // [strips, head_dim], or nullptr: d_weight is not wanted
+  std::int64_t strip = 0;            // heads of a block, backward
 };
 
 // Elements i .. i + width and half + i .. of a head.
@@ -67,8 +70,8 @@ __device__ void store_pairs(T* head, int half, int i, const Pairs<width>& pairs)
 // The row of the rotation table of a head's token, and whether there is one. Where there is not, the
 // results become NaN, which no training run overlooks.
 struct Turn {
-  const float* row;
-  bool known;
+  const float* row = nullptr;
+  bool known = false;
 };
 
 template <class T>
@@ -93,12 +96,19 @@ __global__ void __launch_bounds__(head_threads) qk_norm_rope_forward(Heads<T> op
   const T* const x = op.x + head * op.head_dim;
   const auto at = [&](int c) { return (lane + c * op.lanes) * width; };
 
-  Pairs<width> values[chunks] = {};
-  float squares = 0;
+  // All loads before the reduction, whose shuffles hide their latency.
+  const Turn turn = held > 0 ? turn_of(op, head) : Turn{};
+  Pairs<width> values[chunks] = {}, weight[chunks] = {}, angle[chunks] = {};
 #pragma unroll
   for (int c = 0; c < chunks; ++c) {
     if (at(c) >= held) continue;
     values[c] = load_pairs<width>(x, half, at(c));
+    weight[c] = load_pairs<width>(op.weight, half, at(c));
+    angle[c] = load_pairs<width>(turn.row, half, at(c));  // cos, sin
+  }
+  float squares = 0;
+#pragma unroll
+  for (int c = 0; c < chunks; ++c) {
 #pragma unroll
     for (int i = 0; i < width; ++i) {
       squares = fmaf(values[c].first[i], values[c].first[i], squares);
@@ -109,21 +119,18 @@ __global__ void __launch_bounds__(head_threads) qk_norm_rope_forward(Heads<T> op
   if (held == 0) return;  // no shuffle follows
   float r = rsqrtf(squares / static_cast<float>(op.head_dim) + op.epsilon);
   if (lane == 0) store(op.inverse_rms + head, r);
-  const Turn turn = turn_of(op, head);
   if (!turn.known) r = not_a_number;
 
 #pragma unroll
   for (int c = 0; c < chunks; ++c) {
     if (at(c) >= held) continue;
-    const Pairs<width> weight = load_pairs<width>(op.weight, half, at(c));
-    const Pairs<width> angle = load_pairs<width>(turn.row, half, at(c));  // cos, sin
     Pairs<width> out;
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      const float a = values[c].first[i] * r * weight.first[i];
-      const float b = values[c].second[i] * r * weight.second[i];
-      out.first[i] = fmaf(a, angle.first[i], -b * angle.second[i]);
-      out.second[i] = fmaf(a, angle.second[i], b * angle.first[i]);
+      const float a = values[c].first[i] * r * weight[c].first[i];
+      const float b = values[c].second[i] * r * weight[c].second[i];
+      out.first[i] = fmaf(a, angle[c].first[i], -b * angle[c].second[i]);
+      out.second[i] = fmaf(a, angle[c].second[i], b * angle[c].first[i]);
     }
     store_pairs(op.y + head * op.head_dim, half, at(c), out);
   }
@@ -156,9 +163,8 @@ __global__ void __launch_bounds__(head_threads) qk_norm_rope_backward(Heads<T> o
     Pairs<width> x[chunks] = {}, h[chunks] = {};
     float r = 0, dot = 0;
     if (held > 0) {
-      r = load(op.known_rms + head);
       const Turn turn = turn_of(op, head);
-      if (!turn.known) r = not_a_number;
+      r = turn.known ? load(op.known_rms + head) : not_a_number;
 #pragma unroll
       for (int c = 0; c < chunks; ++c) {
         if (at(c) >= held) continue;

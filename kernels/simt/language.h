@@ -19,6 +19,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 namespace orchard::simt {
@@ -91,6 +92,12 @@ void store_shared(T* address, const std::type_identity_t<T>& value,
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
   shared_access(address, sizeof(T), Access::write, where);
   std::memcpy(address, &value, sizeof(T));
+}
+
+// The address of shared memory as instructions take it.
+inline unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(static_cast<const std::byte*>(pointer) -
+                               block_shared_memory().data());
 }
 
 // ---- the warp --------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ constexpr std::size_t shared_alignment = 1024;
 constexpr std::size_t shared_red_zone = 256;
 constexpr int poison = 0xff;
 constexpr int red = 0xa5;
-constexpr const char* misaligned = "at an address not aligned to them";
 
 // Thrown in a waiting thread to unwind the kernel's stack. Not a std::exception, which would be a
 // fault.
@@ -23,17 +22,6 @@ struct Unwinding {};
 
 // The multiprocessor whose kernel this host thread executes.
 thread_local Multiprocessor* active = nullptr;
-
-Multiprocessor& running(std::string_view call) {
-  require(active != nullptr, "{} was called outside a kernel", call);
-  return *active;
-}
-
-std::string text(const Where& where) {
-  std::string_view file = where.file;
-  file.remove_prefix(file.rfind('/') + 1);  // npos + 1 is 0
-  return fmt::format("{}:{}", file, where.line);
-}
 
 // "threads 0-15, 17"
 std::string ranges(const std::vector<std::size_t>& numbers) {
@@ -49,6 +37,17 @@ std::string ranges(const std::vector<std::size_t>& numbers) {
 }
 
 }  // namespace
+
+Multiprocessor& running(std::string_view call) {
+  require(active != nullptr, "{} was called outside a kernel", call);
+  return *active;
+}
+
+std::string text(const Where& where) {
+  std::string_view file = where.file;
+  file.remove_prefix(file.rfind('/') + 1);  // npos + 1 is 0
+  return fmt::format("{}:{}", file, where.line);
+}
 
 Multiprocessor::Multiprocessor(const SimtOptions& options, const Heap& heap, Counters& counters)
     : options_(options),
@@ -123,7 +122,11 @@ void Multiprocessor::run_block(std::size_t number) {
     warp.live = 0;
     warp.at_barrier = 0;
     warp.collecting.clear();
+    warp.wgmma.reset();
   }
+  mbarriers_.reset();
+  tensor_loads_.clear();
+  tensor_loads_done_ = 0;
   queue_.reset(threads_.size());
   for (std::size_t i = 0; i < threads_.size(); ++i) {
     Thread& thread = threads_[i];
@@ -146,6 +149,25 @@ void Multiprocessor::run_block(std::size_t number) {
     }
     unwinding_ = false;
     std::rethrow_exception(std::exchange(fault_, nullptr));
+  }
+  check_block_end();
+}
+
+void Multiprocessor::check_block_end() {
+  const auto block = [&] {
+    return fmt::format("kernel {}, block ({}, {}, {})", shape_->kernel, blockIdx.x, blockIdx.y,
+                       blockIdx.z);
+  };
+  require(tensor_loads_done_ == tensor_loads_.size(),
+          "{}: {} copies of the copy engine are in flight when the block ends", block(),
+          tensor_loads_.size() - tensor_loads_done_);
+  for (std::size_t warp = 0; warp < warps_.size(); ++warp) {
+    require(warps_[warp].wgmma.in_flight() == 0,
+            "{}: warp {} returns with {} wgmma that it has not waited for", block(), warp,
+            warps_[warp].wgmma.in_flight());
+    require(warps_[warp].wgmma.fingerprint() == warps_[warp / 4 * 4].wgmma.fingerprint(),
+            "{}: warps {} and {} of one warpgroup executed different wgmma", block(), warp / 4 * 4,
+            warp);
   }
   for (std::size_t i = 0; i < shared_red_zone; ++i) {
     require(shared_begin_[shape_->shared_bytes + i] == std::byte{red},
@@ -177,7 +199,12 @@ boost::context::fiber Multiprocessor::make_fiber(StackPool::Slot stack) {
 
 // Where the processor goes when the current thread is done with it for good.
 boost::context::fiber Multiprocessor::next_after_return() {
-  Thread* const next = fault_ || live_ == 0 ? nullptr : queue_.pop();
+  Thread* next = nullptr;
+  try {
+    if (!fault_ && live_ > 0) next = next_runnable();
+  } catch (const Error&) {
+    fault_ = std::current_exception();
+  }
   if (!next) {
     if (!fault_ && live_ > 0) fault_ = std::make_exception_ptr(Error(deadlock()));
     leave_stack(host_stack_);
@@ -196,9 +223,17 @@ void Multiprocessor::run_from_host(Thread& thread) {
   std::move(thread.fiber).resume();
 }
 
+// Asynchronous copies take as long as they may: until nobody can run without them.
+Thread* Multiprocessor::next_runnable() {
+  Thread* next = queue_.pop();
+  while (!next && complete_tensor_load()) next = queue_.pop();
+  return next;
+}
+
 void Multiprocessor::wait() {
-  Thread* const next = queue_.pop();
+  Thread* const next = next_runnable();
   if (!next) fail("{}", deadlock());
+  if (next == current_) return;
   previous_ = current_;
   make_current(*next);
   {
@@ -248,6 +283,7 @@ void Multiprocessor::block_barrier(Where where) {
   warp.at_barrier |= 1u << self.lane;
   ++at_barrier_;
   self.operation = nullptr;
+  self.mbarrier = nullptr;
   self.where = where;
   if (at_barrier_ == live_) return complete_barrier();
   wait();
@@ -283,6 +319,7 @@ void Multiprocessor::warp_collective(const WarpOperation& operation, unsigned ma
   collective.arrived |= 1u << self.lane;
   collective.arguments[self.lane] = argument;
   self.operation = &operation;
+  self.mbarrier = nullptr;
   self.mask = mask;
   self.where = where;
   if (collective.arrived == (mask & warp.live)) return complete(warp, i);
@@ -306,79 +343,6 @@ void Multiprocessor::complete(Warp& warp, std::size_t index) {
   }
 }
 
-// ---- memory ----------------------------------------------------------------------------------
-
-void Multiprocessor::access(const void* address, std::size_t bytes, Access kind, Where where) {
-  if (!heap_.contains(address, bytes)) {
-    const std::ptrdiff_t offset = shared_offset(address);
-    if (offset < 0 || offset >= static_cast<std::ptrdiff_t>(shared_.size())) {
-      refuse(bytes, kind, where, heap_.locate(address));
-    }
-    return shared_access(address, bytes, kind, where);
-  }
-  if (reinterpret_cast<std::uintptr_t>(address) % bytes) refuse(bytes, kind, where, misaligned);
-  log_access(address, bytes, kind, Space::global, where);
-}
-
-void Multiprocessor::shared_access(const void* address, std::size_t bytes, Access kind,
-                                   Where where) {
-  const std::ptrdiff_t offset = shared_offset(address);
-  const auto shared_bytes = static_cast<std::ptrdiff_t>(shape_->shared_bytes);
-  if (offset < 0 || offset >= static_cast<std::ptrdiff_t>(shared_.size())) {
-    refuse(bytes, kind, where, "which are not shared memory");
-  }
-  if (offset + static_cast<std::ptrdiff_t>(bytes) > shared_bytes) {
-    refuse(bytes, kind, where,
-           fmt::format("at byte {} of {} bytes of shared memory", offset, shared_bytes));
-  }
-  if (reinterpret_cast<std::uintptr_t>(address) % bytes) refuse(bytes, kind, where, misaligned);
-  log_access(address, bytes, kind, Space::shared, where);
-}
-
-void Multiprocessor::issue_async_copy(const AsyncCopy& copy, Where where) {
-  if (copy.source_bytes > copy.bytes) {
-    fail("{}: cp.async at {} of {} bytes reads {}", place(), text(where), copy.bytes,
-         copy.source_bytes);
-  }
-  shared_access(copy.shared, copy.bytes, Access::write, where);
-  if (reinterpret_cast<std::uintptr_t>(copy.global) % copy.bytes) {
-    refuse(copy.bytes, Access::read, where, misaligned);
-  }
-  if (copy.source_bytes > 0) {
-    if (!heap_.contains(copy.global, copy.source_bytes)) {
-      refuse(copy.source_bytes, Access::read, where, heap_.locate(copy.global));
-    }
-    log_access(copy.global, copy.source_bytes, Access::read, Space::global, where);
-  }
-  current_->copies.issue(copy, options_.completion);
-}
-
-void Multiprocessor::log_access(const void* address, std::size_t bytes, Access kind, Space space,
-                                Where where) {
-  if (options_.counting == Counting::off) return;
-  current_->log.push_back({reinterpret_cast<std::uintptr_t>(address),
-                           static_cast<std::uint32_t>(bytes), kind, space,
-                           static_cast<std::uint8_t>(current_->lane), where});
-}
-
-void* Multiprocessor::shared_memory(std::size_t bytes, Where where) {
-  if (bytes > shape_->shared_bytes) {
-    fail("{}: {} bytes of shared memory at {}, the launch asked for {}", place(), bytes,
-         text(where), shape_->shared_bytes);
-  }
-  return shared_begin_;
-}
-
-void Multiprocessor::count_warp(Warp& warp) {
-  if (options_.counting == Counting::off) return;
-  std::array<AccessLog*, warp_size> logs;
-  std::size_t count = 0;
-  for (Thread* const thread : warp.lanes) {
-    if (thread) logs[count++] = &thread->log;
-  }
-  count_requests({logs.data(), count}, counters_);
-}
-
 // ---- messages --------------------------------------------------------------------------------
 
 void Multiprocessor::refuse(std::size_t bytes, Access kind, Where where,
@@ -393,7 +357,7 @@ std::string Multiprocessor::place() const {
                      blockIdx.x, blockIdx.y, blockIdx.z, t.x, t.y, t.z);
 }
 
-std::string Multiprocessor::deadlock() const {
+std::string Multiprocessor::deadlock() {
   // Threads that wait for the same thing, in the order of their first.
   std::vector<std::pair<std::string, std::vector<std::size_t>>> groups;
   for (std::size_t i = 0; i < threads_.size(); ++i) {
@@ -402,7 +366,11 @@ std::string Multiprocessor::deadlock() const {
         thread.returned    ? "returned"
         : thread.operation ? fmt::format("in {} of lanes {:#010x} at {}", thread.operation->name,
                                          thread.mask, text(thread.where))
-                           : fmt::format("in __syncthreads() at {}", text(thread.where));
+        : thread.mbarrier
+            ? fmt::format("in mbarrier.try_wait at {}, for byte {} of shared memory, which {}",
+                          text(thread.where), shared_offset(thread.mbarrier),
+                          mbarriers_.state(thread.mbarrier))
+            : fmt::format("in __syncthreads() at {}", text(thread.where));
     auto group = groups.begin();
     while (group != groups.end() && group->first != state) ++group;
     if (group == groups.end()) group = groups.insert(group, {state, {}});
@@ -414,44 +382,6 @@ std::string Multiprocessor::deadlock() const {
     fmt::format_to(std::back_inserter(out), "\n  {}: {}", ranges(members), state);
   }
   return out;
-}
-
-// ---- runtime.h -------------------------------------------------------------------------------
-
-void warp_collective(const WarpOperation& operation, unsigned mask, void* argument, Where where) {
-  running(operation.name).warp_collective(operation, mask, argument, where);
-}
-
-void block_barrier(Where where) {
-  running("__syncthreads()").block_barrier(where);
-}
-
-void access(const void* address, std::size_t bytes, Access kind, Where where) {
-  running(kind == Access::read ? "load()" : "store()").access(address, bytes, kind, where);
-}
-
-void shared_access(const void* address, std::size_t bytes, Access kind, Where where) {
-  running("an access to shared memory").shared_access(address, bytes, kind, where);
-}
-
-void issue_async_copy(const AsyncCopy& copy, Where where) {
-  running("cp.async").issue_async_copy(copy, where);
-}
-
-void commit_async_copies() {
-  running("cp.async.commit_group").async_copies().commit();
-}
-
-void wait_async_copies(unsigned pending_groups) {
-  running("cp.async.wait_group").async_copies().wait(pending_groups);
-}
-
-Counters& counters() {
-  return running("a counted operation").counters();
-}
-
-void* shared_memory(std::size_t bytes, Where where) {
-  return running("shared_storage()").shared_memory(bytes, where);
 }
 
 }  // namespace orchard::simt

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string_view>
 
 #include "kernels/gpu/launch_shape.h"
@@ -14,10 +15,13 @@
 namespace orchard {
 
 class Stream;
+struct SimtOptions;
 
 namespace simt {
 
 struct Counters;
+struct TensorLoad;
+class WgmmaQueue;
 
 // A line of a kernel's source. Taken as a default argument, `current()` is the caller's line.
 // (std::source_location in a form that clang-tidy 14 can read.)
@@ -69,8 +73,22 @@ void wait_async_copies(unsigned pending_groups);
 // The block's shared memory, of which the launch must have asked for at least `bytes`.
 void* shared_memory(std::size_t bytes, Where where);
 
-// The counters of the device that runs.
+// mbarriers, of the running thread's block.
+void initialise_mbarrier(std::uint64_t* barrier, unsigned arrivals, Where where);
+void arrive_at_mbarrier(std::uint64_t* barrier, unsigned expected_bytes, Where where);
+void wait_for_mbarrier(std::uint64_t* barrier, unsigned parity, Where where);
+
+// cp.async.bulk.tensor.
+void issue_tensor_load(const TensorLoad& load, Where where);
+
+// For operations of a warp: of the block and the warp that run.
+std::span<std::byte> block_shared_memory();
+WgmmaQueue& wgmma_queue();
+unsigned warp_index();
+
+// Of the device that runs.
 Counters& counters();
+const SimtOptions& options();
 
 // Queues a launch on a stream of a SIMT device; `thread` is the kernel, called once per thread.
 void enqueue(Stream& stream, const LaunchShape& shape, std::function<void()> thread);

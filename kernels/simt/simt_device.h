@@ -45,6 +45,8 @@ struct SimtOptions {
   std::uint64_t seed = 0;                         // of ThreadOrder::random
   simt::Counting counting = simt::Counting::off;  // of accesses
   simt::AsyncCompletion completion = simt::AsyncCompletion::lazy;
+  int compute_capability = 80;                  // which kernels are chosen: 90 for those of sm_90a
+  int multiprocessors = 2;                      // that persistent kernels fill
   std::size_t shared_bytes_limit = 227 * 1024;  // per block; sm_80 has 163 KiB, sm_90 227 KiB
 };
 

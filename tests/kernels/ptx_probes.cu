@@ -3,7 +3,10 @@
 #include "kernels/gpu/gpu.h"
 #include "kernels/ptx/cp_async.h"
 #include "kernels/ptx/ldmatrix.h"
+#include "kernels/ptx/mbarrier.h"
 #include "kernels/ptx/mma.h"
+#include "kernels/ptx/tma.h"
+#include "kernels/ptx/wgmma.h"
 #include "tests/kernels/ptx_probes.h"
 
 namespace orchard::GPU_NAMESPACE {
@@ -73,6 +76,65 @@ __global__ void copy_units(const std::uint8_t* in, std::uint8_t* out) {
   }
 }
 
+template <int n>
+struct Operands {
+  alignas(1024) bf16 a[64 * 64];
+  alignas(1024) bf16 b[64 * n];
+  std::uint64_t arrived;
+};
+
+constexpr unsigned box_bytes = 64 * 64 * sizeof(bf16);
+
+template <int n, Transposed a_transposed, Transposed b_transposed>
+__global__ void __launch_bounds__(128)
+    multiply_group(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
+                   int a_col, float* d) {
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  auto& shared = shared_storage<Operands<n>>();
+  const auto thread = static_cast<int>(threadIdx.x);
+  if (thread == 0) {
+    mbarrier_init(&shared.arrived, 1);
+    mbarrier_fence_init();
+  }
+  __syncthreads();
+  if (thread == 0) {
+    mbarrier_arrive_expect(&shared.arrived, sizeof shared.a + sizeof shared.b);
+    tma_load(shared.a, a, a_col, 0, 0, &shared.arrived);
+    for (int box = 0; box < n / 64; ++box) {
+      bf16* const to = shared.b + box * 64 * 64;
+      if constexpr (b_transposed == Transposed::yes) {
+        tma_load(to, b, 64 * box, 0, 0, &shared.arrived);
+      } else {
+        tma_load(to, b, 0, 64 * box, 0, &shared.arrived);
+      }
+    }
+  }
+  mbarrier_wait(&shared.arrived, 0);
+
+  float sums[n / 2];
+  const int warp = thread / 32, lane = thread % 32;
+  const auto element = [&](int i) {
+    const int row = 16 * warp + lane / 4 + 8 * (i / 2 % 2);
+    return d + row * n + 8 * (i / 4) + 2 * (lane % 4) + i % 2;
+  };
+#pragma unroll
+  for (int i = 0; i < n / 2; ++i) sums[i] = load(element(i));
+  wgmma_fence();
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    const unsigned a_step = a_transposed == Transposed::yes ? 2048 : 32;
+    const unsigned b_step = b_transposed == Transposed::yes ? 2048 : 32;
+    wgmma_m64k16<a_transposed, b_transposed>(
+        sums, wgmma_descriptor(shared_address(shared.a) + a_step * step, box_bytes),
+        wgmma_descriptor(shared_address(shared.b) + b_step * step, box_bytes), true);
+  }
+  wgmma_commit();
+  wgmma_wait<0>();
+#pragma unroll
+  for (int i = 0; i < n / 2; ++i) store(element(i), sums[i]);
+#endif
+}
+
 template <class... Parameters, class... Arguments>
 void probe(Stream& stream, std::size_t shared_bytes, void (*kernel)(Parameters...),
            Arguments... arguments) {
@@ -103,6 +165,32 @@ void run_probe(Stream& stream, const CopyProbe& p) {
   if (p.bytes == 4) probe(stream, sizeof(Copied), copy_units<4>, in, out);
   if (p.bytes == 8) probe(stream, sizeof(Copied), copy_units<8>, in, out);
   if (p.bytes == 16) probe(stream, sizeof(Copied), copy_units<16>, in, out);
+}
+
+namespace {
+
+template <int n, Transposed a_transposed, Transposed b_transposed>
+void launch_wgmma(Stream& stream, const WgmmaProbe& p) {
+  const TensorMap a = make_tensor_map({p.a.raw(), p.a.dim(1), p.a.dim(0), 1, 64, 64});
+  const TensorMap b = make_tensor_map({p.b.raw(), p.b.dim(1), p.b.dim(0), 1, 64, 64});
+  launch(stream, {.kernel = "probe", .block = {128}, .shared_bytes = sizeof(Operands<n>)},
+         multiply_group<n, a_transposed, b_transposed>, a, b, p.a_col, p.d.data<float>());
+}
+
+template <int n>
+void launch_wgmma(Stream& stream, const WgmmaProbe& p) {
+  constexpr Transposed no = Transposed::no, yes = Transposed::yes;
+  if (p.a_transposed && p.b_transposed) return launch_wgmma<n, yes, yes>(stream, p);
+  if (p.a_transposed) return launch_wgmma<n, yes, no>(stream, p);
+  if (p.b_transposed) return launch_wgmma<n, no, yes>(stream, p);
+  launch_wgmma<n, no, no>(stream, p);
+}
+
+}  // namespace
+
+void run_probe(Stream& stream, const WgmmaProbe& p) {
+  if (p.n == 128) launch_wgmma<128>(stream, p);
+  if (p.n == 256) launch_wgmma<256>(stream, p);
 }
 
 }  // namespace orchard::GPU_NAMESPACE

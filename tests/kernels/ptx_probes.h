@@ -27,10 +27,22 @@ struct CopyProbe {
   Tensor out;      // u8 [32, bytes]
 };
 
+// One warpgroup multiplies [64, 64] by [64, n] from operands that TMA brought: rows of what is
+// contiguous, as in memory.
+struct WgmmaProbe {
+  int n;              // 128 or 256
+  bool a_transposed;  // a is bf16 [64 (k), 64 (m)], else [64 (m), 64 (k)]
+  bool b_transposed;  // b is bf16 [64 (k), n], else [n, 64 (k)]
+  ConstTensor a, b;
+  int a_col = 0;  // where the box of a begins, along its rows: zeros come from outside
+  Tensor d;       // f32 [64, n], in and out
+};
+
 namespace simt {
 void run_probe(Stream&, const MmaProbe&);
 void run_probe(Stream&, const LoadMatrixProbe&);
 void run_probe(Stream&, const CopyProbe&);
+void run_probe(Stream&, const WgmmaProbe&);
 }  // namespace simt
 
 #ifdef ORCHARD_HAS_CUDA
@@ -38,6 +50,7 @@ namespace cuda {
 void run_probe(Stream&, const MmaProbe&);
 void run_probe(Stream&, const LoadMatrixProbe&);
 void run_probe(Stream&, const CopyProbe&);
+void run_probe(Stream&, const WgmmaProbe&);
 }  // namespace cuda
 #endif
 

@@ -4,6 +4,7 @@
 
 #include <numeric>
 
+#include "kernels/gpu/gpu_properties.h"
 #include "tests/kernels/device_test.h"
 #include "tests/kernels/ptx_probes.cu"
 
@@ -118,6 +119,60 @@ TEST_P(Ptx, CpAsyncCopiesAndFillsWithZeros) {
     for (int i = 0; i < 32 * bytes; ++i) {
       const int lane = i / bytes;
       EXPECT_EQ(out.at(i), i % bytes < lane % (bytes + 1) ? in.at(i) : 0) << bytes << ", " << i;
+    }
+  }
+}
+
+// Integers again. The box of a also begins outside its matrix: zeros.
+TEST_P(Ptx, WgmmaMultipliesWhatTmaBrought) {
+  if (stream().device().kind() == DeviceKind::cuda &&
+      gpu_properties(stream()).compute_capability != 90) {
+    GTEST_SKIP() << "wgmma is sm_90a's";
+  }
+  constexpr int m = 64, k = 64;
+  for (const int n : {128, 256}) {
+    for (const int form : {0, 1, 2, 3}) {
+      for (const int a_col : {0, -8, 16}) {
+        const bool a_transposed = form % 2 == 1, b_transposed = form / 2 == 1;
+        SCOPED_TRACE(
+            fmt::format("n {} transposed {} {} column {}", n, a_transposed, b_transposed, a_col));
+        const auto a_at = [&](int row, int col) {
+          return col < 0 || col >= 64 ? 0 : small(static_cast<unsigned>(64 * row + col));
+        };
+        const auto b_at = [&](int row, int col) {
+          return small(static_cast<unsigned>(10000 + 256 * row + col));
+        };
+        Guarded a(DType::bf16, {64, 64}), d(DType::f32, {m, n});
+        Guarded b(DType::bf16, b_transposed ? Shape{k, n} : Shape{n, k});
+        for (int i = 0; i < 64 * 64; ++i) a.set(i, a_at(i / 64, i % 64));
+        const int b_cols = b_transposed ? n : k;
+        for (int i = 0; i < k * n; ++i) b.set(i, b_at(i / b_cols, i % b_cols));
+        for (int i = 0; i < m * n; ++i) d.set(i, i % 17);
+        {
+          OnDevice a_d(stream(), a), b_d(stream(), b), d_d(stream(), d);
+          ask(stream(), WgmmaProbe{.n = n,
+                                   .a_transposed = a_transposed,
+                                   .b_transposed = b_transposed,
+                                   .a = a_d,
+                                   .b = b_d,
+                                   .a_col = a_col,
+                                   .d = d_d});
+          d_d.download();
+          stream().synchronize();
+        }
+        int wrong = 0;
+        for (int i = 0; i < m; ++i) {
+          for (int j = 0; j < n; ++j) {
+            int expected = (i * n + j) % 17;
+            for (int l = 0; l < k; ++l) {
+              expected += (a_transposed ? a_at(l, i + a_col) : a_at(i, l + a_col)) *
+                          (b_transposed ? b_at(l, j) : b_at(j, l));
+            }
+            wrong += d.at(i * n + j) != expected;
+          }
+        }
+        EXPECT_EQ(wrong, 0);
+      }
     }
   }
 }
