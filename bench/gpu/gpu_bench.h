@@ -57,6 +57,8 @@ struct GpuCase {
 };
 
 std::vector<GpuCase> gemm_cases();
+std::vector<GpuCase> moe_cases();
+std::vector<GpuCase> picture_cases();
 std::vector<GpuCase> row_cases();
 
 }  // namespace orchard::bench

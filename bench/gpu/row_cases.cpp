@@ -2,7 +2,7 @@
 // decoders, 16 tiles of the vision tower. Beside each a plain copy that moves as many bytes.
 #include <numeric>
 
-#include "bench/gpu/gpu_bench.h"
+#include "bench/gpu/row_case.h"
 #include "kernels/activation/activation.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/loss/loss.h"
@@ -14,19 +14,6 @@ namespace {
 
 constexpr std::int64_t tokens = 8192;
 constexpr std::int64_t patches = 16 * 730;  // with a class token each, of 378 x 378 pixels
-
-// `make` fills a params struct with operands. The operation moves `bytes`.
-template <class Make>
-GpuCase row_case(const std::string& name, double bytes, const Make& make) {
-  return {.name = name, .bytes = bytes, .prepare = [=](GpuBench& bench) -> GpuCase::Calls {
-            const auto op = make(bench);
-            const auto half = static_cast<std::int64_t>(bytes / 2);
-            const Tensor from = bench.bytes(half), to = bench.bytes(half);
-            return {.ours = [&bench, op] { run(bench.stream(), op); },
-                    .reference = [&bench, from, to] { bench.stream().copy(to, from); },
-                    .reference_name = "copy"};
-          }};
-}
 
 // "norm/rms_forward/8192x2048"
 std::string named(const char* operation, std::int64_t rows, std::int64_t cols) {

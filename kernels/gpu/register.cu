@@ -9,6 +9,7 @@ void register_operations(OperationTable& table) {
   register_elementwise(table);
   register_embedding(table);
   register_gemm(table);
+  register_image(table);
   register_loss(table);
   register_norm(table);
   register_optimizer(table);

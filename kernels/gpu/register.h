@@ -13,6 +13,7 @@ void register_convolution(OperationTable&);
 void register_elementwise(OperationTable&);
 void register_embedding(OperationTable&);
 void register_gemm(OperationTable&);
+void register_image(OperationTable&);
 void register_loss(OperationTable&);
 void register_norm(OperationTable&);
 void register_optimizer(OperationTable&);

@@ -2,7 +2,8 @@
 // token); each expert's rows are padded with zero rows to a multiple of `row_multiple`, so that
 // GEMM shapes repeat. Bound by memory. x, rows and their gradients share one dtype, f32 or bf16;
 // gates are f32. k is at most max_top_k (router.h). d_x may alias d_extra, and d_rows may alias
-// rows.
+// rows. The CPU checks indices and the size of the plan; GPUs, whose indices no host code reads, do
+// not, and ask for the rows of the worst case (max_expert_rows) and for at most 256 experts.
 #pragma once
 
 #include "kernels/core/tensor.h"
