@@ -53,6 +53,7 @@ struct GpuCase {
   std::function<Calls(GpuBench&)> prepare;
 };
 
+std::vector<GpuCase> attention_cases();
 std::vector<GpuCase> gemm_cases();
 
 }  // namespace orchard::bench

@@ -199,8 +199,7 @@ __global__ void __launch_bounds__(tile_shape(head_dim, wanted).threads(),
   auto& shared = shared_storage<Storage<head_dim, wanted>>();
   using Copier = RowCopier<shape.threads(), head_dim>;
 
-  if (threadIdx.x == 0) store_shared(&shared.destination, {row_head, row_begin, rows});
-
+  put_aside(shared.destination, {row_head, row_begin, rows});
   const Sight block_sight = sight_of<wanted>(document, problem.mask, first, first + rows);
   const int warp_row = warp() * 16 * m;
   const Sight sight = sight_of<wanted>(document, problem.mask, first + warp_row,
@@ -310,7 +309,7 @@ __global__ void __launch_bounds__(tile_shape(head_dim, wanted).threads(),
   }
 
   __syncthreads();
-  const Destination to = load_shared(&shared.destination);
+  const Destination to = take_back(shared.destination);
   const auto store_gradient = [&](auto& tile, auto& sums, bf16* gradient) {
     store_rows<m>(tile, warp_row, sums, HeadRows<bf16>(gradient, to.head, heads, problem.head_dim),
                   to.first_row + warp_row, to.rows - warp_row);

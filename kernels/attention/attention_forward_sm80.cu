@@ -176,9 +176,7 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
   const int seen = visible_keys(rows - 1);
   // Every row of the warp sees all keys of the tiles before this one.
   const int whole = warp_row < rows ? visible_keys(warp_row) / shape.keys * shape.keys : 0;
-  if (threadIdx.x == 0) {
-    store_shared(&shared.destination, {head, document.query_begin + first, rows});
-  }
+  put_aside(shared.destination, {head, document.query_begin + first, rows});
   if (seen > 0) {
     q.copy(shared.q, 0);
     k.copy(shared.k, 0);
@@ -216,7 +214,7 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
   }
 
   __syncthreads();
-  const Destination to = load_shared(&shared.destination);
+  const Destination to = take_back(shared.destination);
 #pragma unroll
   for (int i = 0; i < m; ++i) {
 #pragma unroll
