@@ -138,7 +138,9 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
   const int head = static_cast<int>(blockIdx.x) % problem.heads;
   // From the last tile to the first: under a causal mask the last have the most keys.
   const int slot = static_cast<int>(gridDim.x - 1 - blockIdx.x) / problem.heads;
-  const auto [document, first] = find_tile(problem.packing, Axis::queries, shape.rows(), slot);
+  const DocumentTile tile = find_tile(problem.packing, Axis::queries, shape.rows(), slot);
+  const Document& document = tile.document;
+  const int first = tile.first;
   const int rows = min(document.queries - first, shape.rows());
   if (rows <= 0) return;
 
