@@ -149,18 +149,6 @@ __device__ __forceinline__ void mask_pairs(MmaSums<m, n>& scores, MmaSums<m, n>&
 }
 
 template <int m, int n>
-__device__ __forceinline__ void clear(MmaSums<m, n>& sums) {
-#pragma unroll
-  for (auto& row : sums) {
-#pragma unroll
-    for (auto& columns : row) {
-#pragma unroll
-      for (float& sum : columns) sum = 0.0f;
-    }
-  }
-}
-
-template <int m, int n>
 __device__ __forceinline__ void scale_by(MmaSums<m, n>& sums, float factor) {
 #pragma unroll
   for (auto& row : sums) {

@@ -2,6 +2,7 @@
 #include <initializer_list>
 
 #include "kernels/attention/attention_gpu.h"
+#include "kernels/gpu/gpu_properties.h"
 #include "kernels/gpu/register.h"
 
 namespace orchard::GPU_NAMESPACE {
@@ -20,8 +21,10 @@ bool takes_tensor_cores(std::initializer_list<ConstTensor> tensors) {
 }
 
 void attention_forward(Stream& stream, const AttentionForward& op) {
-  (takes_tensor_cores({op.q, op.k, op.v, op.out}) ? attention_forward_mma : attention_forward_fma)(
-      stream, op);
+  if (!takes_tensor_cores({op.q, op.k, op.v, op.out})) return attention_forward_fma(stream, op);
+  const bool wgmma = gpu_properties(stream).compute_capability == 90 && op.q.dim(2) == 128 &&
+                     op.q.numel() > 0 && op.k.numel() > 0;
+  (wgmma ? attention_forward_wgmma : attention_forward_mma)(stream, op);
 }
 
 void attention_backward(Stream& stream, const AttentionBackward& op) {

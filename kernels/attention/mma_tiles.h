@@ -47,6 +47,18 @@ __device__ inline Destination take_back(const Destination& shared) {
 template <int m, int n>
 using MmaSums = float[m][n][4];
 
+template <int m, int n>
+__device__ __forceinline__ void clear(MmaSums<m, n>& sums) {
+#pragma unroll
+  for (auto& row : sums) {
+#pragma unroll
+    for (auto& columns : row) {
+#pragma unroll
+      for (float& sum : columns) sum = 0.0f;
+    }
+  }
+}
+
 __device__ inline int lane() {
   return static_cast<int>(threadIdx.x) % 32;
 }

@@ -349,6 +349,31 @@ Problem run_on_simt(const Case& c, const SimtOptions& options) {
   return p;
 }
 
+class AttentionOnSm90 : public ::testing::TestWithParam<Case> {};
+
+// On a GPU of sm_90 the tests above take these kernels, too.
+TEST_P(AttentionOnSm90, MatchesReference) {
+  const Problem p = run_on_simt(GetParam(), {.compute_capability = 90});
+  const Reference expected(p);
+  expect_forward(p, expected);
+  expect_backward(p, expected);
+  expect_zeros_outside_documents(p);
+  for (const SimtOptions& options :
+       {SimtOptions{.completion = simt::AsyncCompletion::eager, .compute_capability = 90},
+        SimtOptions{.order = simt::ThreadOrder::reverse, .compute_capability = 90},
+        SimtOptions{.order = simt::ThreadOrder::random, .seed = 1, .compute_capability = 90}}) {
+    EXPECT_TRUE(p.same_results(run_on_simt(GetParam(), options)));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionOnSm90,
+                         ::testing::Values(Case{b16, 1, 1, 128, {1}},
+                                           Case{b16, 2, 1, 128, {130, 1}},
+                                           Case{b16, 1, 1, 128, {300}, {}, Mask::causal, 3},
+                                           Case{b16, 1, 1, 128, {260}, {}, Mask::full},
+                                           Case{b16, 1, 1, 128, {64, 0, 70}, {400, 7, 30}},
+                                           Case{b16, 2, 2, 128, {40, 9, 0}, {10, 0, 9}}));
+
 TEST(AttentionOnGpu, DoesNotDependOnTheOrderOfThreadsAndCopies) {
   for (const Case& c : {Case{b16, 2, 1, 64, {70, 40}}, Case{b16, 1, 1, 128, {5, 70}, {40, 100}},
                         Case{f32, 2, 1, 64, {40, 20}}}) {
@@ -441,6 +466,16 @@ TEST_P(AttentionExtremes, NanStaysInItsDocument) {
   for (std::int64_t i = 40 * 8; i < p.out.size(); ++i) {
     ASSERT_TRUE(std::isfinite(p.out.at(i)) && std::isfinite(p.d_k.at(i))) << i;
   }
+}
+
+// The copy engine brings the rows of the next document along, too.
+TEST(AttentionOnSm90Extremes, NanStaysInItsDocument) {
+  Problem p({b16, 1, 1, 128, {40, 40}});
+  for (std::int64_t e = 0; e < 128; ++e) p.v.set(45 * 128 + e, std::nan(""));
+  const auto device = make_simt_device({.compute_capability = 90});
+  run_both(*device->make_stream(), p);
+  EXPECT_TRUE(std::isnan(p.out.at(45 * 128)));
+  for (std::int64_t i = 0; i < 40 * 128; ++i) ASSERT_TRUE(std::isfinite(p.out.at(i))) << i;
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, AttentionExtremes,
