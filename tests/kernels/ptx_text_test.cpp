@@ -50,13 +50,13 @@ std::map<std::string, std::string> origins(const Lines& lines) {
   for (const std::string& line : lines) {
     std::smatch match;
     if (std::regex_match(line, match, parameter)) {
-      out[match[1]] = "p" + match[2].str();
+      out[match[1]] = fmt::format("p{}", match[2].str());
     } else if (std::regex_match(line, match, address)) {
-      out[match[1]] = "&p" + match[2].str();
+      out[match[1]] = fmt::format("&p{}", match[2].str());
     } else if (std::regex_match(line, match, to_shared)) {
       shared = out[match[1]];
     } else if (std::regex_match(line, match, from_tmp)) {
-      out[match[1]] = "shared " + shared;
+      out[match[1]] = fmt::format("shared {}", shared);
     } else if (std::regex_match(line, match, same)) {
       out[match[1]] = out[match[2]];
     } else if (std::regex_match(line, match, loaded)) {
