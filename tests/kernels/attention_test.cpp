@@ -417,6 +417,20 @@ TEST(AttentionOnGpu, UsesTheBanksOfSharedMemoryWithoutConflicts) {
   }
 }
 
+TEST(AttentionOnGpu, TakesNoKernelBeyondTheOneThatTheEnvironmentNames) {
+  const auto flops_under = [](const char* limit) {
+    setenv("ORCHARD_GPU_ATTENTION", limit, 1);
+    const simt::Counters counters = count({b16, 1, 1, 64, {16}}, forward);
+    unsetenv("ORCHARD_GPU_ATTENTION");
+    return counters.tensor_flops;
+  };
+  EXPECT_GT(flops_under("auto"), 0u);
+  EXPECT_GT(flops_under("sm80"), 0u);
+  EXPECT_EQ(flops_under("fma"), 0u);
+  EXPECT_THROW(flops_under("fast"), Error);
+  unsetenv("ORCHARD_GPU_ATTENTION");
+}
+
 // One tile each way: every kernel reads its operands once. What it reads beyond them are offsets,
 // log_sum_exp and D.
 TEST(AttentionOnGpu, MovesEachByteOnceInFullSectors) {
