@@ -60,7 +60,8 @@ int run_all(const Options& options) {
   GpuBench bench;
   fmt::print(stderr, "{}\n", bench.description());
   if (!cublaslt_absence().empty()) fmt::print(stderr, "{}\n", cublaslt_absence());
-  for (const auto& cases : {gemm_cases(), moe_cases(), picture_cases(), row_cases()}) {
+  for (const auto& cases :
+       {gemm_cases(), attention_cases(), moe_cases(), picture_cases(), row_cases()}) {
     for (const GpuCase& test : cases) {
       if (test.name.find(options.filter) != std::string::npos) measure(bench, test, options.json);
     }

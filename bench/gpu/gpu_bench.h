@@ -56,6 +56,7 @@ struct GpuCase {
   std::function<Calls(GpuBench&)> prepare;
 };
 
+std::vector<GpuCase> attention_cases();
 std::vector<GpuCase> gemm_cases();
 std::vector<GpuCase> moe_cases();
 std::vector<GpuCase> picture_cases();

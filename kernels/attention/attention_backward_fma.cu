@@ -58,7 +58,9 @@ __global__ void __launch_bounds__(fma_threads, fma_blocks) attention_d_q_rows(Ba
   const int head = static_cast<int>(blockIdx.x) % problem.heads;
   // From the last tile to the first: under a causal mask the last have the most keys.
   const int slot = static_cast<int>(gridDim.x - 1 - blockIdx.x) / problem.heads;
-  const auto [document, first] = find_tile(problem.packing, Axis::queries, fma_tile, slot);
+  const DocumentTile tile = find_tile(problem.packing, Axis::queries, fma_tile, slot);
+  const Document& document = tile.document;
+  const int first = tile.first;
   const int rows = min(document.queries - first, fma_tile);
   if (rows <= 0) return;
 
@@ -115,7 +117,9 @@ __global__ void __launch_bounds__(fma_threads, fma_blocks) attention_d_k_d_v_row
   const int kv_head = static_cast<int>(blockIdx.x) % problem.kv_heads;
   // From the first tile to the last: under a causal mask the first are seen by the most queries.
   const int slot = static_cast<int>(blockIdx.x) / problem.kv_heads;
-  const auto [document, first] = find_tile(problem.packing, Axis::keys, fma_tile, slot);
+  const DocumentTile tile = find_tile(problem.packing, Axis::keys, fma_tile, slot);
+  const Document& document = tile.document;
+  const int first = tile.first;
   const int rows = min(document.keys - first, fma_tile);
   if (rows <= 0) return;
 

@@ -149,18 +149,6 @@ __device__ __forceinline__ void mask_pairs(MmaSums<m, n>& scores, MmaSums<m, n>&
 }
 
 template <int m, int n>
-__device__ __forceinline__ void clear(MmaSums<m, n>& sums) {
-#pragma unroll
-  for (auto& row : sums) {
-#pragma unroll
-    for (auto& columns : row) {
-#pragma unroll
-      for (float& sum : columns) sum = 0.0f;
-    }
-  }
-}
-
-template <int m, int n>
 __device__ __forceinline__ void scale_by(MmaSums<m, n>& sums, float factor) {
 #pragma unroll
   for (auto& row : sums) {
@@ -186,7 +174,9 @@ __global__ void __launch_bounds__(tile_shape(head_dim, wanted).threads(),
   // The longest first: under a causal mask the last queries see the most keys, and the first keys
   // are seen by the most queries.
   const int slot = block / heads, row_head = block % heads;
-  const auto [document, first] = find_tile(problem.packing, axis, shape.rows(), slot);
+  const DocumentTile tile = find_tile(problem.packing, axis, shape.rows(), slot);
+  const Document& document = tile.document;
+  const int first = tile.first;
   const int rows = min((for_queries ? document.queries : document.keys) - first, shape.rows());
   if (rows <= 0) return;
 
@@ -199,8 +189,7 @@ __global__ void __launch_bounds__(tile_shape(head_dim, wanted).threads(),
   auto& shared = shared_storage<Storage<head_dim, wanted>>();
   using Copier = RowCopier<shape.threads(), head_dim>;
 
-  if (threadIdx.x == 0) store_shared(&shared.destination, {row_head, row_begin, rows});
-
+  put_aside(shared.destination, {row_head, row_begin, rows});
   const Sight block_sight = sight_of<wanted>(document, problem.mask, first, first + rows);
   const int warp_row = warp() * 16 * m;
   const Sight sight = sight_of<wanted>(document, problem.mask, first + warp_row,
@@ -211,7 +200,7 @@ __global__ void __launch_bounds__(tile_shape(head_dim, wanted).threads(),
                    (for_queries ? document.key_begin + shift + 1 : document.query_begin - shift);
 
   // Queues the copy of a tile of columns, queries of `head` or keys.
-  const auto copy_columns = [&](auto& stage, int head, int column) {
+  const auto copy_columns = [&](auto& stage, [[maybe_unused]] int head, int column) {
     if constexpr (for_queries) {
       Copier({op.k, kv_head, problem.kv_heads, problem.head_dim}, 0, columns_end)
           .copy(stage.first, column);
@@ -261,7 +250,7 @@ __global__ void __launch_bounds__(tile_shape(head_dim, wanted).threads(),
     cp_async_wait<0>();
     __syncthreads();  // this tile is there, and the other stage is no longer read
     const int tile_column = column;
-    const auto& tile = shared.stage[tiles_left % 2];
+    const auto& stage = shared.stage[tiles_left % 2];
     column += shape.columns;
     if (column >= block_sight.any_end) {
       column = block_sight.any_begin;
@@ -275,15 +264,15 @@ __global__ void __launch_bounds__(tile_shape(head_dim, wanted).threads(),
       const int begin = tile_column + step, end = begin + shape.step;
       if (begin >= sight.any_end || end <= sight.any_begin) continue;
       MmaSums<m, n> scores, d_scores;
-      multiply_transposed<m, n>(shared.first_rows, warp_row, tile.first, step, scores);
-      multiply_transposed<m, n>(shared.second_rows, warp_row, tile.second, step, d_scores);
+      multiply_transposed<m, n>(shared.first_rows, warp_row, stage.first, step, scores);
+      multiply_transposed<m, n>(shared.second_rows, warp_row, stage.second, step, d_scores);
 #pragma unroll
       for (int j = 0; j < n; ++j) {
         [[maybe_unused]] float2 sums, dots;  // of this lane's two columns
         if constexpr (!for_queries) {
           const int pair = step + 8 * j + lane() % 4 * 2;
-          sums = load_shared(reinterpret_cast<const float2*>(&tile.log_sum_exp[pair]));
-          dots = load_shared(reinterpret_cast<const float2*>(&tile.dots[pair]));
+          sums = load_shared(reinterpret_cast<const float2*>(&stage.log_sum_exp[pair]));
+          dots = load_shared(reinterpret_cast<const float2*>(&stage.dots[pair]));
         }
 #pragma unroll
         for (int i = 0; i < m; ++i) {
@@ -304,15 +293,16 @@ __global__ void __launch_bounds__(tile_shape(head_dim, wanted).threads(),
       if (begin < sight.all_begin || end > sight.all_end) {
         mask_pairs<wanted, m, n>(scores, d_scores, problem.mask, edge - begin, columns_end - begin);
       }
-      if constexpr (!for_queries) multiply_add<m, n>(scores, tile.second, step, d_second);
-      multiply_add<m, n>(d_scores, tile.first, step, d_first);
+      if constexpr (!for_queries) multiply_add<m, n>(scores, stage.second, step, d_second);
+      multiply_add<m, n>(d_scores, stage.first, step, d_first);
     }
   }
 
   __syncthreads();
-  const Destination to = load_shared(&shared.destination);
-  const auto store_gradient = [&](auto& tile, auto& sums, bf16* gradient) {
-    store_rows<m>(tile, warp_row, sums, HeadRows<bf16>(gradient, to.head, heads, problem.head_dim),
+  const Destination to = take_back(shared.destination);
+  const auto store_gradient = [&](auto& buffer, auto& sums, bf16* gradient) {
+    store_rows<m>(buffer, warp_row, sums,
+                  HeadRows<bf16>(gradient, to.head, heads, problem.head_dim),
                   to.first_row + warp_row, to.rows - warp_row);
   };
   scale_by<m, head_dim / 8>(d_first, problem.scale);

@@ -51,7 +51,9 @@ __global__ void __launch_bounds__(fma_threads, fma_blocks) attention_forward_row
   const int head = static_cast<int>(blockIdx.x) % problem.heads;
   // From the last tile to the first: under a causal mask the last have the most keys.
   const int slot = static_cast<int>(gridDim.x - 1 - blockIdx.x) / problem.heads;
-  const auto [document, first] = find_tile(problem.packing, Axis::queries, fma_tile, slot);
+  const DocumentTile tile = find_tile(problem.packing, Axis::queries, fma_tile, slot);
+  const Document& document = tile.document;
+  const int first = tile.first;
   const int rows = min(document.queries - first, fma_tile);
   if (rows <= 0) return;
 

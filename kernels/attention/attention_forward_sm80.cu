@@ -14,8 +14,8 @@
 // score so far and, relative to it, sums of probabilities and of probabilities times v.
 #include "kernels/attention/attention_gpu.h"
 #include "kernels/attention/mma_tiles.h"
+#include "kernels/attention/softmax.h"
 #include "kernels/gpu/gpu.h"
-#include "kernels/ptx/exp2.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
@@ -56,79 +56,6 @@ struct Storage {
   Destination destination;
 };
 
-// The running softmax of the two rows of each 16 that a lane shares with three others.
-template <int m>
-struct RunningRows {
-  float max[m][2];
-  float sum[m][2];  // of this lane's columns
-};
-
-__device__ float quad_max(float value) {
-  value = fmaxf(value, __shfl_xor_sync(all_lanes, value, 1));
-  return fmaxf(value, __shfl_xor_sync(all_lanes, value, 2));
-}
-
-__device__ float quad_sum(float value) {
-  value += __shfl_xor_sync(all_lanes, value, 1);
-  return value + __shfl_xor_sync(all_lanes, value, 2);
-}
-
-// Scores of keys that their row does not see become -inf: of this lane's first row those from `seen`
-// on, of the next rows one more each where the mask is causal, and all from `keys` on.
-template <int m, int n>
-__device__ __forceinline__ void mask_scores(MmaSums<m, n>& scores, Mask mask, int seen, int keys) {
-#pragma unroll
-  for (int i = 0; i < m; ++i) {
-#pragma unroll
-    for (int j = 0; j < n; ++j) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const int key = 8 * j + lane() % 4 * 2 + c % 2, row = 16 * i + 8 * (c / 2);
-        const bool sees = mask == Mask::full || key < seen + row;
-        if (!sees || key >= keys) scores[i][j][c] = -infinity;
-      }
-    }
-  }
-}
-
-// Scores become probabilities relative to the new largest score, to which `out` is brought as well.
-template <int m, int n, int columns>
-__device__ __forceinline__ void online_softmax(MmaSums<m, n>& scores, float scale,
-                                               RunningRows<m>& rows, MmaSums<m, columns>& out) {
-#pragma unroll
-  for (int i = 0; i < m; ++i) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float old_max = rows.max[i][half];
-      float largest = old_max;
-#pragma unroll
-      for (int j = 0; j < n; ++j) {
-        largest = fmaxf(largest, fmaxf(scores[i][j][2 * half], scores[i][j][2 * half + 1]));
-      }
-      largest = quad_max(largest);
-      // A row that has seen no key yet: -inf - -inf would be NaN.
-      const float subtract = largest == -infinity ? 0.0f : largest * scale;
-      const float shrink = fast_exp2(old_max * scale - subtract);
-      float sum = rows.sum[i][half] * shrink;
-#pragma unroll
-      for (int j = 0; j < n; ++j) {
-#pragma unroll
-        for (int c = 2 * half; c < 2 * half + 2; ++c) {
-          scores[i][j][c] = fast_exp2(fmaf(scores[i][j][c], scale, -subtract));
-          sum += scores[i][j][c];
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < columns; ++j) {
-        out[i][j][2 * half] *= shrink;
-        out[i][j][2 * half + 1] *= shrink;
-      }
-      rows.max[i][half] = largest;
-      rows.sum[i][half] = sum;
-    }
-  }
-}
-
 template <int head_dim>
 __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(head_dim).blocks)
     attention_forward_mma(Forward op) {
@@ -138,7 +65,9 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
   const int head = static_cast<int>(blockIdx.x) % problem.heads;
   // From the last tile to the first: under a causal mask the last have the most keys.
   const int slot = static_cast<int>(gridDim.x - 1 - blockIdx.x) / problem.heads;
-  const auto [document, first] = find_tile(problem.packing, Axis::queries, shape.rows(), slot);
+  const DocumentTile tile = find_tile(problem.packing, Axis::queries, shape.rows(), slot);
+  const Document& document = tile.document;
+  const int first = tile.first;
   const int rows = min(document.queries - first, shape.rows());
   if (rows <= 0) return;
 
@@ -157,28 +86,15 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
   const int warp_row = warp() * 16 * m;
   const int warp_seen = warp_row < rows ? visible_keys(min(warp_row + 16 * m, rows) - 1) : 0;
   RunningRows<m> running;
+  running.clear();
   MmaSums<m, head_dim / 8> out;
-#pragma unroll
-  for (int i = 0; i < m; ++i) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      running.max[i][half] = -infinity;
-      running.sum[i][half] = 0.0f;
-    }
-#pragma unroll
-    for (auto& columns : out[i]) {
-#pragma unroll
-      for (float& sum : columns) sum = 0.0f;
-    }
-  }
+  clear<m, head_dim / 8>(out);
 
   const int diagonal = first + 1 + document.keys - document.queries;  // keys that row 0 sees
   const int seen = visible_keys(rows - 1);
   // Every row of the warp sees all keys of the tiles before this one.
   const int whole = warp_row < rows ? visible_keys(warp_row) / shape.keys * shape.keys : 0;
-  if (threadIdx.x == 0) {
-    store_shared(&shared.destination, {head, document.query_begin + first, rows});
-  }
+  put_aside(shared.destination, {head, document.query_begin + first, rows});
   if (seen > 0) {
     q.copy(shared.q, 0);
     k.copy(shared.k, 0);
@@ -207,7 +123,9 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
     cp_async_commit();
 
     if (used <= 0) continue;
-    online_softmax<m, n>(scores, op.log2_scale, running, out);
+    float shrink[m][2];
+    online_softmax<m, n>(scores, op.log2_scale, running, shrink);
+    rescale<m, head_dim / 8>(out, shrink);
     if (cut) {
       multiply_add<m, n>(scores, shared.v, 0, out, used);
     } else {
@@ -216,26 +134,22 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), tile_shape(hea
   }
 
   __syncthreads();
-  const Destination to = load_shared(&shared.destination);
+  const Destination to = take_back(shared.destination);
+  float inverse[m][2];
 #pragma unroll
   for (int i = 0; i < m; ++i) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float total = quad_sum(running.sum[i][half]);
-      const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-#pragma unroll
-      for (int j = 0; j < head_dim / 8; ++j) {
-        out[i][j][2 * half] *= inverse;
-        out[i][j][2 * half + 1] *= inverse;
-      }
+      const RowTotal total = total_of(running, i, half, op.log2_scale);
+      inverse[i][half] = total.inverse;
       const int row = warp_row + 16 * i + 8 * half + lane() / 4;
       if (lane() % 4 == 0 && row < to.rows) {
-        const float log_sum = running.max[i][half] * problem.scale + logf(total);
         store(op.log_sum_exp + std::int64_t{to.first_row + row} * problem.heads + to.head,
-              total == 0.0f ? -infinity : log_sum);
+              total.log_sum_exp);
       }
     }
   }
+  rescale<m, head_dim / 8>(out, inverse);
   const HeadRows<bf16> out_rows(op.out, to.head, problem.heads, problem.head_dim);
   store_rows<m>(shared.q, warp_row, out, out_rows, to.first_row + warp_row, to.rows - warp_row);
 }

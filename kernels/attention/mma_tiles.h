@@ -26,16 +26,38 @@ struct alignas(16) MmaRows {
 };
 
 // Where a block's results go. It waits in shared memory, as the loops want every register.
-struct alignas(16) Destination {
+struct Destination {
   int head;
   int first_row;  // of the tensor
   int rows;
-  int unused = 0;
 };
+
+__device__ inline void put_aside(Destination& shared, const Destination& destination) {
+  if (threadIdx.x != 0) return;
+  store_shared(&shared.head, destination.head);
+  store_shared(&shared.first_row, destination.first_row);
+  store_shared(&shared.rows, destination.rows);
+}
+// After a barrier.
+__device__ inline Destination take_back(const Destination& shared) {
+  return {load_shared(&shared.head), load_shared(&shared.first_row), load_shared(&shared.rows)};
+}
 
 // Sums of mma for 16·m rows and 8·n columns.
 template <int m, int n>
 using MmaSums = float[m][n][4];
+
+template <int m, int n>
+__device__ __forceinline__ void clear(MmaSums<m, n>& sums) {
+#pragma unroll
+  for (auto& row : sums) {
+#pragma unroll
+    for (auto& columns : row) {
+#pragma unroll
+      for (float& sum : columns) sum = 0.0f;
+    }
+  }
+}
 
 __device__ inline int lane() {
   return static_cast<int>(threadIdx.x) % 32;

@@ -23,7 +23,7 @@ constexpr int rows_per_block = threads / 32;
 // of attention's time, too little for one more form.
 template <class T, class Access>
 __global__ void __launch_bounds__(threads) attention_row_dots(Rows<T> rows) {
-  constexpr int vector = sizeof(Access) / sizeof(T);
+  constexpr int vector = std::is_same_v<Access, T> ? 1 : per_vector<T>;
   const std::int64_t row = std::int64_t{blockIdx.x} * rows_per_block + threadIdx.x / 32;
   if (row >= rows.rows) return;
   const std::int64_t begin = row * rows.head_dim;

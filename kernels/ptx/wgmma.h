@@ -95,6 +95,37 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[64], std::uint64_t a, st
         "n"(static_cast<int>(b_transposed)));
 }
 
+// As above, with `a` in registers: each warp's 16 rows in the layout of mma's left operand. They must
+// stay as they are until the wait.
+template <Transposed b_transposed>
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[64], const unsigned (&a)[4],
+                                             std::uint64_t b, bool accumulate) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n"
+      "}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]),
+        "+f"(d[35]), "+f"(d[36]), "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]),
+        "+f"(d[42]), "+f"(d[43]), "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]),
+        "+f"(d[49]), "+f"(d[50]), "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]),
+        "+f"(d[56]), "+f"(d[57]), "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]),
+        "+f"(d[63])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<unsigned>(accumulate)),
+        "n"(static_cast<int>(b_transposed)));
+}
+
 template <Transposed a_transposed, Transposed b_transposed>
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[128], std::uint64_t a, std::uint64_t b,
                                              bool accumulate) {
@@ -151,6 +182,19 @@ void wgmma_m64k16(float (&d)[registers], std::uint64_t a, std::uint64_t b, bool 
                            .a_is_mn = a_transposed == Transposed::yes,
                            .b_is_mn = b_transposed == Transposed::yes,
                            .accumulate = accumulate};
+  warp_collective(wgmma_operation, 0xffffffffu, &arguments, where);
+}
+
+template <Transposed b_transposed, std::size_t registers>
+void wgmma_m64k16(float (&d)[registers], const unsigned (&a)[4], std::uint64_t b, bool accumulate,
+                  Where where = Where::current()) {
+  static_assert(registers == 64, "n is 128");
+  WgmmaArguments arguments{.d = d,
+                           .n = 2 * registers,
+                           .b = b,
+                           .b_is_mn = b_transposed == Transposed::yes,
+                           .accumulate = accumulate,
+                           .a_registers = a};
   warp_collective(wgmma_operation, 0xffffffffu, &arguments, where);
 }
 

@@ -73,6 +73,21 @@ void read_operand(std::uint64_t descriptor, bool is_mn, std::size_t first, std::
   }
 }
 
+// The warp's [16, 16] of an operand in registers: mma's left operand.
+std::vector<float> gather_operand(const std::array<void*, 32>& lanes) {
+  std::vector<float> out(warp_rows * depth);
+  for (unsigned lane = 0; lane < lanes.size(); ++lane) {
+    for (unsigned r = 0; r < 4; ++r) {
+      const unsigned bits = arguments_of(lanes[lane]).a_registers[r];
+      for (unsigned half = 0; half < 2; ++half) {
+        const unsigned row = lane / 4 + 8 * (r % 2), k = 2 * (lane % 4) + half + 8 * (r / 2);
+        out[row * depth + k] = to_float(bf16{static_cast<std::uint16_t>(bits >> (16 * half))});
+      }
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 WgmmaQueue::Accumulator& WgmmaQueue::accumulator(const std::array<void*, 32>& lanes, int n) {
@@ -106,7 +121,8 @@ void WgmmaQueue::issue(const std::array<void*, 32>& lanes, std::span<const std::
     fingerprint_ = (fingerprint_ ^ word) * 0x9e3779b97f4a7c15u;
   }
   ++accumulator(lanes, own.n).in_flight;
-  Product product{own, warp_of_group, completion == AsyncCompletion::eager};
+  Product product{own, {}, warp_of_group, completion == AsyncCompletion::eager};
+  if (own.a_registers) product.a = gather_operand(lanes);
   if (product.happened) multiply(product, shared);
   products_.push_back(product);
   counters().tensor_flops += static_cast<std::uint64_t>(2 * warp_rows * own.n * depth);
@@ -115,8 +131,10 @@ void WgmmaQueue::issue(const std::array<void*, 32>& lanes, std::span<const std::
 void WgmmaQueue::multiply(const Product& product, std::span<const std::byte> shared) {
   const WgmmaArguments& op = product.arguments;
   const auto n = static_cast<std::size_t>(op.n);
-  std::vector<float> a, b;
-  read_operand(op.a, op.a_is_mn, warp_rows * product.warp_of_group, warp_rows, shared, a);
+  std::vector<float> a = product.a, b;
+  if (!op.a_registers) {
+    read_operand(op.a, op.a_is_mn, warp_rows * product.warp_of_group, warp_rows, shared, a);
+  }
   read_operand(op.b, op.b_is_mn, 0, n, shared, b);
   for (Accumulator& into : accumulators_) {
     if (into.registers[0] != op.d) continue;

@@ -23,7 +23,8 @@ struct WgmmaArguments {
   int n;
   std::uint64_t a, b;  // matrix descriptors
   bool a_is_mn, b_is_mn;
-  bool accumulate;  // else d is overwritten
+  bool accumulate;                        // else d is overwritten
+  const unsigned* a_registers = nullptr;  // [4] of a lane: a lies there, not in shared memory
 };
 
 class WgmmaQueue {
@@ -48,6 +49,7 @@ class WgmmaQueue {
   };
   struct Product {
     WgmmaArguments arguments;  // of lane 0
+    std::vector<float> a;      // [16, 16], where it came in registers
     unsigned warp_of_group;
     bool happened;
   };

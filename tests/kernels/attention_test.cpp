@@ -324,9 +324,137 @@ const auto shapes = ::testing::Values(
     Case{b16, 2, 2, 80, {257}, {}, Mask::full}, Case{b16, 2, 1, 128, {1, 2}, {300, 65}},
     Case{b16, 2, 1, 256, {70}});
 
+// What the tensor-core kernels treat in a way of its own: more than one tile of queries and keys,
+// each instance and head_dims that are padded to it, queries that see no key, rows in no document.
+const auto tensor_core_shapes = ::testing::Values(
+    Case{b16, 1, 1, 64, {129}}, Case{b16, 2, 1, 128, {130, 1}}, Case{b16, 1, 1, 96, {200}},
+    Case{b16, 1, 1, 80, {140}}, Case{b16, 1, 1, 72, {65, 30}, {}, Mask::full, 2},
+    Case{b16, 2, 2, 120, {33}, {}, Mask::full}, Case{b16, 2, 1, 88, {40, 7, 0}, {10, 0, 9}},
+    Case{b16, 4, 2, 64, {1, 1, 3}, {150, 64, 65}},
+    Case{b16, 2, 1, 128, {70, 10, 0}, {130, 0, 5}, Mask::full, 2},
+    Case{b16, 1, 1, 64, {300}, {}, Mask::causal, 0, 30},
+    Case{b16, 2, 1, 32, {}, {}, Mask::causal, 2}, Case{b16, 2, 1, 64, {5}, {0}});
+
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionOnDevice, ::testing::Combine(every_device(), shapes),
                          device_test_name<Case>);
+INSTANTIATE_TEST_SUITE_P(TensorCoreShapes, AttentionOnDevice,
+                         ::testing::Combine(every_device(), tensor_core_shapes),
+                         device_test_name<Case>);
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionOnCpu, shapes);
+
+Problem run_on_simt(const Case& c, const SimtOptions& options) {
+  Problem p(c);
+  const auto device = make_simt_device(options);
+  run_both(*device->make_stream(), p);
+  return p;
+}
+
+class AttentionOnSm90 : public ::testing::TestWithParam<Case> {};
+
+// On a GPU of sm_90 the tests above take these kernels, too.
+TEST_P(AttentionOnSm90, MatchesReference) {
+  const Problem p = run_on_simt(GetParam(), {.compute_capability = 90});
+  const Reference expected(p);
+  expect_forward(p, expected);
+  expect_backward(p, expected);
+  expect_zeros_outside_documents(p);
+  for (const SimtOptions& options :
+       {SimtOptions{.completion = simt::AsyncCompletion::eager, .compute_capability = 90},
+        SimtOptions{.order = simt::ThreadOrder::reverse, .compute_capability = 90},
+        SimtOptions{.order = simt::ThreadOrder::random, .seed = 1, .compute_capability = 90}}) {
+    EXPECT_TRUE(p.same_results(run_on_simt(GetParam(), options)));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionOnSm90,
+                         ::testing::Values(Case{b16, 1, 1, 128, {1}},
+                                           Case{b16, 2, 1, 128, {130, 1}},
+                                           Case{b16, 1, 1, 128, {300}, {}, Mask::causal, 3},
+                                           Case{b16, 1, 1, 128, {260}, {}, Mask::full},
+                                           Case{b16, 1, 1, 128, {64, 0, 70}, {400, 7, 30}},
+                                           Case{b16, 2, 2, 128, {40, 9, 0}, {10, 0, 9}}));
+
+TEST(AttentionOnGpu, DoesNotDependOnTheOrderOfThreadsAndCopies) {
+  for (const Case& c : {Case{b16, 2, 1, 64, {70, 40}}, Case{b16, 1, 1, 128, {5, 70}, {40, 100}},
+                        Case{f32, 2, 1, 64, {40, 20}}}) {
+    const Problem fifo = run_on_simt(c, {});
+    EXPECT_TRUE(fifo.same_results(run_on_simt(c, {.order = simt::ThreadOrder::reverse})));
+    EXPECT_TRUE(fifo.same_results(run_on_simt(c, {.completion = simt::AsyncCompletion::eager})));
+    for (const std::uint64_t seed : {1, 2}) {
+      const SimtOptions options{.order = simt::ThreadOrder::random, .seed = seed};
+      EXPECT_TRUE(fifo.same_results(run_on_simt(c, options))) << "seed " << seed;
+    }
+  }
+}
+
+// Counters of one operation on the emulator.
+template <class Run>
+simt::Counters count(const Case& c, Run run_operation) {
+  Problem p(c);
+  const auto device = make_simt_device({.counting = simt::Counting::on});
+  const auto stream = device->make_stream();
+  ProblemOnDevice on_device(*stream, p);
+  run(*stream, on_device.forward());
+  stream->synchronize();
+  device->reset_counters();
+  run_operation(*stream, on_device);
+  stream->synchronize();
+  return device->counters();
+}
+const auto forward = [](Stream& stream, ProblemOnDevice& p) { run(stream, p.forward()); };
+const auto backward = [](Stream& stream, ProblemOnDevice& p) { run(stream, p.backward()); };
+
+TEST(AttentionOnGpu, UsesTheBanksOfSharedMemoryWithoutConflicts) {
+  for (const std::int64_t head_dim : {64, 128}) {
+    const simt::Counters counters = count({b16, 1, 1, head_dim, {130}}, forward);
+    EXPECT_EQ(counters.shared_loads.excess(), 0u) << head_dim;
+    EXPECT_EQ(counters.shared_stores.excess(), 0u) << head_dim;
+    // Backward reads two neighbouring columns' log_sum_exp, and D, at once: 8 bytes a lane, of which
+    // the emulator serves half a warp in a wavefront, though there are but 32 different ones.
+    const simt::Counters gradients = count({b16, 1, 1, head_dim, {130}}, backward);
+    EXPECT_LE(gradients.shared_loads.excess(), gradients.shared_loads.ideal_wavefronts / 20);
+    EXPECT_EQ(gradients.shared_stores.excess(), 0u) << head_dim;
+  }
+}
+
+TEST(AttentionOnGpu, TakesNoKernelBeyondTheOneThatTheEnvironmentNames) {
+  const auto flops_under = [](const char* limit) {
+    setenv("ORCHARD_GPU_ATTENTION", limit, 1);
+    const simt::Counters counters = count({b16, 1, 1, 64, {16}}, forward);
+    unsetenv("ORCHARD_GPU_ATTENTION");
+    return counters.tensor_flops;
+  };
+  EXPECT_GT(flops_under("auto"), 0u);
+  EXPECT_GT(flops_under("sm80"), 0u);
+  EXPECT_EQ(flops_under("fma"), 0u);
+  EXPECT_THROW(flops_under("fast"), Error);
+  unsetenv("ORCHARD_GPU_ATTENTION");
+}
+
+// One tile each way: every kernel reads its operands once. What it reads beyond them are offsets,
+// log_sum_exp and D.
+TEST(AttentionOnGpu, MovesEachByteOnceInFullSectors) {
+  constexpr std::uint64_t tensor = 128 * 128 * 2 / 32, rows = 128 * 4 / 32;  // sectors
+  const Case c{b16, 1, 1, 128, {128}, {}, Mask::full};
+  const simt::Counters out = count(c, forward), gradients = count(c, backward);
+  EXPECT_LE(out.loads.sectors, 3 * tensor * 21 / 20);
+  EXPECT_EQ(out.stores.sectors, tensor + rows);
+  // D reads two tensors, the kernels of d_q and of d_k and d_v four each.
+  EXPECT_LE(gradients.loads.sectors, 10 * tensor * 21 / 20);
+  EXPECT_EQ(gradients.stores.sectors, 3 * tensor + 128);  // D: each row's four bytes by a warp
+}
+
+TEST(AttentionOnGpu, ComputesNoTileThatTheMaskHides) {
+  constexpr std::uint64_t n = 256, dim = 64;
+  const Case full{b16, 1, 1, dim, {n}, {}, Mask::full}, causal{b16, 1, 1, dim, {n}};
+  EXPECT_EQ(count(full, forward).tensor_flops, 4 * n * n * dim);
+  EXPECT_EQ(count(full, backward).tensor_flops, 14 * n * n * dim);  // both kernels make the scores
+  // Warps of 32 rows meet what the mask leaves of their keys, or queries, in tiles of 32.
+  std::uint64_t pairs = 0;
+  for (std::uint64_t row = 0; row < n; row += 32) pairs += 32 * (row + 32);
+  EXPECT_EQ(count(causal, forward).tensor_flops, 4 * pairs * dim);
+  EXPECT_EQ(count(causal, backward).tensor_flops, 14 * pairs * dim);
+}
 
 using AttentionExtremes = DeviceTest<DType>;
 
@@ -352,6 +480,16 @@ TEST_P(AttentionExtremes, NanStaysInItsDocument) {
   for (std::int64_t i = 40 * 8; i < p.out.size(); ++i) {
     ASSERT_TRUE(std::isfinite(p.out.at(i)) && std::isfinite(p.d_k.at(i))) << i;
   }
+}
+
+// The copy engine brings the rows of the next document along, too.
+TEST(AttentionOnSm90Extremes, NanStaysInItsDocument) {
+  Problem p({b16, 1, 1, 128, {40, 40}});
+  for (std::int64_t e = 0; e < 128; ++e) p.v.set(45 * 128 + e, std::nan(""));
+  const auto device = make_simt_device({.compute_capability = 90});
+  run_both(*device->make_stream(), p);
+  EXPECT_TRUE(std::isnan(p.out.at(45 * 128)));
+  for (std::int64_t i = 0; i < 40 * 128; ++i) ASSERT_TRUE(std::isfinite(p.out.at(i))) << i;
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, AttentionExtremes,

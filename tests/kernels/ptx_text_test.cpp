@@ -155,6 +155,10 @@ TEST(PtxText, Wgmma) {
              "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" + words(64) +
                  "}, p1, p2, p, 1, 1, 0, 1;",
              "wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 1;"}));
+  EXPECT_EQ(
+      inline_ptx("wgmma_n128_registers"),
+      (Lines{"setp.ne.b32 p, ?, 0;", "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" +
+                                         words(64) + "}, {p1, p2, p3, p4}, p5, p, 1, 1, 1;"}));
   EXPECT_EQ(inline_ptx("wgmma_n256"),
             (Lines{"setmaxnreg.dec.sync.aligned.u32 40;", "setmaxnreg.inc.sync.aligned.u32 232;",
                    "setp.ne.b32 p, ?, 0;",
