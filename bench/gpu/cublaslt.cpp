@@ -23,7 +23,11 @@ struct Library {
   decltype(&cublasLtMatmul) multiply = nullptr;
 
   Library() {
-    void* const found = dlopen("libcublasLt.so.13", RTLD_NOW | RTLD_LOCAL);
+    void* found = nullptr;
+    for (const char* const name :
+         {"libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so.13"}) {
+      if (!found) found = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+    }
     if (!found) {
       absence = fmt::format("no cuBLASLt to compare with: {}", dlerror());
       return;

@@ -18,7 +18,9 @@
 //
 // On a GPU bf16 runs on the tensor cores, f32 in full fp32. A tile of c is summed by one block in the
 // order of k, whatever the grid: results are bit-equal on repetition. Operands whose rows do not begin
-// on 16 bytes are read element by element, which is several times slower. Grouped products find their
+// on 16 bytes are read element by element, which is several times slower. ORCHARD_GPU_GEMM chooses the kernel for bf16: auto (the default: by
+// GPU and shape), sm80_64, sm80_128, sm90_128, sm90_256 (tensor cores of that generation, side of the
+// tiles); one that does not take the operands gives way to one that does. Grouped products find their
 // groups on the device: the host reads no offsets, and does not check them.
 #pragma once
 

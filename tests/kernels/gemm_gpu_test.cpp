@@ -10,10 +10,16 @@ namespace orchard::testing {
 namespace {
 
 using simt::Tile;
+using simt::WideTile;
 
 template <Tile tile>
 void run_emulated(Stream& stream, const Gemm& op) {
   simt::run_bf16(stream, op, tile);
+}
+
+template <WideTile tile>
+void run_emulated_sm90(Stream& stream, const Gemm& op) {
+  simt::run_sm90(stream, op, tile);
 }
 
 // The large tile, several of it, with and without vector stores, and a depth that wraps the ring.
@@ -45,6 +51,33 @@ TEST(GemmEmulated, ResultsDependOnNoOrderAndNoCompletion) {
                    run_emulated<Tile::side_64>);
       }
     }
+  }
+}
+
+// Several tiles for each of two persistent blocks, edges on every side, and rings that wrap.
+TEST(GemmEmulated, TilesOfSm90InEveryForm) {
+  using simt::AsyncCompletion;
+  using simt::ThreadOrder;
+  for (const auto& [completion, order] :
+       {std::pair{AsyncCompletion::lazy, ThreadOrder::fifo},
+        std::pair{AsyncCompletion::lazy, ThreadOrder::random},
+        std::pair{AsyncCompletion::eager, ThreadOrder::reverse}}) {
+    const auto device = make_simt_device(
+        {.order = order, .seed = 7, .completion = completion, .compute_capability = 90});
+    const auto stream = device->make_stream();
+    for (const Form& form : transposes()) {
+      check_gemm(*stream, DType::bf16, DType::bf16, {136, 264, 264}, form, Values::integers,
+                 run_emulated_sm90<WideTile::n_256>);
+      check_gemm(*stream, DType::bf16, DType::f32, {136, 136, 456}, form, Values::integers,
+                 run_emulated_sm90<WideTile::n_128>);
+    }
+  }
+  const auto device = make_simt_device({.compute_capability = 90});
+  const auto stream = device->make_stream();
+  for (const Form& form : transposes()) {
+    check_gemm(*stream, DType::bf16, DType::f32, {8, 16, 8},
+               {form.transpose_a, form.transpose_b, Accumulate::add, true}, Values::normal,
+               run_emulated_sm90<WideTile::n_128>);
   }
 }
 
@@ -85,18 +118,36 @@ TEST(GemmEmulated, MovesWhatItMust) {
   }
 }
 
-// Products large enough that the table chooses the large tile.
-TEST(GemmOnGpu, LargeProducts) {
-  const FoundDevice found = find_device(DeviceKind::cuda);
-  if (!found.device) GTEST_SKIP() << found.absence;
-  const auto stream = found.device->make_stream();
-  for (const Form& form : transposes()) {
-    for (const DType out : {DType::bf16, DType::f32}) {
-      check_gemm(*stream, DType::bf16, out, {1408, 1320, 264}, form);
-      check_gemm(*stream, DType::bf16, out, {1400, 1411, 97}, form);
-      check_gemm(*stream, DType::bf16, out, {1544, 1336, 1032}, form, Values::integers);
+// Products of many large tiles, with every kernel that this GPU has.
+TEST(GemmOnGpu, LargeProductsWithEveryKernel) {
+  for (const char* const kernel : {"auto", "sm80_64", "sm80_128", "sm90_128", "sm90_256"}) {
+    SCOPED_TRACE(kernel);
+    const Environment environment("ORCHARD_GPU_GEMM", kernel);
+    const FoundDevice found = find_device(DeviceKind::cuda);
+    if (!found.device) GTEST_SKIP() << found.absence;
+    const auto stream = found.device->make_stream();
+    for (const Form& form : transposes()) {
+      for (const DType out : {DType::bf16, DType::f32}) {
+        check_gemm(*stream, DType::bf16, out, {1408, 1320, 264}, form);
+        check_gemm(*stream, DType::bf16, out, {776, 1336, 1032},
+                   {form.transpose_a, form.transpose_b, Accumulate::add, true}, Values::integers);
+      }
+      check_gemm(*stream, DType::bf16, DType::bf16, {700, 711, 97}, form);
     }
-    check_gemm(*stream, DType::f32, DType::f32, {1400, 1411, 97}, form);
+  }
+}
+
+TEST(GemmErrors, AnUnknownKernelIsRefused) {
+  const Environment environment("ORCHARD_GPU_GEMM", "sm70");
+  const auto device = make_simt_device();
+  const auto stream = device->make_stream();
+  try {
+    check_gemm(*stream, DType::bf16, DType::f32, {8, 8, 8}, {});
+    FAIL() << "a kernel that does not exist was accepted";
+  } catch (const Error& error) {
+    EXPECT_STREQ(
+        error.what(),
+        "ORCHARD_GPU_GEMM is sm70; it may be auto, sm80_64, sm80_128, sm90_128 or sm90_256");
   }
 }
 
