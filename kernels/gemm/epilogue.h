@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "kernels/core/dtype.h"
-#include "kernels/gemm/gemm.h"
+#include "kernels/gemm/schedule.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/vector.h"
 
@@ -91,6 +91,29 @@ __device__ void write_sums(const Epilogue<T>& out, std::int64_t row_begin, int c
     write_quad(static_cast<bf16*>(out.c) + at, out.add, out.vectors, n - col, sums);
   } else {
     write_quad(static_cast<float*>(out.c) + at, out.add, out.vectors, n - col, sums);
+  }
+}
+
+// Writes two neighbouring mma tiles of a warp, [16, 8] each, whose first element is [row, col] of c. A
+// lane has two columns of either tile; lanes exchange them in pairs, so that each has four columns of
+// one: stores then fill whole 32-byte sectors.
+template <class T>
+__device__ void write_fragments(const Epilogue<T>& out, const Work& work, const float* left,
+                                const float* right, int row, int col) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool odd = lane % 2 != 0;
+  const int own_col = col + lane % 4 / 2 * 4 + (odd ? 8 : 0);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float* const l = left + 2 * half;
+    const float* const r = right + 2 * half;
+    const float x = __shfl_xor_sync(all_lanes, odd ? l[0] : r[0], 1);
+    const float y = __shfl_xor_sync(all_lanes, odd ? l[1] : r[1], 1);
+    const int own_row = row + lane / 4 + 8 * half;
+    if (own_row < work.m) {
+      write_sums(out, work.c + std::int64_t{own_row} * work.n, own_col, work.n,
+                 odd ? Quad{{x, y, r[0], r[1]}} : Quad{{l[0], l[1], x, y}});
+    }
   }
 }
 

@@ -1,6 +1,7 @@
 // Which kernel computes a matrix product on a GPU.
 #include "kernels/gemm/gemm_gpu.h"
 #include "kernels/gemm/schedule.h"
+#include "kernels/gpu/gpu_properties.h"
 #include "kernels/gpu/register.h"
 
 namespace orchard::GPU_NAMESPACE {
@@ -10,13 +11,31 @@ constexpr std::int64_t tiles_128(std::int64_t m, std::int64_t n) {
   return std::int64_t{tiles_in(m, 128)} * tiles_in(n, 128);
 }
 
+// c as the tiles of sm_90a see it: tiles of m rows in all groups, and n.
+struct Extents {
+  std::int64_t tile_rows, n;
+};
+Extents extents(const Gemm& op) {
+  return {tiles_in(op.c.dim(0), 128), op.c.dim(1)};
+}
+// About half of a tile a group is left empty.
+Extents extents(const GroupedGemm& op) {
+  return {tiles_in(op.c.dim(0), 128) + op.b.dim(0) / 2, op.c.dim(1)};
+}
+Extents extents(const GroupedGemmWeightGradient& op) {
+  return {op.d_b.dim(0) * tiles_in(op.d_b.dim(1), 128), op.d_b.dim(2)};
+}
+
 template <class Operation>
 void run_any(Stream& stream, const Operation& op) {
-  if (op.a.dtype() == DType::f32) {
-    run_f32(stream, op);
-  } else {
-    run_bf16(stream, op, choose_tile(op));
+  if (op.a.dtype() == DType::f32) return run_f32(stream, op);
+  const GpuProperties& gpu = gpu_properties(stream);
+  const auto [tile_rows, n] = extents(op);
+  if (gpu.compute_capability == 90 && takes_sm90(op.a, op.b) &&
+      fills_sm90(tile_rows, n, gpu.multiprocessors)) {
+    return run_sm90(stream, op, choose_wide_tile(tile_rows, n, gpu.multiprocessors));
   }
+  run_bf16(stream, op, choose_tile(op));
 }
 
 }  // namespace

@@ -24,6 +24,30 @@ void run_bf16(Stream&, const Gemm&, Tile);
 void run_bf16(Stream&, const GroupedGemm&, Tile);
 void run_bf16(Stream&, const GroupedGemmWeightGradient&, Tile);
 
+// How many columns the tiles of sm_90a have; all have 128 rows.
+enum class WideTile : std::uint8_t { n_128, n_256 };
+
+// Persistent blocks of 128 rows, one an SM. Below a third of the SMs, tiles of 64 on all of them win.
+constexpr bool fills_sm90(std::int64_t tile_rows, std::int64_t n, int multiprocessors) {
+  return 3 * tile_rows * ((n + 127) / 128) >= multiprocessors;
+}
+
+// The tile whose blocks are done sooner: rounds over the SMs times columns. 128 columns are a tenth
+// dearer each, for the rows that are read again.
+constexpr WideTile choose_wide_tile(std::int64_t tile_rows, std::int64_t n, int multiprocessors) {
+  const auto rounds = [&](std::int64_t columns) {
+    return (tile_rows * ((n + columns - 1) / columns) + multiprocessors - 1) / multiprocessors;
+  };
+  return 2560 * rounds(256) <= 1408 * rounds(128) ? WideTile::n_256 : WideTile::n_128;
+}
+
+// bf16 operands, on the tensor cores of sm_90a (gemm_sm90.cu). Needs k > 0 and rows that begin on 16
+// bytes: takes_sm90.
+bool takes_sm90(const ConstTensor& a, const ConstTensor& b);
+void run_sm90(Stream&, const Gemm&, WideTile);
+void run_sm90(Stream&, const GroupedGemm&, WideTile);
+void run_sm90(Stream&, const GroupedGemmWeightGradient&, WideTile);
+
 // f32 operands, on the FFMA units (gemm_f32.cu): the correctness mode, without tf32's rounding.
 void run_f32(Stream&, const Gemm&);
 void run_f32(Stream&, const GroupedGemm&);

@@ -185,33 +185,19 @@ __device__ void multiply_tile(GemmStages<tile>& shared, const MatrixOperand& a,
   }
 }
 
-// Writes the tile to c [m, n]. An mma fragment gives a lane two columns of each of two neighbouring
-// 8-column matrices; lanes exchange them in pairs, so that each has four columns of one: stores then
-// fill whole 32-byte sectors.
+// Writes the tile to c [m, n].
 template <TileConfig tile>
 __device__ void write_tile(const Accumulators<tile>& sums, const Epilogue<bf16>& out,
                            const Work& work) {
   using Sums = Accumulators<tile>;
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int first_row = work.row + warp / tile.warps_n * (tile.m / tile.warps_m) + lane / 4;
-  const bool odd = lane % 2 != 0;
-  const int first_col =
-      work.col + warp % tile.warps_n * (tile.n / tile.warps_n) + lane % 4 / 2 * 4 + (odd ? 8 : 0);
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int row = work.row + warp / tile.warps_n * (tile.m / tile.warps_m);
+  const int col = work.col + warp % tile.warps_n * (tile.n / tile.warps_n);
 #pragma unroll
   for (int i = 0; i < Sums::rows; ++i) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = first_row + 16 * i + 8 * half;
-      const std::int64_t row_begin = work.c + std::int64_t{row} * work.n;
-#pragma unroll
-      for (int j = 0; j < Sums::cols; j += 2) {
-        const float* const left = sums.value[i][j] + 2 * half;
-        const float* const right = sums.value[i][j + 1] + 2 * half;
-        const float x = __shfl_xor_sync(all_lanes, odd ? left[0] : right[0], 1);
-        const float y = __shfl_xor_sync(all_lanes, odd ? left[1] : right[1], 1);
-        const Quad quad = odd ? Quad{{x, y, right[0], right[1]}} : Quad{{left[0], left[1], x, y}};
-        if (row < work.m) write_sums(out, row_begin, first_col + 8 * j, work.n, quad);
-      }
+    for (int j = 0; j < Sums::cols; j += 2) {
+      write_fragments(out, work, sums.value[i][j], sums.value[i][j + 1], row + 16 * i, col + 8 * j);
     }
   }
 }

@@ -20,6 +20,8 @@ struct Work {
   std::int64_t a = 0, b = 0, c = 0;
   int m, n, k;
   int row, col;
+  // The same as coordinates: where m begins in a, where k begins in a and b, which matrix of b.
+  int first_row = 0, first_k = 0, group = 0;
 };
 
 // The sides of a tile.
@@ -49,6 +51,8 @@ __device__ inline TilePosition tile_position(int number, int tiles_m, int tiles_
 
 // One product.
 struct DenseSchedule {
+  // Whether other groups' data follow where a product's k ends.
+  static constexpr bool ends_in_data = false;
   int m, n, k;
 
   constexpr unsigned blocks(TileSides tile) const {
@@ -64,6 +68,8 @@ struct DenseSchedule {
 
 // c[rows of g] = a[rows of g] · op(b[g]): the groups' rows of tiles lie one after the other.
 struct GroupedRowsSchedule {
+  // Whether other groups' data follow where a product's k ends.
+  static constexpr bool ends_in_data = false;
   const int* row_offsets;  // [groups + 1]
   int groups;
   int max_rows;
@@ -104,7 +110,9 @@ struct GroupedRowsSchedule {
                 .n = n,
                 .k = k,
                 .row = tile_of_group * tile.m,
-                .col = at.n * tile.n};
+                .col = at.n * tile.n,
+                .first_row = own_begin,
+                .group = first + owner};
         return true;
       }
       before += __shfl_sync(all_lanes, until, 31);
@@ -116,6 +124,8 @@ struct GroupedRowsSchedule {
 // c[g] [m, n] = a[rows of g]^T · b[rows of g]: the groups' rows are what is summed over. One block
 // sums all of them, in order.
 struct GroupedDepthSchedule {
+  // Whether other groups' data follow where a product's k ends.
+  static constexpr bool ends_in_data = true;
   const int* row_offsets;  // [groups + 1]
   int groups;
   int m, n;
@@ -138,7 +148,8 @@ struct GroupedDepthSchedule {
             .n = n,
             .k = rows,
             .row = at.m * tile.m,
-            .col = at.n * tile.n};
+            .col = at.n * tile.n,
+            .first_k = begin};
     return rows > 0;
   }
 };

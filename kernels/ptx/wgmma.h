@@ -36,6 +36,12 @@ __device__ inline std::uint64_t wgmma_descriptor(unsigned address, unsigned box_
 
 #ifdef __CUDACC__
 
+// Between a thread's own writes to shared memory and the barrier after which wgmma or the copy engine
+// read them.
+__device__ __forceinline__ void fence_proxy_async() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
@@ -147,6 +153,8 @@ void wgmma_m64k16(float (&d)[registers], std::uint64_t a, std::uint64_t b, bool 
                            .accumulate = accumulate};
   warp_collective(wgmma_operation, 0xffffffffu, &arguments, where);
 }
+
+inline void fence_proxy_async() {}
 
 inline void wgmma_fence(Where where = Where::current()) {
   warp_collective(wgmma_fence_operation, 0xffffffffu, nullptr, where);

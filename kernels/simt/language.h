@@ -190,12 +190,15 @@ inline float __uint_as_float(unsigned bits) {
 inline unsigned __float_as_uint(float value) {
   return std::bit_cast<unsigned>(value);
 }
+inline int min(int a, int b) {
+  return a < b ? a : b;
+}
+inline int __popc(unsigned bits) {
+  return std::popcount(bits);
+}
 // CUDA's has a maximum error of 2 units in the last place; this one is within 1.
 inline float rsqrtf(float value) {
   return 1.0f / std::sqrt(value);
-}
-inline int __popc(unsigned value) {
-  return std::popcount(value);
 }
 // CUDA's is within 2 units in the last place and gives 0 for divisors beyond 2^126; this one rounds
 // correctly.

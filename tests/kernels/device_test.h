@@ -149,6 +149,15 @@ inline auto every_device() {
 #endif
 }
 
+// Those that run the CUDA kernels.
+inline auto every_gpu() {
+#ifdef ORCHARD_HAS_CUDA
+  return ::testing::Values(DeviceKind::simt, DeviceKind::cuda);
+#else
+  return ::testing::Values(DeviceKind::simt);
+#endif
+}
+
 // Names a test by its device and the number of its case.
 template <class Case>
 std::string device_test_name(const ::testing::TestParamInfo<std::tuple<DeviceKind, Case>>& test) {

@@ -10,10 +10,16 @@ namespace orchard::testing {
 namespace {
 
 using simt::Tile;
+using simt::WideTile;
 
 template <Tile tile>
 void run_emulated(Stream& stream, const Gemm& op) {
   simt::run_bf16(stream, op, tile);
+}
+
+template <WideTile tile>
+void run_emulated_sm90(Stream& stream, const Gemm& op) {
+  simt::run_sm90(stream, op, tile);
 }
 
 // The large tile, several of it, with and without vector stores, and a depth that wraps the ring.
@@ -45,6 +51,31 @@ TEST(GemmEmulated, ResultsDependOnNoOrderAndNoCompletion) {
                    run_emulated<Tile::side_64>);
       }
     }
+  }
+}
+
+// Several tiles for each of two persistent blocks, edges on every side, and rings that wrap.
+TEST(GemmEmulated, TilesOfSm90InEveryForm) {
+  for (const auto completion : {simt::AsyncCompletion::eager, simt::AsyncCompletion::lazy}) {
+    for (const auto order :
+         {simt::ThreadOrder::fifo, simt::ThreadOrder::reverse, simt::ThreadOrder::random}) {
+      const auto device = make_simt_device(
+          {.order = order, .seed = 7, .completion = completion, .compute_capability = 90});
+      const auto stream = device->make_stream();
+      for (const Form& form : transposes()) {
+        check_gemm(*stream, DType::bf16, DType::bf16, {136, 264, 328}, form, Values::integers,
+                   run_emulated_sm90<WideTile::n_256>);
+        check_gemm(*stream, DType::bf16, DType::f32, {136, 264, 520}, form, Values::integers,
+                   run_emulated_sm90<WideTile::n_128>);
+      }
+    }
+  }
+  const auto device = make_simt_device({.compute_capability = 90});
+  const auto stream = device->make_stream();
+  for (const Form& form : transposes()) {
+    check_gemm(*stream, DType::bf16, DType::f32, {8, 16, 8},
+               {form.transpose_a, form.transpose_b, Accumulate::add, true}, Values::normal,
+               run_emulated_sm90<WideTile::n_128>);
   }
 }
 

@@ -13,7 +13,8 @@
 namespace orchard::testing {
 
 // The CPU with this library; "auto" is what this CPU gets, "sgemm" is what a CPU without AVX-512
-// gets, and widens bf16. Or another device: "simt", "cuda". Throws where the machine lacks it.
+// gets, and widens bf16. Or another device: "simt", "simt90" (with the kernels of sm_90a), "cuda". Throws
+// where the machine lacks it.
 inline Device& device_with(const std::string& library) {
   struct Environment {
     explicit Environment(const std::string& value) { setenv("ORCHARD_GEMM", value.c_str(), 1); }
@@ -21,7 +22,9 @@ inline Device& device_with(const std::string& library) {
   };
   static std::map<std::string, std::unique_ptr<Device>> devices;
   auto& device = devices[library];
-  if (!device && (library == "simt" || library == "cuda")) {
+  if (!device && library == "simt90") {
+    device = make_simt_device({.compute_capability = 90});
+  } else if (!device && (library == "simt" || library == "cuda")) {
     FoundDevice found = find_device(library == "simt" ? DeviceKind::simt : DeviceKind::cuda);
     require(found.device != nullptr, "{}: {}", library, found.absence);
     device = std::move(found.device);
@@ -82,9 +85,9 @@ inline std::vector<LibraryCase> with_dtypes(std::initializer_list<const char*> l
 // The devices beside the CPU that this build has.
 inline std::vector<LibraryCase> gpu_cases() {
 #ifdef ORCHARD_HAS_CUDA
-  return with_dtypes({"simt", "cuda"});
+  return with_dtypes({"simt", "simt90", "cuda"});
 #else
-  return with_dtypes({"simt"});
+  return with_dtypes({"simt", "simt90"});
 #endif
 }
 

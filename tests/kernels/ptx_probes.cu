@@ -83,13 +83,12 @@ struct Operands {
   std::uint64_t arrived;
 };
 
-constexpr unsigned box_bytes = 64 * 64 * sizeof(bf16);
-
 template <int n, Transposed a_transposed, Transposed b_transposed>
 __global__ void __launch_bounds__(128)
     multiply_group(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
                    int a_col, float* d) {
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  constexpr unsigned box_bytes = 64 * 64 * sizeof(bf16);
   auto& shared = shared_storage<Operands<n>>();
   const auto thread = static_cast<int>(threadIdx.x);
   if (thread == 0) {
