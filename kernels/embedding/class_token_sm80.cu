@@ -105,11 +105,11 @@ void drop_class_forward(Stream& stream, const DropClassForward& op) {
   });
 }
 
-// ---- backward: d_x[image, row + shift] = d_y[image, row], and the sums over images --------------
+// ---- backward: d_x[image, row + shift] = d_y[image, row], zeros in rows of d_x that this leaves
 
 template <class T>
 struct ShiftedGradient {
-  const T* d_y;          // [images, y_rows, width], or nothing where row is not one of d_y's: 0
+  const T* d_y;          // [images, y_rows, width]
   T* d_x;                // [images, x_rows, width]
   float* d_positions;    // [y_rows, width], added to, or nullptr
   float* d_class_token;  // the same sum as row 0 of d_positions, or nullptr
@@ -117,7 +117,7 @@ struct ShiftedGradient {
   int shift;
 };
 
-// Rows -shift or 0 (the first that d_y or d_x has) to the last.
+// A thread tends one place of all images, from the first row that d_y or d_x has, -shift or 0.
 template <class T, int n>
 __global__ void __launch_bounds__(block_threads) shift_gradient(ShiftedGradient<T> op) {
   constexpr int in_flight = 4;

@@ -5,7 +5,10 @@
 // once. FLOPs: 2 per row element read, 3 in CombineBackward. Bound: HBM bandwidth.
 //
 // A warp tends one token: it holds the addresses of its rows, so that a lane has the loads of all k
-// choices in flight, and writes what it sums once, in choice order.
+// choices in flight, and writes what it sums once, in choice order. Room for eight choices would
+// cost tokens with two of them half of the warps that fit onto an SM, so there are two instances.
+#include <type_traits>
+
 #include "kernels/core/visit.h"
 #include "kernels/device/device.h"
 #include "kernels/gpu/copy_rows.h"
@@ -37,15 +40,24 @@ void launch_warps(Stream& stream, const char* name, std::int64_t warps,
       kernel, arguments...);
 }
 
-// The rows of one token's choices.
+// The rows of one token's choices, at most `most` of them.
+template <int most>
 struct Choices {
-  std::int64_t row[max_top_k];  // -1: none
+  std::int64_t row[most];  // -1: none
 };
-__device__ inline Choices choices_of(const std::int32_t* slot, std::int64_t token, int k) {
-  Choices choices;
+template <int most>
+__device__ Choices<most> choices_of(const std::int32_t* slot, std::int64_t token, int k) {
+  Choices<most> choices;
 #pragma unroll
-  for (int j = 0; j < max_top_k; ++j) choices.row[j] = j < k ? load(slot + token * k + j) : -1;
+  for (int j = 0; j < most; ++j) choices.row[j] = j < k ? load(slot + token * k + j) : -1;
   return choices;
+}
+
+// Calls body with the number of choices that a kernel has room for.
+template <class Body>
+void visit_most_choices(int k, const Body& body) {
+  if (k <= 2) return body(std::integral_constant<int, 2>{});
+  return body(std::integral_constant<int, max_top_k>{});
 }
 
 // ---- sums over choices -------------------------------------------------------------------------
@@ -62,28 +74,28 @@ struct SlotSum {
   int k;
 };
 
-template <class T, int n>
+template <class T, int n, int most>
 __global__ void __launch_bounds__(32 * block_warps) sum_slots(SlotSum<T> op) {
   const std::int64_t token = warp_of_grid();
   if (token >= op.tokens) return;
-  const Choices choices = choices_of(op.slot, token, op.k);
-  float weight[max_top_k];
+  const Choices<most> choices = choices_of<most>(op.slot, token, op.k);
+  float weight[most];
 #pragma unroll
-  for (int j = 0; j < max_top_k; ++j) {
+  for (int j = 0; j < most; ++j) {
     weight[j] = j < op.k && op.gates != nullptr ? load(op.gates + token * op.k + j) : 1.0f;
   }
   for (std::int64_t column = lane_of_thread() * n; column < op.hidden; column += 32 * n) {
     Values<n> total{};
     if (op.extra != nullptr) total = load_values<n>(op.extra + token * op.hidden + column);
-    Piece<T, n> held[max_top_k];
+    Piece<T, n> held[most];
 #pragma unroll
-    for (int j = 0; j < max_top_k; ++j) {
+    for (int j = 0; j < most; ++j) {
       if (choices.row[j] >= 0) {
         held[j] = load_piece<n>(op.rows + choices.row[j] * op.hidden + column);
       }
     }
 #pragma unroll
-    for (int j = 0; j < max_top_k; ++j) {
+    for (int j = 0; j < most; ++j) {
       if (choices.row[j] < 0) continue;
       const Values<n> row = values_of(held[j]);
 #pragma unroll
@@ -95,8 +107,10 @@ __global__ void __launch_bounds__(32 * block_warps) sum_slots(SlotSum<T> op) {
 
 template <class T>
 void sum_slots(Stream& stream, const char* name, const SlotSum<T>& op) {
-  visit_piece<T>(op.hidden, {op.rows, op.extra, op.sums},
-                 [&](auto n) { launch_warps(stream, name, op.tokens, sum_slots<T, n>, op); });
+  visit_piece<T>(op.hidden, {op.rows, op.extra, op.sums}, [&](auto n) {
+    visit_most_choices(
+        op.k, [&](auto most) { launch_warps(stream, name, op.tokens, sum_slots<T, n, most>, op); });
+  });
 }
 
 void dispatch_backward(Stream& stream, const DispatchBackward& op) {
@@ -141,28 +155,28 @@ struct SpreadGradient {
   int k;
 };
 
-template <class T, int n>
+template <class T, int n, int most>
 __global__ void __launch_bounds__(32 * block_warps) spread_gradient(SpreadGradient<T> op) {
   const std::int64_t token = warp_of_grid();
   if (token >= op.tokens) return;
-  const Choices choices = choices_of(op.slot, token, op.k);
-  float gate[max_top_k], dot[max_top_k];
+  const Choices<most> choices = choices_of<most>(op.slot, token, op.k);
+  float gate[most], dot[most];
 #pragma unroll
-  for (int j = 0; j < max_top_k; ++j) {
+  for (int j = 0; j < most; ++j) {
     gate[j] = choices.row[j] >= 0 ? load(op.gates + token * op.k + j) : 0.0f;
     dot[j] = 0;
   }
   for (std::int64_t column = lane_of_thread() * n; column < op.hidden; column += 32 * n) {
     const Values<n> d_y = load_values<n>(op.d_y + token * op.hidden + column);
-    Piece<T, n> held[max_top_k];
+    Piece<T, n> held[most];
 #pragma unroll
-    for (int j = 0; j < max_top_k; ++j) {
+    for (int j = 0; j < most; ++j) {
       if (choices.row[j] >= 0) {
         held[j] = load_piece<n>(op.rows + choices.row[j] * op.hidden + column);
       }
     }
 #pragma unroll
-    for (int j = 0; j < max_top_k; ++j) {
+    for (int j = 0; j < most; ++j) {
       if (choices.row[j] < 0) continue;
       const Values<n> row = values_of(held[j]);
       Values<n> d_row;
@@ -175,7 +189,7 @@ __global__ void __launch_bounds__(32 * block_warps) spread_gradient(SpreadGradie
     }
   }
 #pragma unroll
-  for (int j = 0; j < max_top_k; ++j) {
+  for (int j = 0; j < most; ++j) {
     if (j >= op.k) break;
     const float d_gate = warp_sum(dot[j]);
     if (lane_of_thread() == 0) store(op.d_gates + token * op.k + j, d_gate);
@@ -209,7 +223,10 @@ void combine_backward(Stream& stream, const CombineBackward& op) {
                                    .hidden = op.d_y.dim(1),
                                    .k = static_cast<int>(op.slot.dim(1))};
     visit_piece<T>(spread.hidden, {spread.rows, spread.d_y, spread.d_rows}, [&](auto n) {
-      launch_warps(stream, "combine_backward", spread.tokens, spread_gradient<T, n>, spread);
+      visit_most_choices(spread.k, [&](auto most) {
+        launch_warps(stream, "combine_backward", spread.tokens, spread_gradient<T, n, most>,
+                     spread);
+      });
     });
   });
   const std::int32_t* const row_count =

@@ -1,8 +1,6 @@
 // Depthwise convolution and adaptive pooling against fp64 loops over the definitions.
 #include "kernels/convolution/convolution.h"
 
-#include <omp.h>
-
 #include "tests/kernels/thread_orders.h"
 
 namespace orchard::testing {
@@ -51,15 +49,12 @@ TEST_P(DepthwiseConv, ForwardMatchesReference) {
   OnDevice x_d(stream(), x, parameter().shift), weight_d(stream(), weight, parameter().shift),
       y_d(stream(), y, parameter().shift);
   const DepthwiseConv3x3Forward op{.x = x_d, .weight = weight_d, .y = y_d};
-  run_and_download(stream(), op, {&y_d});
+  run_repeatedly(stream(), op, {&y_d});
   std::vector<double> expected(at(y.size()));
   for_each_tap([&](std::int64_t out, std::int64_t in, std::int64_t w) {
     expected[at(out)] += weight.at(w) * x.at(in);
   });
   expect_close(y, expected, bound(), "y");
-  const Guarded first = y;
-  run_and_download(stream(), op, {&y_d});
-  EXPECT_TRUE(first == y) << "two runs differ";
 }
 
 TEST_P(DepthwiseConv, BackwardInputMatchesReference) {
@@ -90,20 +85,12 @@ TEST_P(DepthwiseConv, BackwardWeightAddsToTheGradient) {
   OnDevice x_d(stream(), x, parameter().shift), d_y_d(stream(), d_y, parameter().shift),
       d_weight_d(stream(), d_weight, parameter().shift);
   const DepthwiseConv3x3BackwardWeight op{.x = x_d, .d_y = d_y_d, .d_weight = d_weight_d};
-  run_and_download(stream(), op, {&d_weight_d});
+  run_repeatedly(stream(), op, {&d_weight_d});
   // An fp32 sum of as many terms of size one as there are pixels.
   const auto pixels =
       static_cast<double>(1 + parameter().images * parameter().height * parameter().width);
   expect_close(d_weight, expected, 16 * std::sqrt(pixels) * unit_roundoff(DType::f32), "d_weight",
                1);
-
-  const Guarded first = d_weight;
-  d_weight = before;
-  const int threads = omp_get_max_threads();
-  omp_set_num_threads(threads + 3);
-  run_and_download(stream(), op, {&d_weight_d});
-  omp_set_num_threads(threads);
-  EXPECT_TRUE(first == d_weight) << "the sum depends on the number of threads";
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -192,16 +179,13 @@ TEST_P(AdaptivePool, BackwardAddsUpOverlappingBins) {
   for (const bool with_extra : {false, true}) {
     const AdaptiveAveragePoolBackward op{
         .d_y = d_y_d, .d_extra = with_extra ? d_extra_d.tensor() : Tensor(), .d_x = d_x_d};
-    run_and_download(stream(), op, {&d_x_d});
+    run_repeatedly(stream(), op, {&d_x_d});
     std::vector<double> expected =
         with_extra ? d_extra.values() : std::vector<double>(at(d_x.size()));
     for_each_pair([&](std::int64_t out, std::int64_t in, double area) {
       expected[at(in)] += d_y.at(out) / area;
     });
     expect_close(d_x, expected, bound(), "d_x");
-    const Guarded first = d_x;
-    run_and_download(stream(), op, {&d_x_d});
-    EXPECT_TRUE(first == d_x) << "two runs differ";
   }
 }
 

@@ -98,7 +98,8 @@ TEST_P(Permute, PlanSortsByExpertThenTokenInPaddedGroups) {
     for (std::int64_t i = 0; i < c.tokens * c.k; ++i) {
       if (experts().at(i) != static_cast<double>(e)) continue;
       slots[static_cast<std::size_t>(i)] = static_cast<double>(sources.size());
-      sources.push_back(static_cast<double>(i / c.k));
+      const std::int64_t token = i / c.k;
+      sources.push_back(static_cast<double>(token));
     }
     while (sources.size() % 32 != 0) sources.push_back(-1);
     offsets.push_back(static_cast<double>(sources.size()));
@@ -144,7 +145,7 @@ TEST_P(Permute, DispatchBackwardSumsChoices) {
                               .slot = on_device().slot,
                               .d_extra = with_extra ? d_extra_d.tensor() : Tensor(),
                               .d_x = d_x_d};
-    run_and_download(stream(), op, {&d_x_d});
+    run_repeatedly(stream(), op, {&d_x_d});
     std::vector<double> expected;
     for (std::int64_t i = 0; i < c.tokens * c.hidden; ++i) {
       expected.push_back(with_extra ? d_extra.at(i) : 0);
@@ -154,9 +155,6 @@ TEST_P(Permute, DispatchBackwardSumsChoices) {
       }
     }
     expect_close(d_x, expected, bound(), "d_x");
-    const Guarded first = d_x;
-    run_and_download(stream(), op, {&d_x_d});
-    EXPECT_TRUE(first == d_x) << "two runs differ";
   }
 }
 
@@ -167,7 +165,7 @@ TEST_P(Permute, CombineWeighsByGates) {
   OnDevice rows_d(stream(), rows, parameter().shift), weights_d(stream(), weights),
       y_d(stream(), y, parameter().shift);
   const CombineForward op{.rows = rows_d, .slot = on_device().slot, .gates = weights_d, .y = y_d};
-  run_and_download(stream(), op, {&y_d});
+  run_repeatedly(stream(), op, {&y_d});
   std::vector<double> expected;
   for (std::int64_t i = 0; i < c.tokens * c.hidden; ++i) {
     expected.push_back(0);
@@ -177,9 +175,6 @@ TEST_P(Permute, CombineWeighsByGates) {
     }
   }
   expect_close(y, expected, bound(), "y");
-  const Guarded first = y;
-  run_and_download(stream(), op, {&y_d});
-  EXPECT_TRUE(first == y) << "two runs differ";
 }
 
 TEST_P(Permute, CombineBackwardSpreadsTheGradient) {
