@@ -2,156 +2,251 @@
 // k. The mode to compare with, not to be fast in.
 //
 // FLOPs 2·m·n·k on the FFMA units (19.5 TFLOP/s on an A100, 67 on an H100), which bound it: for each
-// k a thread reads 16 floats of shared memory for 64 multiply-adds.
+// k a thread reads 16 floats of shared memory for 64 multiply-adds. Products of at most 16 rows or
+// columns are bound by HBM, which delivers operands (F32Tile): their tiles are narrow, and four times as
+// deep, since each step's loads must be in flight while the last step is summed.
 #include "kernels/device/device.h"
 #include "kernels/gemm/epilogue.h"
 #include "kernels/gemm/gemm_gpu.h"
 #include "kernels/gemm/schedule.h"
+#include "kernels/gemm/split_k.h"
+#include "kernels/gpu/gpu_properties.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
 
-constexpr TileSides tile{128, 128};
-constexpr int depth = 8;                           // of a step in k
-constexpr int threads = 256;                       // 16 x 16, each with 8 x 8 sums
-constexpr int per_thread = 128 * depth / threads;  // elements of an operand's tile
-constexpr int padded = 128 + 4;  // floats of a row: transposed stores meet fewer banks
+// The cut of a block's work. A thread computes [quads_m · 4, quads_n · 4] sums.
+struct Config {
+  int m, n, depth;  // of a step
+  int quads_m, quads_n;
+  int blocks_per_sm;
 
-// An operand in either orientation: element [mn, k] lies at mn · mn_stride + k · k_stride.
-struct StridedOperand {
-  const float* data;
-  std::int64_t mn_stride, k_stride;
+  constexpr TileSides sides() const { return {m, n}; }
+  constexpr int threads() const { return m / (4 * quads_m) * (n / (4 * quads_n)); }
 };
 
+constexpr Config config_of(F32Tile tile) {
+  switch (tile) {
+    case F32Tile::square:
+      return {.m = 128, .n = 128, .depth = 8, .quads_m = 2, .quads_n = 2, .blocks_per_sm = 1};
+    case F32Tile::tall:
+      return {.m = 128, .n = 16, .depth = 32, .quads_m = 1, .quads_n = 1, .blocks_per_sm = 2};
+    case F32Tile::flat:
+      return {.m = 16, .n = 128, .depth = 32, .quads_m = 1, .quads_n = 1, .blocks_per_sm = 2};
+  }
+  return {};
+}
+
+struct Operand {
+  const float* data;    // [mn, k], or [k, mn] when mn-major
+  std::int64_t stride;  // elements from row to row
+};
+
+constexpr int padded(int side) {
+  return side + 4;  // floats of a row: transposed stores meet fewer banks
+}
+
+template <F32Tile tile>
 struct Step {
-  alignas(16) float a[depth][padded];
-  alignas(16) float b[depth][padded];
+  alignas(16) float a[config_of(tile).depth][padded(config_of(tile).m)];
+  alignas(16) float b[config_of(tile).depth][padded(config_of(tile).n)];
 };
 
-// A thread's part of the next step's tile of an operand, and where it goes.
+// A thread's part of the next step's tile [side, depth] of an operand, and where it goes.
+template <Major major, int side, int depth, int threads>
 struct Fetched {
-  float value[per_thread];
+  // Neighbouring threads take neighbours along the contiguous dimension; along k only eight, whose 32
+  // bytes are a whole sector, so that the others' stores meet other banks.
+  static constexpr int k_beside = major == Major::k ? 8 : threads / side;
+  static constexpr int mn_beside = threads / k_beside;
+  static constexpr int k_times = depth / k_beside, mn_times = side / mn_beside;
+  static_assert(k_times * k_beside == depth && mn_times * mn_beside == side);
 
-  // Neighbouring threads take neighbours along the contiguous dimension.
-  __device__ static int mn_of(int i, bool k_is_contiguous) {
-    const int at = static_cast<int>(threadIdx.x) + i * threads;
-    return k_is_contiguous ? at / depth : at % 128;
+  float value[mn_times][k_times];
+
+  __device__ static int first_mn() {
+    const int thread = static_cast<int>(threadIdx.x);
+    return major == Major::k ? thread / k_beside : thread % side;
   }
-  __device__ static int k_of(int i, bool k_is_contiguous) {
-    const int at = static_cast<int>(threadIdx.x) + i * threads;
-    return k_is_contiguous ? at % depth : at / 128;
+  __device__ static int first_k() {
+    const int thread = static_cast<int>(threadIdx.x);
+    return major == Major::k ? thread % k_beside : thread / side;
   }
 
-  __device__ void fetch(const StridedOperand& x, int mn, int mn_end, int k, int k_end) {
+  __device__ void fetch(const Operand& x, int mn, int mn_end, int k, int k_end) {
+    mn += first_mn();
+    k += first_k();
+    const float* const first = x.data + (major == Major::k ? mn * x.stride + k : k * x.stride + mn);
 #pragma unroll
-    for (int i = 0; i < per_thread; ++i) {
-      const int row = mn + mn_of(i, x.k_stride == 1), col = k + k_of(i, x.k_stride == 1);
-      value[i] =
-          row < mn_end && col < k_end ? load(x.data + row * x.mn_stride + col * x.k_stride) : 0.0f;
+    for (int i = 0; i < mn_times; ++i) {
+#pragma unroll
+      for (int j = 0; j < k_times; ++j) {
+        const int down = i * mn_beside, right = j * k_beside;
+        const float* const at =
+            first + (major == Major::k ? down * x.stride + right : right * x.stride + down);
+        value[i][j] = mn + down < mn_end && k + right < k_end ? load(at) : 0.0f;
+      }
     }
   }
 
-  __device__ void put(float (&shared)[depth][padded], const StridedOperand& x) const {
+  __device__ void put(float (&shared)[depth][padded(side)]) const {
 #pragma unroll
-    for (int i = 0; i < per_thread; ++i) {
-      store_shared(&shared[k_of(i, x.k_stride == 1)][mn_of(i, x.k_stride == 1)], value[i]);
+    for (int i = 0; i < mn_times; ++i) {
+#pragma unroll
+      for (int j = 0; j < k_times; ++j) {
+        store_shared(&shared[first_k() + j * k_beside][first_mn() + i * mn_beside], value[i][j]);
+      }
     }
   }
 };
 
-template <class Schedule>
-__global__ void __launch_bounds__(threads)
-    gemm_f32(StridedOperand a, StridedOperand b, Epilogue<float> out, Schedule schedule) {
+template <F32Tile tile, Major a_major, Major b_major, class Schedule>
+__global__ void __launch_bounds__(config_of(tile).threads(), config_of(tile).blocks_per_sm)
+    gemm_f32(Operand a, Operand b, Epilogue<float> out, Schedule schedule) {
+  constexpr Config config = config_of(tile);
+  constexpr int depth = config.depth, rows = 4 * config.quads_m, cols = 4 * config.quads_n;
   Work work;
-  if (!schedule.find(static_cast<int>(blockIdx.x), tile, work)) return;
+  if (!schedule.find(static_cast<int>(blockIdx.x), config.sides(), work)) return;
   a.data += work.a;
   b.data += work.b;
-  auto& shared = shared_storage<Step>();
-  // A thread's rows and columns: four at `first`, four 64 further on, so that the 16 bytes that
-  // neighbours read are neighbours.
-  const int first_row = static_cast<int>(threadIdx.x) / 16 * 4;
-  const int first_col = static_cast<int>(threadIdx.x) % 16 * 4;
-  float sums[8][8];
+  auto& shared = shared_storage<Step<tile>>();
+  // A thread's rows and columns come in quads, and threads that are neighbours read neighbouring ones:
+  // the next quad of the same thread lies behind those of all threads.
+  constexpr int threads_n = config.n / cols;
+  constexpr int next_row = config.m / config.quads_m, next_col = config.n / config.quads_n;
+  const int first_row = static_cast<int>(threadIdx.x) / threads_n * 4;
+  const int first_col = static_cast<int>(threadIdx.x) % threads_n * 4;
+  float sums[rows][cols];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < rows; ++i) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sums[i][j] = 0;
+    for (int j = 0; j < cols; ++j) sums[i][j] = 0;
   }
 
-  Fetched next_a, next_b;
+  Fetched<a_major, config.m, depth, config.threads()> next_a;
+  Fetched<b_major, config.n, depth, config.threads()> next_b;
   next_a.fetch(a, work.row, work.m, 0, work.k);
   next_b.fetch(b, work.col, work.n, 0, work.k);
   for (int k = 0; k < work.k; k += depth) {
     __syncthreads();  // everybody is done with the last step
-    next_a.put(shared.a, a);
-    next_b.put(shared.b, b);
+    next_a.put(shared.a);
+    next_b.put(shared.b);
     __syncthreads();
     next_a.fetch(a, work.row, work.m, k + depth, work.k);
     next_b.fetch(b, work.col, work.n, k + depth, work.k);
 #pragma unroll
     for (int l = 0; l < depth; ++l) {
-      const Quad rows[2] = {load_shared_quad(&shared.a[l][first_row]),
-                            load_shared_quad(&shared.a[l][first_row + 64])};
-      const Quad cols[2] = {load_shared_quad(&shared.b[l][first_col]),
-                            load_shared_quad(&shared.b[l][first_col + 64])};
+      Quad row[config.quads_m], col[config.quads_n];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
+      for (int i = 0; i < config.quads_m; ++i) {
+        row[i] = load_shared_quad(&shared.a[l][first_row + i * next_row]);
+      }
 #pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          sums[i][j] = fmaf(rows[i / 4].value[i % 4], cols[j / 4].value[j % 4], sums[i][j]);
+      for (int j = 0; j < config.quads_n; ++j) {
+        col[j] = load_shared_quad(&shared.b[l][first_col + j * next_col]);
+      }
+#pragma unroll
+      for (int i = 0; i < rows; ++i) {
+#pragma unroll
+        for (int j = 0; j < cols; ++j) {
+          sums[i][j] = fmaf(row[i / 4].value[i % 4], col[j / 4].value[j % 4], sums[i][j]);
         }
       }
     }
   }
 
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int row = work.row + first_row + i / 4 * 64 + i % 4;
+  for (int i = 0; i < rows; ++i) {
+    const int row = work.row + first_row + i / 4 * next_row + i % 4;
     if (row >= work.m) continue;
     const std::int64_t row_begin = work.c + std::int64_t{row} * work.n;
 #pragma unroll
-    for (int j = 0; j < 8; j += 4) {
-      write_sums(out, row_begin, work.col + first_col + j / 4 * 64, work.n,
+    for (int j = 0; j < cols; j += 4) {
+      write_sums(out, row_begin, work.col + first_col + j / 4 * next_col, work.n,
                  Quad{{sums[i][j], sums[i][j + 1], sums[i][j + 2], sums[i][j + 3]}});
     }
   }
 }
 
-StridedOperand operand(const ConstTensor& x, bool k_is_contiguous) {
-  const std::int64_t row = x.dim(-1);
-  return {x.data<float>(), k_is_contiguous ? row : 1, k_is_contiguous ? 1 : row};
+Operand operand(const ConstTensor& x) {
+  return {x.data<float>(), x.dim(-1)};
 }
 
+// A product as the kernel sees it.
 template <class Schedule>
-void run_product(Stream& stream, StridedOperand a, StridedOperand b, const Epilogue<float>& out,
-                 const Schedule& schedule) {
-  launch(stream,
-         {.kernel = "gemm_f32",
-          .grid = {schedule.blocks(tile)},
-          .block = {threads},
-          .shared_bytes = sizeof(Step)},
-         gemm_f32<Schedule>, a, b, out, schedule);
+struct Launch {
+  Stream& stream;
+  Operand a, b;
+  Epilogue<float> out;
+  Schedule schedule;
+
+  template <F32Tile tile, Major a_major, Major b_major>
+  void with() const {
+    constexpr Config config = config_of(tile);
+    launch(stream,
+           {.kernel = "gemm_f32",
+            .grid = {schedule.blocks(config.sides())},
+            .block = {static_cast<unsigned>(config.threads())},
+            .shared_bytes = sizeof(Step<tile>)},
+           gemm_f32<tile, a_major, b_major, Schedule>, a, b, out, schedule);
+  }
+
+  template <Major a_major, Major b_major>
+  void in(F32Tile tile) const {
+    switch (tile) {
+      case F32Tile::square:
+        return with<F32Tile::square, a_major, b_major>();
+      case F32Tile::tall:
+        return with<F32Tile::tall, a_major, b_major>();
+      case F32Tile::flat:
+        return with<F32Tile::flat, a_major, b_major>();
+    }
+  }
+};
+
+int slices_for(const Gemm& op, F32Tile tile, int multiprocessors) {
+  const Config config = config_of(tile);
+  const std::int64_t tiles =
+      std::int64_t{tiles_in(op.c.dim(0), config.m)} * tiles_in(op.c.dim(1), config.n);
+  return choose_slices(tiles, op.a.dim(op.transpose_a == Transpose::yes ? 0 : 1),
+                       {config.blocks_per_sm * multiprocessors, ffma_overhead});
 }
 
 }  // namespace
 
 void run_f32(Stream& stream, const Gemm& op) {
   if (op.c.numel() == 0) return;
-  run_product(stream, operand(op.a, op.transpose_a == Transpose::no),
-              operand(op.b, op.transpose_b == Transpose::yes),
-              epilogue<float>(op.c, op.bias, op.accumulate), schedule_of(op));
+  const F32Tile tile = choose_f32_tile(op.c.dim(0), op.c.dim(1));
+  const int slices = slices_for(op, tile, gpu_properties(stream).multiprocessors);
+  run_sliced<float>(
+      stream, op, slices, [&](const Epilogue<float>& out, const DenseSchedule& schedule) {
+        const Launch<DenseSchedule> launch{stream, operand(op.a), operand(op.b), out, schedule};
+        const bool a_is_mn = op.transpose_a == Transpose::yes;
+        const bool b_is_k = op.transpose_b == Transpose::yes;
+        if (a_is_mn && b_is_k) return launch.in<Major::mn, Major::k>(tile);
+        if (a_is_mn) return launch.in<Major::mn, Major::mn>(tile);
+        if (b_is_k) return launch.in<Major::k, Major::k>(tile);
+        launch.in<Major::k, Major::mn>(tile);
+      });
 }
 
 void run_f32(Stream& stream, const GroupedGemm& op) {
   if (op.c.numel() == 0) return;
-  run_product(stream, operand(op.a, true), operand(op.b, op.transpose_b == Transpose::yes),
-              epilogue<float>(op.c, {}, op.accumulate), schedule_of(op));
+  const Launch<GroupedRowsSchedule> launch{stream, operand(op.a), operand(op.b),
+                                           epilogue<float>(op.c, {}, op.accumulate),
+                                           schedule_of(op)};
+  if (op.transpose_b == Transpose::yes) {
+    return launch.with<F32Tile::square, Major::k, Major::k>();
+  }
+  launch.with<F32Tile::square, Major::k, Major::mn>();
 }
 
 void run_f32(Stream& stream, const GroupedGemmWeightGradient& op) {
   if (op.d_b.numel() == 0) return;
-  run_product(stream, operand(op.a, false), operand(op.b, false),
-              epilogue<float>(op.d_b, {}, Accumulate::add), schedule_of(op));
+  const Launch<GroupedDepthSchedule> launch{stream, operand(op.a), operand(op.b),
+                                            epilogue<float>(op.d_b, {}, Accumulate::add),
+                                            schedule_of(op)};
+  launch.with<F32Tile::square, Major::mn, Major::mn>();
 }
 
 }  // namespace orchard::GPU_NAMESPACE

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <optional>
 #include <string_view>
+#include <type_traits>
 
 #include "kernels/gemm/gemm_gpu.h"
 #include "kernels/gemm/schedule.h"
@@ -13,23 +14,27 @@
 namespace orchard::GPU_NAMESPACE {
 namespace {
 
-constexpr std::int64_t tiles_128(std::int64_t m, std::int64_t n) {
-  return std::int64_t{tiles_in(m, 128)} * tiles_in(n, 128);
-}
-
-// c as the tiles of sm_90a see it: tiles of m rows in all groups, and n.
+// A product as the choice sees it: rows in all groups, columns, and the k that may be cut in slices: 0
+// where the groups' sizes are k, or known to the device alone.
 struct Extents {
-  std::int64_t tile_rows, n;
+  std::int64_t m, n, k;
+  bool thin = false;  // groups would leave tiles of 128 half empty
+
+  constexpr std::int64_t tiles(int rows, int columns) const {
+    return std::int64_t{tiles_in(m, rows)} * tiles_in(n, columns);
+  }
 };
 Extents extents(const Gemm& op) {
-  return {tiles_in(op.c.dim(0), 128), op.c.dim(1)};
+  const std::int64_t k = op.a.dim(op.transpose_a == Transpose::yes ? 0 : 1);
+  return {op.c.dim(0), op.c.dim(1), k};
 }
 // About half of a tile a group is left empty.
 Extents extents(const GroupedGemm& op) {
-  return {tiles_in(op.c.dim(0), 128) + op.b.dim(0) / 2, op.c.dim(1)};
+  const std::int64_t rows = op.c.dim(0), groups = op.b.dim(0);
+  return {rows + 64 * groups, op.c.dim(1), 0, rows < 128 * groups};
 }
 Extents extents(const GroupedGemmWeightGradient& op) {
-  return {op.d_b.dim(0) * tiles_in(op.d_b.dim(1), 128), op.d_b.dim(2)};
+  return {op.d_b.dim(0) * tiles_in(op.d_b.dim(1), 128) * 128, op.d_b.dim(2), 0};
 }
 
 // A kernel for bf16.
@@ -51,53 +56,77 @@ struct Forced {
   }
 };
 
-template <class Operation>
-Kernel choose(const GpuProperties& gpu, const Operation& op) {
-  const auto [tile_rows, n] = extents(op);
-  if (gpu.compute_capability == 90 && fills_sm90(tile_rows, n, gpu.multiprocessors)) {
-    return choose_wide_tile(tile_rows, n, gpu.multiprocessors) == WideTile::n_256
-               ? Kernel::sm90_256
-               : Kernel::sm90_128;
+constexpr bool is_sm90(Kernel kernel) {
+  return kernel >= Kernel::sm90_128;
+}
+
+int slices_for(Kernel kernel, const Extents& c, int multiprocessors) {
+  const auto slices = [&](int rows, int columns, int blocks_per_sm) {
+    return choose_slices(c.tiles(rows, columns), c.k,
+                         {blocks_per_sm * multiprocessors, tensor_core_overhead});
+  };
+  switch (kernel) {
+    case Kernel::sm80_64:
+      return slices(64, 64, blocks_per_sm(Tile::side_64));
+    case Kernel::sm80_128:
+      return slices(128, 128, blocks_per_sm(Tile::side_128));
+    case Kernel::sm90_128:
+      return slices(128, 128, 1);
+    case Kernel::sm90_256:
+      return slices(128, 256, 1);
   }
-  return choose_tile(op) == Tile::side_64 ? Kernel::sm80_64 : Kernel::sm80_128;
+  return 1;
+}
+
+Kernel choose_sm80(const Extents& c, int multiprocessors) {
+  const int slices = slices_for(Kernel::sm80_128, c, multiprocessors);
+  return c.thin || choose_tile(c.tiles(128, 128) * slices) == Tile::side_64 ? Kernel::sm80_64
+                                                                            : Kernel::sm80_128;
+}
+
+Kernel choose(const GpuProperties& gpu, const Extents& c) {
+  const int slices = slices_for(Kernel::sm90_128, c, gpu.multiprocessors);
+  if (gpu.compute_capability != 90 ||
+      !fills_sm90(c.tiles(128, 128) * slices, gpu.multiprocessors)) {
+    return choose_sm80(c, gpu.multiprocessors);
+  }
+  return choose_wide_tile(tiles_in(c.m, 128), c.n, c.k, gpu.multiprocessors) == WideTile::n_256
+             ? Kernel::sm90_256
+             : Kernel::sm90_128;
+}
+
+template <class Operation, class... Slices>
+void run_kernel(Stream& stream, const Operation& op, Kernel kernel, Slices... slices) {
+  switch (kernel) {
+    case Kernel::sm80_64:
+      return run_bf16(stream, op, Tile::side_64, slices...);
+    case Kernel::sm80_128:
+      return run_bf16(stream, op, Tile::side_128, slices...);
+    case Kernel::sm90_128:
+      return run_sm90(stream, op, WideTile::n_128, slices...);
+    case Kernel::sm90_256:
+      return run_sm90(stream, op, WideTile::n_256, slices...);
+  }
 }
 
 template <class Operation>
 void run_any(Stream& stream, const Operation& op) {
   if (op.a.dtype() == DType::f32) return run_f32(stream, op);
   const GpuProperties& gpu = gpu_properties(stream);
-  Kernel kernel = stream.device().extension<Forced>().kernel.value_or(choose(gpu, op));
+  const Extents c = extents(op);
+  Kernel kernel = stream.device().extension<Forced>().kernel.value_or(choose(gpu, c));
   // What sm_90a's kernels do not take runs on those of sm_80.
-  if (kernel >= Kernel::sm90_128 && !(gpu.compute_capability == 90 && takes_sm90(op.a, op.b))) {
-    kernel = choose_tile(op) == Tile::side_64 ? Kernel::sm80_64 : Kernel::sm80_128;
+  if (is_sm90(kernel) && !(gpu.compute_capability == 90 && takes_sm90(op.a, op.b))) {
+    kernel = choose_sm80(c, gpu.multiprocessors);
   }
-  switch (kernel) {
-    case Kernel::sm80_64:
-      return run_bf16(stream, op, Tile::side_64);
-    case Kernel::sm80_128:
-      return run_bf16(stream, op, Tile::side_128);
-    case Kernel::sm90_128:
-      return run_sm90(stream, op, WideTile::n_128);
-    case Kernel::sm90_256:
-      return run_sm90(stream, op, WideTile::n_256);
+  if constexpr (std::is_same_v<Operation, Gemm>) {
+    run_kernel(stream, op, kernel, slices_for(kernel, c, gpu.multiprocessors));
+  } else {
+    run_kernel(stream, op, kernel);
   }
 }
 
 }  // namespace
-
-Tile choose_tile(const Gemm& op) {
-  return choose_tile(tiles_128(op.c.dim(0), op.c.dim(1)));
-}
-
-// Groups of fewer than 128 rows would leave tiles of 128 half empty.
-Tile choose_tile(const GroupedGemm& op) {
-  const std::int64_t rows = op.c.dim(0), groups = op.b.dim(0);
-  return rows < 128 * groups ? Tile::side_64 : choose_tile(tiles_128(rows, op.c.dim(1)));
-}
-
-Tile choose_tile(const GroupedGemmWeightGradient& op) {
-  return choose_tile(op.d_b.dim(0) * tiles_128(op.d_b.dim(1), op.d_b.dim(2)));
-}
 
 void register_gemm(OperationTable& table) {
   table.add<Gemm>(run_any);

@@ -10,6 +10,7 @@
 #include "kernels/device/device.h"
 #include "kernels/gemm/gemm_gpu.h"
 #include "kernels/gemm/mma_tile.h"
+#include "kernels/gemm/split_k.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
@@ -18,12 +19,22 @@ constexpr TileConfig config_of(Tile tile) {
   switch (tile) {
     case Tile::side_128:
       // 128 sums a thread: with two blocks an SM there are 255 registers for each.
-      return {
-          .m = 128, .n = 128, .k = 32, .stages = 4, .warps_m = 2, .warps_n = 2, .blocks_per_sm = 2};
+      return {.m = 128,
+              .n = 128,
+              .k = 32,
+              .stages = 4,
+              .warps_m = 2,
+              .warps_n = 2,
+              .blocks_per_sm = blocks_per_sm(tile)};
     case Tile::side_64:
       // 32 sums a thread and 32 KB of stages: small products want many blocks, not large ones.
-      return {
-          .m = 64, .n = 64, .k = 32, .stages = 4, .warps_m = 2, .warps_n = 2, .blocks_per_sm = 4};
+      return {.m = 64,
+              .n = 64,
+              .k = 32,
+              .stages = 4,
+              .warps_m = 2,
+              .warps_n = 2,
+              .blocks_per_sm = blocks_per_sm(tile)};
   }
   return {};
 }
@@ -90,16 +101,19 @@ MatrixOperand operand(const ConstTensor& x) {
 
 }  // namespace
 
-void run_bf16(Stream& stream, const Gemm& op, Tile side) {
+void run_bf16(Stream& stream, const Gemm& op, Tile side, int slices) {
   if (op.c.numel() == 0) return;
-  const Launch<DenseSchedule> launch{stream,          operand(op.a),
-                                     operand(op.b),   epilogue<bf16>(op.c, op.bias, op.accumulate),
-                                     schedule_of(op), loads_of(op.a, op.b)};
-  const bool a_is_mn = op.transpose_a == Transpose::yes, b_is_k = op.transpose_b == Transpose::yes;
-  if (a_is_mn && b_is_k) return launch.in<Major::mn, Major::k>(side);
-  if (a_is_mn) return launch.in<Major::mn, Major::mn>(side);
-  if (b_is_k) return launch.in<Major::k, Major::k>(side);
-  launch.in<Major::k, Major::mn>(side);
+  run_sliced<bf16>(stream, op, slices,
+                   [&](const Epilogue<bf16>& out, const DenseSchedule& schedule) {
+                     const Launch<DenseSchedule> launch{
+                         stream, operand(op.a), operand(op.b), out, schedule, loads_of(op.a, op.b)};
+                     const bool a_is_mn = op.transpose_a == Transpose::yes;
+                     const bool b_is_k = op.transpose_b == Transpose::yes;
+                     if (a_is_mn && b_is_k) return launch.in<Major::mn, Major::k>(side);
+                     if (a_is_mn) return launch.in<Major::mn, Major::mn>(side);
+                     if (b_is_k) return launch.in<Major::k, Major::k>(side);
+                     launch.in<Major::k, Major::mn>(side);
+                   });
 }
 
 void run_bf16(Stream& stream, const GroupedGemm& op, Tile side) {

@@ -15,6 +15,7 @@
 #include "kernels/gemm/epilogue.h"
 #include "kernels/gemm/gemm_gpu.h"
 #include "kernels/gemm/schedule.h"
+#include "kernels/gemm/split_k.h"
 #include "kernels/gpu/gpu_properties.h"
 #include "kernels/ptx/mbarrier.h"
 #include "kernels/ptx/tma.h"
@@ -266,15 +267,18 @@ bool takes_sm90(const ConstTensor& a, const ConstTensor& b) {
 
 // `Transposed` is about the contiguous dimension, `Transpose` about the formula: b is stored [n, k]
 // when the formula transposes it, and then k is contiguous.
-void run_sm90(Stream& stream, const Gemm& op, WideTile tile) {
+void run_sm90(Stream& stream, const Gemm& op, WideTile tile, int slices) {
   if (op.c.numel() == 0) return;
-  const Launch<DenseSchedule> launch{stream, op.a, op.b,
-                                     epilogue<bf16>(op.c, op.bias, op.accumulate), schedule_of(op)};
-  const bool a_is_mn = op.transpose_a == Transpose::yes, b_is_k = op.transpose_b == Transpose::yes;
-  if (a_is_mn && b_is_k) return launch.in<Transposed::yes, Transposed::no>(tile);
-  if (a_is_mn) return launch.in<Transposed::yes, Transposed::yes>(tile);
-  if (b_is_k) return launch.in<Transposed::no, Transposed::no>(tile);
-  launch.in<Transposed::no, Transposed::yes>(tile);
+  run_sliced<bf16>(stream, op, slices,
+                   [&](const Epilogue<bf16>& out, const DenseSchedule& schedule) {
+                     const Launch<DenseSchedule> launch{stream, op.a, op.b, out, schedule};
+                     const bool a_is_mn = op.transpose_a == Transpose::yes;
+                     const bool b_is_k = op.transpose_b == Transpose::yes;
+                     if (a_is_mn && b_is_k) return launch.in<Transposed::yes, Transposed::no>(tile);
+                     if (a_is_mn) return launch.in<Transposed::yes, Transposed::yes>(tile);
+                     if (b_is_k) return launch.in<Transposed::no, Transposed::no>(tile);
+                     launch.in<Transposed::no, Transposed::yes>(tile);
+                   });
 }
 
 void run_sm90(Stream& stream, const GroupedGemm& op, WideTile tile) {

@@ -18,9 +18,6 @@
 
 namespace orchard::GPU_NAMESPACE {
 
-// The dimension of an operand that is contiguous in memory: k, or m (of a), n (of b).
-enum class Major : std::uint8_t { k, mn };
-
 // 16 bytes at a time asynchronously, or element by element where rows are not aligned to that.
 enum class Loads : std::uint8_t { vectors, elements };
 

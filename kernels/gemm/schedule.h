@@ -6,6 +6,7 @@
 // there can be, and each block finds its own from row_offsets.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/gemm/gemm.h"
@@ -13,6 +14,9 @@
 #include "kernels/gpu/warp.h"
 
 namespace orchard::GPU_NAMESPACE {
+
+// The dimension of an operand that is contiguous in memory: k, or m (of a), n (of b).
+enum class Major : std::uint8_t { k, mn };
 
 // c [m, n] = op(a) [m, k] · op(b) [k, n] of matrices that begin `a`, `b` and `c` elements into the
 // operands, and the tile of c whose first element is [row, col].
@@ -49,19 +53,33 @@ __device__ inline TilePosition tile_position(int number, int tiles_m, int tiles_
   return {first + within % height, within / height};
 }
 
-// One product.
+// One product, or its sums over slices of k: c is then f32 [slices, m, n].
 struct DenseSchedule {
-  // Whether other groups' data follow where a product's k ends.
+  // Whether other groups' data follow where a product's k ends. (Slices end on whole steps of k.)
   static constexpr bool ends_in_data = false;
   int m, n, k;
+  std::int64_t a_step, b_step;  // elements from one k to the next
+  int slices = 1;
+  int depth;  // k of a slice; of the last one at most
 
+  constexpr int tiles(TileSides tile) const { return tiles_in(m, tile.m) * tiles_in(n, tile.n); }
   constexpr unsigned blocks(TileSides tile) const {
-    return static_cast<unsigned>(tiles_in(m, tile.m)) * static_cast<unsigned>(tiles_in(n, tile.n));
+    return static_cast<unsigned>(tiles(tile)) * static_cast<unsigned>(slices);
   }
 
   __device__ bool find(int block, TileSides tile, Work& work) const {
-    const TilePosition at = tile_position(block, tiles_in(m, tile.m), tiles_in(n, tile.n));
-    work = {.m = m, .n = n, .k = k, .row = at.m * tile.m, .col = at.n * tile.n};
+    const int slice = block / tiles(tile), first_k = slice * depth;
+    const TilePosition at =
+        tile_position(block % tiles(tile), tiles_in(m, tile.m), tiles_in(n, tile.n));
+    work = {.a = first_k * a_step,
+            .b = first_k * b_step,
+            .c = std::int64_t{slice} * m * n,
+            .m = m,
+            .n = n,
+            .k = k - first_k < depth ? k - first_k : depth,
+            .row = at.m * tile.m,
+            .col = at.n * tile.n,
+            .first_k = first_k};
     return true;
   }
 };
@@ -160,10 +178,19 @@ inline int extent(std::int64_t value) {
   return static_cast<int>(value);
 }
 
-inline DenseSchedule schedule_of(const Gemm& op) {
+// Slices are multiples of 64 in k: whole steps of every kernel, and 16 bytes of every operand. There may
+// be fewer than are asked for.
+inline DenseSchedule schedule_of(const Gemm& op, int slices) {
+  const bool a_is_mn = op.transpose_a == Transpose::yes, b_is_k = op.transpose_b == Transpose::yes;
+  const int k = extent(op.a.dim(a_is_mn ? 0 : 1));
+  const int depth = std::max(1, tiles_in(tiles_in(k, slices), 64)) * 64;
   return {.m = extent(op.c.dim(0)),
           .n = extent(op.c.dim(1)),
-          .k = extent(op.a.dim(op.transpose_a == Transpose::yes ? 0 : 1))};
+          .k = k,
+          .a_step = a_is_mn ? op.a.dim(1) : 1,
+          .b_step = b_is_k ? 1 : op.b.dim(1),
+          .slices = std::max(1, tiles_in(k, depth)),
+          .depth = depth};
 }
 
 inline GroupedRowsSchedule schedule_of(const GroupedGemm& op) {

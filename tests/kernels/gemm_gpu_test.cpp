@@ -81,6 +81,103 @@ TEST(GemmEmulated, TilesOfSm90InEveryForm) {
   }
 }
 
+// How many slices a test asks for, and a k that they do not divide: 64 is the least slice.
+struct Cut {
+  std::int64_t k;
+  int slices;
+};
+
+std::vector<Cut> cuts() {
+  return {{64, 4}, {65, 2}, {72, 3}, {200, 2}, {200, 3}, {448, 3}, {1000, 16}};
+}
+
+// Slices that do not divide k, more of them than k has, all that the second launch must do.
+TEST(GemmEmulated, SlicesOfKAddUp) {
+  using simt::AsyncCompletion;
+  using simt::ThreadOrder;
+  const auto device = make_simt_device({.order = ThreadOrder::random,
+                                        .seed = 7,
+                                        .completion = AsyncCompletion::lazy,
+                                        .compute_capability = 90});
+  const auto stream = device->make_stream();
+  for (const auto& [k, slices] : cuts()) {
+    SCOPED_TRACE(fmt::format("{} slices", slices));
+    const auto sm80 = [slices = slices](Stream& s, const Gemm& op) {
+      simt::run_bf16(s, op, Tile::side_64, slices);
+    };
+    const auto sm90 = [slices = slices](Stream& s, const Gemm& op) {
+      simt::run_sm90(s, op, WideTile::n_128, slices);
+    };
+    for (Form form : transposes()) {
+      check_gemm(*stream, DType::bf16, DType::f32, {72, 40, k}, form, Values::integers, sm80);
+      // Rows that begin on 16 bytes, as sm_90a's kernel needs them.
+      const std::int64_t aligned = (k + 7) / 8 * 8;
+      check_gemm(*stream, DType::bf16, DType::f32, {72, 136, aligned}, form, Values::integers,
+                 sm90);
+      form.accumulate = Accumulate::add;
+      form.bias = true;
+      check_gemm(*stream, DType::bf16, DType::bf16, {33, 67, k}, form, Values::integers, sm80);
+      check_gemm(*stream, DType::bf16, DType::f32, {33, 67, k}, form, Values::normal, sm80);
+      check_gemm(*stream, DType::bf16, DType::bf16, {72, 136, aligned}, form, Values::normal, sm90);
+    }
+  }
+}
+
+// The sums of slices are rounded once, to f32, before they are added: bit-equal for each run, and not
+// the bits of one sum, or there was but one slice.
+TEST(GemmEmulated, SlicesAreSummedSeparately) {
+  const auto device = make_simt_device();
+  const auto stream = device->make_stream();
+  Guarded a = random_normal(DType::bf16, {64, 1024}, 1),
+          b = random_normal(DType::bf16, {1024, 64}, 2);
+  const auto product = [&](int slices) {
+    Guarded c(DType::f32, {64, 64});
+    OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
+    simt::run_bf16(*stream, Gemm{.a = a_d, .b = b_d, .c = c_d}, Tile::side_64, slices);
+    c_d.download();
+    stream->synchronize();
+    return c;
+  };
+  const Guarded whole = product(1), cut = product(4);
+  EXPECT_FALSE(cut == whole);
+  expect_close(cut, whole.values(), 2 * gemm_bound(1024, DType::f32), "c");
+}
+
+// The f32 kernel's tiles, in every form, on a GPU large enough to cut k and on one too small.
+TEST(GemmEmulated, TilesOfF32InEveryForm) {
+  for (const int multiprocessors : {1, 9}) {
+    const auto device = make_simt_device(
+        {.order = simt::ThreadOrder::random, .seed = 7, .multiprocessors = multiprocessors});
+    const auto stream = device->make_stream();
+    for (const Form& form : every_form()) {
+      for (const Size& size : {Size{133, 8, 70}, Size{8, 133, 700}, Size{16, 16, 333},
+                               Size{17, 17, 333}, Size{129, 1, 33}, Size{1, 129, 257}}) {
+        check_gemm(*stream, DType::f32, DType::f32, size, form, Values::integers);
+      }
+    }
+  }
+}
+
+// On an H100, 132 SMs.
+TEST(GemmChoice, CutsWhatLeavesSMsIdle) {
+  const simt::Blocks sm90{132, simt::tensor_core_overhead};
+  EXPECT_EQ(simt::choose_slices(16, 32768, sm90), 8);  // [512, 512], rows of a step
+  EXPECT_EQ(simt::choose_slices(48, 32768, sm90), 5);  // two rounds of a fifth
+  EXPECT_EQ(simt::choose_slices(16, 1024, sm90), 1);   // too short
+  EXPECT_EQ(simt::choose_slices(132, 32768, sm90), 1);
+  EXPECT_EQ(simt::choose_slices(1280, 8192, sm90), 1);
+  EXPECT_EQ(simt::choose_slices(0, 32768, sm90), 1);
+  EXPECT_EQ(simt::choose_slices(16, 0, sm90), 1);
+  EXPECT_EQ(simt::choose_wide_tile(4, 512, 32768, 132), WideTile::n_128);
+  const simt::Blocks narrow{264, simt::ffma_overhead};
+  EXPECT_EQ(simt::choose_slices(4, 32768, narrow), 66);  // a router's weight gradient
+  EXPECT_EQ(simt::choose_slices(256, 512, narrow), 1);   // its logits
+  for (const std::int64_t tiles : {1, 3, 7, 40, 131}) {
+    const int slices = simt::choose_slices(tiles, 1 << 20, sm90);
+    EXPECT_LE(tiles * slices, 2 * 132) << "the workspace is not bounded";
+  }
+}
+
 // What the kernels move, exactly: no bank conflicts, whole sectors, no tensor work but the tiles'.
 TEST(GemmEmulated, MovesWhatItMust) {
   const auto device = make_simt_device({.counting = simt::Counting::on});
@@ -118,23 +215,76 @@ TEST(GemmEmulated, MovesWhatItMust) {
   }
 }
 
-// Products of many large tiles, with every kernel that this GPU has.
+// Products of many large tiles, with every kernel that this GPU has. A device reads its kernel when it
+// computes its first product of bf16, here an empty one.
 TEST(GemmOnGpu, LargeProductsWithEveryKernel) {
+  struct Forced {
+    const char* kernel;
+    std::unique_ptr<Device> device;
+    std::unique_ptr<Stream> stream;
+  };
+  std::vector<Forced> all;
   for (const char* const kernel : {"auto", "sm80_64", "sm80_128", "sm90_128", "sm90_256"}) {
-    SCOPED_TRACE(kernel);
     const Environment environment("ORCHARD_GPU_GEMM", kernel);
-    const FoundDevice found = find_device(DeviceKind::cuda);
+    FoundDevice found = find_device(DeviceKind::cuda);
     if (!found.device) GTEST_SKIP() << found.absence;
-    const auto stream = found.device->make_stream();
-    for (const Form& form : transposes()) {
-      for (const DType out : {DType::bf16, DType::f32}) {
-        check_gemm(*stream, DType::bf16, out, {1408, 1320, 264}, form);
-        check_gemm(*stream, DType::bf16, out, {776, 1336, 1032},
-                   {form.transpose_a, form.transpose_b, Accumulate::add, true}, Values::integers);
-      }
-      check_gemm(*stream, DType::bf16, DType::bf16, {700, 711, 97}, form);
-    }
+    auto stream = found.device->make_stream();
+    check_gemm(*stream, DType::bf16, DType::bf16, {0, 0, 0}, {});
+    all.push_back({kernel, std::move(found.device), std::move(stream)});
   }
+  const auto check = [&](DType out, const Size& size, const Form& form, Values values) {
+    GemmProblem problem(DType::bf16, out, size, form, values);
+    for (const Forced& forced : all) {
+      SCOPED_TRACE(forced.kernel);
+      problem.check(*forced.stream, run_as_users_do);
+    }
+  };
+  for (const Form& form : transposes()) {
+    for (const DType out : {DType::bf16, DType::f32}) {
+      check(out, {1408, 1320, 264}, form, Values::normal);
+      check(out, {776, 1336, 1032}, {form.transpose_a, form.transpose_b, Accumulate::add, true},
+            Values::integers);
+    }
+    check(DType::bf16, {700, 711, 97}, form, Values::normal);
+    // Few tiles, a long k: slices.
+    check(DType::f32, {264, 392, 4200}, {form.transpose_a, form.transpose_b, Accumulate::add},
+          Values::integers);
+  }
+}
+
+// What the products of a router move: operands and result once, in whole sectors. (The emulator counts a
+// wavefront for each eight lanes that read 16 bytes, also where all read the same: those stay uncounted.)
+TEST(GemmEmulated, NarrowProductsMoveWhatTheyMust) {
+  const auto device = make_simt_device({.counting = simt::Counting::on, .multiprocessors = 2});
+  const auto stream = device->make_stream();
+  const auto count = [&](const Size& size, const Form& form) {
+    const auto [m, n, k] = size;
+    Guarded a = random_normal(DType::f32, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
+    Guarded b = random_normal(DType::f32, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
+    Guarded c(DType::f32, {m, n});
+    OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
+    device->reset_counters();
+    run(*stream, Gemm{.a = a_d,
+                      .b = b_d,
+                      .c = c_d,
+                      .transpose_a = form.transpose_a,
+                      .transpose_b = form.transpose_b});
+    stream->synchronize();
+    return device->counters();
+  };
+  // Logits: the weights are read once a tile of rows.
+  const simt::Counters logits = count({256, 8, 64}, {Transpose::no, Transpose::yes});
+  EXPECT_EQ(logits.loads.bytes, 4u * (256 * 64 + 2 * 8 * 64));
+  EXPECT_EQ(logits.loads.sectors, logits.loads.ideal_sectors);
+  EXPECT_EQ(logits.stores.bytes, 4u * 256 * 8);
+  EXPECT_EQ(logits.stores.sectors, logits.stores.ideal_sectors);
+  EXPECT_EQ(logits.shared_stores.excess(), 0u);
+  // The weights' gradient, in four slices, whose sums are written and read again.
+  const simt::Counters gradient = count({8, 128, 1024}, {Transpose::yes, Transpose::no});
+  EXPECT_EQ(gradient.loads.bytes, 4u * (8 * 1024 + 128 * 1024 + 4 * 8 * 128));
+  EXPECT_EQ(gradient.loads.sectors, gradient.loads.ideal_sectors);
+  EXPECT_EQ(gradient.stores.bytes, 4u * (4 * 8 * 128 + 8 * 128));
+  EXPECT_EQ(gradient.stores.sectors, gradient.stores.ideal_sectors);
 }
 
 TEST(GemmErrors, AnUnknownKernelIsRefused) {

@@ -159,59 +159,106 @@ inline Guarded random_values(Values values, DType dtype, Shape shape, unsigned s
 }
 
 // How a product is run: as users do, or with a kernel of the test's choice.
-using GemmRunner = void (*)(Stream&, const Gemm&);
+using GemmRunner = std::function<void(Stream&, const Gemm&)>;
 
-// Runs one product twice and compares it with the reference: within the bound of its sums, or, with
-// integers, equal to it rounded once.
-inline void check_gemm(
-    Stream& stream, DType in, DType out, const Size& size, const Form& form,
-    Values values = Values::normal,
-    GemmRunner run_gemm = [](Stream& s, const Gemm& op) { run(s, op); }) {
-  SCOPED_TRACE(text(form, size));
-  const auto [m, n, k] = size;
-  Guarded a = random_values(values, in, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
-  Guarded b = random_values(values, in, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
-  Guarded bias = random_values(values, in, {n}, 3), c = random_values(values, out, {m, n}, 4);
-  if (form.accumulate == Accumulate::overwrite) fill_nan(c);  // must not be read
-  const std::vector<double> before = c.values(), a_values = a.values(), b_values = b.values();
-  Guarded again = c;
-  {
-    OnDevice a_d(stream, a), b_d(stream, b), bias_d(stream, bias);
-    OnDevice c_d(stream, c), again_d(stream, again);
-    Gemm op{.a = a_d,
-            .b = b_d,
-            .c = c_d,
-            .transpose_a = form.transpose_a,
-            .transpose_b = form.transpose_b,
-            .accumulate = form.accumulate};
-    if (form.bias) op.bias = bias_d.tensor();
-    run_gemm(stream, op);
-    op.c = again_d.tensor();
-    run_gemm(stream, op);
-    c_d.download();
-    again_d.download();
-    stream.synchronize();
+inline void run_as_users_do(Stream& stream, const Gemm& op) {
+  run(stream, op);
+}
+
+// A product and its fp64 reference, for one kernel or several.
+class GemmProblem {
+ public:
+  GemmProblem(DType in, DType out, const Size& size, const Form& form, Values values)
+      : size_(size),
+        form_(form),
+        values_(values),
+        a_(random_values(values, in, form.ta() ? Shape{size.k, size.m} : Shape{size.m, size.k}, 1)),
+        b_(random_values(values, in, form.tb() ? Shape{size.n, size.k} : Shape{size.k, size.n}, 2)),
+        bias_(random_values(values, in, {size.n}, 3)),
+        c_(random_values(values, out, {size.m, size.n}, 4)),
+        rounded_(out, {size.m, size.n}) {
+    add_up();
+    if (form.accumulate == Accumulate::overwrite) fill_nan(c_);  // must not be read
   }
-  std::vector<double> expected(static_cast<std::size_t>(m * n));
-  Guarded rounded(out, {m, n});
-  for (std::int64_t i = 0; i < m; ++i) {
-    for (std::int64_t j = 0; j < n; ++j) {
-      double sum = form.bias ? bias.at(j) : 0;
-      if (form.accumulate == Accumulate::add) sum += before[static_cast<std::size_t>(i * n + j)];
+
+  // Runs the product twice and compares it with the reference: within the bound of its sums, or, with
+  // integers, equal to it rounded once.
+  void check(Stream& stream, const GemmRunner& run_gemm) {
+    SCOPED_TRACE(text(form_, size_));
+    Guarded c = c_, again = c_;
+    {
+      OnDevice a_d(stream, a_), b_d(stream, b_), bias_d(stream, bias_);
+      OnDevice c_d(stream, c), again_d(stream, again);
+      Gemm op{.a = a_d,
+              .b = b_d,
+              .c = c_d,
+              .transpose_a = form_.transpose_a,
+              .transpose_b = form_.transpose_b,
+              .accumulate = form_.accumulate};
+      if (form_.bias) op.bias = bias_d.tensor();
+      run_gemm(stream, op);
+      op.c = again_d.tensor();
+      run_gemm(stream, op);
+      c_d.download();
+      again_d.download();
+      stream.synchronize();
+    }
+    if (values_ == Values::integers) {
+      EXPECT_TRUE(c == rounded_) << "sums of integers are not exact";
+    } else {
+      expect_close(c, expected_, gemm_bound(size_.k, c.dtype()), "c");
+    }
+    EXPECT_TRUE(again == c) << "two runs differ";
+  }
+
+ private:
+  // The lines of a matrix along k: [mn, k].
+  static std::vector<double> along_k(const Guarded& x, bool k_is_rows, std::int64_t k) {
+    if (!k_is_rows) return x.values();
+    const std::int64_t mn = x.shape()[1];
+    std::vector<double> out(static_cast<std::size_t>(mn * k));
+    for (std::int64_t i = 0; i < mn; ++i) {
       for (std::int64_t l = 0; l < k; ++l) {
-        sum += a_values[static_cast<std::size_t>(form.ta() ? l * m + i : i * k + l)] *
-               b_values[static_cast<std::size_t>(form.tb() ? j * k + l : l * n + j)];
+        out[static_cast<std::size_t>(i * k + l)] = x.at(l * mn + i);
       }
-      expected[static_cast<std::size_t>(i * n + j)] = sum;
-      rounded.set(i * n + j, sum);
+    }
+    return out;
+  }
+
+  void add_up() {
+    const std::int64_t m = size_.m, n = size_.n, k = size_.k;
+    const std::vector<double> a = along_k(a_, form_.ta(), k), b = along_k(b_, !form_.tb(), k);
+    const bool add = form_.accumulate == Accumulate::add;
+    expected_.resize(static_cast<std::size_t>(m * n));
+#pragma omp parallel for schedule(static) if (m * n * k > (1 << 20))
+    for (std::int64_t i = 0; i < m; ++i) {
+      for (std::int64_t j = 0; j < n; ++j) {
+        const double* const row = a.data() + i * k;
+        const double* const col = b.data() + j * k;
+        double sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (std::int64_t l = 0; l < k; ++l) sum += row[l] * col[l];
+        if (form_.bias) sum += bias_.at(j);
+        if (add) sum += c_.at(i * n + j);
+        expected_[static_cast<std::size_t>(i * n + j)] = sum;
+        rounded_.set(i * n + j, sum);
+      }
     }
   }
-  if (values == Values::integers) {
-    EXPECT_TRUE(c == rounded) << "sums of integers are not exact";
-  } else {
-    expect_close(c, expected, gemm_bound(k, out), "c");
-  }
-  EXPECT_TRUE(again == c) << "two runs differ";
+
+  Size size_;
+  Form form_;
+  Values values_;
+  Guarded a_, b_, bias_;
+  Guarded c_;                     // before the product
+  std::vector<double> expected_;  // [m, n]
+  Guarded rounded_;               // the same in c's dtype
+};
+
+inline void check_gemm(Stream& stream, DType in, DType out, const Size& size, const Form& form,
+                       Values values = Values::normal,
+                       const GemmRunner& run_gemm = run_as_users_do) {
+  GemmProblem(in, out, size, form, values).check(stream, run_gemm);
 }
 
 }  // namespace orchard::testing
