@@ -18,15 +18,16 @@ std::int64_t chunk_rows(std::int64_t vocabulary) {
 
 }  // namespace
 
-void LanguageModelHead::forward(Pass& pass, ConstTensor h, Saved& saved, Purpose purpose) const {
+Residual LanguageModelHead::forward(Pass& pass, const Residual& stream, Saved& saved) const {
+  const ConstTensor h = stream.sum;
+  const bool training = pass.purpose == Purpose::train;
   const std::int64_t targets = pass.batch.target_rows.dim(0), hidden = h.dim(1);
   const std::int64_t vocabulary = table_->value.dim(0);
   const Tensor losses = pass.allocate(DType::f32, {targets});
   saved.losses = losses;
   Tensor d_target;
-  if (purpose == Purpose::train)
-    saved.d_target = d_target = pass.allocate(h.dtype(), {targets, hidden});
-  if (targets == 0) return;
+  if (training) saved.d_target = d_target = pass.allocate(h.dtype(), {targets, hidden});
+  if (targets == 0) return {};
 
   const ArenaScope scope(pass.arena);
   const Tensor rows = pass.allocate(h.dtype(), {targets, hidden});
@@ -44,9 +45,9 @@ void LanguageModelHead::forward(Pass& pass, ConstTensor h, Saved& saved, Purpose
                       .targets = pass.batch.target_ids.slice(begin, n),
                       .scale = pass.scales.target,
                       .losses = losses.slice(begin, n)};
-    if (purpose == Purpose::train) loss.d_logits = d_logits.slice(0, n);
+    if (training) loss.d_logits = d_logits.slice(0, n);
     run(pass.stream, loss);
-    if (purpose != Purpose::train) continue;
+    if (!training) continue;
     run(pass.stream, Gemm{.a = loss.d_logits, .b = table_->value, .c = d_target.slice(begin, n)});
     run(pass.stream, Gemm{.a = loss.d_logits,
                           .b = x,
@@ -54,9 +55,10 @@ void LanguageModelHead::forward(Pass& pass, ConstTensor h, Saved& saved, Purpose
                           .transpose_a = Transpose::yes,
                           .accumulate = Accumulate::add});
   }
+  return {};
 }
 
-void LanguageModelHead::backward_input(Pass& pass, Saved& saved, Tensor d_h) const {
+void LanguageModelHead::backward_input(Pass& pass, ConstTensor, Saved& saved, Tensor d_h) const {
   run(pass.stream, ScatterRows{.x = saved.d_target, .indices = pass.batch.target_rows, .y = d_h});
 }
 

@@ -5,9 +5,6 @@
 
 namespace orchard {
 
-// What a pass is run for: training needs gradients, evaluation only losses.
-enum class Purpose : std::uint8_t { train, evaluate };
-
 // A chunk's logits exist only until its loss is taken, so the gradient with respect to h, and the
 // table's, are taken there and then: doing it in backward would mean to compute all logits twice.
 // The table's gradient is therefore added to in forward; micro-batches still come in order.
@@ -21,8 +18,11 @@ class LanguageModelHead {
     ConstTensor d_target;  // [padded targets, hidden] gradient of the target rows, scaled
   };
 
-  void forward(Pass& pass, ConstTensor h, Saved& saved, Purpose purpose) const;
-  void backward_input(Pass& pass, Saved& saved, Tensor d_h) const;
+  // x.sum: the final norm's output [rows, hidden]. Hands nothing on.
+  Residual forward(Pass& pass, const Residual& x, Saved& saved) const;
+  // d_y is absent.
+  void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_h) const;
+  void backward_weight(Pass&, Saved&) const {}
 
   // Logits of every row of h, f32 [rows, vocab]: for generation.
   Tensor logits(Pass& pass, ConstTensor h) const;

@@ -58,9 +58,8 @@ LossScales StepRunner::scales(const StepTotals& totals) const {
 void StepRunner::read_back(const Pass& pass, const MultimodalModel::Saved& saved) {
   if (used_ == host_.size()) host_.emplace_back();
   HostLosses& host = host_[used_++];
-  copy_to_host(pass.stream, host.targets, saved.head.losses);
-  const std::vector<RouterStatistics> statistics =
-      model_.decoder().router_statistics(saved.decoder);
+  copy_to_host(pass.stream, host.targets, model_.losses(saved));
+  const std::vector<RouterStatistics> statistics = model_.router_statistics(saved);
   host.balance.resize(statistics.size());
   host.z.resize(statistics.size());
   host.counts.resize(statistics.size());
@@ -125,7 +124,7 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
     MultimodalModel::Saved saved;
     {
       const Stopwatch watch(report.seconds.forward);
-      model_.forward(pass, saved, Purpose::train);
+      model_.forward(pass, saved);
       read_back(pass, saved);
     }
     const Stopwatch watch(report.seconds.backward);
@@ -165,11 +164,11 @@ StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const St
 std::vector<float> StepRunner::evaluate(const MicroBatch& micro_batch) {
   arena_.reset();
   const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batch);
-  Pass pass{.stream = stream_, .arena = arena_, .batch = batch};
+  Pass pass{.stream = stream_, .arena = arena_, .batch = batch, .purpose = Purpose::evaluate};
   MultimodalModel::Saved saved;
-  model_.forward(pass, saved, Purpose::evaluate);
+  model_.forward(pass, saved);
   std::vector<float> losses;
-  copy_to_host(stream_, losses, saved.head.losses);
+  copy_to_host(stream_, losses, model_.losses(saved));
   stream_.synchronize();
   losses.resize(static_cast<std::size_t>(batch.targets));
   return losses;

@@ -1,0 +1,27 @@
+// Token embedding: rows of the table for text, the connector's rows for visual tokens.
+#pragma once
+
+#include "models/layer.h"
+
+namespace orchard {
+
+class TokenEmbedding {
+ public:
+  // `table` [vocab, hidden].
+  explicit TokenEmbedding(const Parameter& table) : table_(&table) {}
+
+  struct Saved {};
+
+  // visual.sum: [visual tokens, hidden], absent where the micro-batch has no pictures. Returns
+  // [rows, hidden].
+  Residual forward(Pass& pass, const Residual& visual, Saved& saved) const;
+  // Also adds to the table's gradient, which is a by-product of the same pass. d_visual: shape of
+  // visual.sum, or absent.
+  void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_visual) const;
+  void backward_weight(Pass&, Saved&) const {}
+
+ private:
+  const Parameter* table_;
+};
+
+}  // namespace orchard
