@@ -107,13 +107,14 @@ class Replica {
       : device_(make_cpu_device({.threads = 1})),
         stream_(device_->make_stream()),
         arena_(*device_),
+        ranks_(ranks, {}),
         model_(store_, config),
         uploader_(config, DType::f32) {
     store_.allocate(*device_, *stream_, DType::f32);
     model_.prepare(*device_, *stream_);
     store_.initialise(*stream_, run.seed);
     optimizer_.emplace(*device_, *stream_, store_, run.stages.front().optimizer);
-    runner_.emplace(*device_, *stream_, ranks, store_, model_);
+    runner_.emplace(*device_, *stream_, ranks_, store_, model_);
   }
 
   // What the routers prefer with today's weights, of each sparse layer.
@@ -155,6 +156,7 @@ class Replica {
   std::unique_ptr<Device> device_;
   std::unique_ptr<Stream> stream_;
   Arena arena_;
+  ParallelContext ranks_;
   ParameterStore store_;
   MultimodalModel model_;
   BatchUploader uploader_;
