@@ -134,7 +134,7 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
   }
   {
     const Stopwatch watch(report.seconds.reduce);
-    ranks_.all_reduce_sum(stream_, store_.flat_gradients());
+    ranks_.all_reduce_sum(stream_, store_.flat_gradients()).wait(stream_);
   }
   report.losses = collect(totals);
   // The sum over ranks is the same everywhere, so all ranks take this decision alike.

@@ -1,0 +1,72 @@
+#include "comm/operation_log.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace orchard {
+namespace {
+
+std::int64_t now_ns() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
+std::size_t index_of(CommOp op) {
+  return static_cast<std::size_t>(op);
+}
+
+}  // namespace
+
+std::string_view name_of(CommOp op) {
+  constexpr std::string_view names[] = {"all-reduce", "reduce-scatter", "all-gather", "broadcast",
+                                        "all-to-all", "exchange",       "barrier",    "host"};
+  static_assert(std::size(names) == comm_ops);
+  return names[index_of(op)];
+}
+
+OperationStatistics& OperationStatistics::operator+=(const OperationStatistics& other) {
+  calls += other.calls;
+  bytes += other.bytes;
+  seconds += other.seconds;
+  return *this;
+}
+
+OperationLog::GroupId OperationLog::add_group(std::string_view name, std::span<const int> members) {
+  const auto found = std::find_if(groups_.begin(), groups_.end(), [&](const Group& group) {
+    return group.name == name && std::ranges::equal(group.members, members);
+  });
+  const auto id = static_cast<GroupId>(found - groups_.begin());
+  if (found == groups_.end())
+    groups_.push_back({.name = std::string(name), .members = {members.begin(), members.end()}});
+  return id;
+}
+
+OperationLog::Ticket OperationLog::enqueued(GroupId id, CommOp op, DType, std::size_t bytes) {
+  Group& group = groups_[static_cast<std::size_t>(id)];
+  OperationStatistics& statistics = group.statistics[index_of(op)];
+  ++statistics.calls;
+  statistics.bytes += static_cast<std::int64_t>(bytes);
+  std::int64_t& sequence = op == CommOp::exchange ? group.exchanges : group.collectives;
+  return {.group = id, .op = op, .sequence = sequence++, .record = 0, .enqueued_ns = now_ns()};
+}
+
+void OperationLog::started(const Ticket&) {}
+
+void OperationLog::ended(const Ticket& ticket) {
+  Group& group = groups_[static_cast<std::size_t>(ticket.group)];
+  group.statistics[index_of(ticket.op)].seconds +=
+      1e-9 * static_cast<double>(now_ns() - ticket.enqueued_ns);
+}
+
+OperationStatistics OperationLog::statistics(GroupId group, CommOp op) const {
+  return groups_[static_cast<std::size_t>(group)].statistics[index_of(op)];
+}
+
+OperationStatistics OperationLog::statistics(std::string_view name, CommOp op) const {
+  OperationStatistics sum;
+  for (const Group& group : groups_)
+    if (group.name == name) sum += group.statistics[index_of(op)];
+  return sum;
+}
+
+}  // namespace orchard
