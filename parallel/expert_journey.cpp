@@ -294,8 +294,8 @@ Journey to_owners(const ExpertPlacement& placement, const ExpertTraffic& traffic
   std::vector<std::int64_t> owner_rows = {0};
   for (std::int64_t t = 0; t < placement.targets(); ++t)
     owner_rows.push_back(owner_rows.back() + traffic.rows(placement.place(), t));
-  journey.arrival = unless_identity(walk.arrange(
-      [&](const Block& b) { return owner_rows[static_cast<std::size_t>(b.goal)]; }));
+  journey.arrival = unless_identity(
+      walk.arrange([&](const Block& b) { return owner_rows[static_cast<std::size_t>(b.goal)]; }));
   return journey;
 }
 
@@ -307,8 +307,7 @@ SharedJourney to_experts_once_a_node(const ExpertPlacement& placement,
       held[static_cast<std::size_t>(source)].push_back({source, node});
   }
   Walk tokens(
-      placement,
-      [&](const Block& b) { return traffic.tokens(b.source, static_cast<int>(b.goal)); },
+      placement, [&](const Block& b) { return traffic.tokens(b.source, static_cast<int>(b.goal)); },
       std::move(held));
   const Gateways gateways{placement};
   SharedJourney journey;
@@ -332,8 +331,8 @@ SharedJourney to_experts_once_a_node(const ExpertPlacement& placement,
   }
   Walk walk(
       placement, [&](const Block& b) { return traffic.rows(b.source, b.goal); }, std::move(rows));
-  journey.last = walk.move(HopGroup::node,
-                           [&](int, const Block& b) { return placement.place_of(b.goal); });
+  journey.last =
+      walk.move(HopGroup::node, [&](int, const Block& b) { return placement.place_of(b.goal); });
   journey.arrival = ExpertRows(placement, traffic).arrival(walk);
   return journey;
 }
