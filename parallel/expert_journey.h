@@ -62,12 +62,12 @@ enum class HopGroup : std::uint8_t {
 struct Hop {
   HopGroup group = HopGroup::layer;
   std::vector<RowRun> runs;                           // from the buffer before to the one sent;
-                                                      // empty: it is sent as it is
+                                                      // empty: its first rows are sent
   std::vector<std::int64_t> send_rows, receive_rows;  // by place in the hop's group
   std::int64_t sent = 0, received = 0;                // rows in all
 };
 
-// Hops, and the order in which what they brought belongs. Empty: it lies there already.
+// Hops, and the order in which what they brought belongs. Empty: its first rows lie there already.
 struct Journey {
   std::vector<Hop> hops;
   std::vector<RowRun> arrival;
