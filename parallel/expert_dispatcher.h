@@ -96,6 +96,7 @@ struct ExpertDispatchOptions {
   // times what starting it takes; putting together costs two more copies inside the node.
   std::int64_t small_message_bytes = 256 << 10;
   Overlap overlap = Overlap::yes;  // no: every message is waited for when it starts
+  int chunks = 1;                  // parts in which a layer sends a rank's rows
 };
 
 struct ExpertSends;
