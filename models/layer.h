@@ -22,6 +22,7 @@
 #include "kernels/device/arena.h"
 #include "kernels/device/device.h"
 #include "models/batch.h"
+#include "parallel/expert_dispatcher.h"
 #include "parallel/parallel_context.h"
 #include "parallel/parameter.h"
 
@@ -38,6 +39,7 @@ struct Pass {
   LossScales scales = {};
   const RoutingReplay* replay = nullptr;      // null: routers choose
   const ParallelContext* parallel = nullptr;  // null: this rank has all of the model
+  ExpertDispatcher* dispatcher = nullptr;     // null: this rank has all experts
 
   ConstTensor replay_of(const Parameter* router) const {
     if (!replay) return {};
