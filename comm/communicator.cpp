@@ -48,8 +48,8 @@ Communicator::Communicator(Identity identity)
 
 Communicator::~Communicator() = default;
 
-OperationLog::Ticket Communicator::begin(CommOp op, DType dtype, std::size_t bytes) {
-  return log_->enqueued(log_group_, op, dtype, bytes);
+OperationLog::Ticket Communicator::begin(const OperationLog::Request& request) {
+  return log_->enqueued(log_group_, request);
 }
 
 std::unique_ptr<Communicator> Communicator::make_group(std::string_view name,
@@ -84,7 +84,7 @@ Pending Communicator::all_reduce_sum(Stream& stream, Tensor buffer) {
   require(buffer.dtype() == DType::f32 || buffer.dtype() == DType::bf16,
           "all_reduce_sum in group {} takes f32 or bf16, not {}", name_, name_of(buffer.dtype()));
   return Pending(start_reduction(stream, {.all = buffer, .result = buffer, .counts = {}},
-                                 begin(CommOp::all_reduce, buffer.dtype(), buffer.size_bytes())));
+                                 begin({CommOp::all_reduce, buffer.dtype(), buffer.size_bytes()})));
 }
 
 Pending Communicator::reduce_scatter_sum(Stream& stream, Tensor mine, ConstTensor all,
@@ -99,7 +99,7 @@ Pending Communicator::reduce_scatter_sum(Stream& stream, Tensor mine, ConstTenso
   }
   check_counts("reduce_scatter_sum", counts, mine.numel(), all.numel());
   return Pending(start_reduction(stream, {.all = all, .result = mine, .counts = counts},
-                                 begin(CommOp::reduce_scatter, all.dtype(), all.size_bytes())));
+                                 begin({CommOp::reduce_scatter, all.dtype(), all.size_bytes()})));
 }
 
 Pending Communicator::all_gather(Stream& stream, Tensor all, ConstTensor mine,
@@ -112,14 +112,14 @@ Pending Communicator::all_gather(Stream& stream, Tensor all, ConstTensor mine,
   }
   check_counts("all_gather", counts, mine.numel(), all.numel());
   return Pending(start_gathering(stream, {.all = all, .mine = mine, .counts = counts},
-                                 begin(CommOp::all_gather, all.dtype(), all.size_bytes())));
+                                 begin({CommOp::all_gather, all.dtype(), all.size_bytes()})));
 }
 
 Pending Communicator::broadcast(Stream& stream, Tensor buffer, int root) {
   require(root >= 0 && root < size(), "broadcast from rank {} of group {}, which has {}", root,
           name_, size());
   return Pending(start_broadcast(stream, buffer, root,
-                                 begin(CommOp::broadcast, buffer.dtype(), buffer.size_bytes())));
+                                 begin({CommOp::broadcast, buffer.dtype(), buffer.size_bytes()})));
 }
 
 Pending Communicator::all_to_all(Stream& stream, const AllToAll& rows) {
@@ -135,13 +135,16 @@ Pending Communicator::all_to_all(Stream& stream, const AllToAll& rows) {
   check_counts("all_to_all (receive)", rows.receive_rows, at_rank(rows.send_rows),
                rows_of(rows.receive));
   return Pending(start_all_to_all(
-      stream, rows, begin(CommOp::all_to_all, rows.send.dtype(), rows.send.size_bytes())));
+      stream, rows, begin({CommOp::all_to_all, rows.send.dtype(), rows.send.size_bytes()})));
 }
 
 Pending Communicator::exchange(Stream& stream, std::span<const Outgoing> sends,
                                std::span<const Incoming> receives) {
   std::size_t bytes = 0;
   DType dtype = DType::u8;
+  const int first = !receives.empty() ? receives.front().from
+                    : !sends.empty()  ? sends.front().to
+                                      : -1;
   const auto check = [&](const char* what, int rank, const ConstTensor& data) {
     require(rank >= 0 && rank < size(), "exchange {} rank {} of group {}, which has {}", what, rank,
             name_, size());
@@ -152,15 +155,17 @@ Pending Communicator::exchange(Stream& stream, std::span<const Outgoing> sends,
     check("to", message.to, message.data);
     bytes += message.data.size_bytes();
   }
-  return Pending(start_exchange(stream, sends, receives, begin(CommOp::exchange, dtype, bytes)));
+  const int peer = first < 0 ? -1 : members_[static_cast<std::size_t>(first)];
+  return Pending(
+      start_exchange(stream, sends, receives, begin({CommOp::exchange, dtype, bytes, peer})));
 }
 
 void Communicator::barrier() {
-  run_barrier(begin(CommOp::barrier, DType::u8, 0));
+  run_barrier(begin({CommOp::barrier, DType::u8, 0}));
 }
 
 void Communicator::gather_on_host(std::span<const std::byte> mine, std::span<std::byte> all) {
-  run_host_gathering(mine, all, begin(CommOp::host, DType::u8, all.size()));
+  run_host_gathering(mine, all, begin({CommOp::host, DType::u8, all.size()}));
 }
 
 void Communicator::sum_on_host(std::span<double> values) {

@@ -149,7 +149,7 @@ class Communicator {
   virtual void run_host_gathering(std::span<const std::byte> mine, std::span<std::byte> all,
                                   Ticket ticket) = 0;
 
-  Ticket begin(CommOp op, DType dtype, std::size_t bytes);
+  Ticket begin(const OperationLog::Request& request);
   void gather_on_host(std::span<const std::byte> mine, std::span<std::byte> all);
   void check_counts(std::string_view what, std::span<const std::int64_t> counts, std::int64_t mine,
                     std::int64_t all) const;

@@ -43,8 +43,10 @@ std::unique_ptr<Communicator> MpiCommunicator::world(int ranks_per_node) {
   int rank = 0, size = 1;
   MPI_Comm_rank(communicator, &rank);
   MPI_Comm_size(communicator, &size);
-  Identity identity{
-      .name = "world", .rank = rank, .nodes = {}, .log = std::make_shared<OperationLog>()};
+  Identity identity{.name = "world",
+                    .rank = rank,
+                    .nodes = {},
+                    .log = std::make_shared<OperationLog>(rank, size)};
   identity.members.resize(static_cast<std::size_t>(size));
   std::iota(identity.members.begin(), identity.members.end(), 0);
   if (ranks_per_node > 0) {

@@ -17,13 +17,6 @@ std::size_t index_of(CommOp op) {
 
 }  // namespace
 
-std::string_view name_of(CommOp op) {
-  constexpr std::string_view names[] = {"all-reduce", "reduce-scatter", "all-gather", "broadcast",
-                                        "all-to-all", "exchange",       "barrier",    "host"};
-  static_assert(std::size(names) == comm_ops);
-  return names[index_of(op)];
-}
-
 OperationStatistics& OperationStatistics::operator+=(const OperationStatistics& other) {
   calls += other.calls;
   bytes += other.bytes;
@@ -37,25 +30,40 @@ OperationLog::GroupId OperationLog::add_group(std::string_view name, std::span<c
   });
   const auto id = static_cast<GroupId>(found - groups_.begin());
   if (found == groups_.end())
-    groups_.push_back({.name = std::string(name), .members = {members.begin(), members.end()}});
+    groups_.push_back({.name = std::string(name),
+                       .members = {members.begin(), members.end()},
+                       .recorded_as = recorder_.add_group(name, members)});
   return id;
 }
 
-OperationLog::Ticket OperationLog::enqueued(GroupId id, CommOp op, DType, std::size_t bytes) {
+OperationLog::Ticket OperationLog::enqueued(GroupId id, const Request& request) {
   Group& group = groups_[static_cast<std::size_t>(id)];
-  OperationStatistics& statistics = group.statistics[index_of(op)];
+  OperationStatistics& statistics = group.statistics[index_of(request.op)];
   ++statistics.calls;
-  statistics.bytes += static_cast<std::int64_t>(bytes);
-  std::int64_t& sequence = op == CommOp::exchange ? group.exchanges : group.collectives;
-  return {.group = id, .op = op, .sequence = sequence++, .record = 0, .enqueued_ns = now_ns()};
+  statistics.bytes += static_cast<std::int64_t>(request.bytes);
+  std::int64_t& sequence = request.op == CommOp::exchange ? group.exchanges : group.collectives;
+  const std::int64_t now = now_ns();
+  const std::int64_t record = recorder_.begin({.op = request.op,
+                                               .dtype = request.dtype,
+                                               .group = group.recorded_as,
+                                               .peer = request.peer,
+                                               .sequence = sequence,
+                                               .bytes = static_cast<std::int64_t>(request.bytes),
+                                               .enqueued_ns = now});
+  return {
+      .group = id, .op = request.op, .sequence = sequence++, .record = record, .enqueued_ns = now};
 }
 
-void OperationLog::started(const Ticket&) {}
+void OperationLog::started(const Ticket& ticket) {
+  recorder_.started(ticket.record, now_ns());
+}
 
 void OperationLog::ended(const Ticket& ticket) {
+  const std::int64_t now = now_ns();
+  recorder_.ended(ticket.record, now);
   Group& group = groups_[static_cast<std::size_t>(ticket.group)];
   group.statistics[index_of(ticket.op)].seconds +=
-      1e-9 * static_cast<double>(now_ns() - ticket.enqueued_ns);
+      1e-9 * static_cast<double>(now - ticket.enqueued_ns);
 }
 
 OperationStatistics OperationLog::statistics(GroupId group, CommOp op) const {

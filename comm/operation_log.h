@@ -1,31 +1,17 @@
-// What a process has communicated: counts, bytes and time of every operation by group.
+// What a process has communicated: counts, bytes and time of every operation by group, and a ring
+// of the last operations.
 #pragma once
 
 #include <array>
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "kernels/core/dtype.h"
+#include "comm/flight_recorder.h"
 
 namespace orchard {
-
-enum class CommOp : std::uint8_t {
-  all_reduce,
-  reduce_scatter,
-  all_gather,
-  broadcast,
-  all_to_all,
-  exchange,
-  barrier,
-  host,  // values of the host: sums, maxima, gathered counts
-};
-inline constexpr std::size_t comm_ops = 8;
-
-std::string_view name_of(CommOp op);
 
 struct OperationStatistics {
   std::int64_t calls = 0;
@@ -49,14 +35,22 @@ class OperationLog {
     // Of the operation among the collectives of its group, from 0, the same on all ranks; for
     // exchanges a count of its own, of this process.
     std::int64_t sequence = 0;
-    std::int64_t record = 0;
+    std::int64_t record = 0;  // its number in the ring
     std::int64_t enqueued_ns = 0;
   };
+
+  OperationLog(int world_rank, int world_size) : recorder_(world_rank, world_size) {}
 
   // Groups of one name and the same ranks share their statistics and their sequence.
   GroupId add_group(std::string_view name, std::span<const int> members);
 
-  Ticket enqueued(GroupId group, CommOp op, DType dtype, std::size_t bytes);
+  struct Request {
+    CommOp op = CommOp::barrier;
+    DType dtype = DType::u8;
+    std::size_t bytes = 0;
+    int peer = -1;  // world rank that an exchange waits for first
+  };
+  Ticket enqueued(GroupId group, const Request& request);
   void started(const Ticket& ticket);
   void ended(const Ticket& ticket);
 
@@ -64,14 +58,18 @@ class OperationLog {
   // Over all groups of this name.
   OperationStatistics statistics(std::string_view name, CommOp op) const;
 
+  FlightRecorder& recorder() { return recorder_; }
+
  private:
   struct Group {
     std::string name;
     std::vector<int> members;
+    std::int32_t recorded_as = 0;
     std::array<OperationStatistics, comm_ops> statistics;
     std::int64_t collectives = 0, exchanges = 0;
   };
   std::vector<Group> groups_;
+  FlightRecorder recorder_;
 };
 
 }  // namespace orchard

@@ -11,7 +11,7 @@ class SingleCommunicator final : public Communicator {
 
   static std::unique_ptr<Communicator> world() {
     return std::make_unique<SingleCommunicator>(
-        Identity{.name = "world", .log = std::make_shared<OperationLog>()});
+        Identity{.name = "world", .log = std::make_shared<OperationLog>(0, 1)});
   }
 
  private:

@@ -3,13 +3,28 @@
 #include <algorithm>
 
 #include "kernels/elementwise/elementwise.h"
+#include "models/tensor_parallel.h"
 
 namespace orchard {
+
+Shape ChainShape::of(const Pass& pass) const {
+  switch (kind) {
+    case ChainRows::tower:
+      return {local_rows(pass, pass.batch.tower_rows), width};
+    case ChainRows::visual:
+      return {pass.batch.tiles * rows_per_tile, width};
+    case ChainRows::tokens:
+      return {local_rows(pass, pass.batch.rows), width};
+    case ChainRows::none:
+      break;
+  }
+  return {0, width};
+}
 
 // The last link hands nothing on and always runs.
 bool Chain::runs(const Pass& pass, int i) const {
   const ChainShape& output = link(i).output();
-  return output.kind == ChainRows::none || output.of(pass.batch).numel() > 0;
+  return output.kind == ChainRows::none || output.of(pass).numel() > 0;
 }
 
 ConstTensor Chain::forward(Pass& pass, LinkRange range, ConstTensor x, DType dtype,
@@ -21,7 +36,7 @@ ConstTensor Chain::forward(Pass& pass, LinkRange range, ConstTensor x, DType dty
   if (pass.purpose == Purpose::train && saved.halves == BackwardHalves::in_turn) {
     std::int64_t largest = 0;
     for (int i = range.first; i + 1 < range.last; ++i)
-      largest = std::max(largest, link(i).output().of(pass.batch).numel());
+      largest = std::max(largest, link(i).output().of(pass).numel());
     for (Tensor& gradient : saved.gradients) gradient = pass.allocate(dtype, {largest});
   }
   Residual stream{x, {}};
@@ -43,7 +58,7 @@ void Chain::run_backward(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) 
     if (!runs(pass, i)) continue;
     Tensor d_in = i == first ? d_x : Tensor();
     if (i > first && runs(pass, i - 1)) {
-      const Shape shape = link(i - 1).output().of(pass.batch);
+      const Shape shape = link(i - 1).output().of(pass);
       d_in = in_turn ? saved.gradients[i % 2].slice(0, shape.numel()).reshape(shape)
                      : pass.allocate(saved.dtype, shape);
     }

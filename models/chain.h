@@ -20,29 +20,18 @@ struct RouterStatistics;
 // What a link hands on: so many rows, by the kind, of that width. A micro-batch without pictures
 // has no rows for the links before the tokens, and these do not run.
 enum class ChainRows : std::uint8_t {
-  tower,   // tiles · (patches + 1)
-  visual,  // tiles · visual tokens
-  tokens,  // the micro-batch's rows
+  tower,   // tiles · (patches + 1), the local share of them (see tensor_parallel.h)
+  visual,  // tiles · visual tokens, all of them
+  tokens,  // the micro-batch's rows, the local share
   none,    // the last link: nothing
 };
 
 struct ChainShape {
   ChainRows kind = ChainRows::tokens;
-  std::int64_t rows_per_tile = 0;  // of tower and visual
+  std::int64_t rows_per_tile = 0;  // of visual
   std::int64_t width = 0;
 
-  Shape of(const DeviceBatch& batch) const {
-    switch (kind) {
-      case ChainRows::tower:
-      case ChainRows::visual:
-        return {batch.tiles * rows_per_tile, width};
-      case ChainRows::tokens:
-        return {batch.rows, width};
-      case ChainRows::none:
-        break;
-    }
-    return {0, width};
-  }
+  Shape of(const Pass& pass) const;
 };
 
 class ChainLink {

@@ -3,6 +3,7 @@
 #include "kernels/activation/activation.h"
 #include "kernels/convolution/convolution.h"
 #include "kernels/embedding/embedding.h"
+#include "models/tensor_parallel.h"
 
 namespace orchard {
 
@@ -32,10 +33,10 @@ Connector::Connector(ParameterStore& store, const ModelConfig& config)
                         .bias = "connector.readout.b2"}) {}
 
 Residual Connector::forward(Pass& pass, const Residual& stream, Saved& saved) const {
-  const ConstTensor x = stream.sum;
+  const ConstTensor x = gather_rows(pass, stream.sum, pass.batch.tower_rows);
   const std::int64_t patches = config_.vision.patches(), width = config_.vision.width;
   const std::int64_t hidden = config_.connector.hidden;
-  saved.tiles = x.dim(0) / (patches + 1);
+  saved.tiles = pass.batch.tiles;
   const Tensor features = pass.allocate(x.dtype(), {saved.tiles, patches, width});
   run(pass.stream, DropClassForward{.x = x.reshape({saved.tiles, patches + 1, width}),
                                     .positions = positions_->value,
@@ -89,9 +90,12 @@ void Connector::backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor
                                                .d_x = d_fine.reshape(fine.with(hidden))});
   d = d_fine;
   backward_chain(s1_, saved.s1, width);
+  const bool cut = d_x.dim(0) != pass.batch.tower_rows;
+  const Tensor d_all = cut ? pass.allocate(d_x.dtype(), {pass.batch.tower_rows, width}) : d_x;
   run(pass.stream, DropClassBackward{.d_y = d.reshape({saved.tiles, patches, width}),
-                                     .d_x = d_x.reshape({saved.tiles, patches + 1, width}),
+                                     .d_x = d_all.reshape({saved.tiles, patches + 1, width}),
                                      .d_positions = positions_->gradient});
+  if (cut) pass.stream.copy(d_x, share_of_rows(pass, d_all));
 }
 
 void Connector::backward_weight(Pass& pass, Saved& saved) const {

@@ -13,7 +13,7 @@ class TokenEmbedding {
   struct Saved {};
 
   // visual.sum: [visual tokens, hidden], absent where the micro-batch has no pictures. Returns
-  // [rows, hidden].
+  // [local rows, hidden] (see tensor_parallel.h).
   Residual forward(Pass& pass, const Residual& visual, Saved& saved) const;
   // Also adds to the table's gradient, which is a by-product of the same pass. d_visual: shape of
   // visual.sum, or absent.

@@ -22,6 +22,8 @@
 #include "kernels/device/arena.h"
 #include "kernels/device/device.h"
 #include "models/batch.h"
+#include "parallel/expert_dispatcher.h"
+#include "parallel/parallel_context.h"
 #include "parallel/parameter.h"
 
 namespace orchard {
@@ -39,7 +41,9 @@ struct Pass {
   const DeviceBatch& batch;
   LossScales scales = {};
   Purpose purpose = Purpose::train;
-  const RoutingReplay* replay = nullptr;  // null: routers choose
+  const RoutingReplay* replay = nullptr;      // null: routers choose
+  const ParallelContext* parallel = nullptr;  // null: this rank has all of the model
+  ExpertDispatcher* dispatcher = nullptr;     // null: this rank has all experts
 
   ConstTensor replay_of(const Parameter* router) const {
     if (!replay) return {};

@@ -2,6 +2,7 @@
 
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/embedding/embedding.h"
+#include "models/tensor_parallel.h"
 
 namespace orchard {
 
@@ -26,15 +27,16 @@ Residual VisionStem::forward(Pass& pass, const Residual&, Saved& saved) const {
                                        .class_token = class_token_->value,
                                        .positions = positions_->value,
                                        .y = tokens});
-  return {ln_pre_.forward(pass, {tokens.reshape({tiles * (count + 1), width}), {}}, saved.ln_pre),
-          {}};
+  const ConstTensor own = share_of_rows(pass, tokens.reshape({pass.batch.tower_rows, width}));
+  return {ln_pre_.forward(pass, {own, {}}, saved.ln_pre), {}};
 }
 
 void VisionStem::backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor) const {
   const std::int64_t count = config_.patches(), width = config_.width;
-  const std::int64_t tiles = d_y.dim(0) / (count + 1);
-  const Tensor d_tokens = pass.allocate_like(d_y);
-  ln_pre_.backward(pass, d_y, {}, saved.ln_pre, d_tokens);
+  const std::int64_t tiles = pass.batch.tiles;
+  const Tensor d_own = pass.allocate_like(d_y);
+  ln_pre_.backward(pass, d_y, {}, saved.ln_pre, d_own);
+  const ConstTensor d_tokens = gather_rows(pass, d_own, pass.batch.tower_rows);
   const Tensor d_patches = pass.allocate(d_y.dtype(), {tiles, count, width});
   run(pass.stream, PrependClassBackward{.d_y = d_tokens.reshape({tiles, count + 1, width}),
                                         .d_patches = d_patches,
@@ -82,8 +84,7 @@ std::size_t VisionTransformer::active_blocks() const {
 }
 
 void VisionTransformer::append_to(Chain& chain) const {
-  const ChainShape tower{
-      .kind = ChainRows::tower, .rows_per_tile = config_.patches() + 1, .width = config_.width};
+  const ChainShape tower{.kind = ChainRows::tower, .width = config_.width};
   chain.add(stem_, tower);
   for (std::size_t l = 0; l < active_blocks(); ++l) chain.add(blocks_[l], tower);
   chain.add(output_, tower);

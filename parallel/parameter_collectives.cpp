@@ -1,5 +1,11 @@
 #include "parallel/parameter_collectives.h"
 
+#include <cmath>
+#include <functional>
+#include <numeric>
+
+#include "kernels/elementwise/elementwise.h"
+
 namespace orchard {
 namespace {
 
@@ -71,6 +77,25 @@ void sum_over_data(Stream& stream, const ParallelContext& ranks, ParameterStore&
         .all_reduce_sum(stream, store.flat_gradients().slice(s.begin, s.count))
         .wait(stream);
   }
+}
+
+double gradient_norm(Stream& stream, const ParallelContext& ranks, const ParameterStore& store,
+                     Tensor squares) {
+  stream.fill_zero(squares);
+  for (std::int64_t i = 0; i < squares.numel(); ++i) {
+    const ParameterSegment& s = store.segments()[static_cast<std::size_t>(i)];
+    const bool experts = s.reduction.parameter_class == ParameterClass::expert;
+    const int copy = experts ? ranks.coordinates().expert_data : ranks.coordinates().data;
+    if (copy > 0 || s.replica > 0) continue;
+    run(stream, SumOfSquares{.x = store.flat_gradients().slice(s.begin, s.count),
+                             .result = squares.slice(i, 1)});
+  }
+  std::vector<float> host(static_cast<std::size_t>(squares.numel()));
+  stream.copy(Tensor(host.data(), DType::f32, squares.shape(), DeviceKind::cpu), squares);
+  stream.synchronize();
+  double total = std::accumulate(host.begin(), host.end(), 0.0);
+  ranks[MeshGroup::world].sum_on_host({&total, 1});
+  return std::sqrt(total);
 }
 
 std::vector<float> gather_whole(Stream& stream, const ParallelContext& ranks,

@@ -54,6 +54,7 @@ class GoldenBench : public LayerBench {
     for (std::int64_t t = 0; t <= tiles; ++t)
       offsets.push_back(static_cast<std::int32_t>(t * (v.patches() + 1)));
     batch().tiles = tiles;
+    batch().tower_rows = offsets.back();
     batch().tile_offsets = integers(offsets);
     batch().patches = patches;
     return patches;
@@ -162,6 +163,8 @@ void expect_connector(const std::string& name, const ModelConfig& config,
   bench.allocate();
   const std::int64_t rows = 2 * (config.vision.patches() + 1);
   const Tensor x = bench.values(name, {rows, config.vision.width});
+  bench.batch().tiles = 2;
+  bench.batch().tower_rows = rows;
   Pass pass = bench.pass();
   Connector::Saved saved;
   const ConstTensor y = model.forward(pass, {x, {}}, saved).sum;
