@@ -70,14 +70,15 @@ void measure(const Setting& setting) {
   config.decoder.max_positions = std::max(config.decoder.max_positions, setting.sequence);
   const std::unique_ptr<Device> device = make_cpu_device({.threads = setting.threads});
   const std::unique_ptr<Stream> stream = device->make_stream();
-  const std::unique_ptr<Communicator> ranks = make_single_communicator();
+  const std::unique_ptr<Communicator> world = make_single_communicator();
+  const ParallelContext ranks(*world, {});
   ParameterStore store;
   MultimodalModel model(store, config);
   store.allocate(*device, *stream, setting.dtype);
   store.initialise(*stream, 1);
   model.prepare(*device, *stream);
   Optimizer optimizer(*device, *stream, store, {});
-  StepRunner runner(*device, *stream, *ranks, store, model);
+  StepRunner runner(*device, *stream, ranks, store, model);
 
   const MicroBatch batch = random_batch(config, setting);
   const StepTotals totals{.targets = batch.target_count,

@@ -20,7 +20,7 @@ std::int64_t chunk_rows(std::int64_t vocabulary) {
 
 void LanguageModelHead::forward(Pass& pass, ConstTensor h, Saved& saved, Purpose purpose) const {
   const std::int64_t targets = pass.batch.target_rows.dim(0), hidden = h.dim(1);
-  const std::int64_t vocabulary = table_->spec.shape[0];
+  const std::int64_t vocabulary = table_->value.dim(0);
   const Tensor losses = pass.allocate(DType::f32, {targets});
   saved.losses = losses;
   Tensor d_target;
@@ -61,7 +61,7 @@ void LanguageModelHead::backward_input(Pass& pass, Saved& saved, Tensor d_h) con
 }
 
 Tensor LanguageModelHead::logits(Pass& pass, ConstTensor h) const {
-  const Tensor y = pass.allocate(DType::f32, {h.dim(0), table_->spec.shape[0]});
+  const Tensor y = pass.allocate(DType::f32, {h.dim(0), table_->value.dim(0)});
   run(pass.stream, Gemm{.a = h, .b = table_->value, .c = y, .transpose_b = Transpose::yes});
   return y;
 }

@@ -22,6 +22,7 @@
 #include "kernels/device/arena.h"
 #include "kernels/device/device.h"
 #include "models/batch.h"
+#include "parallel/parallel_context.h"
 #include "parallel/parameter.h"
 
 namespace orchard {
@@ -35,7 +36,8 @@ struct Pass {
   Arena& arena;
   const DeviceBatch& batch;
   LossScales scales = {};
-  const RoutingReplay* replay = nullptr;  // null: routers choose
+  const RoutingReplay* replay = nullptr;      // null: routers choose
+  const ParallelContext* parallel = nullptr;  // null: this rank has all of the model
 
   ConstTensor replay_of(const Parameter* router) const {
     if (!replay) return {};

@@ -30,7 +30,8 @@ class Linear {
                       Accumulate accumulate = Accumulate::overwrite) const;
   void backward_weight(Pass& pass, Saved& saved) const;
 
-  std::int64_t out() const { return weight_->spec.shape[0]; }
+  // Columns of y that this rank computes.
+  std::int64_t out() const { return weight_->shape()[0]; }
 
  private:
   Parameter* weight_;

@@ -15,12 +15,13 @@ const Parameter* declare_experts(ParameterStore& store, const std::string& name,
                                  Shape shape, std::int64_t experts, double std, int tensor_dim) {
   const Parameter* first = nullptr;
   for (std::int64_t e = 0; e < experts; ++e) {
-    const Parameter& p =
-        store.declare({.name = fmt::format("{}.experts.{}.{}", name, e, matrix),
-                       .shape = shape,
-                       .std = std,
-                       .weight_decay = WeightDecay::yes,
-                       .sharding = {.tensor_dim = tensor_dim, .expert = static_cast<int>(e)}});
+    const Parameter& p = store.declare({.name = fmt::format("{}.experts.{}.{}", name, e, matrix),
+                                        .shape = shape,
+                                        .std = std,
+                                        .weight_decay = WeightDecay::yes,
+                                        .sharding = {.tensor_dim = tensor_dim,
+                                                     .expert = static_cast<int>(e),
+                                                     .experts = static_cast<int>(experts)}});
     if (!first) first = &p;
   }
   return first;

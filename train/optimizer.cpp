@@ -23,7 +23,7 @@ Optimizer::Optimizer(Device& device, Stream& stream, ParameterStore& store,
     : store_(store), config_(config) {
   std::int64_t elements = 0;
   for (const Parameter& p : store.parameters()) {
-    const Shape& shape = p.spec.shape;
+    const Shape shape = p.shape();
     if (config.kind == OptimizerKind::adamw) {
       elements += 2 * padded(shape.numel());
     } else if (is_factored(p)) {
@@ -43,7 +43,7 @@ Optimizer::Optimizer(Device& device, Stream& stream, ParameterStore& store,
   };
   for (const Parameter& p : store.parameters()) {
     Slots& slots = slots_.emplace_back();
-    const Shape& shape = p.spec.shape;
+    const Shape shape = p.shape();
     if (config.kind == OptimizerKind::adamw) {
       slots.m = take(shape);
       slots.v = take(shape);
@@ -56,6 +56,7 @@ Optimizer::Optimizer(Device& device, Stream& stream, ParameterStore& store,
   }
 }
 
+// Of the whole parameter: how it is cut must not change how it is optimised.
 bool Optimizer::is_factored(const Parameter& p) const {
   const Shape& shape = p.spec.shape;
   return shape.rank() == 2 && std::min(shape[0], shape[1]) >= config_.factor_threshold;
@@ -72,7 +73,7 @@ void Optimizer::update(Stream& stream, double learning_rate, double gradient_nor
   for (Parameter& p : store_.parameters()) {
     const Slots& slots = slots_[i++];
     if (config_.kind == OptimizerKind::adamw) {
-      const Shape flat{p.spec.shape.numel()};
+      const Shape flat{p.shape().numel()};
       const Tensor copy = bf16_copy(store_, p);
       const bool decays = p.spec.weight_decay == WeightDecay::yes;
       run(stream, AdamW{.weights = p.master.reshape(flat),

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "kernels/elementwise/elementwise.h"
+#include "parallel/parameter_collectives.h"
 
 namespace orchard {
 namespace {
@@ -35,15 +35,15 @@ double sum(const std::vector<float>& values) {
 
 }  // namespace
 
-StepRunner::StepRunner(Device& device, Stream& stream, Communicator& ranks, ParameterStore& store,
-                       const MultimodalModel& model)
+StepRunner::StepRunner(Device& device, Stream& stream, const ParallelContext& ranks,
+                       ParameterStore& store, const MultimodalModel& model)
     : stream_(stream),
       ranks_(ranks),
       store_(store),
       model_(model),
       arena_(device),
       uploader_(model.config(), store.dtype()),
-      norm_(device.allocate(sizeof(float))) {}
+      squares_(device.allocate(store.segments().size() * sizeof(float))) {}
 
 LossScales StepRunner::scales(const StepTotals& totals) const {
   const auto share = [](double weight, std::int64_t count) {
@@ -89,7 +89,8 @@ LossReport StepRunner::collect(const StepTotals& totals) {
     }
   }
   used_ = 0;
-  ranks_.sum_on_host(sums);
+  // Tensor ranks all have the losses of their replica.
+  ranks_[MeshGroup::data].sum_on_host(sums);
   const auto mean = [](double total, std::int64_t count) {
     return count ? total / static_cast<double>(count) : 0.0;
   };
@@ -121,7 +122,8 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
               .arena = arena_,
               .batch = batch,
               .scales = scales(totals),
-              .replay = replay.empty() ? nullptr : &replay[m]};
+              .replay = replay.empty() ? nullptr : &replay[m],
+              .parallel = &ranks_};
     MultimodalModel::Saved saved;
     {
       const Stopwatch watch(report.seconds.forward);
@@ -134,7 +136,8 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
   }
   {
     const Stopwatch watch(report.seconds.reduce);
-    ranks_.all_reduce_sum(stream_, store_.flat_gradients()).wait(stream_);
+    sum_over_replicas(stream_, ranks_, store_);
+    sum_over_data(stream_, ranks_, store_);
   }
   report.losses = collect(totals);
   // The sum over ranks is the same everywhere, so all ranks take this decision alike.
@@ -148,12 +151,8 @@ StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const St
                              std::span<const RoutingReplay> replay) {
   StepReport report = accumulate(micro_batches, totals, replay);
   const Stopwatch watch(report.seconds.optimizer);
-  const Tensor square = norm_.tensor(DType::f32, {1});
-  float sum_of_squares = 0;
-  run(stream_, SumOfSquares{.x = store_.flat_gradients(), .result = square});
-  stream_.copy(Tensor(&sum_of_squares, DType::f32, {1}, DeviceKind::cpu), square);
-  stream_.synchronize();
-  report.gradient_norm = std::sqrt(static_cast<double>(sum_of_squares));
+  report.gradient_norm = gradient_norm(
+      stream_, ranks_, store_, squares_.tensor(DType::f32, {std::ssize(store_.segments())}));
   require(std::isfinite(report.gradient_norm),
           "the gradient norm of step {} is {}: lower the learning rate, or look for bad data", step,
           report.gradient_norm);
@@ -165,7 +164,7 @@ StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const St
 std::vector<float> StepRunner::evaluate(const MicroBatch& micro_batch) {
   arena_.reset();
   const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batch);
-  Pass pass{.stream = stream_, .arena = arena_, .batch = batch};
+  Pass pass{.stream = stream_, .arena = arena_, .batch = batch, .parallel = &ranks_};
   MultimodalModel::Saved saved;
   model_.forward(pass, saved, Purpose::evaluate);
   std::vector<float> losses;

@@ -1,11 +1,10 @@
-// One optimizer step of data-parallel training: micro-batches forward and backward in order, one
-// reduction of the gradients, one update.
+// One optimizer step: micro-batches forward and backward in order, one reduction of the gradients,
+// one update.
 #pragma once
 
 #include <span>
 #include <vector>
 
-#include "comm/communicator.h"
 #include "models/multimodal.h"
 #include "train/optimizer.h"
 #include "train/upload.h"
@@ -47,10 +46,11 @@ struct StepReport {
 class StepRunner {
  public:
   // All arguments must outlive the runner.
-  StepRunner(Device& device, Stream& stream, Communicator& ranks, ParameterStore& store,
+  StepRunner(Device& device, Stream& stream, const ParallelContext& ranks, ParameterStore& store,
              const MultimodalModel& model);
 
-  // Gradients of all micro-batches of this rank, reduced over ranks, are left in the store.
+  // `micro_batches` are those of this rank's place in the data group. Their gradients, reduced over
+  // ranks, are left in the store.
   // Throws Error when the loss is not finite, on every rank. `replay` is the routing of each
   // micro-batch, for comparisons in which no expert may change places with another; without it
   // routers choose.
@@ -75,7 +75,7 @@ class StepRunner {
   LossReport collect(const StepTotals& totals);
 
   Stream& stream_;
-  Communicator& ranks_;
+  const ParallelContext& ranks_;
   ParameterStore& store_;
   const MultimodalModel& model_;
   Arena arena_;
@@ -88,7 +88,7 @@ class StepRunner {
   };
   std::vector<HostLosses> host_;  // of each micro-batch of the step
   std::size_t used_ = 0;          // micro-batches of the step in progress
-  Buffer norm_;
+  Buffer squares_;                // workspace of the gradient norm
 };
 
 }  // namespace orchard

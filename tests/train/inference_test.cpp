@@ -34,7 +34,8 @@ class InferenceTest : public ::testing::TestWithParam<DType> {
   InferenceTest()
       : device_(make_cpu_device()),
         stream_(device_->make_stream()),
-        alone_(make_single_communicator()),
+        world_(make_single_communicator()),
+        alone_(*world_, {}),
         model_(store_, toy_model()) {
     store_.allocate(*device_, *stream_, GetParam());
     // Wide enough that the likeliest token is clearly so.
@@ -51,13 +52,14 @@ class InferenceTest : public ::testing::TestWithParam<DType> {
   Scratch scratch_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Stream> stream_;
-  std::unique_ptr<Communicator> alone_;
+  std::unique_ptr<Communicator> world_;
+  ParallelContext alone_;
   ParameterStore store_;
   MultimodalModel model_;
 };
 
 TEST_P(InferenceTest, LossesAreThoseOfTheTrainedModel) {
-  StepRunner trained(*device_, *stream_, *alone_, store_, model_);
+  StepRunner trained(*device_, *stream_, alone_, store_, model_);
   InferenceModel asked = load();
   const std::vector<float> expected = trained.evaluate(document(prompt_));
   EXPECT_EQ(expected.size(), prompt_.size() - 1);
