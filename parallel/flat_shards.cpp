@@ -58,7 +58,7 @@ void FlatShards::make_buckets(std::int64_t bucket_bytes) {
     const std::int64_t end = segment.begin + segment.count;
     for (std::int64_t begin = segment.begin; begin < end;) {
       FlatBucket bucket{.reduction = segment.reduction, .replica = segment.replica};
-      if (segment.reduction.parameter_class == ParameterClass::expert)
+      if (bucket.reduction.parameter_class == ParameterClass::expert)
         bucket.group = MeshGroup::expert_data;
       const auto is_full = [&](std::int64_t until) {
         return (until - begin) * static_cast<std::int64_t>(sizeof(float)) >= bucket_bytes;
@@ -121,6 +121,11 @@ void FlatShards::own(Device& device, Stream& stream) {
       }
     }
   }
+}
+
+bool FlatShards::is_first_owner(const Parameter& parameter) const {
+  const bool experts = parameter.shard.reduction.parameter_class == ParameterClass::expert;
+  return ranks_[experts ? MeshGroup::expert_data : MeshGroup::data].rank() == 0;
 }
 
 std::vector<FlatRange> FlatShards::counted_once() const {

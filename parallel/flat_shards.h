@@ -52,6 +52,8 @@ class FlatShards {
   ParameterStore& store() const { return store_; }
   const ParallelContext& ranks() const { return ranks_; }
 
+  // Whether this rank is the first of those that share the parameter's rows, with or without any.
+  bool is_first_owner(const Parameter& parameter) const;
   // The parts of the flat gradients that this rank counts in a norm over all ranks.
   std::vector<FlatRange> counted_once() const;
 
