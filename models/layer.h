@@ -22,6 +22,7 @@
 #include "kernels/device/arena.h"
 #include "kernels/device/device.h"
 #include "models/batch.h"
+#include "parallel/expert_dispatcher.h"
 #include "parallel/gradient_listener.h"
 #include "parallel/parallel_context.h"
 #include "parallel/parameter.h"
@@ -40,6 +41,7 @@ struct Pass {
   const RoutingReplay* replay = nullptr;      // null: routers choose
   const ParallelContext* parallel = nullptr;  // null: this rank has all of the model
   GradientListener* gradients = nullptr;      // null, too, where more micro-batches follow
+  ExpertDispatcher* dispatcher = nullptr;     // null: this rank has all experts
 
   ConstTensor replay_of(const Parameter* router) const {
     if (!replay) return {};
