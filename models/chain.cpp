@@ -65,6 +65,7 @@ void Chain::run_backward(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) 
     link(i).backward_input(pass, d_y, saved.link(i), d_in);
     if (in_turn) {
       link(i).backward_weight(pass, saved.link(i));
+      if (const auto declared = link(i).first_declared()) pass.gradients_final_from(*declared);
       pass.arena.rewind(saved.marks[static_cast<std::size_t>(i - first)]);
     }
     d_y = d_in;

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "models/layer.h"
@@ -44,6 +45,9 @@ class ChainLink {
   virtual ~ChainLink() = default;
 
   const ChainShape& output() const { return output_; }
+  // The number of the first parameter declared for this link, if the layer says: once the link's
+  // backward has run in the last micro-batch, gradients from there on are final.
+  virtual std::optional<std::size_t> first_declared() const { return {}; }
   virtual std::unique_ptr<Saved> make_saved() const = 0;
   virtual Residual forward(Pass& pass, const Residual& x, Saved& saved) const = 0;
   virtual void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const = 0;
@@ -71,6 +75,10 @@ class LayerLink final : public ChainLink {
     return static_cast<const LayerSaved&>(saved).state;
   }
 
+  std::optional<std::size_t> first_declared() const override {
+    if constexpr (requires { layer_.first_declared(); }) return layer_.first_declared();
+    return {};
+  }
   std::unique_ptr<Saved> make_saved() const override { return std::make_unique<LayerSaved>(); }
   Residual forward(Pass& pass, const Residual& x, Saved& saved) const override {
     return layer_.forward(pass, x, state(saved));

@@ -20,6 +20,9 @@ class TokenEmbedding {
   void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_visual) const;
   void backward_weight(Pass&, Saved&) const {}
 
+  // Head and lookup share the table, and the head's part of its gradient comes in forward.
+  std::size_t first_declared() const { return table_->declared; }
+
  private:
   const Parameter* table_;
 };
