@@ -36,7 +36,9 @@ class FaultyCommunicator final : public Communicator {
                             .rank = inner.rank(),
                             .members = {inner.members().begin(), inner.members().end()},
                             .nodes = {inner.nodes().begin(), inner.nodes().end()},
-                            .log = std::make_shared<OperationLog>()},
+                            .log = std::make_shared<OperationLog>(
+                                inner.members()[static_cast<std::size_t>(inner.rank())],
+                                *std::ranges::max_element(inner.members()) + 1)},
                            inner, fault) {}
 
  private:

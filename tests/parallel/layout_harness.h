@@ -37,9 +37,16 @@ struct LayoutOutcome {
 // What a test does to a replica before it trains, to see whether the comparison notices.
 using Sabotage = std::function<void(Replica&)>;
 
-// Collective over the mesh. `reference` is null for the reference itself.
-inline LayoutOutcome run_layout(const LayoutTask& task, const ParallelContext& ranks,
-                                const LayoutOutcome* reference, const Sabotage& sabotage = {}) {
+struct LayoutRun {
+  const ParallelContext& ranks;
+  const LayoutOutcome* reference = nullptr;  // null: this is the reference
+  Sabotage sabotage = {};
+  const ParallelContext* comparing = nullptr;  // gathers the gradients; null: `ranks` do
+};
+
+// Collective over the mesh.
+inline LayoutOutcome run_layout(const LayoutTask& task, const LayoutRun& run) {
+  const auto& [ranks, reference, sabotage, comparing] = run;
   Replica replica(task.model, task.options, ranks);
   if (sabotage) sabotage(replica);
   LayoutOutcome outcome;
@@ -72,7 +79,8 @@ inline LayoutOutcome run_layout(const LayoutTask& task, const ParallelContext& r
     outcome.routing.push_back(std::move(routing));
     if (step > 0) continue;
     for (const Parameter* p : replica.store().catalogue())
-      outcome.gradients[p->spec.name] = replica.gradient(*p);
+      outcome.gradients[p->spec.name] =
+          gather_whole(replica.stream(), comparing ? *comparing : ranks, p->spec, p->gradient);
   }
   return outcome;
 }

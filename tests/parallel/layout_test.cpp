@@ -1,22 +1,17 @@
 // A layout changes how a step is computed, not what: losses and every parameter's gradient are
 // those of one rank. One program of 8 ranks under mpirun builds meshes of all sizes from
 // sub-communicators, several of them at a time.
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <numeric>
 
-#include "comm/mpi.h"
+#include "tests/comm/ranks_test.h"
 #include "tests/parallel/faulty_communicator.h"
 #include "tests/parallel/layout_harness.h"
 #include "tests/parallel/toy_batches.h"
 
 namespace orchard::testing {
 namespace {
-
-using ::testing::HasSubstr;
-
-std::unique_ptr<MpiSession> session;
 
 // Enough heads for eight tensor ranks, and too few key-value heads for four.
 ModelConfig dense_model() {
@@ -64,7 +59,7 @@ const LayoutOutcome& reference_of(const LayoutTask& task) {
   const auto [at, is_new] = known.try_emplace(task.name);
   if (is_new) {
     const auto alone = make_single_communicator();
-    at->second = run_layout(task, ParallelContext(*alone, {}), nullptr);
+    at->second = run_layout(task, {.ranks = ParallelContext(*alone, {})});
   }
   return at->second;
 }
@@ -103,7 +98,7 @@ void expect_same_everywhere(const LayoutTask& task, std::vector<Case> cases,
       for (std::size_t i = first + static_cast<std::size_t>(world->rank() / size); i < last;
            i += static_cast<std::size_t>(groups)) {
         const ParallelContext context(*ranks, cases[i].layout, cases[i].sequence_parallel);
-        const LayoutOutcome outcome = run_layout(task, context, &reference);
+        const LayoutOutcome outcome = run_layout(task, {.ranks = context, .reference = &reference});
         EXPECT_EQ(differences(outcome, reference, tolerance), "")
             << task.name << ", " << cases[i].to_string() << ", "
             << context.mesh().name(context.rank());
@@ -129,15 +124,115 @@ TEST(Layouts, TensorParallel) {
   expect_same_everywhere(task_of("dense", dense_model()), cases);
 }
 
+// One step of micro-batches that leave no part of the model without a gradient: where a message is
+// all zeros, nobody can tell that it went missing.
+LayoutTask busy_task() {
+  LayoutTask task{.name = "busy", .model = dense_model()};
+  task.steps.emplace_back();
+  for (const ToyShape& shape : {ToyShape{.sequences = 2, .length = 13, .tiles = 1, .padding = 3},
+                                {.sequences = 1, .length = 11, .tiles = 2}})
+    task.steps[0].push_back(toy_micro_batch(task.model, shape, std::to_string(shape.tiles)));
+  return task;
+}
+
+// What the comparison says of a pair of ranks with something wrong.
+std::string differences_with(Communicator& pair, Fault& fault, const Layout& layout,
+                             SequenceParallel rows, const Sabotage& sabotage = {}) {
+  const LayoutTask task = busy_task();
+  const LayoutOutcome& reference = reference_of(task);
+  FaultyCommunicator faulty(pair, fault);
+  const ParallelContext context(faulty, layout, rows), faultless(pair, layout, rows);
+  const LayoutRun run{
+      .ranks = context, .reference = &reference, .sabotage = sabotage, .comparing = &faultless};
+  try {
+    return differences(run_layout(task, run), reference, {});
+  } catch (const Error& error) {
+    return error.what();  // a loss that is not finite, on both
+  }
+}
+
+// Every single collective of a step, one after the other.
+TEST(Faults, AMissingOrDoubledCollectiveIsCaught) {
+  const auto world = session->world();
+  if (world->size() < 2) GTEST_SKIP() << "needs two ranks";
+  const auto pair = group_of(*world, 2);
+  struct Meeting {
+    std::string group;
+    CommOp op;
+    SequenceParallel rows = SequenceParallel::yes;
+  };
+  const Meeting meetings[] = {{"tp", CommOp::reduce_scatter},
+                              {"tp", CommOp::all_gather},
+                              {"tp", CommOp::all_reduce},  // replicas' gradients
+                              {"tp", CommOp::all_reduce, SequenceParallel::no},
+                              {"dp", CommOp::all_reduce}};
+  for (const Meeting& meeting : meetings) {
+    const Layout layout{.tensor = meeting.group == "tp" ? 2 : 1};
+    Fault none{.group = meeting.group, .op = meeting.op, .call = -1};
+    ASSERT_EQ(differences_with(*pair, none, layout, meeting.rows), "") << "without a fault";
+    ASSERT_GT(none.seen, 0);
+    for (const FaultKind kind : {FaultKind::missing, FaultKind::doubled}) {
+      if (kind == FaultKind::doubled && meeting.op == CommOp::all_gather) continue;
+      for (int call = world->rank() / 2; call < none.seen; call += world->size() / 2) {
+        Fault fault{.group = meeting.group, .op = meeting.op, .kind = kind, .call = call};
+        EXPECT_NE(differences_with(*pair, fault, layout, meeting.rows), "")
+            << (kind == FaultKind::missing ? "missing " : "doubled ") << name_of(fault.op) << " of "
+            << fault.group << ", call " << call << " of " << none.seen;
+      }
+    }
+  }
+}
+
+TEST(Faults, AWrongSplitIsCaught) {
+  const auto world = session->world();
+  if (world->size() < 2) GTEST_SKIP() << "needs two ranks";
+  const auto pair = group_of(*world, 2);
+  for (const char* name : {"embedding", "decoder.layers.0.attention.wq",
+                           "decoder.layers.1.attention.wk", "decoder.layers.1.feed_forward.w_down",
+                           "vision.layers.0.attention.wv", "vision.layers.1.feed_forward.w_in"}) {
+    Fault none{.group = "none"};
+    const Sabotage exchange = [&](Replica& replica) {
+      const Parameter& p = *replica.store().find(name);
+      const ParallelContext ranks(*pair, {.tensor = 2});
+      const std::vector<float> whole = gather_whole(replica.stream(), ranks, p.spec, p.master);
+      Slice others = p.shard.slice;
+      others.begin = others.begin == 0 ? others.count : 0;
+      std::vector<float> elements(static_cast<std::size_t>(p.shape().numel()));
+      cut(p.spec.shape, others, whole, elements);
+      replica.store().write(replica.stream(), p, elements);
+    };
+    EXPECT_NE(differences_with(*pair, none, {.tensor = 2}, SequenceParallel::yes, exchange), "")
+        << name;
+  }
+}
+
+// Runs a layout with this rank's group; of several groups all do the same.
+LayoutOutcome run_with(const LayoutTask& task, const Case& layout) {
+  const auto world = session->world();
+  const auto ranks = group_of(*world, layout.ranks);
+  const ParallelContext context(*ranks, layout.layout, layout.sequence_parallel);
+  LayoutOutcome outcome = run_layout(task, {.ranks = context, .reference = &reference_of(task)});
+  world->barrier();
+  return outcome;
+}
+
+TEST(BitEqual, TheSameLayoutTwiceAndRecomputation) {
+  if (session->world()->size() < 8) GTEST_SKIP() << "needs eight ranks";
+  const LayoutTask task = task_of("dense", dense_model());
+  ModelConfig recomputing = dense_model();
+  recomputing.recompute = Recompute::blocks;
+  const LayoutTask again = task_of("dense, recomputed", recomputing);
+  for (const Case& layout :
+       {Case{2, {.tensor = 2}}, {2, {.tensor = 2}, SequenceParallel::no}, {8, {.tensor = 4}}}) {
+    const LayoutOutcome first = run_with(task, layout);
+    EXPECT_TRUE(first.has_bits_of(run_with(task, layout))) << layout.to_string();
+    EXPECT_TRUE(first.has_bits_of(run_with(again, layout))) << layout.to_string() << ", recomputed";
+  }
+}
+
 }  // namespace
 }  // namespace orchard::testing
 
 int main(int argc, char** argv) {
-  orchard::testing::session = std::make_unique<orchard::MpiSession>(argc, argv);
-  ::testing::InitGoogleTest(&argc, argv);
-  // An exception ends this rank, and mpirun then ends those that wait for it.
-  GTEST_FLAG_SET(catch_exceptions, false);
-  const int result = RUN_ALL_TESTS();
-  orchard::testing::session.reset();
-  return result;
+  return orchard::testing::rank_tests_main(argc, argv);
 }

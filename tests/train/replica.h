@@ -71,6 +71,7 @@ class Replica {
 
   // What the routers prefer with today's weights, of each sparse layer.
   std::vector<Routing> route(const MicroBatch& micro_batch) {
+    if (model_.decoder().routers().empty()) return {};
     arena_.reset();
     const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
     Pass pass{.stream = *stream_, .arena = arena_, .batch = batch, .parallel = &ranks_};
@@ -102,11 +103,6 @@ class Replica {
       }
     }
     return runner_->train(micro_batches, totals, *optimizer_, learning_rate, step, replay);
-  }
-
-  // A parameter's whole gradient, as the last step left it, on every rank of the stage.
-  std::vector<float> gradient(const Parameter& parameter) {
-    return gather_whole(*stream_, ranks_, parameter.spec, parameter.gradient);
   }
 
   ParameterStore& store() { return store_; }
