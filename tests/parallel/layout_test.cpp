@@ -230,6 +230,104 @@ TEST(BitEqual, TheSameLayoutTwiceAndRecomputation) {
   }
 }
 
+// bf16 rounds activations to 8 bits under every layout, but not at the same places: what one rank
+// is away from fp32 is what a layout may be, too; twice that where a parameter has few elements to
+// average over. A part of a gradient that went missing would be ten times as much.
+TEST(Layouts, RoundAsOneRankDoesInBf16) {
+  const LayoutTask narrow = task_of("dense, bf16", dense_model(), {.dtype = DType::bf16});
+  const LayoutOutcome& alone = reference_of(narrow);
+  const LayoutOutcome& exact = reference_of(task_of("dense", dense_model()));
+  for (const Case& layout : {Case{2, {.tensor = 2}},
+                             {2, {.tensor = 2}, SequenceParallel::no},
+                             {4, {.tensor = 2}},
+                             {8, {.tensor = 4}}}) {
+    if (layout.ranks > session->world()->size()) continue;
+    const LayoutOutcome outcome = run_with(narrow, layout);
+    for (std::size_t step = 0; step < alone.losses.size(); ++step) {
+      const double loss = alone.losses[step].loss;
+      // A quarter of one rounding of a logit.
+      EXPECT_NEAR(outcome.losses[step].loss, loss, loss * 0x1p-10) << layout.to_string();
+    }
+    const double floor = 1e-3 * 0x1p-8 * gradient_density(exact);
+    for (const auto& [name, gradient] : exact.gradients) {
+      const double own = distance(outcome.gradients.at(name), gradient);
+      const double allowed = distance(alone.gradients.at(name), gradient);
+      EXPECT_LE(own, 2 * allowed + floor * std::sqrt(gradient.size()))
+          << name << ", " << layout.to_string();
+    }
+  }
+}
+
+// What tensor ranks send each other in a step, from the layout alone: a sum or a gathering more or
+// less would show.
+std::map<CommOp, std::int64_t> expected_bytes(const LayoutTask& task, const Case& layout) {
+  const std::int64_t ranks = layout.layout.tensor;
+  const bool shares = layout.sequence_parallel == SequenceParallel::yes;
+  const auto e = static_cast<std::int64_t>(size_of(task.options.dtype));  // of an activation
+  constexpr std::int64_t f32 = sizeof(float);                             // of parts of a sum
+  const CommOp sum = shares ? CommOp::reduce_scatter : CommOp::all_reduce;
+  const auto padded = [](std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; };
+  const DecoderConfig& d = task.model.decoder;
+  const VisionConfig& v = task.model.vision;
+  std::map<CommOp, std::int64_t> bytes;
+  for (const MicroBatch& batch : task.steps[0]) {
+    // Of a layer, two pairs: each sums its outputs and, in backward, its input's gradient. With
+    // shared rows each gathers its input, that again for the weight gradient, and its outputs'
+    // gradient.
+    const auto layers = [&](std::int64_t count, std::int64_t elements) {
+      bytes[sum] += count * 4 * elements * f32;
+      if (shares) bytes[CommOp::all_gather] += count * 6 * elements * e;
+    };
+    const std::int64_t targets = padded(batch.target_count, target_multiple);
+    const std::int64_t x = padded(batch.sequences * batch.length, shares ? ranks : 1) * d.hidden;
+    layers(d.layers, x);
+    bytes[sum] += x * e;    // looked up tokens
+    bytes[sum] += x * f32;  // gradient of the head's input
+    bytes[CommOp::all_gather] += ranks * targets * softmax_statistics * f32;
+    if (shares) {
+      bytes[CommOp::all_gather] += x * e;                   // gradient of the looked up tokens
+      if (targets > 0) bytes[CommOp::all_gather] += x * e;  // the head's input
+    }
+    if (batch.tiles == 0) continue;
+    const std::int64_t features =
+        padded(batch.tiles * (v.patches() + 1), shares ? ranks : 1) * v.width;
+    layers(v.layers, features);
+    if (shares) bytes[CommOp::all_gather] += 2 * features * e;  // for the connector, and back
+  }
+  // Gradients of parameters of which each rank has seen a part, each padded to 32 elements.
+  std::int64_t partial = d.layers * 2 * padded(d.head_dim, 32);
+  if (shares) {
+    partial += (2 * d.layers + 1) * padded(d.hidden, 32);
+    partial += (2 * v.layers + 2) * 2 * padded(v.width, 32);
+  }
+  bytes[CommOp::all_reduce] += partial * f32;
+  return bytes;
+}
+
+TEST(Bytes, OfTensorRanksFollowFromTheLayout) {
+  const auto world = session->world();
+  if (world->size() < 2) GTEST_SKIP() << "needs two ranks";
+  const auto pair = group_of(*world, 2);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const SequenceParallel rows : {SequenceParallel::no, SequenceParallel::yes}) {
+      LayoutTask task = task_of("bytes", dense_model(), {.dtype = dtype});
+      task.steps.resize(1);
+      const Case layout{2, {.tensor = 2}, rows};
+      const ParallelContext context(*pair, layout.layout, layout.sequence_parallel);
+      Replica replica(task.model, task.options, context);
+      const auto moved = [&](CommOp op) { return context[MeshGroup::tensor].statistics(op).bytes; };
+      std::map<CommOp, std::int64_t> bytes;
+      for (const CommOp op : {CommOp::all_reduce, CommOp::reduce_scatter, CommOp::all_gather,
+                              CommOp::broadcast, CommOp::all_to_all})
+        bytes[op] = -moved(op);
+      replica.step(task.steps[0], {.targets = 100, .real_rows = 100, .sequences = 10}, {}, 1e-3, 1);
+      for (auto& [op, count] : bytes) count += moved(op);
+      std::erase_if(bytes, [](const auto& entry) { return entry.second == 0; });
+      EXPECT_EQ(bytes, expected_bytes(task, layout)) << layout.to_string();
+    }
+  }
+}
+
 }  // namespace
 }  // namespace orchard::testing
 
