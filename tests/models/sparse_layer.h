@@ -14,6 +14,7 @@
 #include "models/moe.h"
 #include "parallel/parameter_collectives.h"
 #include "parallel/random.h"
+#include "parallel/sharded_step.h"
 
 namespace orchard::testing {
 
@@ -148,8 +149,10 @@ class SparseLayer {
   std::map<std::string, std::vector<float>> gradients() {
     std::map<std::string, std::vector<float>> all;
     if (parallel_) {
-      sum_over_replicas(*stream_, *parallel_, store_);
-      sum_over_data(*stream_, *parallel_, store_);
+      const FlatShards shards(device_, *stream_, *parallel_, store_);
+      GradientReducer reducer(shards);
+      reducer.finish(*stream_);
+      shards.gather_gradients(*stream_);
     }
     for (const Parameter* p : store_.catalogue())
       all[p->spec.name] = parallel_ ? gather_whole(*stream_, *parallel_, p->spec, p->gradient)

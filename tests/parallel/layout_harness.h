@@ -79,8 +79,7 @@ inline LayoutOutcome run_layout(const LayoutTask& task, const LayoutRun& run) {
     outcome.routing.push_back(std::move(routing));
     if (step > 0) continue;
     for (const Parameter* p : replica.store().catalogue())
-      outcome.gradients[p->spec.name] =
-          gather_whole(replica.stream(), comparing ? *comparing : ranks, p->spec, p->gradient);
+      outcome.gradients[p->spec.name] = replica.gradient(*p, comparing ? *comparing : ranks);
   }
   return outcome;
 }

@@ -49,6 +49,8 @@ struct ReplicaOptions {
   std::uint64_t seed = 3;
   DType dtype = DType::f32;
   OptimizerConfig optimizer;
+  FlatShardOptions shards;
+  Overlap overlap = Overlap::yes;
 };
 
 class Replica {
@@ -62,11 +64,14 @@ class Replica {
         store_(ranks.place()),
         model_(store_, config),
         uploader_(config, options.dtype) {
-    store_.allocate(*device_, *stream_, options.dtype);
+    store_.allocate(*device_, *stream_, options.dtype, ParameterUse::training_on_shards);
+    shards_ = std::make_unique<FlatShards>(*device_, *stream_, ranks, store_, options.shards);
     model_.prepare(*device_, *stream_);
     store_.initialise(*stream_, options.seed);
-    optimizer_ = std::make_unique<Optimizer>(*device_, *stream_, store_, options.optimizer);
-    runner_ = std::make_unique<StepRunner>(*device_, *stream_, ranks, store_, model_);
+    optimizer_ =
+        std::make_unique<Optimizer>(*device_, *stream_, store_, options.optimizer, shards_.get());
+    runner_ = std::make_unique<StepRunner>(*device_, *stream_, ranks, store_, model_, shards_.get(),
+                                           options.overlap);
   }
 
   // What the routers prefer with today's weights, of each sparse layer.
@@ -102,11 +107,22 @@ class Replica {
                         DeviceKind::cpu);
       }
     }
+    has_all_gradients_ = false;
     return runner_->train(micro_batches, totals, *optimizer_, learning_rate, step, replay);
+  }
+
+  // A parameter's whole gradient, as the last step left it, on every rank of the stage. `ranks`
+  // gather it from the slices.
+  std::vector<float> gradient(const Parameter& parameter, const ParallelContext& ranks) {
+    if (!has_all_gradients_) shards_->gather_gradients(*stream_);
+    has_all_gradients_ = true;
+    return gather_whole(*stream_, ranks, parameter.spec, parameter.gradient);
   }
 
   ParameterStore& store() { return store_; }
   Stream& stream() { return *stream_; }
+  const FlatShards& shards() const { return *shards_; }
+  Optimizer& optimizer() { return *optimizer_; }
 
  private:
   const ParallelContext& ranks_;
@@ -116,8 +132,10 @@ class Replica {
   ParameterStore store_;
   MultimodalModel model_;
   BatchUploader uploader_;
+  std::unique_ptr<FlatShards> shards_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<StepRunner> runner_;
+  bool has_all_gradients_ = false;  // of the last step
 };
 
 }  // namespace orchard::testing
