@@ -1,5 +1,6 @@
 #include "train/step.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <numeric>
@@ -36,14 +37,25 @@ double sum(const std::vector<float>& values) {
 }  // namespace
 
 StepRunner::StepRunner(Device& device, Stream& stream, const ParallelContext& ranks,
-                       ParameterStore& store, const MultimodalModel& model)
+                       ParameterStore& store, const MultimodalModel& model,
+                       const ExpertDispatchOptions& experts)
     : stream_(stream),
       ranks_(ranks),
       store_(store),
       model_(model),
+      dispatcher_(
+          ExpertDispatcher::of(device, stream, ranks, model.config().decoder.moe.experts, experts)),
       arena_(device),
       uploader_(model.config(), store.dtype()),
       squares_(device.allocate(store.segments().size() * sizeof(float))) {}
+
+bool StepRunner::evaluates_together() const {
+  if (!dispatcher_) return false;
+  const std::vector<int> group = ranks_.mesh().group(MeshGroup::expert_layer, ranks_.rank());
+  return std::ranges::any_of(group, [&](int rank) {
+    return ranks_.mesh().coordinates(rank).data != ranks_.coordinates().data;
+  });
+}
 
 LossScales StepRunner::scales(const StepTotals& totals) const {
   const auto share = [](double weight, std::int64_t count) {
@@ -123,7 +135,8 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
               .batch = batch,
               .scales = scales(totals),
               .replay = replay.empty() ? nullptr : &replay[m],
-              .parallel = &ranks_};
+              .parallel = &ranks_,
+              .dispatcher = dispatcher_.get()};
     MultimodalModel::Saved saved;
     {
       const Stopwatch watch(report.seconds.forward);
@@ -164,7 +177,11 @@ StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const St
 std::vector<float> StepRunner::evaluate(const MicroBatch& micro_batch) {
   arena_.reset();
   const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batch);
-  Pass pass{.stream = stream_, .arena = arena_, .batch = batch, .parallel = &ranks_};
+  Pass pass{.stream = stream_,
+            .arena = arena_,
+            .batch = batch,
+            .parallel = &ranks_,
+            .dispatcher = dispatcher_.get()};
   MultimodalModel::Saved saved;
   model_.forward(pass, saved, Purpose::evaluate);
   std::vector<float> losses;

@@ -2,6 +2,7 @@
 // one update.
 #pragma once
 
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -45,9 +46,9 @@ struct StepReport {
 // that a step needs is allocated on its first calls and reused.
 class StepRunner {
  public:
-  // All arguments must outlive the runner.
+  // All arguments must outlive the runner. All ranks of a pipeline stage make theirs together.
   StepRunner(Device& device, Stream& stream, const ParallelContext& ranks, ParameterStore& store,
-             const MultimodalModel& model);
+             const MultimodalModel& model, const ExpertDispatchOptions& experts = {});
 
   // `micro_batches` are those of this rank's place in the data group. Their gradients, reduced over
   // ranks, are left in the store.
@@ -66,6 +67,12 @@ class StepRunner {
   // alone.
   std::vector<float> evaluate(const MicroBatch& batch);
 
+  // Whether ranks of different places in the data group hold experts for each other: then they
+  // evaluate as many micro-batches as each other.
+  bool evaluates_together() const;
+
+  // Brings tokens to their experts; null in a model without.
+  ExpertDispatcher* dispatcher() const { return dispatcher_.get(); }
   const Arena& arena() const { return arena_; }
 
  private:
@@ -78,6 +85,7 @@ class StepRunner {
   const ParallelContext& ranks_;
   ParameterStore& store_;
   const MultimodalModel& model_;
+  std::unique_ptr<ExpertDispatcher> dispatcher_;
   Arena arena_;
   BatchUploader uploader_;
 

@@ -82,7 +82,7 @@ class StageTrainer {
     store_.allocate(device, *stream_, run.dtype);
     model_.prepare(device, *stream_);
     optimizer_.emplace(device, *stream_, store_, stage.optimizer);
-    runner_.emplace(device, *stream_, ranks, store_, model_);
+    runner_.emplace(device, *stream_, ranks, store_, model_, run.experts);
     const double law =
         learning_rate_law(static_cast<double>(dense_backbone_parameters(model_config_.decoder)));
     schedule_ = {.peak = stage.peak_lr > 0 ? stage.peak_lr : law,

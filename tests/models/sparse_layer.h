@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <optional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -90,10 +90,7 @@ class SparseLayer {
     // Larger than in training, so that rounding is small beside what is compared.
     store_.initialise(*stream_, 5, 10);
     if (!parallel) return;
-    Communicator& group = (*parallel)[MeshGroup::expert_layer];
-    dispatcher_.emplace(device, *stream_,
-                        ExpertPlacement::of(parallel->mesh(), parallel->rank(), 8, group.nodes()),
-                        group, c.options);
+    dispatcher_ = ExpertDispatcher::of(device, *stream_, *parallel, 8, c.options);
   }
 
   ParameterStore& store() { return store_; }
@@ -126,7 +123,7 @@ class SparseLayer {
               .scales = {.target = 1, .balance = 0.05f, .z = 0.002f},
               .replay = chosen ? &replay : nullptr,
               .parallel = parallel_,
-              .dispatcher = dispatcher_ ? &*dispatcher_ : nullptr};
+              .dispatcher = dispatcher_.get()};
     const RowsHere here = rows_here(rows);
     const Tensor x = values(fmt::format("x {}", data_rank), here, config.hidden);
     const Tensor d_y = values(fmt::format("d_y {}", data_rank), here, config.hidden);
@@ -208,7 +205,7 @@ class SparseLayer {
   const ParallelContext* parallel_;
   ParameterStore store_;
   MixtureOfExperts layer_;
-  std::optional<ExpertDispatcher> dispatcher_;
+  std::unique_ptr<ExpertDispatcher> dispatcher_;
 };
 
 // All data ranks' micro-batches on one rank, one after the other.

@@ -49,6 +49,7 @@ struct ReplicaOptions {
   std::uint64_t seed = 3;
   DType dtype = DType::f32;
   OptimizerConfig optimizer;
+  ExpertDispatchOptions experts = {};
 };
 
 class Replica {
@@ -66,14 +67,19 @@ class Replica {
     model_.prepare(*device_, *stream_);
     store_.initialise(*stream_, options.seed);
     optimizer_ = std::make_unique<Optimizer>(*device_, *stream_, store_, options.optimizer);
-    runner_ = std::make_unique<StepRunner>(*device_, *stream_, ranks, store_, model_);
+    runner_ =
+        std::make_unique<StepRunner>(*device_, *stream_, ranks, store_, model_, options.experts);
   }
 
   // What the routers prefer with today's weights, of each sparse layer.
   std::vector<Routing> route(const MicroBatch& micro_batch) {
     arena_.reset();
     const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
-    Pass pass{.stream = *stream_, .arena = arena_, .batch = batch, .parallel = &ranks_};
+    Pass pass{.stream = *stream_,
+              .arena = arena_,
+              .batch = batch,
+              .parallel = &ranks_,
+              .dispatcher = runner_->dispatcher()};
     MultimodalModel::Saved saved;
     model_.forward(pass, saved, Purpose::evaluate);
     std::vector<Routing> routing;
