@@ -8,6 +8,7 @@
 #include <cmath>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -91,6 +92,10 @@ class SparseLayer {
     store_.initialise(*stream_, 5, 10);
     if (!parallel) return;
     dispatcher_ = ExpertDispatcher::of(device, *stream_, *parallel, 8, c.options);
+    Communicator& tensor = (*parallel)[MeshGroup::tensor];
+    std::vector<int> places(static_cast<std::size_t>(tensor.size()));
+    std::iota(places.begin(), places.end(), 0);
+    results_ = tensor.make_group("results", places);
   }
 
   ParameterStore& store() { return store_; }
@@ -186,10 +191,9 @@ class SparseLayer {
 
   std::vector<float> whole(Pass& pass, const RowsHere& here, ConstTensor mine, std::int64_t rows) {
     if (!here.shared) return copied<float>(mine);
-    Communicator& tensor = (*parallel_)[MeshGroup::tensor];
     const Tensor all =
-        pass.allocate(mine.dtype(), mine.shape().with(0, here.count * tensor.size()));
-    tensor.all_gather(pass.stream, all, mine).wait(pass.stream);
+        pass.allocate(mine.dtype(), mine.shape().with(0, here.count * results_->size()));
+    results_->all_gather(pass.stream, all, mine).wait(pass.stream);
     pass.stream.synchronize();
     return copied<float>(ConstTensor(all.slice(0, rows)));
   }
@@ -206,6 +210,7 @@ class SparseLayer {
   ParameterStore store_;
   MixtureOfExperts layer_;
   std::unique_ptr<ExpertDispatcher> dispatcher_;
+  std::unique_ptr<Communicator> results_;  // the tensor group, for what only the test gathers
 };
 
 // All data ranks' micro-batches on one rank, one after the other.
