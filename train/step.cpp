@@ -115,6 +115,9 @@ LossReport StepRunner::collect(const StepTotals& totals) {
     const double choices = std::accumulate(before, after, 0.0);
     std::vector<double>& load = report.expert_load.emplace_back(before, after);
     for (double& share : load) share /= std::max(choices, 1.0);
+    std::vector<double>& lost = report.expert_dropped.emplace_back(experts);
+    for (std::size_t e = 0; e < experts; ++e)
+      lost[e] = before[e] > 0 ? 1 - after[e] / before[e] : 0;
     report.dropped.push_back(1 -
                              std::accumulate(after, after + experts, 0.0) / std::max(choices, 1.0));
   }

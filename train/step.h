@@ -30,9 +30,10 @@ struct LossReport {
   double loss = 0;          // mean cross-entropy of the target tokens
   double balance_loss = 0;  // mean over sequences, summed over layers, without its weight
   double z_loss = 0;        // mean over real tokens, summed over layers, without its weight
-  // Share of the choices that each expert got, before capacity, by sparse layer; and the share
-  // dropped.
-  std::vector<std::vector<double>> expert_load;
+  // Share of the choices that each expert got, before capacity, by sparse layer; of those that it
+  // got, the share that its capacity dropped; and of all choices of the layer. train/expert_load.h
+  // has what follows from the shares.
+  std::vector<std::vector<double>> expert_load, expert_dropped;
   std::vector<double> dropped;
 };
 
