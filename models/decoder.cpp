@@ -103,10 +103,13 @@ std::vector<const Parameter*> Decoder::routers() const {
 
 std::vector<KeyValueCache> Decoder::make_caches(Arena& arena, DType dtype,
                                                 std::int64_t max_tokens) const {
-  std::vector<KeyValueCache> caches(blocks_.size());
-  for (KeyValueCache& cache : caches) {
-    cache.keys = arena.allocate(dtype, {max_tokens, config_.kv_heads, config_.head_dim});
-    cache.values = arena.allocate(dtype, {max_tokens, config_.kv_heads, config_.head_dim});
+  std::vector<KeyValueCache> caches;
+  for (const auto& block : blocks_) {
+    const std::int64_t heads =
+        std::visit([](const auto& b) { return b.attention().kv_heads(); }, block);
+    const Shape shape{max_tokens, heads, config_.head_dim};
+    caches.push_back(
+        {.keys = arena.allocate(dtype, shape), .values = arena.allocate(dtype, shape)});
   }
   return caches;
 }

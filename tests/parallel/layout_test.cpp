@@ -118,6 +118,17 @@ TEST(Layouts, DataParallel) {
   expect_same_everywhere(task_of("dense", dense_model()), {{1}, {2}, {4}, {8}});
 }
 
+TEST(Layouts, TensorParallel) {
+  std::vector<Case> cases;
+  for (const SequenceParallel rows : {SequenceParallel::no, SequenceParallel::yes}) {
+    for (const int tensor : {2, 4, 8}) {
+      for (int data = 1; data * tensor <= 8; data *= 2)
+        cases.push_back({data * tensor, {.tensor = tensor}, rows});
+    }
+  }
+  expect_same_everywhere(task_of("dense", dense_model()), cases);
+}
+
 }  // namespace
 }  // namespace orchard::testing
 
