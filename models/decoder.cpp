@@ -75,6 +75,7 @@ Tensor Decoder::backward(Pass& pass, ConstTensor d_y, Saved& saved) const {
           auto& s = std::get<typename Block::Saved>(saved.blocks[l]);
           block.backward_input(pass, g, s, d_x);
           block.backward_weight(pass, s);
+          pass.gradients_final_from(block.first_declared());
         },
         blocks_[l]);
     pass.arena.rewind(saved.marks[l]);

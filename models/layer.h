@@ -23,6 +23,7 @@
 #include "kernels/device/device.h"
 #include "models/batch.h"
 #include "parallel/expert_dispatcher.h"
+#include "parallel/gradient_listener.h"
 #include "parallel/parallel_context.h"
 #include "parallel/parameter.h"
 
@@ -40,12 +41,18 @@ struct Pass {
   const RoutingReplay* replay = nullptr;      // null: routers choose
   const ParallelContext* parallel = nullptr;  // null: this rank has all of the model
   ExpertDispatcher* dispatcher = nullptr;     // null: this rank has all experts
+  GradientListener* gradients = nullptr;      // null, too, where more micro-batches follow
 
   ConstTensor replay_of(const Parameter* router) const {
     if (!replay) return {};
     const auto it = replay->find(router);
     require(it != replay->end(), "the replayed routing has no choices for {}", router->spec.name);
     return it->second;
+  }
+
+  // See GradientListener::final_from.
+  void gradients_final_from(std::size_t declared) const {
+    if (gradients) gradients->final_from(declared);
   }
 
   Tensor allocate(DType dtype, Shape shape) const { return arena.allocate(dtype, shape); }

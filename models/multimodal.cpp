@@ -70,6 +70,8 @@ void MultimodalModel::backward(Pass& pass, Saved& saved) const {
                                      .shard = shard_of_vocabulary(*embedding_),
                                      .d_table = embedding_->gradient,
                                      .d_visual = saved.vision ? saved.d_visual : Tensor()});
+  // Head and lookup share the table, and the head's part came with forward.
+  pass.gradients_final_from(embedding_->declared);
   if (!saved.vision) return;
   connector_->backward(pass, saved.d_visual, *saved.connector, saved.d_features);
   vision_->backward(pass, saved.d_features, *saved.vision);

@@ -70,6 +70,7 @@ void VisionTransformer::backward(Pass& pass, ConstTensor d_y, Saved& saved) cons
   for (std::size_t l = active_blocks(); l-- > 0;) {
     blocks_[l].backward_input(pass, g, saved.blocks[l], d_x);
     blocks_[l].backward_weight(pass, saved.blocks[l]);
+    pass.gradients_final_from(blocks_[l].first_declared());
     pass.arena.rewind(saved.marks[l]);
     std::swap(g, d_x);
   }

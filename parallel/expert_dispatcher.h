@@ -29,6 +29,7 @@
 #include "kernels/device/arena.h"
 #include "kernels/device/device.h"
 #include "parallel/expert_placement.h"
+#include "parallel/overlap.h"
 #include "parallel/parallel_context.h"
 
 namespace orchard {
@@ -88,7 +89,6 @@ enum class ExpertDispatch : std::uint8_t {
   direct,
   by_node,
 };
-enum class Overlap : std::uint8_t { no, yes };
 
 struct ExpertDispatchOptions {
   ExpertDispatch dispatch = ExpertDispatch::automatic;

@@ -59,6 +59,7 @@ Parameter& ParameterStore::declare(ParameterSpec spec) {
   Parameter& parameter = (shard.slice.count > 0 ? parameters_ : elsewhere_).emplace_back();
   parameter.spec = std::move(spec);
   parameter.shard = shard;
+  parameter.declared = catalogue_.size();
   catalogue_.push_back(&parameter);
   return parameter;
 }
@@ -95,9 +96,10 @@ void ParameterStore::allocate(Device& device, Stream& stream, DType dtype, Param
     stream.fill_zero(buffer.tensor(type, {elements}));
     return buffer;
   };
-  const bool training = use == ParameterUse::training;
+  const bool training = use != ParameterUse::forward;
   const auto has_master = [&](const Parameter& p) {
-    return training || dtype == DType::f32 || p.spec.forward_reads == ForwardReads::master;
+    return use == ParameterUse::training || dtype == DType::f32 ||
+           p.spec.forward_reads == ForwardReads::master;
   };
   std::int64_t master_elements = 0;
   for (const Parameter& p : parameters_)
@@ -114,6 +116,10 @@ void ParameterStore::allocate(Device& device, Stream& stream, DType dtype, Param
     }
     if (training) p->gradient = view(gradients_, DType::f32, p->offset, shape);
     p->value = dtype == DType::bf16 ? view(values_, dtype, p->offset, shape) : p->master;
+    if (training) {
+      p->owned = {.begin = 0, .count = shape[0], .master = p->master, .gradient = p->gradient};
+      if (dtype == DType::bf16) p->owned.copy = p->value;
+    }
   }
 }
 
@@ -133,6 +139,11 @@ void ParameterStore::write(Stream& stream, const Parameter& parameter,
           "{} of shape {} was given {} elements", parameter.spec.name, shape, elements.size());
   if (parameter.master)
     stream.copy(parameter.master, ConstTensor(elements.data(), DType::f32, shape, DeviceKind::cpu));
+  if (const OwnedRows& own = parameter.owned; own.master && !parameter.master) {
+    const std::int64_t row = shape.numel() / shape[0];
+    stream.copy(own.master, ConstTensor(elements.data() + own.begin * row, DType::f32,
+                                        own.master.shape(), DeviceKind::cpu));
+  }
   std::vector<bf16> rounded;
   if (dtype_ == DType::bf16) {
     rounded.resize(elements.size());

@@ -34,8 +34,9 @@ enum class WeightDecay : std::uint8_t { no, yes };
 enum class ForwardReads : std::uint8_t { value, master };
 
 // What a store keeps memory for: what forward reads, or also the masters and gradients that
-// training needs.
-enum class ParameterUse : std::uint8_t { forward, training };
+// training needs. Masters that forward does not read may be kept by the rows that each rank updates
+// instead (parallel/flat_shards.h).
+enum class ParameterUse : std::uint8_t { forward, training, training_on_shards };
 
 struct ParameterSpec {
   std::string name;  // global, e.g. "decoder.layers.3.attention.wq"
@@ -47,16 +48,26 @@ struct ParameterSpec {
   ForwardReads forward_reads = ForwardReads::value;
 };
 
+// The rows of a slice, indices of its first dimension, that this rank updates: all of them, or its
+// share among the data ranks that hold the same.
+struct OwnedRows {
+  std::int64_t begin = 0, count = 0;
+  Tensor master, gradient;  // f32 [count, ...]
+  Tensor copy;              // bf16 [count, ...] of value in bf16 mode; absent in f32 mode
+};
+
 // This rank's slice of a parameter. The tensors have the slice's shape.
 struct Parameter {
   ParameterSpec spec;
   Shard shard;
   std::int64_t offset = 0;  // elements into each flat buffer, once allocated
   Tensor value;             // f32 or bf16: what forward and backward read
-  // f32: what the optimizer updates. The same memory as value in f32 mode; absent in bf16 mode
-  // without training unless forward reads it.
+  // f32: what the optimizer updates. The same memory as value in f32 mode; in bf16 mode absent,
+  // unless forward reads it, without training and where masters are kept by owned rows.
   Tensor master;
-  Tensor gradient;  // f32: sum over the micro-batches of a step; absent without training
+  Tensor gradient;           // f32: sum over the micro-batches of a step; absent without training
+  OwnedRows owned;           // in training
+  std::size_t declared = 0;  // how many were declared before it
 
   bool is_here() const { return shard.slice.count > 0; }
   Shape shape() const { return shape_of(shard.slice, spec.shape); }
@@ -114,6 +125,9 @@ class ParameterStore {
   // Of all parameters that are here: in training, or in f32 mode.
   Tensor flat_masters() const { return masters_.tensor(DType::f32, {elements_}); }
   Tensor flat_gradients() const;
+  Tensor flat_values() const {
+    return dtype_ == DType::f32 ? flat_masters() : values_.tensor(dtype_, {elements_});
+  }
   // Of the flat buffers, once allocated.
   const std::vector<ParameterSegment>& segments() const { return segments_; }
 

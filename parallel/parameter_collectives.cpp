@@ -61,40 +61,19 @@ std::vector<float> gather_expert(Stream& stream, const ParallelContext& ranks,
 
 }  // namespace
 
-void sum_over_replicas(Stream& stream, const ParallelContext& ranks, ParameterStore& store) {
-  for (const ParameterSegment& s : store.segments()) {
-    if (!s.reduction.partial) continue;
-    ranks.replicas(s.reduction.replicas)
-        .all_reduce_sum(stream, store.flat_gradients().slice(s.begin, s.count))
-        .wait(stream);
-  }
-}
-
-void sum_over_data(Stream& stream, const ParallelContext& ranks, ParameterStore& store) {
-  for (const ParameterSegment& s : store.segments()) {
-    const bool experts = s.reduction.parameter_class == ParameterClass::expert;
-    ranks[experts ? MeshGroup::expert_data : MeshGroup::data]
-        .all_reduce_sum(stream, store.flat_gradients().slice(s.begin, s.count))
-        .wait(stream);
-  }
-}
-
-double gradient_norm(Stream& stream, const ParallelContext& ranks, const ParameterStore& store,
-                     Tensor squares) {
-  stream.fill_zero(squares);
-  for (std::int64_t i = 0; i < squares.numel(); ++i) {
-    const ParameterSegment& s = store.segments()[static_cast<std::size_t>(i)];
-    const bool experts = s.reduction.parameter_class == ParameterClass::expert;
-    const int copy = experts ? ranks.coordinates().expert_data : ranks.coordinates().data;
-    if (copy > 0 || s.replica > 0) continue;
-    run(stream, SumOfSquares{.x = store.flat_gradients().slice(s.begin, s.count),
+double gradient_norm(Stream& stream, Communicator& world, ConstTensor flat_gradients,
+                     std::span<const FlatRange> counted, Tensor squares) {
+  const auto n = static_cast<std::int64_t>(counted.size());
+  for (std::int64_t i = 0; i < n; ++i) {
+    const FlatRange& range = counted[static_cast<std::size_t>(i)];
+    run(stream, SumOfSquares{.x = flat_gradients.slice(range.begin, range.count),
                              .result = squares.slice(i, 1)});
   }
-  std::vector<float> host(static_cast<std::size_t>(squares.numel()));
-  stream.copy(Tensor(host.data(), DType::f32, squares.shape(), DeviceKind::cpu), squares);
+  std::vector<float> host(counted.size());
+  stream.copy(Tensor(host.data(), DType::f32, {n}, DeviceKind::cpu), squares.slice(0, n));
   stream.synchronize();
   double total = std::accumulate(host.begin(), host.end(), 0.0);
-  ranks[MeshGroup::world].sum_on_host({&total, 1});
+  world.sum_on_host({&total, 1});
   return std::sqrt(total);
 }
 

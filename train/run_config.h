@@ -48,6 +48,7 @@ struct RunConfig {
   std::int64_t validation_samples = 0;  // held-out samples of each category; 0: all
   std::int64_t checkpoint_every = 0;    // steps; 0: only at the end of a stage
   std::int64_t keep_checkpoints = 2;    // the newest of a stage, the final one apart
+  std::int64_t hang_timeout = 600;  // seconds that a rank or an operation may give no sign of life
   std::filesystem::path training_set;
   std::filesystem::path run_folder;
 };

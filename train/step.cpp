@@ -38,16 +38,23 @@ double sum(const std::vector<float>& values) {
 
 StepRunner::StepRunner(Device& device, Stream& stream, const ParallelContext& ranks,
                        ParameterStore& store, const MultimodalModel& model,
+                       const FlatShards* shards, Overlap overlap,
                        const ExpertDispatchOptions& experts)
     : stream_(stream),
       ranks_(ranks),
       store_(store),
       model_(model),
+      overlap_(overlap),
       dispatcher_(
           ExpertDispatcher::of(device, stream, ranks, model.config().decoder.moe.experts, experts)),
       arena_(device),
-      uploader_(model.config(), store.dtype()),
-      squares_(device.allocate(store.segments().size() * sizeof(float))) {}
+      uploader_(model.config(), store.dtype()) {
+  if (!shards) return;
+  reducer_.emplace(*shards);
+  gatherer_.emplace(*shards, overlap);
+  counted_ = shards->counted_once();
+  squares_ = device.allocate(counted_.size() * sizeof(float));
+}
 
 bool StepRunner::evaluates_together() const {
   if (!dispatcher_) return false;
@@ -128,8 +135,10 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
                                   const StepTotals& totals, std::span<const RoutingReplay> replay) {
   require(replay.empty() || replay.size() == micro_batches.size(),
           "{} micro-batches cannot follow the routing of {}", micro_batches.size(), replay.size());
+  require(reducer_.has_value(), "this runner was made without shards, to evaluate alone");
   StepReport report;
   store_.zero_gradients(stream_);
+  reducer_->begin(stream_);
   for (std::size_t m = 0; m < micro_batches.size(); ++m) {
     arena_.reset();
     const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batches[m]);
@@ -147,13 +156,13 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
       read_back(pass, saved);
     }
     const Stopwatch watch(report.seconds.backward);
+    if (m + 1 == micro_batches.size() && overlap_ == Overlap::yes) pass.gradients = &*reducer_;
     model_.backward(pass, saved);
     stream_.synchronize();
   }
   {
     const Stopwatch watch(report.seconds.reduce);
-    sum_over_replicas(stream_, ranks_, store_);
-    sum_over_data(stream_, ranks_, store_);
+    reducer_->finish(stream_);
   }
   report.losses = collect(totals);
   // The sum over ranks is the same everywhere, so all ranks take this decision alike.
@@ -167,12 +176,14 @@ StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const St
                              std::span<const RoutingReplay> replay) {
   StepReport report = accumulate(micro_batches, totals, replay);
   const Stopwatch watch(report.seconds.optimizer);
-  report.gradient_norm = gradient_norm(
-      stream_, ranks_, store_, squares_.tensor(DType::f32, {std::ssize(store_.segments())}));
+  report.gradient_norm =
+      gradient_norm(stream_, ranks_[MeshGroup::world], store_.flat_gradients(), counted_,
+                    squares_.tensor(DType::f32, {std::ssize(counted_)}));
   require(std::isfinite(report.gradient_norm),
           "the gradient norm of step {} is {}: lower the learning rate, or look for bad data", step,
           report.gradient_norm);
-  optimizer.update(stream_, learning_rate, report.gradient_norm, step);
+  optimizer.update(stream_, learning_rate, report.gradient_norm, step, &*gatherer_);
+  gatherer_->finish(stream_);
   stream_.synchronize();
   return report;
 }

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "models/multimodal.h"
+#include "parallel/sharded_step.h"
 #include "train/optimizer.h"
 #include "train/upload.h"
 
@@ -48,11 +50,13 @@ struct StepReport {
 class StepRunner {
  public:
   // All arguments must outlive the runner. All ranks of a pipeline stage make theirs together.
+  // Without shards it only evaluates.
   StepRunner(Device& device, Stream& stream, const ParallelContext& ranks, ParameterStore& store,
-             const MultimodalModel& model, const ExpertDispatchOptions& experts = {});
+             const MultimodalModel& model, const FlatShards* shards = nullptr,
+             Overlap overlap = Overlap::yes, const ExpertDispatchOptions& experts = {});
 
   // `micro_batches` are those of this rank's place in the data group. Their gradients, reduced over
-  // ranks, are left in the store.
+  // ranks, are left in the rows that this rank owns.
   // Throws Error when the loss is not finite, on every rank. `replay` is the routing of each
   // micro-batch, for comparisons in which no expert may change places with another; without it
   // routers choose.
@@ -86,6 +90,10 @@ class StepRunner {
   const ParallelContext& ranks_;
   ParameterStore& store_;
   const MultimodalModel& model_;
+  Overlap overlap_;
+  std::optional<GradientReducer> reducer_;
+  std::optional<ValueGatherer> gatherer_;
+  std::vector<FlatRange> counted_;  // of the gradient norm
   std::unique_ptr<ExpertDispatcher> dispatcher_;
   Arena arena_;
   BatchUploader uploader_;

@@ -79,10 +79,11 @@ class StageTrainer {
         stream_(device.make_stream()),
         store_(ranks.place()),
         model_(store_, model_config_) {
-    store_.allocate(device, *stream_, run.dtype);
+    store_.allocate(device, *stream_, run.dtype, ParameterUse::training_on_shards);
+    shards_.emplace(device, *stream_, ranks, store_);
     model_.prepare(device, *stream_);
-    optimizer_.emplace(device, *stream_, store_, stage.optimizer);
-    runner_.emplace(device, *stream_, ranks, store_, model_, run.experts);
+    optimizer_.emplace(device, *stream_, store_, stage.optimizer, &*shards_);
+    runner_.emplace(device, *stream_, ranks, store_, model_, &*shards_, Overlap::yes, run.experts);
     const double law =
         learning_rate_law(static_cast<double>(dense_backbone_parameters(model_config_.decoder)));
     schedule_ = {.peak = stage.peak_lr > 0 ? stage.peak_lr : law,
@@ -191,20 +192,20 @@ class StageTrainer {
     // Written by one rank; the others wait, so that no rank runs ahead of a failed write.
     const std::filesystem::path path =
         at_end ? checkpoints_.final_of(stage_.number) : checkpoints_.at_step(stage_.number, done_);
-    if (ranks_.rank() == 0) {
-      std::filesystem::create_directories(checkpoints_.folder());
-      save_checkpoint(path,
-                      {.stage = stage_.number,
-                       .step = done_,
-                       .sequences = done_ * stage_.global_batch,
-                       .seed = run_.seed,
-                       .stage_finished = at_end,
-                       .tokenizer_hash = set_.tokenizer().hash(),
-                       .model = model_json(model_config_)},
-                      *stream_, store_, *optimizer_);
-      checkpoints_.prune(stage_.number, at_end ? 0 : run_.keep_checkpoints);
-    }
-    ranks_[MeshGroup::world].barrier();
+    Communicator& world = ranks_[MeshGroup::world];
+    const bool writes = world.rank() == 0;
+    if (writes) std::filesystem::create_directories(checkpoints_.folder());
+    save_checkpoint(path,
+                    {.stage = stage_.number,
+                     .step = done_,
+                     .sequences = done_ * stage_.global_batch,
+                     .seed = run_.seed,
+                     .stage_finished = at_end,
+                     .tokenizer_hash = set_.tokenizer().hash(),
+                     .model = model_json(model_config_)},
+                    *stream_, world, store_, *optimizer_);
+    if (writes) checkpoints_.prune(stage_.number, at_end ? 0 : run_.keep_checkpoints);
+    world.barrier();
     observer_.message(
         fmt::format("stage {} step {}: wrote {}", stage_.number, done_, path.string()));
   }
@@ -220,6 +221,7 @@ class StageTrainer {
   std::unique_ptr<Stream> stream_;
   ParameterStore store_;
   MultimodalModel model_;
+  std::optional<FlatShards> shards_;
   std::optional<Optimizer> optimizer_;
   std::optional<StepRunner> runner_;
   Schedule schedule_;

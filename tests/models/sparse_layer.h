@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -87,7 +88,9 @@ class SparseLayer {
         parallel_(parallel),
         store_(parallel ? parallel->place() : ShardingPlace{}),
         layer_(store_, "moe", sparse_config(c)) {
-    store_.allocate(device, *stream_, c.dtype);
+    store_.allocate(device, *stream_, c.dtype,
+                    parallel ? ParameterUse::training_on_shards : ParameterUse::training);
+    if (parallel) shards_.emplace(device, *stream_, *parallel, store_);
     // Larger than in training, so that rounding is small beside what is compared.
     store_.initialise(*stream_, 5, 10);
     if (!parallel) return;
@@ -149,9 +152,10 @@ class SparseLayer {
   // After the last step.
   std::map<std::string, std::vector<float>> gradients() {
     std::map<std::string, std::vector<float>> all;
-    if (parallel_) {
-      sum_over_replicas(*stream_, *parallel_, store_);
-      sum_over_data(*stream_, *parallel_, store_);
+    if (shards_) {
+      for (const FlatBucket& bucket : shards_->buckets())
+        shards_->reduce(*stream_, bucket).wait(*stream_);
+      shards_->gather_gradients(*stream_);
     }
     for (const Parameter* p : store_.catalogue())
       all[p->spec.name] = parallel_ ? gather_whole(*stream_, *parallel_, p->spec, p->gradient)
@@ -209,6 +213,7 @@ class SparseLayer {
   const ParallelContext* parallel_;
   ParameterStore store_;
   MixtureOfExperts layer_;
+  std::optional<FlatShards> shards_;
   std::unique_ptr<ExpertDispatcher> dispatcher_;
   std::unique_ptr<Communicator> results_;  // the tensor group, for what only the test gathers
 };

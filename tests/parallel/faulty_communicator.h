@@ -32,12 +32,14 @@ struct Fault {
 class FaultyCommunicator final : public Communicator {
  public:
   FaultyCommunicator(Communicator& inner, Fault& fault)
-      : FaultyCommunicator({.name = inner.name(),
-                            .rank = inner.rank(),
-                            .members = {inner.members().begin(), inner.members().end()},
-                            .nodes = {inner.nodes().begin(), inner.nodes().end()},
-                            .log = std::make_shared<OperationLog>()},
-                           inner, fault) {}
+      : FaultyCommunicator(
+            {.name = inner.name(),
+             .rank = inner.rank(),
+             .members = {inner.members().begin(), inner.members().end()},
+             .nodes = {inner.nodes().begin(), inner.nodes().end()},
+             .log = std::make_shared<OperationLog>(
+                 inner.members()[static_cast<std::size_t>(inner.rank())], inner.size())},
+            inner, fault) {}
 
  private:
   FaultyCommunicator(Identity identity, Communicator& inner, Fault& fault)

@@ -42,8 +42,8 @@ class InferenceTest : public ::testing::TestWithParam<DType> {
     store_.initialise(*stream_, 3, 5);
     model_.prepare(*device_, *stream_);
     const Optimizer optimizer(*device_, *stream_, store_, {});
-    save_checkpoint(scratch_ / "c.h5", {.model = model_json(model_.config())}, *stream_, store_,
-                    optimizer);
+    save_checkpoint(scratch_ / "c.h5", {.model = model_json(model_.config())}, *stream_, *world_,
+                    store_, optimizer);
   }
 
   InferenceModel load() { return {scratch_ / "c.h5", *device_, GetParam(), 0, 16}; }

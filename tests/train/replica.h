@@ -50,6 +50,8 @@ struct ReplicaOptions {
   DType dtype = DType::f32;
   OptimizerConfig optimizer;
   ExpertDispatchOptions experts = {};
+  FlatShardOptions shards;
+  Overlap overlap = Overlap::yes;
 };
 
 class Replica {
@@ -63,12 +65,14 @@ class Replica {
         store_(ranks.place()),
         model_(store_, config),
         uploader_(config, options.dtype) {
-    store_.allocate(*device_, *stream_, options.dtype);
+    store_.allocate(*device_, *stream_, options.dtype, ParameterUse::training_on_shards);
+    shards_ = std::make_unique<FlatShards>(*device_, *stream_, ranks, store_, options.shards);
     model_.prepare(*device_, *stream_);
     store_.initialise(*stream_, options.seed);
-    optimizer_ = std::make_unique<Optimizer>(*device_, *stream_, store_, options.optimizer);
-    runner_ =
-        std::make_unique<StepRunner>(*device_, *stream_, ranks, store_, model_, options.experts);
+    optimizer_ =
+        std::make_unique<Optimizer>(*device_, *stream_, store_, options.optimizer, shards_.get());
+    runner_ = std::make_unique<StepRunner>(*device_, *stream_, ranks, store_, model_, shards_.get(),
+                                           options.overlap, options.experts);
   }
 
   // What the routers prefer with today's weights, of each sparse layer.
@@ -107,16 +111,21 @@ class Replica {
                         DeviceKind::cpu);
       }
     }
+    has_all_gradients_ = false;
     return runner_->train(micro_batches, totals, *optimizer_, learning_rate, step, replay);
   }
 
   // A parameter's whole gradient, as the last step left it, on every rank of the stage.
   std::vector<float> gradient(const Parameter& parameter) {
+    if (!has_all_gradients_) shards_->gather_gradients(*stream_);
+    has_all_gradients_ = true;
     return gather_whole(*stream_, ranks_, parameter.spec, parameter.gradient);
   }
 
   ParameterStore& store() { return store_; }
   Stream& stream() { return *stream_; }
+  const FlatShards& shards() const { return *shards_; }
+  Optimizer& optimizer() { return *optimizer_; }
 
  private:
   const ParallelContext& ranks_;
@@ -126,8 +135,10 @@ class Replica {
   ParameterStore store_;
   MultimodalModel model_;
   BatchUploader uploader_;
+  std::unique_ptr<FlatShards> shards_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<StepRunner> runner_;
+  bool has_all_gradients_ = false;  // of the last step
 };
 
 }  // namespace orchard::testing
