@@ -6,12 +6,9 @@
 
 #include "parallel/flat_shards.h"
 #include "parallel/gradient_listener.h"
+#include "parallel/overlap.h"
 
 namespace orchard {
-
-// Whether buckets are sent as soon as they are full, or when everything has been computed. The
-// results have the same bits.
-enum class Overlap : std::uint8_t { no, yes };
 
 // Reduces each bucket once a step. Buckets are always sent in the same order, so that ranks agree
 // on it even where one of them finishes a gradient that another never touched (a micro-batch

@@ -49,6 +49,7 @@ struct ReplicaOptions {
   std::uint64_t seed = 3;
   DType dtype = DType::f32;
   OptimizerConfig optimizer;
+  ExpertDispatchOptions experts = {};
   FlatShardOptions shards;
   Overlap overlap = Overlap::yes;
 };
@@ -71,7 +72,7 @@ class Replica {
     optimizer_ =
         std::make_unique<Optimizer>(*device_, *stream_, store_, options.optimizer, shards_.get());
     runner_ = std::make_unique<StepRunner>(*device_, *stream_, ranks, store_, model_, shards_.get(),
-                                           options.overlap);
+                                           options.overlap, options.experts);
   }
 
   // What the routers prefer with today's weights, of each sparse layer.
@@ -79,7 +80,11 @@ class Replica {
     if (model_.decoder().routers().empty()) return {};
     arena_.reset();
     const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
-    Pass pass{.stream = *stream_, .arena = arena_, .batch = batch, .parallel = &ranks_};
+    Pass pass{.stream = *stream_,
+              .arena = arena_,
+              .batch = batch,
+              .parallel = &ranks_,
+              .dispatcher = runner_->dispatcher()};
     MultimodalModel::Saved saved;
     model_.forward(pass, saved, Purpose::evaluate);
     std::vector<Routing> routing;
