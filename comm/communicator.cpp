@@ -54,7 +54,7 @@ OperationLog::Ticket Communicator::begin(const OperationLog::Request& request) {
 }
 
 std::string Communicator::last_operation() const {
-  return fmt::format("{} {} of group {}", orchard::name_of(last_.op), last_.sequence, name_);
+  return log_->describe(last_);
 }
 
 std::unique_ptr<Communicator> Communicator::make_group(std::string_view name,
