@@ -31,7 +31,7 @@ class LanguageModelHead {
   void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_h) const;
   void backward_weight(Pass&, Saved&) const {}
 
-  // Logits of every row of h over the whole vocabulary, f32 [rows, vocab]: for generation.
+  // Logits of every row of h, f32 [rows, vocab]: for generation, on one rank.
   Tensor logits(Pass& pass, ConstTensor h) const;
 
  private:
