@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 
+#include "comm/watchdog.h"
 #include "data/atomic_file.h"
 #include "data/training_set.h"
 #include "launch/command.h"
@@ -161,6 +162,16 @@ void make_run_folder(const fs::path& folder) {
   require(!error, "cannot make the run folder {}: {}", folder.string(), error.message());
 }
 
+// Alone, a rank has nobody to wait for.
+std::unique_ptr<Watchdog> watch(Communicator& ranks, const RunConfig& run) {
+  if (ranks.size() == 1) return nullptr;
+  return std::make_unique<Watchdog>(
+      ranks, WatchdogOptions{.folder = run.run_folder / "rings",
+                             .rank_name = fmt::format("rank {}", ranks.rank()),
+                             .timeout = std::chrono::seconds(run.hang_timeout),
+                             .exit_code = exit_failure});
+}
+
 void add_observers(Observers& observers, const RunConfig& run, const TrainOptions& options,
                    Terminal& terminal) {
   const bool resumes = options.resume == Resume::from_latest;
@@ -200,6 +211,7 @@ int command_train(Arguments arguments) {
       }
       write_file(resolved, request->run->to_ini(ResolvedRun::Show::origins));
     });
+    const std::unique_ptr<Watchdog> watchdog = watch(job.ranks(), run);
     Terminal terminal(std::cout, Terminal::kind_of_stdout(), Terminal::columns_of_stdout());
     Observers observers;
     job.together([&] {

@@ -68,6 +68,11 @@ void add_run(std::vector<RunOption>& options) {
   options.push_back(integer_option(
       {"run.keep_checkpoints", "newest checkpoints kept of a stage on its way"}, from_1,
       [](auto& r) -> auto& { return r.keep_checkpoints; }));
+  options.push_back(integer_option(
+      {"run.hang_timeout",
+       "seconds: a rank that gives no sign of life, or keeps others waiting, for so long ends the "
+       "job"},
+      from_1, [](auto& r) -> auto& { return r.hang_timeout; }));
 }
 
 void add_vision(std::vector<RunOption>& options) {

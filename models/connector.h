@@ -1,6 +1,6 @@
 // The C-Abstractor (Cha et al. 2023, Honeybee): positions, bottlenecks, adaptive pooling,
 // bottlenecks, and a two-layer SiLU readout into the decoder's width. mm15.md §1.3 lists every
-// step.
+// step. Every tensor rank computes all of it: it is a small part of the model.
 #pragma once
 
 #include <deque>

@@ -75,6 +75,7 @@ Tensor Decoder::backward(Pass& pass, ConstTensor d_y, Saved& saved) const {
           auto& s = std::get<typename Block::Saved>(saved.blocks[l]);
           block.backward_input(pass, g, s, d_x);
           block.backward_weight(pass, s);
+          pass.gradients_final_from(block.first_declared());
         },
         blocks_[l]);
     pass.arena.rewind(saved.marks[l]);
@@ -103,10 +104,13 @@ std::vector<const Parameter*> Decoder::routers() const {
 
 std::vector<KeyValueCache> Decoder::make_caches(Arena& arena, DType dtype,
                                                 std::int64_t max_tokens) const {
-  std::vector<KeyValueCache> caches(blocks_.size());
-  for (KeyValueCache& cache : caches) {
-    cache.keys = arena.allocate(dtype, {max_tokens, config_.kv_heads, config_.head_dim});
-    cache.values = arena.allocate(dtype, {max_tokens, config_.kv_heads, config_.head_dim});
+  std::vector<KeyValueCache> caches;
+  for (const auto& block : blocks_) {
+    const std::int64_t heads =
+        std::visit([](const auto& b) { return b.attention().kv_heads(); }, block);
+    const Shape shape{max_tokens, heads, config_.head_dim};
+    caches.push_back(
+        {.keys = arena.allocate(dtype, shape), .values = arena.allocate(dtype, shape)});
   }
   return caches;
 }

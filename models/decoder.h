@@ -31,7 +31,8 @@ class Decoder {
     Tensor d_stream[2];  // gradient of the residual stream, alternating between blocks
   };
 
-  // x: [rows, hidden] embedded tokens. Returns the normalised output [rows, hidden].
+  // x: [local rows, hidden] embedded tokens (see tensor_parallel.h). Returns the normalised output,
+  // likewise.
   Tensor forward(Pass& pass, ConstTensor x, Saved& saved) const;
   // Both halves of each block in turn, last block first, giving memory back block by block. Returns
   // d_x.

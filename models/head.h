@@ -1,9 +1,14 @@
 // The language-model head and its loss: logits = h · table^T for target rows only, chunk by chunk.
+// Each tensor rank has the logits of its share of the vocabulary.
 #pragma once
 
+#include "kernels/loss/loss.h"
 #include "models/layer.h"
 
 namespace orchard {
+
+// The ids that this rank's slice of the token embedding, [vocab, hidden], has rows for.
+VocabularyShard shard_of_vocabulary(const Parameter& table);
 
 // What a pass is run for: training needs gradients, evaluation only losses.
 enum class Purpose : std::uint8_t { train, evaluate };
@@ -17,17 +22,23 @@ class LanguageModelHead {
   explicit LanguageModelHead(const Parameter& table) : table_(&table) {}
 
   struct Saved {
-    ConstTensor losses;    // f32 [padded targets], in the order of batch.target_rows; 0 for padding
-    ConstTensor d_target;  // [padded targets, hidden] gradient of the target rows, scaled
+    ConstTensor losses;  // f32 [padded targets], in the order of batch.target_rows; 0 for padding
+    // [padded targets, hidden] gradient of the target rows, scaled; of several tensor ranks f32,
+    // this rank's part of the sum.
+    ConstTensor d_target;
   };
 
+  // h: [local rows, hidden] (see tensor_parallel.h).
   void forward(Pass& pass, ConstTensor h, Saved& saved, Purpose purpose) const;
   void backward_input(Pass& pass, Saved& saved, Tensor d_h) const;
 
-  // Logits of every row of h, f32 [rows, vocab]: for generation.
+  // Logits of every row of h over the whole vocabulary, f32 [rows, vocab]: for generation.
   Tensor logits(Pass& pass, ConstTensor h) const;
 
  private:
+  // `loss` over the shards of the tensor ranks. Overwrites `exponentials`, f32, the logits' memory.
+  void run_sharded(Pass& pass, const CrossEntropy& loss, Tensor exponentials) const;
+
   const Parameter* table_;
 };
 

@@ -22,6 +22,9 @@
 #include "kernels/device/arena.h"
 #include "kernels/device/device.h"
 #include "models/batch.h"
+#include "parallel/expert_dispatcher.h"
+#include "parallel/gradient_listener.h"
+#include "parallel/parallel_context.h"
 #include "parallel/parameter.h"
 
 namespace orchard {
@@ -35,13 +38,21 @@ struct Pass {
   Arena& arena;
   const DeviceBatch& batch;
   LossScales scales = {};
-  const RoutingReplay* replay = nullptr;  // null: routers choose
+  const RoutingReplay* replay = nullptr;      // null: routers choose
+  const ParallelContext* parallel = nullptr;  // null: this rank has all of the model
+  GradientListener* gradients = nullptr;      // null, too, where more micro-batches follow
+  ExpertDispatcher* dispatcher = nullptr;     // null: this rank has all experts
 
   ConstTensor replay_of(const Parameter* router) const {
     if (!replay) return {};
     const auto it = replay->find(router);
     require(it != replay->end(), "the replayed routing has no choices for {}", router->spec.name);
     return it->second;
+  }
+
+  // See GradientListener::final_from.
+  void gradients_final_from(std::size_t declared) const {
+    if (gradients) gradients->final_from(declared);
   }
 
   Tensor allocate(DType dtype, Shape shape) const { return arena.allocate(dtype, shape); }

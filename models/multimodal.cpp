@@ -1,6 +1,7 @@
 #include "models/multimodal.h"
 
 #include "kernels/embedding/embedding.h"
+#include "models/tensor_parallel.h"
 
 namespace orchard {
 
@@ -40,10 +41,16 @@ Tensor MultimodalModel::embed(Pass& pass, Saved& saved) const {
     saved.vision.reset();
     saved.connector.reset();
   }
-  const Tensor x = pass.allocate(dtype, {batch.rows, config_.decoder.hidden});
-  run(pass.stream,
-      EmbeddingForward{
-          .table = embedding_->value, .visual = visual, .sources = batch.sources, .y = x});
+  const Tensor x = pass.allocate(dtype, {local_rows(pass, batch.rows), config_.decoder.hidden});
+  // Every row is one rank's: the sum is exact in any type.
+  RowSum sum(pass, batch.rows, x, dtype);
+  const bool is_first = tensor_place(pass).index == 0;
+  run(pass.stream, EmbeddingForward{.table = embedding_->value,
+                                    .visual = is_first ? visual : ConstTensor(),
+                                    .sources = batch.sources,
+                                    .shard = shard_of_vocabulary(*embedding_),
+                                    .y = sum.part()});
+  sum.finish();
   return x;
 }
 
@@ -54,13 +61,17 @@ void MultimodalModel::forward(Pass& pass, Saved& saved, Purpose purpose) const {
 
 void MultimodalModel::backward(Pass& pass, Saved& saved) const {
   const DType dtype = embedding_->value.dtype();
-  const Tensor d_h = pass.allocate(dtype, {pass.batch.rows, config_.decoder.hidden});
+  const std::int64_t rows = pass.batch.rows;
+  const Tensor d_h = pass.allocate(dtype, {local_rows(pass, rows), config_.decoder.hidden});
   head_.backward_input(pass, saved.head, d_h);
   const Tensor d_x = decoder_.backward(pass, d_h, saved.decoder);
-  run(pass.stream, EmbeddingBackward{.d_y = d_x,
+  run(pass.stream, EmbeddingBackward{.d_y = gather_rows(pass, d_x, rows),
                                      .sources = pass.batch.sources,
+                                     .shard = shard_of_vocabulary(*embedding_),
                                      .d_table = embedding_->gradient,
                                      .d_visual = saved.vision ? saved.d_visual : Tensor()});
+  // Head and lookup share the table, and the head's part came with forward.
+  pass.gradients_final_from(embedding_->declared);
   if (!saved.vision) return;
   connector_->backward(pass, saved.d_visual, *saved.connector, saved.d_features);
   vision_->backward(pass, saved.d_features, *saved.vision);

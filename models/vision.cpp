@@ -31,9 +31,10 @@ std::size_t VisionTransformer::active_blocks() const {
 
 ConstTensor VisionTransformer::forward(Pass& pass, ConstTensor patches, Saved& saved) const {
   const std::int64_t tiles = patches.dim(0), width = config_.width;
-  const std::int64_t rows = tiles * (config_.patches() + 1);
-  saved.d_stream[0] = pass.allocate(patches.dtype(), {rows, width});
-  saved.d_stream[1] = pass.allocate(patches.dtype(), {rows, width});
+  const std::int64_t rows = pass.batch.tower_rows;
+  const Shape local{local_rows(pass, rows), width};
+  saved.d_stream[0] = pass.allocate(patches.dtype(), local);
+  saved.d_stream[1] = pass.allocate(patches.dtype(), local);
   const Tensor embedded = patch_embedding_.forward(
       pass, patches.reshape({tiles * config_.patches(), config_.patch_values()}),
       saved.patch_linear);
@@ -43,7 +44,8 @@ ConstTensor VisionTransformer::forward(Pass& pass, ConstTensor patches, Saved& s
                           .class_token = class_token_->value,
                           .positions = positions_->value,
                           .y = tokens});
-  Residual stream{ln_pre_.forward(pass, {tokens.reshape({rows, width}), {}}, saved.ln_pre), {}};
+  const ConstTensor own = share_of_rows(pass, tokens.reshape({rows, width}));
+  Residual stream{ln_pre_.forward(pass, {own, {}}, saved.ln_pre), {}};
   saved.blocks.assign(active_blocks(), {});
   saved.marks.clear();
   for (std::size_t l = 0; l < active_blocks(); ++l) {
@@ -51,31 +53,33 @@ ConstTensor VisionTransformer::forward(Pass& pass, ConstTensor patches, Saved& s
     stream = blocks_[l].forward(pass, stream, saved.blocks[l]);
   }
   if (config_.features == FeatureLayer::post_norm)
-    return ln_post_.forward(pass, stream, saved.ln_post);
+    return gather_rows(pass, ln_post_.forward(pass, stream, saved.ln_post), rows);
   const Tensor y = pass.allocate_like(stream.sum);
   run(pass.stream, Add{.a = stream.sum, .b = stream.delta, .y = y});
-  return y;
+  return gather_rows(pass, y, rows);
 }
 
 void VisionTransformer::backward(Pass& pass, ConstTensor d_y, Saved& saved) const {
   Tensor g = saved.d_stream[0];
   Tensor d_x = saved.d_stream[1];
   if (config_.features == FeatureLayer::post_norm) {
-    ln_post_.backward(pass, d_y, {}, saved.ln_post, g);
+    ln_post_.backward(pass, share_of_rows(pass, d_y), {}, saved.ln_post, g);
   } else {
-    pass.stream.copy(g, d_y);
+    pass.stream.copy(g, share_of_rows(pass, d_y));
   }
   for (std::size_t l = active_blocks(); l-- > 0;) {
     blocks_[l].backward_input(pass, g, saved.blocks[l], d_x);
     blocks_[l].backward_weight(pass, saved.blocks[l]);
+    pass.gradients_final_from(blocks_[l].first_declared());
     pass.arena.rewind(saved.marks[l]);
     std::swap(g, d_x);
   }
   ln_pre_.backward(pass, g, {}, saved.ln_pre, d_x);
   const std::int64_t patches = config_.patches(), width = config_.width;
-  const std::int64_t tiles = d_x.dim(0) / (patches + 1);
+  const std::int64_t tiles = pass.batch.tiles;
+  const ConstTensor d_tokens = gather_rows(pass, d_x, pass.batch.tower_rows);
   const Tensor d_patches = pass.allocate(d_x.dtype(), {tiles, patches, width});
-  run(pass.stream, PrependClassBackward{.d_y = d_x.reshape({tiles, patches + 1, width}),
+  run(pass.stream, PrependClassBackward{.d_y = d_tokens.reshape({tiles, patches + 1, width}),
                                         .d_patches = d_patches,
                                         .d_class_token = class_token_->gradient,
                                         .d_positions = positions_->gradient});

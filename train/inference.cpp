@@ -62,7 +62,8 @@ MicroBatch single_row(std::int32_t token, std::int64_t position) {
 InferenceModel::InferenceModel(const std::filesystem::path& checkpoint, Device& device, DType dtype,
                                std::int64_t side, std::int64_t longest)
     : info_(read_checkpoint_info(checkpoint)),
-      alone_(make_single_communicator()),
+      world_(make_single_communicator()),
+      alone_(*world_, {}),
       stream_(device.make_stream()),
       arena_(device) {
   ModelConfig config = model_from_json(info_.model);
@@ -72,7 +73,7 @@ InferenceModel::InferenceModel(const std::filesystem::path& checkpoint, Device& 
   store_.allocate(device, *stream_, dtype, ParameterUse::forward);
   load_parameters(checkpoint, *stream_, store_, PositionTables::resized);
   model_->prepare(device, *stream_);
-  runner_ = std::make_unique<StepRunner>(device, *stream_, *alone_, store_, *model_);
+  runner_ = std::make_unique<StepRunner>(device, *stream_, alone_, store_, *model_);
 }
 
 std::vector<std::int32_t> InferenceModel::generate(const MicroBatch& prompt, std::int64_t count,

@@ -1,12 +1,13 @@
-// One optimizer step of data-parallel training: micro-batches forward and backward in order, one
-// reduction of the gradients, one update.
+// One optimizer step: micro-batches forward and backward in order, one reduction of the gradients,
+// one update.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
-#include "comm/communicator.h"
 #include "models/multimodal.h"
+#include "parallel/sharded_step.h"
 #include "train/optimizer.h"
 #include "train/upload.h"
 
@@ -47,10 +48,13 @@ struct StepReport {
 class StepRunner {
  public:
   // All arguments must outlive the runner.
-  StepRunner(Device& device, Stream& stream, Communicator& ranks, ParameterStore& store,
-             const MultimodalModel& model);
+  // Without shards it only evaluates.
+  StepRunner(Device& device, Stream& stream, const ParallelContext& ranks, ParameterStore& store,
+             const MultimodalModel& model, const FlatShards* shards = nullptr,
+             Overlap overlap = Overlap::yes);
 
-  // Gradients of all micro-batches of this rank, reduced over ranks, are left in the store.
+  // `micro_batches` are those of this rank's place in the data group. Their gradients, reduced over
+  // ranks, are left in the rows that this rank owns.
   // Throws Error when the loss is not finite, on every rank. `replay` is the routing of each
   // micro-batch, for comparisons in which no expert may change places with another; without it
   // routers choose.
@@ -73,11 +77,18 @@ class StepRunner {
   // Queues copies of a micro-batch's losses to the host: backward reuses their memory.
   void read_back(const Pass& pass, const MultimodalModel::Saved& saved);
   LossReport collect(const StepTotals& totals);
+  // Throws Error on every rank unless the loss over all of them is finite, naming the first rank
+  // whose own is not.
+  void require_finite_loss(double loss) const;
 
   Stream& stream_;
-  Communicator& ranks_;
+  const ParallelContext& ranks_;
   ParameterStore& store_;
   const MultimodalModel& model_;
+  Overlap overlap_;
+  std::optional<GradientReducer> reducer_;
+  std::optional<ValueGatherer> gatherer_;
+  std::vector<FlatRange> counted_;  // of the gradient norm
   Arena arena_;
   BatchUploader uploader_;
 
@@ -88,7 +99,8 @@ class StepRunner {
   };
   std::vector<HostLosses> host_;  // of each micro-batch of the step
   std::size_t used_ = 0;          // micro-batches of the step in progress
-  Buffer norm_;
+  double own_loss_ = 0;           // of this rank's targets, in the last step
+  Buffer squares_;                // workspace of the gradient norm
 };
 
 }  // namespace orchard

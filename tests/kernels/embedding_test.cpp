@@ -56,6 +56,42 @@ TEST_P(Embedding, ForwardCopiesTableAndVisualRows) {
   }
 }
 
+// Whatever the cut, the shards' rows add up to the whole, of which each is one rank's.
+TEST_P(Embedding, ShardsOfTheVocabularyMakeUpTheWhole) {
+  const auto [dtype, tokens, vocab, visual, hidden, shift] = parameter();
+  const std::int64_t half = vocab / 2;  // 0 of a vocabulary of one
+  Guarded table = random_normal(dtype, {vocab, hidden}, 1);
+  Guarded pictures = random_normal(dtype, {visual, hidden}, 2);
+  Guarded d_y = random_normal(dtype, {tokens, hidden}, 3), ids = sources();
+  Guarded whole(dtype, {tokens, hidden});
+  Guarded d_whole = random_normal(DType::f32, {vocab, hidden}, 4), d_table = d_whole;
+  const auto stream = cpu_device().make_stream();
+  const Tensor shown = visual ? pictures.tensor() : Tensor();
+  run(*stream, EmbeddingForward{.table = table, .visual = shown, .sources = ids, .y = whole});
+  run(*stream, EmbeddingBackward{.d_y = d_y, .sources = ids, .d_table = d_whole});
+  Guarded sum = zeros(DType::f32, {tokens, hidden});
+  const std::pair<std::int64_t, std::int64_t> cuts[] = {{0, half}, {half, vocab - half}};
+  for (const auto& [first, count] : cuts) {
+    const VocabularyShard shard{.first_id = first, .vocabulary = vocab};
+    Guarded y(dtype, {tokens, hidden});
+    run(*stream, EmbeddingForward{.table = table.tensor().slice(first, count),
+                                  .visual = first == 0 ? shown : Tensor(),
+                                  .sources = ids,
+                                  .shard = shard,
+                                  .y = y});
+    run(*stream, EmbeddingBackward{.d_y = d_y,
+                                   .sources = ids,
+                                   .shard = shard,
+                                   .d_table = d_table.tensor().slice(first, count)});
+    for (std::int64_t i = 0; i < sum.size(); ++i) {
+      ASSERT_TRUE(sum.at(i) == 0 || y.at(i) == 0);
+      sum.set(i, sum.at(i) + y.at(i));
+    }
+  }
+  EXPECT_EQ(sum.values(), whole.values());
+  EXPECT_TRUE(d_table == d_whole);
+}
+
 TEST_P(Embedding, BackwardAddsRepeatedIdsInTokenOrder) {
   const auto [dtype, tokens, vocab, visual, hidden, shift] = parameter();
   Guarded d_y = random_normal(dtype, {tokens, hidden}, 3), ids = sources();

@@ -54,6 +54,7 @@ class GoldenBench : public LayerBench {
     for (std::int64_t t = 0; t <= tiles; ++t)
       offsets.push_back(static_cast<std::int32_t>(t * (v.patches() + 1)));
     batch().tiles = tiles;
+    batch().tower_rows = offsets.back();
     batch().tile_offsets = integers(offsets);
     batch().patches = patches;
     return patches;

@@ -82,6 +82,7 @@ TEST(LayerGradients, VisionAttention) {
   const VisionConfig config{.layers = 2, .width = 24, .heads = 3, .mlp_width = 40};
   const Attention layer(bench.store(), AttentionConfig::of("attention", config));
   bench.allocate_parameters();
+  bench.batch().tower_rows = 10;
   bench.batch().tile_offsets = bench.integers({0, 5, 10});
   check_layer(bench, layer, bench.normal("x", {10, 24}), {10, 24});
 }
@@ -90,6 +91,7 @@ TEST(LayerGradients, SwiGlu) {
   LayerBench bench;
   const SwiGlu layer(bench.store(), "ffn", toy_decoder());
   bench.allocate_parameters();
+  bench.batch().rows = 11;
   check_layer(bench, layer, bench.normal("x", {11, 24}), {11, 24});
 }
 
@@ -98,6 +100,7 @@ TEST(LayerGradients, VisionMlp) {
   const VisionMlp layer(bench.store(), "mlp",
                         {.layers = 2, .width = 12, .heads = 3, .mlp_width = 20});
   bench.allocate_parameters();
+  bench.batch().tower_rows = 11;
   check_layer(bench, layer, bench.normal("x", {11, 12}), {11, 12});
 }
 
@@ -211,6 +214,8 @@ TEST_P(VisionGradients, VisionTransformer) {
   const VisionTransformer layer(bench.store(), config.vision, Recompute::none);
   bench.allocate_parameters();
   bench.batch().tiles = 2;
+  bench.batch().tiles = 2;
+  bench.batch().tower_rows = 52;
   bench.batch().tile_offsets = bench.integers({0, 26, 52});
   const Tensor patches = bench.normal("patches", {2, 25, 12});
   const Tensor r = bench.normal("r", {52, 24});

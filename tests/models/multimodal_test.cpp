@@ -35,6 +35,7 @@ class ToyModel {
     b.tiles = 1;
     b.patches =
         bench_.normal("patches", {1, config.vision.patches(), config.vision.patch_values()});
+    b.tower_rows = config.vision.patches() + 1;
     b.tile_offsets = bench_.integers({0, static_cast<std::int32_t>(config.vision.patches() + 1)});
   }
 
