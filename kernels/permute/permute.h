@@ -21,8 +21,9 @@ inline constexpr std::int64_t row_multiple = 32;
 inline constexpr int max_slots = 32;  // of a token: k · parts
 
 // Rows that the worst routing can need.
-constexpr std::int64_t max_expert_rows(std::int64_t tokens, std::int64_t k, std::int64_t experts) {
-  return (tokens * k + experts * (row_multiple - 1)) / row_multiple * row_multiple;
+constexpr std::int64_t max_expert_rows(std::int64_t tokens, std::int64_t k, std::int64_t experts,
+                                       std::int64_t multiple = row_multiple) {
+  return (tokens * k + experts * (multiple - 1)) / multiple * multiple;
 }
 
 struct PermutePlan {

@@ -216,18 +216,20 @@ TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
   Guarded w = random_normal(DType::f32, {rows, cols}, 1), copy(DType::bf16, {rows, cols});
   Guarded v_row = zeros(DType::f32, {rows}), v_col = zeros(DType::f32, {cols});
   Factored state{w.values(), v_row.values(), v_col.values()};
-  const auto stream = cpu_device().make_stream();
   for (int t = 1; t <= 3; ++t) {
     const Guarded g = gradient(rows, cols, t);
     Guarded all_rows = zeros(DType::f32, {rows}), all_cols = zeros(DType::f32, {cols});
     for (const Part& part : parts_of(rows, cols)) {
       Guarded own = part.of(g), row_sums(DType::f32, {part.shape()[0]}),
               col_sums(DType::f32, {part.shape()[1]});
-      run_repeatedly(AdaFactorSums{.gradients = own,
-                                   .row_sums = row_sums,
-                                   .col_sums = col_sums,
+      OnDevice own_d = on_device(own), row_sums_d = on_device(row_sums),
+               col_sums_d = on_device(col_sums);
+      run_repeatedly(stream(),
+                     AdaFactorSums{.gradients = own_d,
+                                   .row_sums = row_sums_d,
+                                   .col_sums = col_sums_d,
                                    .gradient_scale = scale},
-                     {&row_sums, &col_sums});
+                     {&row_sums_d, &col_sums_d});
       part.add_sums(row_sums, col_sums, all_rows, all_cols);
     }
     double squares = 0;
@@ -236,17 +238,21 @@ TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
       Guarded own = part.of(g), own_sums = part.rows_of(all_rows),
               own_rows = part.rows_of(v_row_before), own_cols = v_col_before;
       Guarded measured(DType::f32, {1});
-      run_repeatedly(AdaFactorMeasure{.gradients = own,
-                                      .row_sums = own_sums,
-                                      .col_sums = all_cols,
-                                      .v_row = own_rows,
-                                      .v_col = own_cols,
-                                      .squares = measured,
+      OnDevice own_d = on_device(own), own_sums_d = on_device(own_sums),
+               all_cols_d = on_device(all_cols), own_rows_d = on_device(own_rows),
+               own_cols_d = on_device(own_cols), measured_d = on_device(measured);
+      run_repeatedly(stream(),
+                     AdaFactorMeasure{.gradients = own_d,
+                                      .row_sums = own_sums_d,
+                                      .col_sums = all_cols_d,
+                                      .v_row = own_rows_d,
+                                      .v_col = own_cols_d,
+                                      .squares = measured_d,
                                       .rows = rows,
                                       .first_col = part.first_col(),
                                       .gradient_scale = scale,
                                       .step = t},
-                     {&own_rows, &own_cols, &measured});
+                     {&own_rows_d, &own_cols_d, &measured_d});
       part.put_rows(own_rows, v_row);
       v_col = own_cols;
       squares += measured.at(0);
@@ -254,16 +260,20 @@ TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
     for (const Part& part : parts_of(rows, cols)) {
       Guarded own = part.of(g), own_w = part.of(w), own_copy = part.of(copy),
               own_rows = part.rows_of(v_row);
-      run_repeatedly(AdaFactorApply{.weights = own_w,
-                                    .gradients = own,
-                                    .v_row = own_rows,
-                                    .v_col = v_col,
-                                    .copy = own_copy,
+      OnDevice own_d = on_device(own), own_w_d = on_device(own_w),
+               own_copy_d = on_device(own_copy, shift), own_rows_d = on_device(own_rows),
+               v_col_d = on_device(v_col);
+      run_repeatedly(stream(),
+                     AdaFactorApply{.weights = own_w_d,
+                                    .gradients = own_d,
+                                    .v_row = own_rows_d,
+                                    .v_col = v_col_d,
+                                    .copy = own_copy_d,
                                     .first_col = part.first_col(),
                                     .gradient_scale = scale,
                                     .lr = clipped_lr(h, squares, rows * cols),
                                     .weight_decay = static_cast<float>(h.decay)},
-                     {&own_w, &own_copy});
+                     {&own_w_d, &own_copy_d});
       part.put(own_w, w);
       part.put(own_copy, copy);
     }
@@ -286,24 +296,28 @@ TEST_P(AdaFactorSteps, InPartsUnfactoredFollowsTheReference) {
     double squares = 0;
     for (const Part& part : parts_of(rows, cols)) {
       Guarded own = part.of(g), own_v = part.of(v), measured(DType::f32, {1});
-      run_repeatedly(AdaFactorMeasure{.gradients = own,
-                                      .v = own_v,
-                                      .squares = measured,
+      OnDevice own_d = on_device(own), own_v_d = on_device(own_v), measured_d = on_device(measured);
+      run_repeatedly(stream(),
+                     AdaFactorMeasure{.gradients = own_d,
+                                      .v = own_v_d,
+                                      .squares = measured_d,
                                       .gradient_scale = static_cast<float>(h.scale),
                                       .step = t},
-                     {&own_v, &measured});
+                     {&own_v_d, &measured_d});
       part.put(own_v, v);
       squares += measured.at(0);
     }
     for (const Part& part : parts_of(rows, cols)) {
       Guarded own = part.of(g), own_v = part.of(v), own_w = part.of(w);
-      run_repeatedly(AdaFactorApply{.weights = own_w,
-                                    .gradients = own,
-                                    .v = own_v,
+      OnDevice own_d = on_device(own), own_v_d = on_device(own_v), own_w_d = on_device(own_w);
+      run_repeatedly(stream(),
+                     AdaFactorApply{.weights = own_w_d,
+                                    .gradients = own_d,
+                                    .v = own_v_d,
                                     .gradient_scale = static_cast<float>(h.scale),
                                     .lr = clipped_lr(h, squares, rows * cols),
                                     .weight_decay = static_cast<float>(h.decay)},
-                     {&own_w});
+                     {&own_w_d});
       part.put(own_w, w);
     }
     state.step(g.values(), h, t);
