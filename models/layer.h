@@ -40,8 +40,8 @@ struct Pass {
   LossScales scales = {};
   const RoutingReplay* replay = nullptr;      // null: routers choose
   const ParallelContext* parallel = nullptr;  // null: this rank has all of the model
-  GradientListener* gradients = nullptr;      // null, too, where more micro-batches follow
   ExpertDispatcher* dispatcher = nullptr;     // null: this rank has all experts
+  GradientListener* gradients = nullptr;      // null, too, where more micro-batches follow
 
   ConstTensor replay_of(const Parameter* router) const {
     if (!replay) return {};

@@ -57,6 +57,17 @@ ExpertDispatcher::ExpertDispatcher(Device& device, Stream& stream, const ExpertP
   own_node_table_ = tables.slice(2 * pairs, placement.targets()).reshape({placement.targets(), 1});
 }
 
+std::unique_ptr<ExpertDispatcher> ExpertDispatcher::of(Device& device, Stream& stream,
+                                                       const ParallelContext& ranks,
+                                                       std::int64_t experts,
+                                                       const ExpertDispatchOptions& options) {
+  if (experts == 0) return nullptr;
+  Communicator& group = ranks[MeshGroup::expert_layer];
+  return std::make_unique<ExpertDispatcher>(
+      device, stream, ExpertPlacement::of(ranks.mesh(), ranks.rank(), experts, group.nodes()),
+      group, options);
+}
+
 std::int64_t ExpertDispatcher::room_for(std::int64_t rows, std::int64_t even_share) {
   if (rows > room_) {
     // A quarter more than is needed now: routing changes from batch to batch.

@@ -30,6 +30,7 @@
 #include "kernels/device/device.h"
 #include "parallel/expert_placement.h"
 #include "parallel/overlap.h"
+#include "parallel/parallel_context.h"
 
 namespace orchard {
 
@@ -109,6 +110,12 @@ class ExpertDispatcher {
   // together: those of a node make a group of their own where the way may be by node.
   ExpertDispatcher(Device& device, Stream& stream, const ExpertPlacement& placement,
                    Communicator& ranks, const ExpertDispatchOptions& options = {});
+
+  // Of the group of `ranks` that holds the experts of a layer together; null for a model without
+  // experts. All of the group's ranks call together.
+  static std::unique_ptr<ExpertDispatcher> of(Device& device, Stream& stream,
+                                              const ParallelContext& ranks, std::int64_t experts,
+                                              const ExpertDispatchOptions& options = {});
 
   const ExpertPlacement& placement() const { return placement_; }
   const ExpertDispatchOptions& options() const { return options_; }

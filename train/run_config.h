@@ -10,6 +10,7 @@
 #include "data/sample_layout.h"
 #include "data/tiling.h"
 #include "models/config.h"
+#include "parallel/expert_dispatcher.h"
 #include "parallel/sharding.h"
 #include "train/optimizer.h"
 
@@ -37,7 +38,9 @@ struct RunConfig {
       model;  // vision.side is overridden by the stage's; vocabulary by the tokenizer's, where 0
   Layout layout;
   SequenceParallel sequence_parallel = SequenceParallel::yes;
+  ExpertDispatchOptions experts;
   std::vector<StageConfig> stages;
+  DeviceKind device = DeviceKind::cpu;  // where the model lives
   DType dtype = DType::f32;
   std::uint64_t seed = 1;
   double init_scale = 1;                // of the initial weights' standard deviations

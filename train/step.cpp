@@ -1,5 +1,6 @@
 #include "train/step.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <numeric>
@@ -37,12 +38,15 @@ double sum(const std::vector<float>& values) {
 
 StepRunner::StepRunner(Device& device, Stream& stream, const ParallelContext& ranks,
                        ParameterStore& store, const MultimodalModel& model,
-                       const FlatShards* shards, Overlap overlap)
+                       const FlatShards* shards, Overlap overlap,
+                       const ExpertDispatchOptions& experts)
     : stream_(stream),
       ranks_(ranks),
       store_(store),
       model_(model),
       overlap_(overlap),
+      dispatcher_(
+          ExpertDispatcher::of(device, stream, ranks, model.config().decoder.moe.experts, experts)),
       arena_(device),
       uploader_(model.config(), store.dtype()) {
   if (!shards) return;
@@ -50,6 +54,14 @@ StepRunner::StepRunner(Device& device, Stream& stream, const ParallelContext& ra
   gatherer_.emplace(*shards, overlap);
   counted_ = shards->counted_once();
   squares_ = device.allocate(counted_.size() * sizeof(float));
+}
+
+bool StepRunner::evaluates_together() const {
+  if (!dispatcher_) return false;
+  const std::vector<int> group = ranks_.mesh().group(MeshGroup::expert_layer, ranks_.rank());
+  return std::ranges::any_of(group, [&](int rank) {
+    return ranks_.mesh().coordinates(rank).data != ranks_.coordinates().data;
+  });
 }
 
 LossScales StepRunner::scales(const StepTotals& totals) const {
@@ -111,6 +123,9 @@ LossReport StepRunner::collect(const StepTotals& totals) {
     const double choices = std::accumulate(before, after, 0.0);
     std::vector<double>& load = report.expert_load.emplace_back(before, after);
     for (double& share : load) share /= std::max(choices, 1.0);
+    std::vector<double>& lost = report.expert_dropped.emplace_back(experts);
+    for (std::size_t e = 0; e < experts; ++e)
+      lost[e] = before[e] > 0 ? 1 - after[e] / before[e] : 0;
     report.dropped.push_back(1 -
                              std::accumulate(after, after + experts, 0.0) / std::max(choices, 1.0));
   }
@@ -148,7 +163,8 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
               .batch = batch,
               .scales = scales(totals),
               .replay = replay.empty() ? nullptr : &replay[m],
-              .parallel = &ranks_};
+              .parallel = &ranks_,
+              .dispatcher = dispatcher_.get()};
     MultimodalModel::Saved saved;
     {
       const Stopwatch watch(report.seconds.forward);
@@ -189,7 +205,11 @@ StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const St
 std::vector<float> StepRunner::evaluate(const MicroBatch& micro_batch) {
   arena_.reset();
   const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batch);
-  Pass pass{.stream = stream_, .arena = arena_, .batch = batch, .parallel = &ranks_};
+  Pass pass{.stream = stream_,
+            .arena = arena_,
+            .batch = batch,
+            .parallel = &ranks_,
+            .dispatcher = dispatcher_.get()};
   MultimodalModel::Saved saved;
   model_.forward(pass, saved, Purpose::evaluate);
   std::vector<float> losses;

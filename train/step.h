@@ -2,6 +2,7 @@
 // one update.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -31,9 +32,10 @@ struct LossReport {
   double loss = 0;          // mean cross-entropy of the target tokens
   double balance_loss = 0;  // mean over sequences, summed over layers, without its weight
   double z_loss = 0;        // mean over real tokens, summed over layers, without its weight
-  // Share of the choices that each expert got, before capacity, by sparse layer; and the share
-  // dropped.
-  std::vector<std::vector<double>> expert_load;
+  // Share of the choices that each expert got, before capacity, by sparse layer; of those that it
+  // got, the share that its capacity dropped; and of all choices of the layer. train/expert_load.h
+  // has what follows from the shares.
+  std::vector<std::vector<double>> expert_load, expert_dropped;
   std::vector<double> dropped;
 };
 
@@ -47,11 +49,11 @@ struct StepReport {
 // that a step needs is allocated on its first calls and reused.
 class StepRunner {
  public:
-  // All arguments must outlive the runner.
+  // All arguments must outlive the runner. All ranks of a pipeline stage make theirs together.
   // Without shards it only evaluates.
   StepRunner(Device& device, Stream& stream, const ParallelContext& ranks, ParameterStore& store,
              const MultimodalModel& model, const FlatShards* shards = nullptr,
-             Overlap overlap = Overlap::yes);
+             Overlap overlap = Overlap::yes, const ExpertDispatchOptions& experts = {});
 
   // `micro_batches` are those of this rank's place in the data group. Their gradients, reduced over
   // ranks, are left in the rows that this rank owns.
@@ -70,6 +72,12 @@ class StepRunner {
   // alone.
   std::vector<float> evaluate(const MicroBatch& batch);
 
+  // Whether ranks of different places in the data group hold experts for each other: then they
+  // evaluate as many micro-batches as each other.
+  bool evaluates_together() const;
+
+  // Brings tokens to their experts; null in a model without.
+  ExpertDispatcher* dispatcher() const { return dispatcher_.get(); }
   const Arena& arena() const { return arena_; }
 
  private:
@@ -89,6 +97,7 @@ class StepRunner {
   std::optional<GradientReducer> reducer_;
   std::optional<ValueGatherer> gatherer_;
   std::vector<FlatRange> counted_;  // of the gradient norm
+  std::unique_ptr<ExpertDispatcher> dispatcher_;
   Arena arena_;
   BatchUploader uploader_;
 

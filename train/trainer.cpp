@@ -83,7 +83,7 @@ class StageTrainer {
     shards_.emplace(device, *stream_, ranks, store_);
     model_.prepare(device, *stream_);
     optimizer_.emplace(device, *stream_, store_, stage.optimizer, &*shards_);
-    runner_.emplace(device, *stream_, ranks, store_, model_, &*shards_);
+    runner_.emplace(device, *stream_, ranks, store_, model_, &*shards_, Overlap::yes, run.experts);
     const double law =
         learning_rate_law(static_cast<double>(dense_backbone_parameters(model_config_.decoder)));
     schedule_ = {.peak = stage.peak_lr > 0 ? stage.peak_lr : law,

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <memory>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <vector>
@@ -87,14 +89,17 @@ class SparseLayer {
         parallel_(parallel),
         store_(parallel ? parallel->place() : ShardingPlace{}),
         layer_(store_, "moe", sparse_config(c)) {
-    store_.allocate(device, *stream_, c.dtype);
+    store_.allocate(device, *stream_, c.dtype,
+                    parallel ? ParameterUse::training_on_shards : ParameterUse::training);
+    if (parallel) shards_.emplace(device, *stream_, *parallel, store_);
     // Larger than in training, so that rounding is small beside what is compared.
     store_.initialise(*stream_, 5, 10);
     if (!parallel) return;
-    Communicator& group = (*parallel)[MeshGroup::expert_layer];
-    dispatcher_.emplace(device, *stream_,
-                        ExpertPlacement::of(parallel->mesh(), parallel->rank(), 8, group.nodes()),
-                        group, c.options);
+    dispatcher_ = ExpertDispatcher::of(device, *stream_, *parallel, 8, c.options);
+    Communicator& tensor = (*parallel)[MeshGroup::tensor];
+    std::vector<int> places(static_cast<std::size_t>(tensor.size()));
+    std::iota(places.begin(), places.end(), 0);
+    results_ = tensor.make_group("results", places);
   }
 
   ParameterStore& store() { return store_; }
@@ -127,7 +132,7 @@ class SparseLayer {
               .scales = {.target = 1, .balance = 0.05f, .z = 0.002f},
               .replay = chosen ? &replay : nullptr,
               .parallel = parallel_,
-              .dispatcher = dispatcher_ ? &*dispatcher_ : nullptr};
+              .dispatcher = dispatcher_.get()};
     const RowsHere here = rows_here(rows);
     const Tensor x = values(fmt::format("x {}", data_rank), here, config.hidden);
     const Tensor d_y = values(fmt::format("d_y {}", data_rank), here, config.hidden);
@@ -148,11 +153,10 @@ class SparseLayer {
   // After the last step.
   std::map<std::string, std::vector<float>> gradients() {
     std::map<std::string, std::vector<float>> all;
-    if (parallel_) {
-      const FlatShards shards(device_, *stream_, *parallel_, store_);
-      GradientReducer reducer(shards);
-      reducer.finish(*stream_);
-      shards.gather_gradients(*stream_);
+    if (shards_) {
+      for (const FlatBucket& bucket : shards_->buckets())
+        shards_->reduce(*stream_, bucket).wait(*stream_);
+      shards_->gather_gradients(*stream_);
     }
     for (const Parameter* p : store_.catalogue())
       all[p->spec.name] = parallel_ ? gather_whole(*stream_, *parallel_, p->spec, p->gradient)
@@ -192,10 +196,9 @@ class SparseLayer {
 
   std::vector<float> whole(Pass& pass, const RowsHere& here, ConstTensor mine, std::int64_t rows) {
     if (!here.shared) return copied<float>(mine);
-    Communicator& tensor = (*parallel_)[MeshGroup::tensor];
     const Tensor all =
-        pass.allocate(mine.dtype(), mine.shape().with(0, here.count * tensor.size()));
-    tensor.all_gather(pass.stream, all, mine).wait(pass.stream);
+        pass.allocate(mine.dtype(), mine.shape().with(0, here.count * results_->size()));
+    results_->all_gather(pass.stream, all, mine).wait(pass.stream);
     pass.stream.synchronize();
     return copied<float>(ConstTensor(all.slice(0, rows)));
   }
@@ -211,7 +214,9 @@ class SparseLayer {
   const ParallelContext* parallel_;
   ParameterStore store_;
   MixtureOfExperts layer_;
-  std::optional<ExpertDispatcher> dispatcher_;
+  std::optional<FlatShards> shards_;
+  std::unique_ptr<ExpertDispatcher> dispatcher_;
+  std::unique_ptr<Communicator> results_;  // the tensor group, for what only the test gathers
 };
 
 // All data ranks' micro-batches on one rank, one after the other.

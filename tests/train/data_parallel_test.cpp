@@ -74,6 +74,7 @@ TEST(DataParallel, FirstStepOfAMixtureOfExpertsReportsWhatOneRankReports) {
     expect_close(p.losses.z_loss, a.losses.z_loss, 1, "z-loss");
     expect_close(p.gradient_norm, a.gradient_norm, 1, "gradient norm");
     EXPECT_EQ(p.losses.expert_load, a.losses.expert_load);
+    EXPECT_EQ(p.losses.expert_dropped, a.losses.expert_dropped);
     EXPECT_EQ(p.losses.dropped, a.losses.dropped);
   }
   world->barrier();

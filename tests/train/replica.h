@@ -49,6 +49,7 @@ struct ReplicaOptions {
   std::uint64_t seed = 3;
   DType dtype = DType::f32;
   OptimizerConfig optimizer;
+  ExpertDispatchOptions experts = {};
   FlatShardOptions shards;
   Overlap overlap = Overlap::yes;
 };
@@ -71,14 +72,19 @@ class Replica {
     optimizer_ =
         std::make_unique<Optimizer>(*device_, *stream_, store_, options.optimizer, shards_.get());
     runner_ = std::make_unique<StepRunner>(*device_, *stream_, ranks, store_, model_, shards_.get(),
-                                           options.overlap);
+                                           options.overlap, options.experts);
   }
 
   // What the routers prefer with today's weights, of each sparse layer.
   std::vector<Routing> route(const MicroBatch& micro_batch) {
+    if (model_.decoder().routers().empty()) return {};
     arena_.reset();
     const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
-    Pass pass{.stream = *stream_, .arena = arena_, .batch = batch, .parallel = &ranks_};
+    Pass pass{.stream = *stream_,
+              .arena = arena_,
+              .batch = batch,
+              .parallel = &ranks_,
+              .dispatcher = runner_->dispatcher()};
     MultimodalModel::Saved saved;
     model_.forward(pass, saved, Purpose::evaluate);
     std::vector<Routing> routing;
@@ -110,11 +116,12 @@ class Replica {
     return runner_->train(micro_batches, totals, *optimizer_, learning_rate, step, replay);
   }
 
-  // A parameter's whole gradient, as the last step left it, on every rank of the stage.
-  std::vector<float> gradient(const Parameter& parameter) {
+  // A parameter's whole gradient, as the last step left it, on every rank of the stage. `ranks`
+  // gather it from the slices.
+  std::vector<float> gradient(const Parameter& parameter, const ParallelContext& ranks) {
     if (!has_all_gradients_) shards_->gather_gradients(*stream_);
     has_all_gradients_ = true;
-    return gather_whole(*stream_, ranks_, parameter.spec, parameter.gradient);
+    return gather_whole(*stream_, ranks, parameter.spec, parameter.gradient);
   }
 
   ParameterStore& store() { return store_; }

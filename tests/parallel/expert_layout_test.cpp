@@ -1,0 +1,149 @@
+// Training with experts on several ranks is training on one: losses over steps and every gradient.
+// One program of 8 ranks under mpirun; meshes of fewer ranks run beside each other.
+#include <gtest/gtest.h>
+
+#include "tests/comm/ranks_test.h"
+#include "tests/parallel/layout_harness.h"
+#include "tests/parallel/toy_batches.h"
+
+namespace orchard::testing {
+namespace {
+
+// Two layers, the second one sparse, and pictures.
+ModelConfig sparse_model(float capacity_factor) {
+  ModelConfig config;
+  config.vision = {.layers = 1, .width = 32, .heads = 4, .mlp_width = 48, .patch = 2, .side = 6};
+  config.connector = {.hidden = 12, .depth = 1, .out_side = 2};
+  config.decoder = {.layers = 2,
+                    .hidden = 32,
+                    .ffn = 64,
+                    .heads = 8,
+                    .kv_heads = 2,
+                    .head_dim = 8,
+                    .vocabulary = 48,
+                    .max_positions = 16,
+                    .moe = {.experts = 8, .every = 2, .capacity_factor = capacity_factor}};
+  return config;
+}
+
+// Pictures next to text alone, padding, a single token, rows that nothing divides.
+constexpr ToyShape shapes[] = {
+    {.sequences = 2, .length = 13, .tiles = 1, .padding = 3},
+    {.sequences = 1, .length = 1},
+    {.sequences = 1, .length = 11, .tiles = 2},
+    {.sequences = 2, .length = 7},
+    {.sequences = 1, .length = 16, .padding = 15},
+    {.sequences = 1, .length = 6, .tiles = 1},
+    {.sequences = 1, .length = 3},
+    {.sequences = 3, .length = 5, .padding = 1},
+};
+
+LayoutTask sparse_task(float capacity_factor, Recompute recompute = Recompute::none) {
+  LayoutTask task{.name = fmt::format("sparse, capacity {}", capacity_factor),
+                  .model = sparse_model(capacity_factor)};
+  task.model.recompute = recompute;
+  for (int step = 0; step < 4; ++step) {
+    std::vector<MicroBatch>& batches = task.steps.emplace_back();
+    for (const ToyShape& shape : shapes) {
+      batches.push_back(
+          toy_micro_batch(task.model, shape, fmt::format("{}.{}", step % 2, batches.size())));
+    }
+  }
+  return task;
+}
+
+LayoutOutcome reference_of(const LayoutTask& task) {
+  const auto alone = make_single_communicator();
+  return run_layout(task, ParallelContext(*alone, {}), nullptr);
+}
+
+struct Case {
+  int ranks = 1;
+  int ep = 1, etp = 1;
+  ExpertDispatchOptions options = {};
+
+  Layout layout() const { return {.expert = ep, .expert_tensor = etp}; }
+  std::string to_string() const {
+    return fmt::format("{} ranks, ep {}, etp {}, dispatch {}, {} chunks", ranks, ep, etp,
+                       static_cast<int>(options.dispatch), options.chunks);
+  }
+};
+
+std::vector<Case> all_cases() {
+  std::vector<Case> cases;
+  for (const int ranks : {2, 4, 8}) {
+    for (const int ep : {1, 2, 4, 8}) {
+      for (const int etp : {1, 2, 4}) {
+        if (ep * etp > 1 && ranks % (ep * etp) == 0) cases.push_back({ranks, ep, etp});
+      }
+    }
+  }
+  return cases;
+}
+
+class ExpertLayouts : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() { world_ = session->world({.ranks_per_node = 2}); }
+  static void TearDownTestSuite() { world_.reset(); }
+
+  // This rank's mesh of `ranks`, several of which may run the same case; null where there are too
+  // few ranks.
+  static std::unique_ptr<Communicator> mesh_of(int ranks) {
+    if (ranks > world_->size()) return nullptr;
+    std::vector<int> places(static_cast<std::size_t>(ranks));
+    std::iota(places.begin(), places.end(), world_->rank() / ranks * ranks);
+    return world_->make_group("mesh", places);
+  }
+
+  static LayoutOutcome run(LayoutTask task, const Case& c, Communicator& mesh,
+                           const LayoutOutcome& reference) {
+    task.options.experts = c.options;
+    return run_layout(task, ParallelContext(mesh, c.layout()), &reference);
+  }
+
+  static inline std::unique_ptr<Communicator> world_;
+};
+
+TEST_F(ExpertLayouts, LossesAndGradientsAreThoseOfOneRank) {
+  for (const float capacity : {0.0f, 1.0f}) {
+    const LayoutTask task = sparse_task(capacity);
+    const LayoutOutcome reference = reference_of(task);
+    for (const Case& c : all_cases()) {
+      const auto mesh = mesh_of(c.ranks);
+      if (!mesh) continue;
+      EXPECT_EQ(differences(run(task, c, *mesh, reference), reference, {}), "") << c.to_string();
+    }
+  }
+}
+
+// Three ways to do the same additions in the same order.
+TEST_F(ExpertLayouts, DispatcherOverlapAndRecomputationChangeNoBit) {
+  const LayoutTask kept = sparse_task(0), recomputed = sparse_task(0, Recompute::blocks);
+  const LayoutOutcome reference = reference_of(kept);
+  for (const int chunks : {1, 2}) {
+    for (const auto& [ep, etp] : {std::pair{4, 1}, {4, 2}, {2, 4}}) {
+      const auto mesh = mesh_of(8);
+      if (!mesh) return;
+      const Case direct{.ranks = 8,
+                        .ep = ep,
+                        .etp = etp,
+                        .options = {.dispatch = ExpertDispatch::direct, .chunks = chunks}};
+      Case by_node = direct, waiting = direct;
+      by_node.options.dispatch = ExpertDispatch::by_node;
+      waiting.options.overlap = Overlap::no;
+      const LayoutOutcome first = run(kept, direct, *mesh, reference);
+      EXPECT_EQ(differences(first, reference, {}), "") << direct.to_string();
+      EXPECT_TRUE(run(kept, direct, *mesh, reference).has_bits_of(first)) << "a second run";
+      EXPECT_TRUE(run(kept, by_node, *mesh, reference).has_bits_of(first)) << by_node.to_string();
+      EXPECT_TRUE(run(kept, waiting, *mesh, reference).has_bits_of(first)) << "without overlap";
+      EXPECT_TRUE(run(recomputed, direct, *mesh, reference).has_bits_of(first)) << "recomputed";
+    }
+  }
+}
+
+}  // namespace
+}  // namespace orchard::testing
+
+int main(int argc, char** argv) {
+  return orchard::testing::rank_tests_main(argc, argv);
+}
