@@ -15,6 +15,7 @@
 #include "launch/run_arguments.h"
 #include "launch/run_summary.h"
 #include "launch/validate.h"
+#include "parallel/mesh.h"
 #include "train/checkpoint_folder.h"
 #include "train/console.h"
 #include "train/metrics.h"
@@ -167,7 +168,7 @@ std::unique_ptr<Watchdog> watch(Communicator& ranks, const RunConfig& run) {
   if (ranks.size() == 1) return nullptr;
   return std::make_unique<Watchdog>(
       ranks, WatchdogOptions{.folder = run.run_folder / "rings",
-                             .rank_name = fmt::format("rank {}", ranks.rank()),
+                             .rank_name = Mesh(ranks.size(), run.layout).name(ranks.rank()),
                              .timeout = std::chrono::seconds(run.hang_timeout),
                              .exit_code = exit_failure});
 }
