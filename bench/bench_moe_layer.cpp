@@ -7,7 +7,7 @@
 //   layer           median seconds of a step of the slowest rank, and the share of each phase:
 //                   router, permute (plans and moves of rows on this rank), dispatch (all-to-alls),
 //                   experts, combine
-//   permute         bytes that must move over the time, beside a copy by as many threads
+//   permute         bytes that must move over the time, beside a copy of 256 MiB by as many threads
 //   combine         likewise
 //   all-to-all      of the rows that the layer dispatches, beside a bare MPI_Alltoallv of the same
 //                   bytes: median of the ratios of interleaved pairs
@@ -226,15 +226,14 @@ class Bench {
     counts_.assign(counts + setting_.experts, counts + 2 * setting_.experts);
   }
 
-  // Bytes read and written a second by copies of as much as the layer dispatches.
+  // Bytes read and written a second by copies too large for the caches: what main memory delivers.
   double copy_bandwidth() {
-    const auto rows = setting_.tokens * setting_.top_k;
-    const auto bytes = static_cast<std::size_t>(rows * setting_.hidden) * sizeof(float);
+    constexpr std::size_t bytes = std::size_t{256} << 20;
     const Buffer from = device_->allocate(bytes), to = device_->allocate(bytes);
     std::memset(from.data(), 1, bytes);
     std::memset(to.data(), 1, bytes);
     std::vector<double> seconds;
-    for (int i = 0; i < 20; ++i) {
+    for (int i = 0; i < 10; ++i) {
       world_.barrier();
       const auto start = Clock::now();
       cpu::parallel_for(static_cast<std::int64_t>(bytes), 4096,
