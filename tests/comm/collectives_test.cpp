@@ -58,6 +58,7 @@ bool same(const Tensor& a, const Tensor& b) {
 // Uneven, with ranks that have nothing, and each rank has the most in one of the patterns.
 std::vector<std::int64_t> uneven_counts(int ranks, int pattern, std::int64_t unit) {
   std::vector<std::int64_t> counts;
+  counts.reserve(static_cast<std::size_t>(ranks));
   for (int r = 0; r < ranks; ++r) counts.push_back((r + pattern) % 3 * unit + (r == pattern));
   return counts;
 }
@@ -381,6 +382,37 @@ TEST_P(Collectives, GroupsKnowTheirNamesMembersAndNodes) {
     EXPECT_EQ(again->members()[i], r);
     EXPECT_EQ(world_->nodes()[i], 0) << "mpirun starts tests on one machine";
   }
+}
+
+// MPI counts are ints. In host memory; off by default: it wants 3 GB a rank.
+TEST_P(Collectives, DISABLED_MovesMoreThanTwoGigabytes) {
+  constexpr std::int64_t size = (std::int64_t{5} << 29) + 3;  // two and a half pieces
+  const auto value = [](int rank, std::int64_t i) {
+    return static_cast<std::uint8_t>(i * 7 + i / 1'000'003 + rank);
+  };
+  std::vector<std::uint8_t> bytes(static_cast<std::size_t>(size));
+  for (std::int64_t i = 0; i < size; ++i)
+    bytes[static_cast<std::size_t>(i)] = value(world_->rank(), i);
+  const Tensor all(bytes.data(), DType::u8, {size}, DeviceKind::cpu);
+  world_->broadcast(stream(), all, world_->size() - 1).wait(stream());
+  std::int64_t wrong = 0;
+  for (std::int64_t i = 0; i < size; ++i)
+    wrong += bytes[static_cast<std::size_t>(i)] != value(world_->size() - 1, i);
+  EXPECT_EQ(wrong, 0);
+  // The first rank has nearly everything.
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(world_->size()), 1);
+  counts[0] = size - world_->size() + 1;
+  const std::int64_t begin = sum_of(counts, world_->rank());
+  for (std::int64_t i = begin; i < begin + counts[static_cast<std::size_t>(world_->rank())]; ++i)
+    bytes[static_cast<std::size_t>(i)] = value(world_->rank(), i);
+  world_
+      ->all_gather(stream(), all,
+                   all.slice(begin, counts[static_cast<std::size_t>(world_->rank())]), counts)
+      .wait(stream());
+  for (int r = 0; r < world_->size(); ++r)
+    for (std::int64_t i = sum_of(counts, r); i < sum_of(counts, r + 1); ++i)
+      wrong += bytes[static_cast<std::size_t>(i)] != value(r, i);
+  EXPECT_EQ(wrong, 0);
 }
 
 TEST_P(Collectives, CountsCallsAndBytes) {
