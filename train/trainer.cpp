@@ -85,6 +85,11 @@ class StageTrainer {
     model_.prepare(device, *stream_);
     optimizer_.emplace(device, *stream_, store_, stage.optimizer, &*shards_);
     runner_.emplace(device, *stream_, ranks, store_, model_, &*shards_, Overlap::yes, run.experts);
+    if (ExpertDispatcher* const dispatcher = runner_->dispatcher()) {
+      dispatcher->on_growth([this](const std::string& text) {
+        fmt::print(stderr, "{}: {}\n", ranks_.mesh().name(ranks_.rank()), text);
+      });
+    }
     const double law =
         learning_rate_law(static_cast<double>(dense_backbone_parameters(model_config_.decoder)));
     schedule_ = {.peak = stage.peak_lr > 0 ? stage.peak_lr : law,
