@@ -49,7 +49,12 @@ Communicator::Communicator(Identity identity)
 Communicator::~Communicator() = default;
 
 OperationLog::Ticket Communicator::begin(const OperationLog::Request& request) {
-  return log_->enqueued(log_group_, request);
+  last_ = log_->enqueued(log_group_, request);
+  return last_;
+}
+
+std::string Communicator::last_operation() const {
+  return log_->describe(last_);
 }
 
 std::unique_ptr<Communicator> Communicator::make_group(std::string_view name,

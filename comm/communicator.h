@@ -102,6 +102,9 @@ class Communicator {
   // all = `mine` of rank 0, then of rank 1, ...: numbers that shapes follow from.
   void all_gather_on_host(std::span<const std::int64_t> mine, std::span<std::int64_t> all);
 
+  // The last operation of this group, as messages name it: "all-reduce 17 of group dp".
+  std::string last_operation() const;
+
   // Lets operations under way advance where nothing but the host moves them: for long computations.
   virtual void progress() {}
 
@@ -159,6 +162,7 @@ class Communicator {
   std::vector<int> members_, nodes_;
   std::shared_ptr<OperationLog> log_;
   OperationLog::GroupId log_group_;
+  Ticket last_;
   std::vector<std::int64_t> even_counts_;
   std::vector<double> host_values_;
 };

@@ -73,6 +73,7 @@ class MpiOperation : public Pending::Operation {
   // True once the operation is done.
   bool test();
   void block();
+  void check_messages(int code) const;
 
   Place place_;
   std::vector<MPI_Request> requests_;

@@ -1,5 +1,7 @@
 #include "comm/operation_log.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 
@@ -64,6 +66,11 @@ void OperationLog::ended(const Ticket& ticket) {
   Group& group = groups_[static_cast<std::size_t>(ticket.group)];
   group.statistics[index_of(ticket.op)].seconds +=
       1e-9 * static_cast<double>(now - ticket.enqueued_ns);
+}
+
+std::string OperationLog::describe(const Ticket& ticket) const {
+  return fmt::format("{} {} of group {}", orchard::name_of(ticket.op), ticket.sequence,
+                     groups_[static_cast<std::size_t>(ticket.group)].name);
 }
 
 OperationStatistics OperationLog::statistics(GroupId group, CommOp op) const {

@@ -54,6 +54,9 @@ class OperationLog {
   void started(const Ticket& ticket);
   void ended(const Ticket& ticket);
 
+  // "all-reduce 17 of group dp".
+  std::string describe(const Ticket& ticket) const;
+
   OperationStatistics statistics(GroupId group, CommOp op) const;
   // Over all groups of this name.
   OperationStatistics statistics(std::string_view name, CommOp op) const;

@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <map>
 
+#include "launch/layout_options.h"
 #include "launch/option_fields.h"
 
 namespace orchard {
 namespace {
 
 constexpr ChoiceNames<DType, 2> dtypes{{{"f32", DType::f32}, {"bf16", DType::bf16}}};
+constexpr ChoiceNames<DeviceKind, 3> devices{
+    {{"cpu", DeviceKind::cpu}, {"cuda", DeviceKind::cuda}, {"simt", DeviceKind::simt}}};
 constexpr ChoiceNames<FeatureLayer, 3> feature_layers{{{"post_norm", FeatureLayer::post_norm},
                                                        {"last", FeatureLayer::last},
                                                        {"penultimate", FeatureLayer::penultimate}}};
@@ -39,6 +42,9 @@ void add_run(std::vector<RunOption>& options) {
   options.push_back(text_option(
       {"run.run_folder", "checkpoints, metrics and resolved.ini go here"}, "a path",
       [](auto& r) -> auto& { return r.run_folder; }));
+  options.push_back(choice_option(
+      {"run.device", "where the model lives; simt: the CUDA path, emulated and checked"}, devices,
+      [](auto& r) -> auto& { return r.device; }));
   options.push_back(choice_option(
       {"run.dtype", "activations; weights keep fp32 masters"}, dtypes,
       [](auto& r) -> auto& { return r.dtype; }));
@@ -274,6 +280,7 @@ void add_stage(std::vector<RunOption>& all, int stage) {
 std::vector<RunOption> make_options() {
   std::vector<RunOption> options;
   add_run(options);
+  add_layout(options);
   add_vision(options);
   add_decoder(options);
   add_moe(options);

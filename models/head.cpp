@@ -107,32 +107,9 @@ void LanguageModelHead::backward_input(Pass& pass, Saved& saved, Tensor d_h) con
 }
 
 Tensor LanguageModelHead::logits(Pass& pass, ConstTensor h) const {
-  const std::int64_t rows = pass.batch.rows, vocabulary = table_->spec.shape[0];
-  const Tensor y = pass.allocate(DType::f32, {rows, vocabulary});
-  const auto multiply = [&](Tensor columns) {
-    run(pass.stream, Gemm{.a = gather_rows(pass, h, rows),
-                          .b = table_->value,
-                          .c = columns,
-                          .transpose_b = Transpose::yes});
-  };
-  const Place place = tensor_place(pass);
-  if (place.size == 1) {
-    multiply(y);
-    return y;
-  }
-  const std::int64_t share = table_->value.dim(0);
-  const Tensor shards = pass.allocate(DType::f32, {place.size, rows, share});
-  const Tensor mine = shards.slice(place.index, 1);
-  multiply(mine.reshape({rows, share}));
-  (*pass.parallel)[MeshGroup::tensor].all_gather(pass.stream, shards, mine).wait(pass.stream);
-  // Few rows: generation asks for one at a time.
-  const Tensor columns = y.reshape({rows * place.size, share});
-  const Tensor by_shard = shards.reshape({place.size * rows, share});
-  for (std::int64_t row = 0; row < rows; ++row) {
-    for (int shard = 0; shard < place.size; ++shard)
-      pass.stream.copy(columns.slice(row * place.size + shard, 1),
-                       by_shard.slice(shard * rows + row, 1));
-  }
+  require(tensor_place(pass).size == 1, "one rank generates: the logits of a shard choose no token");
+  const Tensor y = pass.allocate(DType::f32, {h.dim(0), table_->value.dim(0)});
+  run(pass.stream, Gemm{.a = h, .b = table_->value, .c = y, .transpose_b = Transpose::yes});
   return y;
 }
 

@@ -32,7 +32,7 @@ class LanguageModelHead {
   void forward(Pass& pass, ConstTensor h, Saved& saved, Purpose purpose) const;
   void backward_input(Pass& pass, Saved& saved, Tensor d_h) const;
 
-  // Logits of every row of h over the whole vocabulary, f32 [rows, vocab]: for generation.
+  // Logits of every row of h, f32 [rows, vocab]: for generation, on one rank.
   Tensor logits(Pass& pass, ConstTensor h) const;
 
  private:

@@ -40,6 +40,7 @@ struct RunConfig {
   SequenceParallel sequence_parallel = SequenceParallel::yes;
   ExpertDispatchOptions experts;
   std::vector<StageConfig> stages;
+  DeviceKind device = DeviceKind::cpu;  // where the model lives
   DType dtype = DType::f32;
   std::uint64_t seed = 1;
   double init_scale = 1;                // of the initial weights' standard deviations

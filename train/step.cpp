@@ -108,6 +108,7 @@ LossReport StepRunner::collect(const StepTotals& totals) {
     }
   }
   used_ = 0;
+  own_loss_ = sums[0];
   // Tensor ranks all have the losses of their replica.
   ranks_[MeshGroup::data].sum_on_host(sums);
   const auto mean = [](double total, std::int64_t count) {
@@ -129,6 +130,21 @@ LossReport StepRunner::collect(const StepTotals& totals) {
                              std::accumulate(after, after + experts, 0.0) / std::max(choices, 1.0));
   }
   return report;
+}
+
+void StepRunner::require_finite_loss(double loss) const {
+  // The sum over ranks is the same everywhere, so all ranks take this decision alike.
+  if (std::isfinite(loss)) return;
+  Communicator& replicas = ranks_[MeshGroup::data];
+  const std::string operation = replicas.last_operation();
+  double first = std::isfinite(own_loss_) ? -1.0 * replicas.size() : -1.0 * replicas.rank();
+  replicas.max_on_host({&first, 1});
+  const auto place = static_cast<std::size_t>(-first);
+  const std::string who = place < replicas.members().size()
+                              ? ranks_.mesh().name(replicas.members()[place])
+                              : "no rank alone";
+  fail("the loss is {} (that of {}, in {}): lower the learning rate, or look for bad data", loss,
+       who, operation);
 }
 
 StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
@@ -165,9 +181,7 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
     reducer_->finish(stream_);
   }
   report.losses = collect(totals);
-  // The sum over ranks is the same everywhere, so all ranks take this decision alike.
-  require(std::isfinite(report.losses.loss),
-          "the loss is {}: lower the learning rate, or look for bad data", report.losses.loss);
+  require_finite_loss(report.losses.loss);
   return report;
 }
 

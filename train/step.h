@@ -85,6 +85,9 @@ class StepRunner {
   // Queues copies of a micro-batch's losses to the host: backward reuses their memory.
   void read_back(const Pass& pass, const MultimodalModel::Saved& saved);
   LossReport collect(const StepTotals& totals);
+  // Throws Error on every rank unless the loss over all of them is finite, naming the first rank
+  // whose own is not.
+  void require_finite_loss(double loss) const;
 
   Stream& stream_;
   const ParallelContext& ranks_;
@@ -105,6 +108,7 @@ class StepRunner {
   };
   std::vector<HostLosses> host_;  // of each micro-batch of the step
   std::size_t used_ = 0;          // micro-batches of the step in progress
+  double own_loss_ = 0;           // of this rank's targets, in the last step
   Buffer squares_;                // workspace of the gradient norm
 };
 

@@ -16,6 +16,7 @@
 #include "models/moe.h"
 #include "parallel/parameter_collectives.h"
 #include "parallel/random.h"
+#include "parallel/sharded_step.h"
 
 namespace orchard::testing {
 

@@ -26,35 +26,17 @@ ModelConfig sparse_model(float capacity_factor) {
   return config;
 }
 
-// Pictures next to text alone, padding, a single token, rows that nothing divides.
-constexpr ToyShape shapes[] = {
-    {.sequences = 2, .length = 13, .tiles = 1, .padding = 3},
-    {.sequences = 1, .length = 1},
-    {.sequences = 1, .length = 11, .tiles = 2},
-    {.sequences = 2, .length = 7},
-    {.sequences = 1, .length = 16, .padding = 15},
-    {.sequences = 1, .length = 6, .tiles = 1},
-    {.sequences = 1, .length = 3},
-    {.sequences = 3, .length = 5, .padding = 1},
-};
-
 LayoutTask sparse_task(float capacity_factor, Recompute recompute = Recompute::none) {
   LayoutTask task{.name = fmt::format("sparse, capacity {}", capacity_factor),
                   .model = sparse_model(capacity_factor)};
   task.model.recompute = recompute;
-  for (int step = 0; step < 4; ++step) {
-    std::vector<MicroBatch>& batches = task.steps.emplace_back();
-    for (const ToyShape& shape : shapes) {
-      batches.push_back(
-          toy_micro_batch(task.model, shape, fmt::format("{}.{}", step % 2, batches.size())));
-    }
-  }
+  task.steps = mixed_steps(task.model);
   return task;
 }
 
 LayoutOutcome reference_of(const LayoutTask& task) {
   const auto alone = make_single_communicator();
-  return run_layout(task, ParallelContext(*alone, {}), nullptr);
+  return run_layout(task, {.ranks = ParallelContext(*alone, {})});
 }
 
 struct Case {
@@ -107,7 +89,8 @@ class ExpertLayouts : public ::testing::Test {
   static LayoutOutcome run(LayoutTask task, const Case& c, Communicator& mesh,
                            const LayoutOutcome& reference) {
     task.options.experts = c.options;
-    return run_layout(task, ParallelContext(mesh, c.layout(), c.sequence_parallel), &reference);
+    return run_layout(task, {.ranks = ParallelContext(mesh, c.layout(), c.sequence_parallel),
+                             .reference = &reference});
   }
 
   static inline std::unique_ptr<Communicator> world_;

@@ -37,9 +37,16 @@ struct LayoutOutcome {
 // What a test does to a replica before it trains, to see whether the comparison notices.
 using Sabotage = std::function<void(Replica&)>;
 
-// Collective over the mesh. `reference` is null for the reference itself.
-inline LayoutOutcome run_layout(const LayoutTask& task, const ParallelContext& ranks,
-                                const LayoutOutcome* reference, const Sabotage& sabotage = {}) {
+struct LayoutRun {
+  const ParallelContext& ranks;
+  const LayoutOutcome* reference = nullptr;  // null: this is the reference
+  Sabotage sabotage = {};
+  const ParallelContext* comparing = nullptr;  // gathers the gradients; null: `ranks` do
+};
+
+// Collective over the mesh.
+inline LayoutOutcome run_layout(const LayoutTask& task, const LayoutRun& run) {
+  const auto& [ranks, reference, sabotage, comparing] = run;
   Replica replica(task.model, task.options, ranks);
   if (sabotage) sabotage(replica);
   LayoutOutcome outcome;
@@ -72,7 +79,7 @@ inline LayoutOutcome run_layout(const LayoutTask& task, const ParallelContext& r
     outcome.routing.push_back(std::move(routing));
     if (step > 0) continue;
     for (const Parameter* p : replica.store().catalogue())
-      outcome.gradients[p->spec.name] = replica.gradient(*p);
+      outcome.gradients[p->spec.name] = replica.gradient(*p, comparing ? *comparing : ranks);
   }
   return outcome;
 }
@@ -83,6 +90,27 @@ inline LayoutOutcome run_layout(const LayoutTask& task, const ParallelContext& r
 struct LayoutTolerance {
   double loss = 1e-5, gradient = 1e-5;
 };
+
+inline double distance(const std::vector<float>& a, const std::vector<float>& b) {
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i)
+    sum += std::pow(static_cast<double>(a[i]) - static_cast<double>(b.at(i)), 2);
+  return std::sqrt(sum);
+}
+
+inline double norm(const std::vector<float>& values) {
+  return distance(values, std::vector<float>(values.size()));
+}
+
+// Root mean square of all elements.
+inline double gradient_density(const LayoutOutcome& outcome) {
+  double elements = 0, square = 0;
+  for (const auto& [name, gradient] : outcome.gradients) {
+    elements += static_cast<double>(gradient.size());
+    square += std::pow(norm(gradient), 2);
+  }
+  return std::sqrt(square / elements);
+}
 
 // What is wrong with an outcome, line by line; empty where nothing is.
 inline std::string differences(const LayoutOutcome& outcome, const LayoutOutcome& reference,
@@ -102,24 +130,14 @@ inline std::string differences(const LayoutOutcome& outcome, const LayoutOutcome
   }
   compare("gradient norm", outcome.gradient_norms.at(0), reference.gradient_norms[0],
           tolerance.gradient);
-  const auto norm = [](const std::vector<float>& values) {
-    double sum = 0;
-    for (const float v : values) sum += static_cast<double>(v) * v;
-    return std::sqrt(sum);
-  };
-  double n_all = 0, square_all = 0;
-  for (const auto& [name, gradient] : reference.gradients) {
-    n_all += static_cast<double>(gradient.size());
-    square_all += std::pow(norm(gradient), 2);
-  }
+  const double density = gradient_density(reference);
   for (const auto& [name, wanted] : reference.gradients) {
-    std::vector<float> difference = outcome.gradients.at(name);
-    for (std::size_t i = 0; i < wanted.size(); ++i) difference.at(i) -= wanted[i];
-    const double share = std::sqrt(square_all * static_cast<double>(wanted.size()) / n_all);
+    const double off = distance(outcome.gradients.at(name), wanted);
+    const double share = density * std::sqrt(static_cast<double>(wanted.size()));
     const double bound = tolerance.gradient * std::max(norm(wanted), 1e-3 * share);
-    if (norm(difference) <= bound) continue;
-    text += fmt::format("gradient of {} is off by {} of norm {}, allowed {}\n", name,
-                        norm(difference), norm(wanted), bound);
+    if (off <= bound) continue;
+    text += fmt::format("gradient of {} is off by {} of norm {}, allowed {}\n", name, off,
+                        norm(wanted), bound);
   }
   if (outcome.choices.flipped > 0)
     text += fmt::format("{} of {} clear choices are others\n", outcome.choices.flipped,

@@ -77,6 +77,7 @@ class Replica {
 
   // What the routers prefer with today's weights, of each sparse layer.
   std::vector<Routing> route(const MicroBatch& micro_batch) {
+    if (model_.decoder().routers().empty()) return {};
     arena_.reset();
     const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
     Pass pass{.stream = *stream_,
@@ -115,11 +116,12 @@ class Replica {
     return runner_->train(micro_batches, totals, *optimizer_, learning_rate, step, replay);
   }
 
-  // A parameter's whole gradient, as the last step left it, on every rank of the stage.
-  std::vector<float> gradient(const Parameter& parameter) {
+  // A parameter's whole gradient, as the last step left it, on every rank of the stage. `ranks`
+  // gather it from the slices.
+  std::vector<float> gradient(const Parameter& parameter, const ParallelContext& ranks) {
     if (!has_all_gradients_) shards_->gather_gradients(*stream_);
     has_all_gradients_ = true;
-    return gather_whole(*stream_, ranks_, parameter.spec, parameter.gradient);
+    return gather_whole(*stream_, ranks, parameter.spec, parameter.gradient);
   }
 
   ParameterStore& store() { return store_; }
