@@ -73,9 +73,8 @@ TEST_P(Exchange, PackedRowsCarryTheirTargets) {
     Guarded x = random_normal(dtype, {40, hidden}, 1), targets(DType::i32, {40, slots});
     for (std::int64_t i = 0; i < targets.size(); ++i)
       targets.set(i, static_cast<double>(i % 9 - 1));
-    std::vector<int> tokens;
-    for (int i = 0; i < 35; ++i) tokens.push_back(i * 17 % 40);
-    tokens.resize(50, -1);  // a plan's list may be longer
+    std::vector<int> tokens(50, -1);  // a plan's list may be longer
+    for (std::size_t i = 0; i < 35; ++i) tokens[i] = static_cast<int>(i * 17 % 40);
     Guarded source = integers({50}, tokens);
     Guarded packed(DType::u8, {35, packed_row_bytes(hidden, dtype, slots)});
     Guarded x_back(dtype, {35, hidden}), targets_back(DType::i32, {35, slots});
