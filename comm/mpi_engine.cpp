@@ -76,9 +76,8 @@ int MpiOperation::tag_of(const OperationLog::Ticket& ticket, int phase) {
 bool MpiOperation::test() {
   for (;;) {
     int all_done = 1;
-    check_mpi(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &all_done,
-                          MPI_STATUSES_IGNORE),
-              "MPI_Testall");
+    check_messages(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &all_done,
+                               MPI_STATUSES_IGNORE));
     if (all_done == 0) return false;
     requests_.clear();
     if (next_phase()) continue;
@@ -89,8 +88,17 @@ bool MpiOperation::test() {
 }
 
 void MpiOperation::block() {
-  check_mpi(MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE),
-            "MPI_Waitall");
+  check_messages(
+      MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE));
+}
+
+// MPI says no more than that one of the messages failed: nearly always a receiver that expected
+// fewer bytes.
+void MpiOperation::check_messages(int code) const {
+  require(code == MPI_SUCCESS,
+          "a message of {} failed: the ranks of the group do not call the same operations with "
+          "matching sizes",
+          place_.log->describe(ticket_));
 }
 
 }  // namespace orchard

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "launch/layout_options.h"
 #include "launch/option_fields.h"
 
 namespace orchard {
@@ -279,6 +280,7 @@ void add_stage(std::vector<RunOption>& all, int stage) {
 std::vector<RunOption> make_options() {
   std::vector<RunOption> options;
   add_run(options);
+  add_layout(options);
   add_vision(options);
   add_decoder(options);
   add_moe(options);

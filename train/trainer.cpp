@@ -8,6 +8,7 @@
 
 #include "train/checkpoint.h"
 #include "train/checkpoint_folder.h"
+#include "train/layout_facts.h"
 #include "train/model_json.h"
 #include "train/schedule.h"
 #include "train/stage_data.h"
@@ -84,6 +85,11 @@ class StageTrainer {
     model_.prepare(device, *stream_);
     optimizer_.emplace(device, *stream_, store_, stage.optimizer, &*shards_);
     runner_.emplace(device, *stream_, ranks, store_, model_, &*shards_, Overlap::yes, run.experts);
+    if (ExpertDispatcher* const dispatcher = runner_->dispatcher()) {
+      dispatcher->on_growth([this](const std::string& text) {
+        fmt::print(stderr, "{}: {}\n", ranks_.mesh().name(ranks_.rank()), text);
+      });
+    }
     const double law =
         learning_rate_law(static_cast<double>(dense_backbone_parameters(model_config_.decoder)));
     schedule_ = {.peak = stage.peak_lr > 0 ? stage.peak_lr : law,
@@ -230,12 +236,11 @@ class StageTrainer {
   std::atomic<std::int64_t> bad_samples_ = 0;  // counted on the loader's thread
 };
 
-void check_run(const RunConfig& run, const Communicator& ranks) {
+void check_run(const RunConfig& run, const TrainingSet& set, const Communicator& ranks) {
+  require(run.layout.pipeline == 1, "pp {}: training has no pipelines", run.layout.pipeline);
   for (const StageConfig& stage : run.stages) {
-    const std::int64_t share = run.micro_batch * ranks.size();
-    require(share > 0 && stage.global_batch % share == 0,
-            "stage {}: global_batch = {} must be a multiple of micro_batch = {} times the {} ranks",
-            stage.number, stage.global_batch, run.micro_batch, ranks.size());
+    require_possible(ranks.size(), run.layout,
+                     layout_facts(run, stage, stage_model(run, stage, set)));
   }
 }
 
@@ -273,10 +278,14 @@ void check_resumable(const RunConfig& run, const std::string& tokenizer_hash) {
 
 void train(const RunConfig& run, const TrainOptions& options, Device& device, Communicator& ranks,
            Observer& observer) {
-  check_run(run, ranks);
+  const TrainingSet set = TrainingSet::open(run.training_set);
+  check_run(run, set, ranks);
   const ParallelContext parallel(ranks, run.layout, run.sequence_parallel);
   const RankObserver quiet(observer, ranks);
-  const TrainingSet set = TrainingSet::open(run.training_set);
+  if (ranks.size() > 1) {
+    quiet.message(fmt::format("{} ranks: {} (dp {}, edp {})", ranks.size(), run.layout.to_string(),
+                              parallel.mesh().data(), parallel.mesh().expert_data()));
+  }
   const CheckpointFolder checkpoints(run.run_folder);
   const auto latest = checkpoints.latest();
   require(options.resume == Resume::from_latest || !latest,

@@ -1,11 +1,15 @@
 // What tests that run under mpirun share: the session, and groups of many shapes.
 #pragma once
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "comm/mpi.h"
@@ -41,6 +45,29 @@ inline void for_each_group(Communicator& world, const std::function<void(Communi
   with("halves", those([&](int r) { return 2 * r / size == 2 * rank / size; }));
   with("first and others", those([&](int r) { return (r == 0) == (rank == 0); }));
 }
+
+// A folder that all ranks see.
+class SharedFolder {
+ public:
+  explicit SharedFolder(Communicator& world) : world_(world) {
+    std::int64_t pid = ::getpid();
+    std::vector<std::int64_t> pids(static_cast<std::size_t>(world.size()));
+    world.all_gather_on_host({&pid, 1}, pids);
+    path_ = std::filesystem::temp_directory_path() / fmt::format("orchard_shards_{}", pids[0]);
+    std::filesystem::create_directories(path_);
+  }
+  ~SharedFolder() {
+    world_.barrier();
+    if (world_.rank() == 0) std::filesystem::remove_all(path_);
+  }
+  SharedFolder(const SharedFolder&) = delete;
+  SharedFolder& operator=(const SharedFolder&) = delete;
+  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
+
+ private:
+  Communicator& world_;
+  std::filesystem::path path_;
+};
 
 // main of a test program whose ranks run together. An exception ends its rank, and mpirun then ends
 // those that wait for it.

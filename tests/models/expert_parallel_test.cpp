@@ -6,7 +6,9 @@
 #include "kernels/permute/exchange.h"
 #include "kernels/permute/permute.h"
 #include "tests/comm/ranks_test.h"
+#include "tests/message_of.h"
 #include "tests/models/sparse_layer.h"
+#include "tests/parallel/faulty_communicator.h"
 
 namespace orchard::testing {
 namespace {
@@ -206,6 +208,17 @@ TEST_F(ExpertParallel, RoomGrowsWithTheLargestLoadAndStays) {
     EXPECT_EQ(step(*chosen), grown) << "memory grew again";
 }
 
+TEST_F(ExpertParallel, RefusesMoreRowsOfATokenThanThereMayBe) {
+  const LayerCase c{
+      .layout = layout_of(1, 1, 8), .ranks = 8, .micro_batches = {{{9}, 0}}, .top_k = 5};
+  const auto group = first_ranks(8);
+  if (!group) return;
+  const ParallelContext parallel(*group, c.layout);
+  SparseLayer layer(*device_, c, &parallel);
+  EXPECT_EQ(message_of([&] { layer.step(parallel.coordinates().data); }),
+            "moe.top_k = 5 times etp = 8 is more than the 32 rows that a token may have");
+}
+
 // Faults, each put into one operation of one rank's device, must be seen by the comparison above.
 using Faults = std::vector<std::pair<const char*, void (*)(OperationTable&)>>;
 
@@ -293,6 +306,37 @@ TEST_F(ExpertParallel, TheComparisonSeesEveryFault) {
     double seen[] = {static_cast<double>(differing(c, result, alone).size())};
     group->sum_on_host(seen);
     EXPECT_GT(seen[0], 0) << name;
+  }
+}
+
+// Each message of a layer, lost on all ranks.
+TEST_F(ExpertParallel, TheComparisonSeesEveryLostMessage) {
+  for (const SequenceParallel shared : {SequenceParallel::no, SequenceParallel::yes}) {
+    const LayerCase c{.layout = layout_of(2, 2, 1),
+                      .ranks = 4,
+                      .micro_batches = {{{17, 40}, 3}, {{33, 1, 9}, 2}},
+                      .sequence_parallel = shared};
+    const auto group = first_ranks(4);
+    if (!group) return;
+    const LayerResult alone = run_alone(*device_, c, 2);
+    // Forward and backward: dispatch and collect, distribute and collect; the counts; and among
+    // tensor ranks logits and d_gates, or y, d_gates and d_x, and the router's gradient, which the
+    // test gathers.
+    const std::tuple<const char*, CommOp, int> messages[] = {
+        {"ep-etp", CommOp::all_to_all, 4},
+        {"ep-etp", CommOp::all_gather, 1},
+        {"tp", CommOp::all_gather, shared == SequenceParallel::yes ? 3 : 4}};
+    for (const auto& [name, op, calls] : messages) {
+      for (int call = 0; call <= calls; ++call) {
+        Fault fault{.group = name, .op = op, .call = call};
+        FaultyCommunicator world(*group, fault);
+        const LayerResult result = run_on_ranks(*device_, c, world, alone);
+        double seen[] = {static_cast<double>(differing(c, result, alone).size())};
+        group->sum_on_host(seen);
+        EXPECT_EQ(fault.seen, calls) << name << ": so many messages";
+        EXPECT_EQ(seen[0] > 0, call < calls) << name << ", " << name_of(op) << " " << call;
+      }
+    }
   }
 }
 

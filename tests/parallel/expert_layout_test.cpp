@@ -26,55 +26,46 @@ ModelConfig sparse_model(float capacity_factor) {
   return config;
 }
 
-// Pictures next to text alone, padding, a single token, rows that nothing divides.
-constexpr ToyShape shapes[] = {
-    {.sequences = 2, .length = 13, .tiles = 1, .padding = 3},
-    {.sequences = 1, .length = 1},
-    {.sequences = 1, .length = 11, .tiles = 2},
-    {.sequences = 2, .length = 7},
-    {.sequences = 1, .length = 16, .padding = 15},
-    {.sequences = 1, .length = 6, .tiles = 1},
-    {.sequences = 1, .length = 3},
-    {.sequences = 3, .length = 5, .padding = 1},
-};
-
 LayoutTask sparse_task(float capacity_factor, Recompute recompute = Recompute::none) {
   LayoutTask task{.name = fmt::format("sparse, capacity {}", capacity_factor),
                   .model = sparse_model(capacity_factor)};
   task.model.recompute = recompute;
-  for (int step = 0; step < 4; ++step) {
-    std::vector<MicroBatch>& batches = task.steps.emplace_back();
-    for (const ToyShape& shape : shapes) {
-      batches.push_back(
-          toy_micro_batch(task.model, shape, fmt::format("{}.{}", step % 2, batches.size())));
-    }
-  }
+  task.steps = mixed_steps(task.model);
   return task;
 }
 
 LayoutOutcome reference_of(const LayoutTask& task) {
   const auto alone = make_single_communicator();
-  return run_layout(task, ParallelContext(*alone, {}), nullptr);
+  return run_layout(task, {.ranks = ParallelContext(*alone, {})});
 }
 
 struct Case {
   int ranks = 1;
-  int ep = 1, etp = 1;
+  int tp = 1, ep = 1, etp = 1;
+  SequenceParallel sequence_parallel = SequenceParallel::yes;
   ExpertDispatchOptions options = {};
 
-  Layout layout() const { return {.expert = ep, .expert_tensor = etp}; }
+  Layout layout() const { return {.tensor = tp, .expert = ep, .expert_tensor = etp}; }
   std::string to_string() const {
-    return fmt::format("{} ranks, ep {}, etp {}, dispatch {}, {} chunks", ranks, ep, etp,
+    return fmt::format("{} ranks, {}, sequence parallelism {}, dispatch {}, {} chunks", ranks,
+                       layout().to_string(),
+                       sequence_parallel == SequenceParallel::yes ? "on" : "off",
                        static_cast<int>(options.dispatch), options.chunks);
   }
 };
 
-std::vector<Case> all_cases() {
+// Both factorisations of a number of ranks. Chunks go along in turn.
+std::vector<Case> all_cases(int ranks) {
   std::vector<Case> cases;
-  for (const int ranks : {2, 4, 8}) {
+  for (const int tp : {1, 2, 4}) {
     for (const int ep : {1, 2, 4, 8}) {
       for (const int etp : {1, 2, 4}) {
-        if (ep * etp > 1 && ranks % (ep * etp) == 0) cases.push_back({ranks, ep, etp});
+        if (ranks % tp || ranks % (ep * etp) || tp * ep * etp == 1) continue;
+        for (const SequenceParallel rows : {SequenceParallel::yes, SequenceParallel::no}) {
+          if (rows == SequenceParallel::no && tp == 1) continue;
+          const int chunks = 1 + static_cast<int>(cases.size()) % 2;
+          cases.push_back({ranks, tp, ep, etp, rows, {.chunks = chunks}});
+        }
       }
     }
   }
@@ -98,21 +89,31 @@ class ExpertLayouts : public ::testing::Test {
   static LayoutOutcome run(LayoutTask task, const Case& c, Communicator& mesh,
                            const LayoutOutcome& reference) {
     task.options.experts = c.options;
-    return run_layout(task, ParallelContext(mesh, c.layout()), &reference);
+    return run_layout(task, {.ranks = ParallelContext(mesh, c.layout(), c.sequence_parallel),
+                             .reference = &reference});
   }
 
   static inline std::unique_ptr<Communicator> world_;
 };
 
+// Dropless and with a capacity, in turn. Meshes of fewer ranks share the cases.
 TEST_F(ExpertLayouts, LossesAndGradientsAreThoseOfOneRank) {
-  for (const float capacity : {0.0f, 1.0f}) {
-    const LayoutTask task = sparse_task(capacity);
-    const LayoutOutcome reference = reference_of(task);
-    for (const Case& c : all_cases()) {
-      const auto mesh = mesh_of(c.ranks);
-      if (!mesh) continue;
-      EXPECT_EQ(differences(run(task, c, *mesh, reference), reference, {}), "") << c.to_string();
+  const LayoutTask tasks[] = {sparse_task(0), sparse_task(1)};
+  const LayoutOutcome references[] = {reference_of(tasks[0]), reference_of(tasks[1])};
+  for (const int ranks : {2, 4, 8}) {
+    const auto mesh = mesh_of(ranks);
+    if (!mesh) continue;
+    const int meshes = world_->size() / ranks;
+    int number = 0;
+    for (const Case& c : all_cases(ranks)) {
+      ++number;
+      if (number % meshes != world_->rank() / ranks) continue;
+      const int which = number / meshes % 2;
+      EXPECT_EQ(differences(run(tasks[which], c, *mesh, references[which]), references[which], {}),
+                "")
+          << tasks[which].name << ", " << c.to_string();
     }
+    EXPECT_GE(number, 3 * ranks);
   }
 }
 
@@ -121,10 +122,11 @@ TEST_F(ExpertLayouts, DispatcherOverlapAndRecomputationChangeNoBit) {
   const LayoutTask kept = sparse_task(0), recomputed = sparse_task(0, Recompute::blocks);
   const LayoutOutcome reference = reference_of(kept);
   for (const int chunks : {1, 2}) {
-    for (const auto& [ep, etp] : {std::pair{4, 1}, {4, 2}, {2, 4}}) {
+    for (const auto& [tp, ep, etp] : {std::tuple{1, 4, 1}, {2, 4, 2}, {4, 2, 4}}) {
       const auto mesh = mesh_of(8);
       if (!mesh) return;
       const Case direct{.ranks = 8,
+                        .tp = tp,
                         .ep = ep,
                         .etp = etp,
                         .options = {.dispatch = ExpertDispatch::direct, .chunks = chunks}};

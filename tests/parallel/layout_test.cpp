@@ -29,29 +29,8 @@ ModelConfig dense_model() {
   return config;
 }
 
-// Pictures next to text alone, padding, rows that nothing divides, a single token.
-constexpr ToyShape shapes[] = {
-    {.sequences = 2, .length = 13, .tiles = 1, .padding = 3},
-    {.sequences = 1, .length = 1},
-    {.sequences = 1, .length = 11, .tiles = 2},
-    {.sequences = 2, .length = 7},
-    {.sequences = 1, .length = 16, .padding = 15},
-    {.sequences = 1, .length = 6, .tiles = 1},
-    {.sequences = 1, .length = 3},
-    {.sequences = 3, .length = 5, .padding = 1},
-};
-
 LayoutTask task_of(const std::string& name, const ModelConfig& model, ReplicaOptions options = {}) {
-  LayoutTask task{.name = name, .model = model, .options = options};
-  for (int step = 0; step < 4; ++step) {
-    std::vector<MicroBatch>& batches = task.steps.emplace_back();
-    for (const ToyShape& shape : shapes) {
-      // A learner that sees everything twice is compared where its losses move.
-      batches.push_back(
-          toy_micro_batch(model, shape, fmt::format("{}.{}", step % 2, batches.size())));
-    }
-  }
-  return task;
+  return {.name = name, .model = model, .options = options, .steps = mixed_steps(model)};
 }
 
 const LayoutOutcome& reference_of(const LayoutTask& task) {
@@ -124,14 +103,15 @@ TEST(Layouts, TensorParallel) {
   expect_same_everywhere(task_of("dense", dense_model()), cases);
 }
 
-// One step of micro-batches that leave no part of the model without a gradient: where a message is
-// all zeros, nobody can tell that it went missing.
+// Micro-batches that leave no part of the model without a gradient: where a message is all zeros,
+// nobody can tell that it went missing. The second step shows what the first one's update did.
 LayoutTask busy_task() {
   LayoutTask task{.name = "busy", .model = dense_model()};
-  task.steps.emplace_back();
+  std::vector<MicroBatch> batches;
   for (const ToyShape& shape : {ToyShape{.sequences = 2, .length = 13, .tiles = 1, .padding = 3},
                                 {.sequences = 1, .length = 11, .tiles = 2}})
-    task.steps[0].push_back(toy_micro_batch(task.model, shape, std::to_string(shape.tiles)));
+    batches.push_back(toy_micro_batch(task.model, shape, std::to_string(shape.tiles)));
+  task.steps = {batches, batches};
   return task;
 }
 
@@ -151,7 +131,7 @@ std::string differences_with(Communicator& pair, Fault& fault, const Layout& lay
   }
 }
 
-// Every single collective of a step, one after the other.
+// Every single collective of a step, one after the other: those of the first of two.
 TEST(Faults, AMissingOrDoubledCollectiveIsCaught) {
   const auto world = session->world();
   if (world->size() < 2) GTEST_SKIP() << "needs two ranks";
@@ -165,7 +145,8 @@ TEST(Faults, AMissingOrDoubledCollectiveIsCaught) {
                               {"tp", CommOp::all_gather},
                               {"tp", CommOp::all_reduce},  // replicas' gradients
                               {"tp", CommOp::all_reduce, SequenceParallel::no},
-                              {"dp", CommOp::all_reduce}};
+                              {"dp", CommOp::reduce_scatter},
+                              {"dp", CommOp::all_gather}};
   for (const Meeting& meeting : meetings) {
     const Layout layout{.tensor = meeting.group == "tp" ? 2 : 1};
     Fault none{.group = meeting.group, .op = meeting.op, .call = -1};
@@ -173,7 +154,7 @@ TEST(Faults, AMissingOrDoubledCollectiveIsCaught) {
     ASSERT_GT(none.seen, 0);
     for (const FaultKind kind : {FaultKind::missing, FaultKind::doubled}) {
       if (kind == FaultKind::doubled && meeting.op == CommOp::all_gather) continue;
-      for (int call = world->rank() / 2; call < none.seen; call += world->size() / 2) {
+      for (int call = world->rank() / 2; call < none.seen / 2; call += world->size() / 2) {
         Fault fault{.group = meeting.group, .op = meeting.op, .kind = kind, .call = call};
         EXPECT_NE(differences_with(*pair, fault, layout, meeting.rows), "")
             << (kind == FaultKind::missing ? "missing " : "doubled ") << name_of(fault.op) << " of "

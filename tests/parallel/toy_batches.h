@@ -62,4 +62,28 @@ inline MicroBatch toy_micro_batch(const ModelConfig& model, const ToyShape& shap
   return batch;
 }
 
+// Pictures next to text alone, padding, rows that nothing divides, a single token.
+inline constexpr ToyShape mixed_shapes[] = {
+    {.sequences = 2, .length = 13, .tiles = 1, .padding = 3},
+    {.sequences = 1, .length = 1},
+    {.sequences = 1, .length = 11, .tiles = 2},
+    {.sequences = 2, .length = 7},
+    {.sequences = 1, .length = 16, .padding = 15},
+    {.sequences = 1, .length = 6, .tiles = 1},
+    {.sequences = 1, .length = 3},
+    {.sequences = 3, .length = 5, .padding = 1},
+};
+
+// Four steps of micro-batches of these shapes. Everything comes twice: losses are compared where a
+// learner makes them move.
+inline std::vector<std::vector<MicroBatch>> mixed_steps(const ModelConfig& model) {
+  std::vector<std::vector<MicroBatch>> steps(4);
+  for (std::size_t step = 0; step < steps.size(); ++step) {
+    for (const ToyShape& shape : mixed_shapes)
+      steps[step].push_back(
+          toy_micro_batch(model, shape, fmt::format("{}.{}", step % 2, steps[step].size())));
+  }
+  return steps;
+}
+
 }  // namespace orchard::testing

@@ -32,35 +32,46 @@ Recorder trained(RunConfig run, Communicator& ranks, const std::filesystem::path
   return recorder;
 }
 
-TEST(DataParallel, DenseLossesAreThoseOfOneRank) {
+void expect_close(const Recorder& parallel, const Recorder& alone) {
+  ASSERT_EQ(parallel.steps.size(), alone.steps.size());
+  for (std::size_t s = 0; s < alone.steps.size(); ++s) {
+    const StepEvent &a = alone.steps[s], &p = parallel.steps[s];
+    expect_close(p.report.losses.loss, a.report.losses.loss, a.step, "loss");
+    EXPECT_EQ(p.targets, a.targets);
+    EXPECT_EQ(p.tokens, a.tokens);
+  }
+  ASSERT_EQ(parallel.validations.size(), alone.validations.size());
+  for (std::size_t v = 0; v < alone.validations.size(); ++v) {
+    expect_close(parallel.validations[v].report.loss, alone.validations[v].report.loss,
+                 alone.validations[v].step, "held-out loss");
+  }
+}
+
+TEST(Ranks, DenseLossesAreThoseOfOneRank) {
   const Scratch scratch;  // of this rank: ranks agree without sharing a file
   write_toy_training_set(scratch / "set");
   RunConfig run = toy_run(scratch / "set", steps);
   run.model.decoder.moe = {};
   const auto world = session->world(), one = make_single_communicator();
-  const Recorder parallel = trained(run, *world, scratch / "parallel");
   // The observer hears rank 0 only.
+  Recorder alone;
   if (world->rank() == 0) {
-    const Recorder alone = trained(run, *one, scratch / "alone");
+    alone = trained(run, *one, scratch / "alone");
     EXPECT_EQ(alone.steps.size(), static_cast<std::size_t>(steps));
-    EXPECT_EQ(parallel.steps.size(), alone.steps.size());
-    for (std::size_t s = 0; s < std::min(alone.steps.size(), parallel.steps.size()); ++s) {
-      const StepEvent &a = alone.steps[s], &p = parallel.steps[s];
-      expect_close(p.report.losses.loss, a.report.losses.loss, a.step, "loss");
-      EXPECT_EQ(p.targets, a.targets);
-      EXPECT_EQ(p.tokens, a.tokens);
-    }
-    EXPECT_EQ(parallel.validations.size(), 2u);
-    for (std::size_t v = 0; v < parallel.validations.size(); ++v) {
-      expect_close(parallel.validations[v].report.loss, alone.validations[v].report.loss,
-                   alone.validations[v].step, "held-out loss");
-    }
+    EXPECT_EQ(alone.validations.size(), 2u);
+  }
+  for (const int tensor : {1, 2}) {
+    if (world->size() % tensor != 0) continue;
+    run.layout.tensor = tensor;
+    SCOPED_TRACE(fmt::format("tp {}", tensor));
+    const Recorder parallel = trained(run, *world, scratch / fmt::format("tp{}", tensor));
+    if (world->rank() == 0) expect_close(parallel, alone);
   }
   world->barrier();
 }
 
 // Before the first update all ranks hold the same weights, so even the routing is the same.
-TEST(DataParallel, FirstStepOfAMixtureOfExpertsReportsWhatOneRankReports) {
+TEST(Ranks, FirstStepOfAMixtureOfExpertsReportsWhatOneRankReports) {
   const Scratch scratch;
   write_toy_training_set(scratch / "set");
   const RunConfig run = toy_run(scratch / "set", 1);
@@ -116,7 +127,7 @@ TEST(RoutingReplay, AStepSendsRowsWhereItSays) {
   EXPECT_EQ(report.losses.expert_load, (std::vector<std::vector<double>>{{0, 0.5, 0, 0.5}}));
 }
 
-TEST(DataParallel, MixtureOfExpertsLossesAreThoseOfOneRank) {
+TEST(Ranks, MixtureOfExpertsLossesAreThoseOfOneRank) {
   const Scratch scratch;
   write_toy_training_set(scratch / "set");
   const RunConfig run = toy_run(scratch / "set", steps);

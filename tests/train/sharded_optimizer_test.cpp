@@ -6,7 +6,6 @@
 #include <optional>
 
 #include "tests/comm/ranks_test.h"
-#include "tests/data/scratch.h"
 #include "tests/parallel/faulty_communicator.h"
 #include "tests/train/spread_parameters.h"
 #include "train/checkpoint.h"
@@ -275,29 +274,6 @@ void load(const std::filesystem::path& path, SpreadStore& store) {
   load_parameters(path, store.stream(), store.store(), PositionTables::exact);
   load_optimizer(path, store.stream(), store.optimizer());
 }
-
-// A folder that all ranks see.
-class SharedFolder {
- public:
-  explicit SharedFolder(Communicator& world) : world_(world) {
-    std::int64_t pid = ::getpid();
-    std::vector<std::int64_t> pids(static_cast<std::size_t>(world.size()));
-    world.all_gather_on_host({&pid, 1}, pids);
-    path_ = std::filesystem::temp_directory_path() / fmt::format("orchard_shards_{}", pids[0]);
-    std::filesystem::create_directories(path_);
-  }
-  ~SharedFolder() {
-    world_.barrier();
-    if (world_.rank() == 0) std::filesystem::remove_all(path_);
-  }
-  SharedFolder(const SharedFolder&) = delete;
-  SharedFolder& operator=(const SharedFolder&) = delete;
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-
- private:
-  Communicator& world_;
-  std::filesystem::path path_;
-};
 
 // Each layout reads what the one before it in the list wrote, the first what the last wrote: every
 // tensor is there to the bit. And where it goes on, it goes on as if nothing had happened.
