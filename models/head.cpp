@@ -9,11 +9,13 @@
 namespace orchard {
 namespace {
 
-// Large enough for full GEMM speed, small enough for a chunk of logits to stay near the caches (16
-// MB in fp32).
-std::int64_t chunk_rows(std::int64_t vocabulary) {
-  const std::int64_t rows = (std::int64_t{4} << 20) / vocabulary;
-  return std::clamp(rows / target_multiple * target_multiple, target_multiple, std::int64_t{2048});
+// Large enough for full GEMM speed, small enough for a chunk of logits to stay near a CPU's caches (16
+// MB in fp32). A GPU wants more tiles than it has multiprocessors, and has the memory (256 MB).
+std::int64_t chunk_rows(DeviceKind device, std::int64_t vocabulary) {
+  const bool host = device == DeviceKind::cpu;
+  const std::int64_t rows = (std::int64_t{host ? 4 : 64} << 20) / vocabulary;
+  return std::clamp(rows / target_multiple * target_multiple, target_multiple,
+                    std::int64_t{host ? 2048 : 16384});
 }
 
 }  // namespace
@@ -46,7 +48,7 @@ Residual LanguageModelHead::forward(Pass& pass, const Residual& stream, Saved& s
                                 .y = rows});
   }
   const std::int64_t vocabulary = table_->value.dim(0);  // this rank's share of it
-  const std::int64_t chunk = std::min(chunk_rows(vocabulary), targets);
+  const std::int64_t chunk = std::min(chunk_rows(h.device(), vocabulary), targets);
   const Tensor logits = pass.allocate(DType::f32, {chunk, vocabulary});
   const Tensor d_logits =
       h.dtype() == DType::f32 ? logits : pass.allocate(h.dtype(), {chunk, vocabulary});

@@ -29,7 +29,6 @@ constexpr int warpgroup = 128;
 constexpr int threads = (1 + groups) * warpgroup;  // a producer and two consumers
 constexpr int box = 64;                            // columns: 128 bytes, the width of the swizzle
 constexpr int boxes = head_dim / box;
-constexpr int steps = head_dim / box * 4;  // of 16, in head_dim and in keys
 
 struct Forward {
   Problem problem;
@@ -52,6 +51,9 @@ struct Storage {
 static_assert(sizeof(Storage) <= 227 * 1024);
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+constexpr int steps = head_dim / 16;  // of a product; as many in keys
+static_assert(head_dim == tile_keys);
 
 // A head's columns of rows [row, row + rows) of a tensor [tokens, heads·head_dim].
 template <int rows>

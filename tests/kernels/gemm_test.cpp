@@ -70,7 +70,8 @@ TEST_P(GemmLibraries, ResultsDoNotDependOnTheNumberOfThreads) {
 }
 
 TEST_P(GemmLibraries, WarmRunsBuildNothing) {
-  const auto [library, in, out] = GetParam();
+  const std::string& library = GetParam().library;
+  const DType in = GetParam().in, out = GetParam().out;
   Device& device = device_with(library);
   const auto stream = device.make_stream();
   Guarded a = random_normal(in, {201, 96}, 1), b = random_normal(in, {80, 96}, 2);
