@@ -23,6 +23,29 @@ HWY_INLINE void parallel_vectors(std::int64_t n, const Body& body) {
   });
 }
 
+// out[i] = value(i, count) over the vectors that cover [0, n), spread over the pool. Four vectors are
+// computed before any is stored: a chain of thirty operations, as the activations are, waits for
+// itself, and the processor looks ahead over a few such chains only. The lambda needs HWY_ATTR
+// before its body, and is copied so that its pointers stay in registers.
+template <class T, class Value>
+HWY_INLINE void parallel_transform(std::int64_t n, T* out, const Value& value) {
+  parallel_for(n, 4096, [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
+    const Value own = value;
+    const std::int64_t step = lanes();
+    std::int64_t i = begin;
+    for (; i + 4 * step <= end; i += 4 * step) {
+      const Vector a = own(i, step), b = own(i + step, step);
+      const Vector c = own(i + 2 * step, step), d = own(i + 3 * step, step);
+      store_two(a, b, out + i);
+      store_two(c, d, out + i + 2 * step);
+    }
+    for (; i < end; i += step) {
+      const std::int64_t count = std::min(step, end - i);
+      store(own(i, count), out + i, count);
+    }
+  });
+}
+
 // Sum of all lanes of body(i, count, accumulator) over the vectors that cover [0, n), where the
 // body returns the accumulator with its share added. Four accumulators take turns, because one
 // would wait four cycles for each addition. The lambda needs HWY_ATTR before its body.

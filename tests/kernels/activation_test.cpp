@@ -98,20 +98,49 @@ TEST(ActivationAccuracy, SigmoidKeepsItsRelativeAccuracyOverTheWholeRange) {
   EXPECT_LE(worst, 3.5 * 2 * unit_roundoff(DType::f32));
 }
 
+// For all finite bf16, subnormal results among them: half a unit in the last place for the one
+// rounding, and 2^-17 of the sigmoid before it. Where the sigmoid itself
+// would be subnormal it is zero.
+TEST(ActivationAccuracy, RoundedSiluIsTheNearestBf16ButForNearTies) {
+  std::vector<float> inputs;
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float value = std::bit_cast<float>(bits << 16);
+    if (std::isfinite(value)) inputs.push_back(value);
+  }
+  const auto size = static_cast<std::int64_t>(inputs.size());
+  Guarded x(DType::bf16, {size}), y(DType::bf16, {size});
+  for (std::int64_t i = 0; i < size; ++i) x.set(i, inputs[static_cast<std::size_t>(i)]);
+  run_repeatedly(ActivationForward{.kind = Activation::silu, .x = x, .y = y}, {&y});
+  constexpr double subnormal_half = 0x1p-134;
+  for (std::int64_t i = 0; i < size; ++i) {
+    const double expected = value(Activation::silu, x.at(i));
+    if (x.at(i) < -87) {
+      EXPECT_LE(std::abs(y.at(i)), 2e-36) << x.at(i);
+      continue;
+    }
+    const double half_unit =
+        std::max(std::ldexp(unit_roundoff(DType::bf16), std::ilogb(expected)), subnormal_half);
+    ASSERT_LE(std::abs(y.at(i) - expected), half_unit + 0x1p-17 * std::abs(expected)) << x.at(i);
+  }
+}
+
 TEST(ActivationAccuracy, HugeInputsSaturateAndNaNsSurvive) {
   const float infinity = std::numeric_limits<float>::infinity();
   const Values inputs = {-3e38, -1000, -100, 100, 1000, 3e38, infinity, std::nan("")};
-  Guarded x(DType::f32, {8}), y(DType::f32, {8}), d_y(DType::f32, {8}), d_x(DType::f32, {8});
-  for (std::int64_t i = 0; i < 8; ++i) x.set(i, inputs[static_cast<std::size_t>(i)]), d_y.set(i, 1);
-  const auto stream = cpu_device().make_stream();
-  run(*stream, ActivationForward{.kind = Activation::silu, .x = x, .y = y});
-  for (const std::int64_t i : {0, 1, 2}) EXPECT_EQ(y.at(i), 0) << x.at(i);
-  for (const std::int64_t i : {3, 4, 5, 6}) EXPECT_EQ(y.at(i), x.at(i));
-  EXPECT_TRUE(std::isnan(y.at(7)));
-  run(*stream, ActivationBackward{.kind = Activation::silu, .x = x, .d_y = d_y, .d_x = d_x});
-  for (const std::int64_t i : {0, 1, 2}) EXPECT_EQ(d_x.at(i), 0) << x.at(i);
-  for (const std::int64_t i : {3, 4, 5}) EXPECT_EQ(d_x.at(i), 1);
-  EXPECT_TRUE(std::isnan(d_x.at(7)));
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    Guarded x(dtype, {8}), y(dtype, {8}), d_y(dtype, {8}), d_x(dtype, {8});
+    for (std::int64_t i = 0; i < 8; ++i)
+      x.set(i, inputs[static_cast<std::size_t>(i)]), d_y.set(i, 1);
+    const auto stream = cpu_device().make_stream();
+    run(*stream, ActivationForward{.kind = Activation::silu, .x = x, .y = y});
+    for (const std::int64_t i : {0, 1, 2}) EXPECT_EQ(y.at(i), 0) << x.at(i);
+    for (const std::int64_t i : {3, 4, 5, 6}) EXPECT_EQ(y.at(i), x.at(i));
+    EXPECT_TRUE(std::isnan(y.at(7)));
+    run(*stream, ActivationBackward{.kind = Activation::silu, .x = x, .d_y = d_y, .d_x = d_x});
+    for (const std::int64_t i : {0, 1, 2}) EXPECT_EQ(d_x.at(i), 0) << x.at(i);
+    for (const std::int64_t i : {3, 4, 5}) EXPECT_EQ(d_x.at(i), 1);
+    EXPECT_TRUE(std::isnan(d_x.at(7)));
+  }
 }
 
 struct GluCase {
