@@ -2,7 +2,7 @@
 // peak measured in the same process, peak memory, and where the time goes.
 //
 //   bench_train_step [--model tiny|tiny-moe] [--dtype f32|bf16] [--sequence 512] [--micro-batch 8]
-//                    [--steps 10] [--threads 2] [--json]
+//                    [--steps 10] [--threads 2] [--device cpu|cuda] [--json]
 //
 // Tokens are random and every sequence is one document, so nothing but the model's arithmetic is
 // measured. The first two steps warm up. Model FLOPs count what the mathematics needs
@@ -17,6 +17,7 @@
 #include <optional>
 
 #include "kernels/gemm/peak.h"
+#include "launch/device.h"
 #include "launch/options.h"
 #include "models/flops.h"
 #include "parallel/random.h"
@@ -31,7 +32,8 @@ struct Setting {
   std::int64_t sequence = 512;
   std::int64_t micro_batch = 8;
   std::int64_t steps = 10;
-  int threads = 2;
+  int threads = 2;  // of the CPU device
+  std::string device = "cpu";
   bool json = false;
 };
 
@@ -59,7 +61,9 @@ MicroBatch random_batch(const ModelConfig& model, const Setting& setting) {
   return batch;
 }
 
-double peak_memory_bytes() {
+// Of the GPU's memory, or of the process where the model is in the host's.
+double peak_memory_bytes(Device& device) {
+  if (device.kind() != DeviceKind::cpu) return static_cast<double>(device.statistics().peak_bytes);
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<double>(usage.ru_maxrss) * 1024;
@@ -68,7 +72,9 @@ double peak_memory_bytes() {
 void measure(const Setting& setting) {
   ModelConfig config = load_recipe(setting.model).model;
   config.decoder.max_positions = std::max(config.decoder.max_positions, setting.sequence);
-  const std::unique_ptr<Device> device = make_cpu_device({.threads = setting.threads});
+  const std::unique_ptr<Device> device = setting.device == "cpu"
+                                             ? make_cpu_device({.threads = setting.threads})
+                                             : open_device(DeviceKind::cuda);
   const std::unique_ptr<Stream> stream = device->make_stream();
   const std::unique_ptr<Communicator> ranks = make_single_communicator();
   ParameterStore store;
@@ -101,7 +107,7 @@ void measure(const Setting& setting) {
   }
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
-  const double memory = peak_memory_bytes();
+  const double memory = peak_memory_bytes(*device);
 
   const double tokens_per_s = static_cast<double>(totals.real_rows) / median;
   const Workload work{.tokens = totals.real_rows,
@@ -152,6 +158,7 @@ std::optional<Setting> parse(int argc, char** argv) {
   options.add_options()("dtype", po::value(&dtype)->default_value("f32"), "f32 | bf16");
   options.add_options()("sequence", with_default(&setting.sequence), "tokens");
   options.add_options()("micro-batch", with_default(&setting.micro_batch), "sequences");
+  options.add_options()("device", with_default(&setting.device), "cpu | cuda");
   options.add_options()("steps", with_default(&setting.steps), "timed, after two to warm up");
   options.add_options()("threads", with_default(&setting.threads), "");
   options.add_options()("json", po::bool_switch(&setting.json), "print a JSON line");
@@ -163,6 +170,8 @@ std::optional<Setting> parse(int argc, char** argv) {
     return {};
   }
   require(dtype == "f32" || dtype == "bf16", "--dtype is f32 or bf16, not {}", dtype);
+  require(setting.device == "cpu" || setting.device == "cuda", "--device is cpu or cuda, not {}",
+          setting.device);
   setting.dtype = dtype == "f32" ? DType::f32 : DType::bf16;
   return setting;
 }

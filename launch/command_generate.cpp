@@ -8,6 +8,7 @@
 #include "launch/asked_model.h"
 #include "launch/command.h"
 #include "launch/configuration_error.h"
+#include "launch/device.h"
 #include "train/prompt.h"
 
 namespace orchard {
@@ -94,11 +95,12 @@ int command_generate(Arguments arguments) {
   require_configuration(images.empty() || asked.run.model.has_vision(),
                         "the model is text-only: it takes no --image");
   const Tokenizer tokenizer = open_tokenizer(asked);
-  const std::unique_ptr<Device> device = make_cpu_device();
+  const std::unique_ptr<Device> host = make_cpu_device();  // renders pictures
+  const std::unique_ptr<Device> device = open_device(asked.run.device);
   Draft draft = make_draft(line.required("prompt"), images, plain ? Frame::none : Frame::chat,
                            line.text("templates"));
   const MicroBatch prompt =
-      prompt_batch(std::move(draft), tokenizer, asked.run, asked.stage, *device);
+      prompt_batch(std::move(draft), tokenizer, asked.run, asked.stage, *host);
   const std::unique_ptr<InferenceModel> model = load_model(asked, *device, prompt.length + longest);
   constexpr std::int32_t stop[] = {token_end, token_turn_end};
   fmt::print("{}\n", tokenizer.decode(model->generate(prompt, longest, stop)));

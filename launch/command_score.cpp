@@ -8,6 +8,7 @@
 #include "launch/asked_model.h"
 #include "launch/command.h"
 #include "launch/configuration_error.h"
+#include "launch/device.h"
 #include "train/score.h"
 
 namespace orchard {
@@ -96,14 +97,15 @@ int command_score(Arguments arguments) {
   const std::vector<ScoreRequest> requests = read_requests(line.text("input"));
   std::size_t longest = 1;
   for (const ScoreRequest& request : requests) longest = std::max(longest, request.tokens.size());
-  const std::unique_ptr<Device> device = make_cpu_device();
+  const std::unique_ptr<Device> host = make_cpu_device();  // renders pictures
+  const std::unique_ptr<Device> device = open_device(asked.run.device);
   const std::unique_ptr<InferenceModel> model =
       load_model(asked, *device, static_cast<std::int64_t>(longest));
   TilingOptions tiling = asked.stage.tiling;
   tiling.side = model->config().vision.side;
   for (std::size_t i = 0; i < requests.size(); ++i) {
     try {
-      std::cout << answer_text(score(*model, *device, tiling, requests[i])) << "\n";
+      std::cout << answer_text(score(*model, *host, tiling, requests[i])) << "\n";
     } catch (const Error& error) {
       fail("line {} of the requests: {}", i + 1, error.what());
     }

@@ -8,6 +8,7 @@
 #include "data/atomic_file.h"
 #include "data/training_set.h"
 #include "launch/command.h"
+#include "launch/device.h"
 #include "launch/ini.h"
 #include "launch/job.h"
 #include "launch/run_arguments.h"
@@ -126,6 +127,7 @@ void check(const Request& request, int ranks) {
                         "--training-set is missing: name a folder that orchard pack wrote");
   const TrainingSet set = TrainingSet::open(run.training_set);
   validate_vocabulary(resolved, set.tokenizer().vocabulary());
+  validate_pictures(resolved, set.index().pictures.size());
   if (request.dry_run) return;
   require_configuration(!run.run_folder.empty(), "--run-folder is missing: name a new folder");
   require_configuration(
@@ -204,7 +206,7 @@ int command_train(Arguments arguments) {
       if (job.is_first()) add_observers(observers, run, request->options, terminal);
     });
     if (!changes.empty()) observers.on_message("changed since the run began: " + changes);
-    const std::unique_ptr<Device> device = make_cpu_device();
+    const std::unique_ptr<Device> device = open_device(run.device, job.ranks().rank());
     train(run, request->options, *device, job.ranks(), observers);
     return 0;
   });

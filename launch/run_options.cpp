@@ -9,6 +9,8 @@ namespace orchard {
 namespace {
 
 constexpr ChoiceNames<DType, 2> dtypes{{{"f32", DType::f32}, {"bf16", DType::bf16}}};
+constexpr ChoiceNames<DeviceKind, 3> devices{
+    {{"cpu", DeviceKind::cpu}, {"cuda", DeviceKind::cuda}, {"simt", DeviceKind::simt}}};
 constexpr ChoiceNames<FeatureLayer, 3> feature_layers{{{"post_norm", FeatureLayer::post_norm},
                                                        {"last", FeatureLayer::last},
                                                        {"penultimate", FeatureLayer::penultimate}}};
@@ -39,6 +41,9 @@ void add_run(std::vector<RunOption>& options) {
   options.push_back(text_option(
       {"run.run_folder", "checkpoints, metrics and resolved.ini go here"}, "a path",
       [](auto& r) -> auto& { return r.run_folder; }));
+  options.push_back(choice_option(
+      {"run.device", "where the model lives; simt: the CUDA path, emulated and checked"}, devices,
+      [](auto& r) -> auto& { return r.device; }));
   options.push_back(choice_option(
       {"run.dtype", "activations; weights keep fp32 masters"}, dtypes,
       [](auto& r) -> auto& { return r.dtype; }));

@@ -141,4 +141,11 @@ void validate_vocabulary(const ResolvedRun& run, std::int64_t tokenizer_vocabula
                    tokenizer_vocabulary);
 }
 
+void validate_pictures(const ResolvedRun& run, std::size_t pictures) {
+  Rules(run).check(run.config().model.has_vision() || pictures == 0, "vision.layers",
+                   "a text-only model, and the training set holds {} pictures: choose a recipe "
+                   "with a vision tower, or a training set of text",
+                   pictures);
+}
+
 }  // namespace orchard

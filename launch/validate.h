@@ -16,4 +16,7 @@ void validate_ranks(const ResolvedRun& run, int ranks);
 // The tokenizer's tokens must have a place in the model's vocabulary, where the options give one.
 void validate_vocabulary(const ResolvedRun& run, std::int64_t tokenizer_vocabulary);
 
+// A training set with pictures needs a vision tower.
+void validate_pictures(const ResolvedRun& run, std::size_t pictures);
+
 }  // namespace orchard

@@ -35,6 +35,7 @@ struct RunConfig {
   ModelConfig
       model;  // vision.side is overridden by the stage's; vocabulary by the tokenizer's, where 0
   std::vector<StageConfig> stages;
+  DeviceKind device = DeviceKind::cpu;  // where the model lives
   DType dtype = DType::f32;
   std::uint64_t seed = 1;
   double init_scale = 1;                // of the initial weights' standard deviations

@@ -76,6 +76,11 @@ cudaStream_t native_stream(Stream& stream) {
 
 }  // namespace cuda
 
+int cuda_device_count() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
 std::unique_ptr<Device> make_cuda_device(int ordinal) {
   return std::make_unique<cuda::CudaDevice>(ordinal);
 }

@@ -13,6 +13,9 @@ namespace orchard {
 // when there is no such GPU or no driver.
 std::unique_ptr<Device> make_cuda_device(int ordinal = 0);
 
+// GPUs that this process sees: 0 without a driver.
+int cuda_device_count();
+
 namespace cuda {
 void register_operations(OperationTable&);
 }

@@ -223,6 +223,9 @@ TEST(Vocabulary, TheTokenizersMustFit) {
               AllOf(HasSubstr("decoder.vocabulary = 8192 (tiny.ini:"), HasSubstr("8193")));
   const ResolvedRun open({.recipe = "tiny", .command_line = {given("decoder.vocabulary", "0")}});
   EXPECT_NO_THROW(validate_vocabulary(open, 8193));
+  EXPECT_NO_THROW(validate_pictures(open, 0));
+  EXPECT_THAT(message_of([&] { validate_pictures(open, 1); }),
+              AllOf(HasSubstr("vision.layers = 0"), HasSubstr("holds 1 pictures")));
 }
 
 // Both the trainer's view and every printed value must survive, so that a run folder's resolved.ini
@@ -260,7 +263,7 @@ TEST(Options, EachFillsItsOwnFieldOnly) {
     RunConfig run = default_run();
     const std::string before = option.print(run);
     std::string value;
-    for (const char* candidate : {"3", "4", "0.25", "bf16", "last", "blocks", "all_choices",
+    for (const char* candidate : {"3", "4", "0.25", "simt", "bf16", "last", "blocks", "all_choices",
                                   "fixed", "fit", "separators", "assistant", "adafactor"}) {
       if (candidate == before || !option.read(run, candidate)) continue;
       value = candidate;
