@@ -125,6 +125,7 @@ TEST(Multimodal, TextOnlyBatchLeavesTheVisionTowerAlone) {
   ToyModel toy(toy_model());
   DeviceBatch& b = toy.bench().batch();
   b.tiles = 0;
+  b.tower_rows = 0;
   b.sources = toy.bench().integers(
       {1, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 2, 1, 20, 21, 2, 1, 22, 23, 24, 2, 3, 3, 3});
   toy.loss(true);
