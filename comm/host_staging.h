@@ -19,6 +19,11 @@ namespace orchard {
 // Used again and again: begin, then the tensors, then follow.
 class StagedOperation final : public Pending::Operation {
  public:
+  StagedOperation() = default;
+  virtual ~StagedOperation() = default;
+  StagedOperation(const StagedOperation&) = delete;
+  StagedOperation& operator=(const StagedOperation&) = delete;
+
   // `stream` must outlive the operation.
   void begin(Stream& stream);
 

@@ -63,6 +63,7 @@ struct Reduction {
   int replicas = 1;      // consecutive tensor ranks that hold the same elements
   bool partial = false;  // each of them has a part of the gradient: it is summed over them first
 
+  // NOLINTNEXTLINE(modernize-use-nullptr): a comparison with 0 that the compiler writes
   auto operator<=>(const Reduction&) const = default;
 };
 
