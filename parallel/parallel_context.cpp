@@ -1,5 +1,6 @@
 #include "parallel/parallel_context.h"
 
+#include <numeric>
 #include <vector>
 
 namespace orchard {
@@ -12,8 +13,8 @@ ParallelContext::ParallelContext(Communicator& world, const Layout& layout,
   Communicator& tensor = groups_[MeshGroup::tensor];
   for (int count = 1; count < tensor.size(); ++count) {
     if (tensor.size() % count != 0) continue;
-    std::vector<int> places;
-    for (int i = 0; i < count; ++i) places.push_back(tensor.rank() / count * count + i);
+    std::vector<int> places(static_cast<std::size_t>(count));
+    std::iota(places.begin(), places.end(), tensor.rank() / count * count);
     replicas_[count] = tensor.make_group(fmt::format("tp-replicas-{}", count), places);
   }
 }
