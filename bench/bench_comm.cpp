@@ -124,11 +124,13 @@ class Bench {
   }
   std::vector<std::int64_t> sent(std::int64_t n) const {
     std::vector<std::int64_t> counts;
+    counts.reserve(static_cast<std::size_t>(world_.size()));
     for (int r = 0; r < world_.size(); ++r) counts.push_back(rows_between(n, world_.rank(), r));
     return counts;
   }
   std::vector<std::int64_t> received(std::int64_t n) const {
     std::vector<std::int64_t> counts;
+    counts.reserve(static_cast<std::size_t>(world_.size()));
     for (int r = 0; r < world_.size(); ++r) counts.push_back(rows_between(n, r, world_.rank()));
     return counts;
   }

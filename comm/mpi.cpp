@@ -22,6 +22,9 @@ MpiSession::~MpiSession() {
 }
 
 std::unique_ptr<Communicator> MpiSession::world(const WorldOptions& options) const {
+  int ranks = 1;
+  check_mpi(MPI_Comm_size(MPI_COMM_WORLD, &ranks), "MPI_Comm_size");
+  if (ranks == 1) return make_single_communicator();
   return MpiCommunicator::world(options.ranks_per_node);
 }
 

@@ -1,4 +1,4 @@
-// MPI as the bootstrap and as the CPU's communicator.
+// MPI as the bootstrap, and as the communicator of devices without a library of their own.
 #pragma once
 
 #include <memory>
@@ -20,7 +20,8 @@ class MpiSession {
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
 
-  // All ranks of the job. The communicator must not outlive the session.
+  // All ranks of the job; of a job of one rank the single communicator. It must not outlive the
+  // session.
   std::unique_ptr<Communicator> world(const WorldOptions& options = {}) const;
 
   // Ends every rank of the job with this exit code, at once: for a rank that failed while others

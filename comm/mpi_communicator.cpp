@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "comm/single_communicator.h"
 #include "kernels/device/device.h"
 
 namespace orchard {
@@ -75,6 +76,7 @@ MpiCommunicator::~MpiCommunicator() {
 
 std::unique_ptr<Communicator> MpiCommunicator::start_group(Identity identity,
                                                            std::span<const int> places) {
+  if (places.size() == 1) return std::make_unique<SingleCommunicator>(std::move(identity));
   MPI_Group all = MPI_GROUP_NULL, some = MPI_GROUP_NULL;
   MPI_Comm communicator = MPI_COMM_NULL;
   check_mpi(MPI_Comm_group(communicator_, &all), "MPI_Comm_group");
@@ -88,69 +90,80 @@ std::unique_ptr<Communicator> MpiCommunicator::start_group(Identity identity,
   return std::make_unique<MpiCommunicator>(std::move(identity), communicator, engine_);
 }
 
-void MpiCommunicator::require_host_memory(const ConstTensor& tensor) const {
-  require(tensor.device() == DeviceKind::cpu,
-          "group {} communicates over MPI, which moves host memory, not memory of {}", name(),
-          orchard::name_of(tensor.device()));
+StagedOperation& MpiCommunicator::stage(Stream& stream) {
+  StagedOperation& staged = staged_.take();
+  staged.begin(stream);
+  return staged;
 }
 
 Communicator::Started MpiCommunicator::start_reduction(Stream& stream, const Reduction& reduction,
                                                        Ticket ticket) {
-  require_host_memory(reduction.all);
-  require_host_memory(reduction.result);
-  stream.synchronize();
+  StagedOperation& staged = stage(stream);
   MpiReduction& operation = reductions_.take(place_);
   if (reduction.counts.empty()) {
-    operation.all_reduce(reduction.result, ticket);
+    const Tensor buffer = staged.read_and_written(reduction.result);
+    stream.synchronize();
+    operation.all_reduce(buffer, ticket);
   } else {
-    operation.reduce_scatter(reduction.all, reduction.result, reduction.counts, ticket);
+    const ConstTensor all = staged.read(reduction.all);
+    const Tensor mine = staged.written(reduction.result);
+    stream.synchronize();
+    operation.reduce_scatter(all, mine, reduction.counts, ticket);
   }
-  return &operation;
+  return &staged.follow(operation);
 }
 
 Communicator::Started MpiCommunicator::start_gathering(Stream& stream, const Gathering& gathering,
                                                        Ticket ticket) {
-  require_host_memory(gathering.all);
-  require_host_memory(gathering.mine);
+  StagedOperation& staged = stage(stream);
+  const ConstTensor mine = staged.read(gathering.mine);
+  const Tensor all = staged.written(gathering.all);
   stream.synchronize();
   MpiTransfer& operation = take_transfer();
-  operation.gather({.mine = static_cast<const std::byte*>(gathering.mine.raw()),
-                    .all = static_cast<std::byte*>(gathering.all.raw()),
+  operation.gather({.mine = static_cast<const std::byte*>(mine.raw()),
+                    .all = static_cast<std::byte*>(all.raw()),
                     .counts = gathering.counts,
-                    .element_bytes = size_of(gathering.all.dtype())},
+                    .element_bytes = size_of(all.dtype())},
                    ticket);
-  return &operation;
+  return &staged.follow(operation);
 }
 
 Communicator::Started MpiCommunicator::start_broadcast(Stream& stream, Tensor buffer, int root,
                                                        Ticket ticket) {
-  require_host_memory(buffer);
+  StagedOperation& staged = stage(stream);
+  const Tensor host = rank() == root ? staged.read_and_written(buffer) : staged.written(buffer);
   stream.synchronize();
   MpiTransfer& operation = take_transfer();
-  operation.broadcast(static_cast<std::byte*>(buffer.raw()), buffer.size_bytes(), root, ticket);
-  return &operation;
+  operation.broadcast(static_cast<std::byte*>(host.raw()), host.size_bytes(), root, ticket);
+  return &staged.follow(operation);
 }
 
 Communicator::Started MpiCommunicator::start_all_to_all(Stream& stream, const AllToAll& rows,
                                                         Ticket ticket) {
-  require_host_memory(rows.send);
-  require_host_memory(rows.receive);
+  StagedOperation& staged = stage(stream);
+  const AllToAll host{.send = staged.read(rows.send),
+                      .receive = staged.written(rows.receive),
+                      .send_rows = rows.send_rows,
+                      .receive_rows = rows.receive_rows};
   stream.synchronize();
   MpiTransfer& operation = take_transfer();
-  operation.all_to_all(rows, ticket);
-  return &operation;
+  operation.all_to_all(host, ticket);
+  return &staged.follow(operation);
 }
 
 Communicator::Started MpiCommunicator::start_exchange(Stream& stream,
                                                       std::span<const Outgoing> sends,
                                                       std::span<const Incoming> receives,
                                                       Ticket ticket) {
-  for (const Outgoing& message : sends) require_host_memory(message.data);
-  for (const Incoming& message : receives) require_host_memory(message.data);
+  StagedOperation& staged = stage(stream);
+  host_sends_.clear();
+  host_receives_.clear();
+  for (const auto& [data, to] : sends) host_sends_.push_back({staged.read(data), to});
+  for (const auto& [data, from] : receives) host_receives_.push_back({staged.written(data), from});
   stream.synchronize();
   MpiTransfer& operation = take_transfer();
-  operation.exchange(sends, receives, ticket);
-  return &operation;
+  operation.exchange(host_sends_, host_receives_, ticket);
+  return &staged.follow(operation);
 }
 
 void MpiCommunicator::run_barrier(Ticket ticket) {

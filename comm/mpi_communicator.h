@@ -1,7 +1,9 @@
-// A group of ranks over MPI. Moves host memory.
+// A group of several ranks over MPI. Moves host memory; that of other devices passes through it
+// (comm/host_staging.h).
 #pragma once
 
 #include "comm/communicator.h"
+#include "comm/host_staging.h"
 #include "comm/mpi_reduction.h"
 #include "comm/mpi_transfer.h"
 
@@ -31,7 +33,7 @@ class MpiCommunicator final : public Communicator {
   void run_host_gathering(std::span<const std::byte> mine, std::span<std::byte> all,
                           Ticket ticket) override;
 
-  void require_host_memory(const ConstTensor& tensor) const;
+  StagedOperation& stage(Stream& stream);
   MpiTransfer& take_transfer() { return transfers_.take(place_); }
 
   MPI_Comm communicator_;
@@ -39,6 +41,9 @@ class MpiCommunicator final : public Communicator {
   MpiOperation::Place place_;
   OperationPool<MpiTransfer> transfers_;
   OperationPool<MpiReduction> reductions_;
+  OperationPool<StagedOperation> staged_;
+  std::vector<Outgoing> host_sends_;
+  std::vector<Incoming> host_receives_;
   std::vector<std::int64_t> host_counts_;
 };
 

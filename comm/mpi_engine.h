@@ -85,10 +85,11 @@ class MpiOperation : public Pending::Operation {
 template <class T>
 class OperationPool {
  public:
-  T& take(const MpiOperation::Place& place) {
+  template <class... Arguments>  // of the constructor
+  T& take(const Arguments&... arguments) {
     for (const std::unique_ptr<T>& operation : all_)
       if (operation->is_free()) return *operation;
-    return *all_.emplace_back(std::make_unique<T>(place));
+    return *all_.emplace_back(std::make_unique<T>(arguments...));
   }
 
  private:

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <array>
-#include <vector>
+#include <cstring>
 
 #include "kernels/core/visit.h"
 #include "kernels/cpu/parallel.h"
@@ -48,6 +48,12 @@ void sum_blocks(T* result, std::span<const std::byte* const> sources, std::int64
 
 void sum_in_rank_order(DType dtype, std::byte* result, std::span<const std::byte* const> sources,
                        std::int64_t count) {
+  if (sources.size() == 1) {
+    // A group of one, in place: nothing to do, and no pass over memory.
+    const std::size_t bytes = static_cast<std::size_t>(count) * size_of(dtype);
+    if (result != sources[0] && bytes > 0) std::memcpy(result, sources[0], bytes);
+    return;
+  }
   visit_float(dtype, [&]<class T>(T) {
     cpu::parallel_for(count, 16 * block, [&](std::int64_t begin, std::int64_t end) {
       sum_blocks(reinterpret_cast<T*>(result), sources, begin, end);

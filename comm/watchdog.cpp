@@ -89,6 +89,8 @@ class Peer {
     return now - last_beat_ > timeout ? Liveness::silent : Liveness::alive;
   }
 
+  // It has said why it ends the job.
+  bool has_failed() const { return file_.state() == FlightState::failed; }
   FlightLog read() const { return file_.read(); }
 
  private:
@@ -167,6 +169,8 @@ class Watchdog::Thread {
     const bool all_alive =
         std::ranges::all_of(liveness, [](Liveness l) { return l == Liveness::alive; });
     if (all_alive && !waits_too_long) return {};
+    // Those that mpirun ends after a failed one did nothing wrong, however they go.
+    if (!waits_too_long && std::ranges::any_of(peers_, &Peer::has_failed)) return {};
     std::vector<ObservedRank> ranks;
     for (std::size_t r = 0; r < peers_.size(); ++r)
       ranks.push_back({peers_[r].read(), liveness[r]});

@@ -15,6 +15,7 @@
 #include "launch/run_arguments.h"
 #include "launch/run_summary.h"
 #include "launch/validate.h"
+#include "parallel/mesh.h"
 #include "train/checkpoint_folder.h"
 #include "train/console.h"
 #include "train/metrics.h"

@@ -8,6 +8,11 @@ namespace {
 constexpr ChoiceNames<SequenceParallel, 2> sequence_parallels{
     {{"yes", SequenceParallel::yes}, {"no", SequenceParallel::no}}};
 
+constexpr ChoiceNames<ExpertDispatch, 3> expert_dispatches{
+    {{"automatic", ExpertDispatch::automatic},
+     {"direct", ExpertDispatch::direct},
+     {"by_node", ExpertDispatch::by_node}}};
+
 RunOption order_option() {
   return {.name = "layout.order",
           .help = "of ranks, from neighbours to the farthest",
@@ -41,6 +46,12 @@ void add_layout(std::vector<RunOption>& options) {
       {"layout.etp", "expert tensor parallel size: ranks that share each expert"}, size,
       [](auto& r) -> auto& { return r.layout.expert_tensor; }));
   options.push_back(order_option());
+  options.push_back(integer_option(
+      {"layout.moe_chunks", "parts in which rows go to the experts, to overlap with their work"},
+      {.least = 1, .most = 64}, [](auto& r) -> auto& { return r.experts.chunks; }));
+  options.push_back(choice_option(
+      {"layout.moe_dispatch", "how rows go to experts on other nodes: large messages direct"},
+      expert_dispatches, [](auto& r) -> auto& { return r.experts.dispatch; }));
 }
 
 }  // namespace orchard

@@ -21,6 +21,9 @@ class Experts {
     ConstTensor d_results, d_gate, d_up;  // for the weight half
   };
 
+  // Experts of which this rank has something.
+  std::int64_t here() const { return local_; }
+
   // Rows after row_offsets[local experts] are neither read nor written.
   Tensor forward(Pass& pass, ConstTensor rows, ConstTensor row_offsets, Saved& saved) const;
   // Returns d_rows.

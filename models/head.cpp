@@ -9,11 +9,13 @@
 namespace orchard {
 namespace {
 
-// Large enough for full GEMM speed, small enough for a chunk of logits to stay near the caches (16
-// MB in fp32).
-std::int64_t chunk_rows(std::int64_t vocabulary) {
-  const std::int64_t rows = (std::int64_t{4} << 20) / vocabulary;
-  return std::clamp(rows / target_multiple * target_multiple, target_multiple, std::int64_t{2048});
+// Large enough for full GEMM speed, small enough for a chunk of logits to stay near a CPU's caches (16
+// MB in fp32). A GPU wants more tiles than it has multiprocessors, and has the memory (256 MB).
+std::int64_t chunk_rows(DeviceKind device, std::int64_t vocabulary) {
+  const bool host = device == DeviceKind::cpu;
+  const std::int64_t rows = (std::int64_t{host ? 4 : 64} << 20) / vocabulary;
+  return std::clamp(rows / target_multiple * target_multiple, target_multiple,
+                    std::int64_t{host ? 2048 : 16384});
 }
 
 }  // namespace
@@ -24,16 +26,18 @@ VocabularyShard shard_of_vocabulary(const Parameter& table) {
   return {.first_id = table.shard.slice.begin, .vocabulary = vocabulary};
 }
 
-void LanguageModelHead::forward(Pass& pass, ConstTensor h, Saved& saved, Purpose purpose) const {
+Residual LanguageModelHead::forward(Pass& pass, const Residual& stream, Saved& saved) const {
+  const ConstTensor h = stream.sum;
+  const bool training = pass.purpose == Purpose::train;
   const std::int64_t targets = pass.batch.target_rows.dim(0), hidden = h.dim(1);
   const Tensor losses = pass.allocate(DType::f32, {targets});
   saved.losses = losses;
   // A part of a sum where each rank has a part of the vocabulary.
   const bool alone = tensor_place(pass).size == 1;
   Tensor d_target;
-  if (purpose == Purpose::train)
+  if (training)
     saved.d_target = d_target = pass.allocate(alone ? h.dtype() : DType::f32, {targets, hidden});
-  if (targets == 0) return;
+  if (targets == 0) return {};
 
   const ArenaScope scope(pass.arena);
   const Tensor rows = pass.allocate(h.dtype(), {targets, hidden});
@@ -44,7 +48,7 @@ void LanguageModelHead::forward(Pass& pass, ConstTensor h, Saved& saved, Purpose
                                 .y = rows});
   }
   const std::int64_t vocabulary = table_->value.dim(0);  // this rank's share of it
-  const std::int64_t chunk = std::min(chunk_rows(vocabulary), targets);
+  const std::int64_t chunk = std::min(chunk_rows(h.device(), vocabulary), targets);
   const Tensor logits = pass.allocate(DType::f32, {chunk, vocabulary});
   const Tensor d_logits =
       h.dtype() == DType::f32 ? logits : pass.allocate(h.dtype(), {chunk, vocabulary});
@@ -53,18 +57,17 @@ void LanguageModelHead::forward(Pass& pass, ConstTensor h, Saved& saved, Purpose
     const ConstTensor x = rows.slice(begin, n);
     run(pass.stream,
         Gemm{.a = x, .b = table_->value, .c = logits.slice(0, n), .transpose_b = Transpose::yes});
-    const CrossEntropy loss{
-        .logits = logits.slice(0, n),
-        .targets = pass.batch.target_ids.slice(begin, n),
-        .scale = pass.scales.target,
-        .losses = losses.slice(begin, n),
-        .d_logits = purpose == Purpose::train ? d_logits.slice(0, n) : Tensor()};
+    const CrossEntropy loss{.logits = logits.slice(0, n),
+                            .targets = pass.batch.target_ids.slice(begin, n),
+                            .scale = pass.scales.target,
+                            .losses = losses.slice(begin, n),
+                            .d_logits = training ? d_logits.slice(0, n) : Tensor()};
     if (alone) {
       run(pass.stream, loss);
     } else {
       run_sharded(pass, loss, logits.slice(0, n));
     }
-    if (purpose != Purpose::train) continue;
+    if (!training) continue;
     run(pass.stream, Gemm{.a = loss.d_logits, .b = table_->value, .c = d_target.slice(begin, n)});
     run(pass.stream, Gemm{.a = loss.d_logits,
                           .b = x,
@@ -72,6 +75,7 @@ void LanguageModelHead::forward(Pass& pass, ConstTensor h, Saved& saved, Purpose
                           .transpose_a = Transpose::yes,
                           .accumulate = Accumulate::add});
   }
+  return {};
 }
 
 void LanguageModelHead::run_sharded(Pass& pass, const CrossEntropy& loss,
@@ -99,7 +103,7 @@ void LanguageModelHead::run_sharded(Pass& pass, const CrossEntropy& loss,
                        .d_logits = loss.d_logits});
 }
 
-void LanguageModelHead::backward_input(Pass& pass, Saved& saved, Tensor d_h) const {
+void LanguageModelHead::backward_input(Pass& pass, ConstTensor, Saved& saved, Tensor d_h) const {
   RowSum sum(pass, pass.batch.rows, d_h);
   run(pass.stream,
       ScatterRows{.x = saved.d_target, .indices = pass.batch.target_rows, .y = sum.part()});

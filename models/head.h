@@ -10,9 +10,6 @@ namespace orchard {
 // The ids that this rank's slice of the token embedding, [vocab, hidden], has rows for.
 VocabularyShard shard_of_vocabulary(const Parameter& table);
 
-// What a pass is run for: training needs gradients, evaluation only losses.
-enum class Purpose : std::uint8_t { train, evaluate };
-
 // A chunk's logits exist only until its loss is taken, so the gradient with respect to h, and the
 // table's, are taken there and then: doing it in backward would mean to compute all logits twice.
 // The table's gradient is therefore added to in forward; micro-batches still come in order.
@@ -28,9 +25,11 @@ class LanguageModelHead {
     ConstTensor d_target;
   };
 
-  // h: [local rows, hidden] (see tensor_parallel.h).
-  void forward(Pass& pass, ConstTensor h, Saved& saved, Purpose purpose) const;
-  void backward_input(Pass& pass, Saved& saved, Tensor d_h) const;
+  // x.sum: the final norm's output [local rows, hidden] (see tensor_parallel.h). Hands nothing on.
+  Residual forward(Pass& pass, const Residual& x, Saved& saved) const;
+  // d_y is absent.
+  void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_h) const;
+  void backward_weight(Pass&, Saved&) const {}
 
   // Logits of every row of h, f32 [rows, vocab]: for generation, on one rank.
   Tensor logits(Pass& pass, ConstTensor h) const;

@@ -32,12 +32,16 @@ namespace orchard {
 // Choices of experts [rows, top_k] to follow instead of the routers' own, by router parameter.
 using RoutingReplay = std::unordered_map<const Parameter*, ConstTensor>;
 
+// What a pass is run for: training needs gradients, evaluation only losses.
+enum class Purpose : std::uint8_t { train, evaluate };
+
 // What every layer needs while one micro-batch passes.
 struct Pass {
   Stream& stream;
   Arena& arena;
   const DeviceBatch& batch;
   LossScales scales = {};
+  Purpose purpose = Purpose::train;
   const RoutingReplay* replay = nullptr;      // null: routers choose
   const ParallelContext* parallel = nullptr;  // null: this rank has all of the model
   ExpertDispatcher* dispatcher = nullptr;     // null: this rank has all experts

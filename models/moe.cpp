@@ -25,7 +25,6 @@ class MixtureOfExperts::Share {
   std::int64_t count() const { return count_; }
   // Rows of x: with sequence parallelism every rank has as many, the last ones with padding.
   std::int64_t rows_here() const { return only_share_here_ ? whole_ : rows_; }
-  bool is_of_several() const { return tensor_ != nullptr; }
 
   // The share's rows of a tensor that has those that are here, or, of routing, all of them.
   template <class AnyTensor>
@@ -46,9 +45,9 @@ class MixtureOfExperts::Share {
   // Fills in the other ranks' rows of x [rows, n], of which this rank has written its share.
   void gather(Pass& pass, Tensor x) const {
     if (!tensor_) return;
-    std::vector<std::int64_t> counts;
+    std::vector<std::int64_t> counts(static_cast<std::size_t>(tensor_->size()));
     for (int rank = 0; rank < tensor_->size(); ++rank)
-      counts.push_back((begin_of(rank + 1) - begin_of(rank)) * x.dim(1));
+      counts[static_cast<std::size_t>(rank)] = (begin_of(rank + 1) - begin_of(rank)) * x.dim(1);
     tensor_->all_gather(pass.stream, x, of_all(x), counts).wait(pass.stream);
   }
   // Of x [rows here, hidden], of which this rank has written its share, the rest.
@@ -126,7 +125,18 @@ void MixtureOfExperts::route(Pass& pass, const Share& share, ConstTensor x, Save
 }
 
 void MixtureOfExperts::plan(Pass& pass, const Share& share, ConstTensor x, Saved& saved) const {
-  const std::int64_t chunks = pass.dispatcher ? pass.dispatcher->options().chunks : 1;
+  std::optional<ExpertDispatcher> alone;
+  ExpertDispatcher& dispatcher =
+      pass.dispatcher ? *pass.dispatcher : alone.emplace(config_.moe.experts);
+  const std::int64_t local = dispatcher.placement().local_experts();
+  const int parts = dispatcher.placement().parts();
+  require(local == experts_.here(),
+          "{}: this rank holds {} of {} experts, and tokens are sent to it for {}",
+          router_->spec.name, experts_.here(), config_.moe.experts, local);
+  require(config_.moe.top_k * parts <= max_slots,
+          "moe.top_k = {} times etp = {} is more than the {} rows that a token may have",
+          config_.moe.top_k, parts, max_slots);
+  const std::int64_t chunks = dispatcher.options().chunks;
   const ConstTensor experts = share.of_all(ConstTensor(saved.router.experts));
   std::vector<ConstTensor> experts_of_parts;
   saved.parts.assign(static_cast<std::size_t>(chunks), {});
@@ -137,10 +147,7 @@ void MixtureOfExperts::plan(Pass& pass, const Share& share, ConstTensor x, Saved
     experts_of_parts.push_back(experts.slice(part.begin, part.count));
   }
   const auto row_bytes = x.dim(1) * static_cast<std::int64_t>(size_of(x.dtype()));
-  const auto routes =
-      pass.dispatcher ? pass.dispatcher->plan(pass.stream, pass.arena, experts_of_parts, row_bytes)
-                      : ExpertDispatcher(config_.moe.experts)
-                            .plan(pass.stream, pass.arena, experts_of_parts, row_bytes);
+  const auto routes = dispatcher.plan(pass.stream, pass.arena, experts_of_parts, row_bytes);
   for (std::size_t i = 0; i < routes.size(); ++i) saved.parts[i].routes = routes[i];
 }
 

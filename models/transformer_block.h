@@ -36,6 +36,9 @@ class TransformerBlock {
 
   Residual forward(Pass& pass, const Residual& x, Saved& saved) const {
     saved.input = x;
+    // Before the block, so that the step's report survives recomputation.
+    if constexpr (requires { feed_forward_.allocate_statistics(pass); })
+      saved.feed_forward.statistics = feed_forward_.allocate_statistics(pass);
     if (recompute_ == Recompute::none) return run_forward(pass, x, saved);
     const Tensor sum = pass.allocate_like(x.sum);
     const Tensor delta = pass.allocate_like(x.sum);

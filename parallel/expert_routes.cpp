@@ -166,16 +166,18 @@ Tensor NodeRoutes::unfold(Stream& stream, Arena& arena, ConstTensor packed, Cons
   run(stream, UnpackRows{.packed = packed.slice(0, tokens), .x = arrived, .targets = targets});
   const Tensor here = arena.allocate(DType::i32, {tokens, slots});
   run(stream, MapChoices{.experts = targets, .table = own_node_table_, .targets = here});
+  // GPUs plan for the worst case; the host knows how many rows there are.
   const PermutePlan plan{.experts = here,
                          .row_offsets = arena.allocate(DType::i32, {node_targets_ + 1}),
-                         .source = arena.allocate(DType::i32, {rows}),
+                         .source = arena.allocate(DType::i32, {tokens * slots}),
                          .slot = arena.allocate(DType::i32, {tokens, slots}),
                          .multiple = 1};
   run(stream, plan);
   const Tensor unfolded = arena.allocate(x.dtype(), {rows, x.dim(1)});
-  run(stream,
-      DispatchForward{
-          .x = arrived, .source = plan.source, .row_offsets = plan.row_offsets, .rows = unfolded});
+  run(stream, DispatchForward{.x = arrived,
+                              .source = plan.source.slice(0, rows),
+                              .row_offsets = plan.row_offsets,
+                              .rows = unfolded});
   return unfolded;
 }
 

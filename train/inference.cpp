@@ -25,7 +25,7 @@ class Decoding {
     const std::vector<std::int32_t> keys{0, static_cast<std::int32_t>(length_ + batch.rows)};
     const Tensor key_offsets = arena_.allocate(DType::i32, {2});
     stream_.copy(key_offsets, ConstTensor(keys.data(), DType::i32, {2}, DeviceKind::cpu));
-    Pass pass{.stream = stream_, .arena = arena_, .batch = batch};
+    Pass pass{.stream = stream_, .arena = arena_, .batch = batch, .purpose = Purpose::evaluate};
     const Tensor logits = model_.forward_cached(pass, caches_, key_offsets);
     length_ += batch.rows;
     last_.resize(static_cast<std::size_t>(logits.dim(1)));

@@ -77,9 +77,8 @@ LossScales StepRunner::scales(const StepTotals& totals) const {
 void StepRunner::read_back(const Pass& pass, const MultimodalModel::Saved& saved) {
   if (used_ == host_.size()) host_.emplace_back();
   HostLosses& host = host_[used_++];
-  copy_to_host(pass.stream, host.targets, saved.head.losses);
-  const std::vector<RouterStatistics> statistics =
-      model_.decoder().router_statistics(saved.decoder);
+  copy_to_host(pass.stream, host.targets, model_.losses(saved));
+  const std::vector<RouterStatistics> statistics = model_.router_statistics(saved);
   host.balance.resize(statistics.size());
   host.z.resize(statistics.size());
   host.counts.resize(statistics.size());
@@ -168,7 +167,7 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
     MultimodalModel::Saved saved;
     {
       const Stopwatch watch(report.seconds.forward);
-      model_.forward(pass, saved, Purpose::train);
+      model_.forward(pass, saved);
       read_back(pass, saved);
     }
     const Stopwatch watch(report.seconds.backward);
@@ -208,12 +207,13 @@ std::vector<float> StepRunner::evaluate(const MicroBatch& micro_batch) {
   Pass pass{.stream = stream_,
             .arena = arena_,
             .batch = batch,
+            .purpose = Purpose::evaluate,
             .parallel = &ranks_,
             .dispatcher = dispatcher_.get()};
   MultimodalModel::Saved saved;
-  model_.forward(pass, saved, Purpose::evaluate);
+  model_.forward(pass, saved);
   std::vector<float> losses;
-  copy_to_host(stream_, losses, saved.head.losses);
+  copy_to_host(stream_, losses, model_.losses(saved));
   stream_.synchronize();
   losses.resize(static_cast<std::size_t>(batch.targets));
   return losses;

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Training speed of `tiny` and `tiny-moe` in PyTorch on the CPU, as one JSON line with the keys of
+"""Training speed of `tiny` and `tiny-moe` in PyTorch, as one JSON line with the keys of
 bench_train_step --json.
 
     train_step.py [--model tiny|tiny-moe] [--dtype f32|bf16|bf16-weights] [--run eager|compile]
                   [--experts loop|grouped] [--loss plain|chunked] [--sequence 512] [--micro-batch 8] [--steps 10]
-                  [--threads 2]
+                  [--threads 2] [--device cpu|cuda]
 
 bf16 is autocast over fp32 weights, what tutorials teach and what keeps fp32 masters as ours does; bf16-weights holds
 weights, gradients and optimizer state in bf16: smaller, but not the same arithmetic. AdamW is the fused one, gradients
@@ -35,18 +35,29 @@ def parse():
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args()
 
 
-def gemm_peak(dtype):
+def now(device):
+    """Seconds, once what was queued is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def gemm_peak(dtype, device):
     """FLOP/s of the quickest of some large products."""
     best = 0
-    for m, n, k in ((2048, 2048, 2048), (4096, 1024, 1024), (4096, 512, 2048)):
-        a, b = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
+    sizes = [(2048, 2048, 2048), (4096, 1024, 1024), (4096, 512, 2048)]
+    if device == "cuda":
+        sizes.append((8192, 8192, 8192))
+    for m, n, k in sizes:
+        a, b = torch.randn(m, k, device=device).to(dtype), torch.randn(n, k, device=device).to(dtype)
         for _ in range(5):
-            start = time.perf_counter()
+            start = now(device)
             torch.nn.functional.linear(a, b)
-            best = max(best, 2 * m * n * k / (time.perf_counter() - start))
+            best = max(best, 2 * m * n * k / (now(device) - start))
     return best
 
 
@@ -67,22 +78,23 @@ def main():
     model = Model(config, args.sequence)
     if args.dtype == "bf16-weights":
         model = model.bfloat16()
+    model = model.to(args.device)
     optimizer = make_optimizer(model)
     step_model = torch.compile(model) if args.run == "compile" else model
-    tokens = torch.randint(config.vocabulary, (args.micro_batch, args.sequence))
+    tokens = torch.randint(config.vocabulary, (args.micro_batch, args.sequence), device=args.device)
 
     seconds, phases, loss = [], {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}, None
     for step in range(WARM_UP + args.steps):
-        times = [time.perf_counter()]
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bf16"):
+        times = [now(args.device)]
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.dtype == "bf16"):
             loss, router_losses = step_model(tokens)
-        times.append(time.perf_counter())
+        times.append(now(args.device))
         (loss + router_losses).backward()
-        times.append(time.perf_counter())
+        times.append(now(args.device))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        times.append(time.perf_counter())
+        times.append(now(args.device))
         if step < WARM_UP:
             continue
         seconds.append(times[-1] - times[0])
@@ -90,9 +102,11 @@ def main():
             phases[name] += (end - begin) / args.steps
 
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if args.device == "cuda":
+        memory = torch.cuda.max_memory_allocated()
     median = statistics.median(seconds)
     flops = training_flops(config, args.micro_batch, args.sequence) / median
-    peak = gemm_peak(torch.float32 if args.dtype == "f32" else torch.bfloat16)
+    peak = gemm_peak(torch.float32 if args.dtype == "f32" else torch.bfloat16, args.device)
     variant = [args.run] + ([args.experts] if config.experts else []) + ([args.loss] if config.chunked_loss else [])
     print(json.dumps({
         "peer": f"PyTorch {torch.__version__.split('+')[0]}", "variant": " ".join(variant),

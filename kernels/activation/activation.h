@@ -28,7 +28,7 @@ struct ActivationBackward {
 
 // SwiGLU (Shazeer 2020, eq. 5): y = silu(gate) · up. `row_count`, i32 [1] on the device, limits the
 // work to the leading rows of [rows, cols]: the experts' buffers are sized for the worst case.
-// Absent: all rows.
+// Absent: all rows. A count outside [0, rows] is an error on the CPU; a GPU takes the nearer end.
 struct SwiGluForward {
   ConstTensor gate, up;  // [rows, cols]
   Tensor y;              // [rows, cols]

@@ -19,6 +19,7 @@ void check_inputs(const Checker& check, const Operation& op) {
   check.operand("v", op.v, keys, {op.q.dtype()});
   check.that(queries[2] >= 1 && queries[2] <= max_head_dim, "head_dim lies in [1, 256]");
   check.that(keys[1] >= 1 && queries[1] % keys[1] == 0, "heads is a multiple of kv_heads");
+  check.that(op.scale > 0, "scale is above 0");
   check.that(op.query_offsets.rank() == 1 && op.query_offsets.dim(0) >= 1,
              "query_offsets is [documents + 1]");
   check.operand("query_offsets", op.query_offsets, op.query_offsets.shape(), {DType::i32});

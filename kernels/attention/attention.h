@@ -5,6 +5,11 @@
 // f32 or bf16 storage, fp32 softmax and accumulation. For documents of n tokens: forward
 // 4·n²·head_dim·heads FLOPs (half of that when causal), backward 10·n²; bytes
 // 4·tokens·heads·head_dim elements; bound by compute.
+//
+// On a GPU bf16 runs on the tensor cores where head_dim is a multiple of 8 up to 128 and the tensors
+// are aligned to 16 bytes, everything else in plain fp32. Documents are found on the device: the host
+// reads no offsets, and does not check them there. ORCHARD_GPU_ATTENTION limits the choice of kernels:
+// auto (the default), or the last of fma, sm80 and sm90 that may be taken.
 #pragma once
 
 #include "kernels/core/tensor.h"
@@ -25,7 +30,7 @@ struct AttentionForward {
   ConstTensor query_offsets;     // i32 [documents + 1]
   ConstTensor key_offsets = {};  // i32 [documents + 1]; absent: query_offsets
   Mask mask = Mask::causal;
-  float scale = 0;     // usually head_dim^-0.5
+  float scale = 0;     // above 0, usually head_dim^-0.5
   Tensor out;          // [query_tokens, heads, head_dim]
   Tensor log_sum_exp;  // f32 [query_tokens, heads], of the scaled scores; -inf where no key is seen
 };

@@ -2,33 +2,16 @@
 // queries (or keys), to be done for one kv head by one thread.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/document.h"
 
 namespace orchard::cpu {
 
 enum class Axis : std::uint8_t { queries, keys };
-
-// One document's rows in q and k.
-struct Document {
-  std::int32_t query_begin = 0, queries = 0;
-  std::int32_t key_begin = 0, keys = 0;
-
-  // Query `i` of the document sees its keys [0, visible_keys(i)). The ends are aligned.
-  std::int64_t visible_keys(Mask mask, std::int64_t i) const {
-    if (mask == Mask::full) return keys;
-    return std::clamp<std::int64_t>(i + 1 + keys - queries, 0, keys);
-  }
-  // The first query that sees key `j`; `queries` when none does.
-  std::int64_t first_query(Mask mask, std::int64_t j) const {
-    if (mask == Mask::full) return 0;
-    return std::clamp<std::int64_t>(j - keys + queries, 0, queries);
-  }
-};
 
 struct Piece {
   Document document;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/cuda_stream.h"
+#include "kernels/gpu/gpu_properties.h"
 
 namespace orchard {
 namespace cuda {
@@ -44,6 +45,17 @@ class CudaStream final : public Stream {
   cudaStream_t handle_ = nullptr;
 };
 
+GpuProperties properties(int ordinal) {
+  const auto attribute = [&](cudaDeviceAttr which) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, ordinal), "cudaDeviceGetAttribute");
+    return value;
+  };
+  return {.compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                                attribute(cudaDevAttrComputeCapabilityMinor),
+          .multiprocessors = attribute(cudaDevAttrMultiProcessorCount)};
+}
+
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(int ordinal) : Device(DeviceKind::cuda) {
@@ -52,6 +64,7 @@ class CudaDevice final : public Device {
     require(ordinal >= 0 && ordinal < count, "CUDA device {} does not exist: there are {}", ordinal,
             count);
     check(cudaSetDevice(ordinal), "cudaSetDevice({})", ordinal);
+    extension<GpuProperties>() = properties(ordinal);
     register_operations(operations());
   }
   std::unique_ptr<Stream> make_stream() override { return std::make_unique<CudaStream>(*this); }

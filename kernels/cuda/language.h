@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include "kernels/core/dtype.h"
 #include "kernels/cuda/cuda_stream.h"
 
 namespace orchard::cuda {
@@ -25,10 +26,28 @@ template <class T>
 __device__ __forceinline__ T load_readonly(const T* address) {
   return __ldg(address);
 }
+__device__ __forceinline__ bf16 load_readonly(const bf16* address) {
+  return {__ldg(&address->bits)};
+}
 
 template <class T>
 __device__ __forceinline__ void store(T* address, const T& value) {
   *address = value;
+}
+
+template <class T>
+__device__ __forceinline__ T load_shared(const T* address) {
+  return *address;
+}
+
+template <class T>
+__device__ __forceinline__ void store_shared(T* address, const T& value) {
+  *address = value;
+}
+
+// The address of shared memory as instructions take it.
+__device__ __forceinline__ unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
 // Two floats rounded to bf16 (to nearest even), `low` in the lower half.

@@ -1,5 +1,7 @@
 // Row gathers and scatters: token embedding with visual tokens in place, target rows, class tokens.
-// One dtype, f32 or bf16, but for table gradients, which are fp32 and added to in token order.
+// One dtype, f32 or bf16, but for table gradients, which are fp32 and added to in token order: the
+// same bits on every device. The CPU checks sources and indices; GPUs, whose indices no host code
+// reads, do not.
 #pragma once
 
 #include "kernels/core/tensor.h"

@@ -15,6 +15,13 @@
 //   sgemm     oneDNN's sgemm, in f32; bf16 is widened
 //   openblas  OpenBLAS's sgemm, in f32; bf16 is widened. Loaded at run time, an error when missing
 // The kernels allocate nothing once warm; both sgemms keep buffers of their own.
+//
+// On a GPU bf16 runs on the tensor cores, f32 in full fp32. A tile of c is summed by one block in the
+// order of k, whatever the grid: results are bit-equal on repetition. Operands whose rows do not begin
+// on 16 bytes are read element by element, which is several times slower. ORCHARD_GPU_GEMM chooses the kernel for bf16: auto (the default: by
+// GPU and shape), sm80_64, sm80_128, sm90_128, sm90_256 (tensor cores of that generation, side of the
+// tiles); one that does not take the operands gives way to one that does. Grouped products find their
+// groups on the device: the host reads no offsets, and does not check them.
 #pragma once
 
 #include "kernels/core/tensor.h"

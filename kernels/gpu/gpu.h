@@ -3,14 +3,18 @@
 //
 //   __global__, __device__, __launch_bounds__, threadIdx, blockIdx, blockDim, gridDim, uint4, ...
 //   __syncthreads, __syncwarp, __shfl_*_sync, __ballot_sync, __any_sync, __all_sync
+//   atomicAdd on integers, __popc, __ffs
 //   launch(stream, shape, kernel, arguments...)   instead of <<<>>>
 //   shared_storage<Storage>()                     the block's shared memory, instead of __shared__
 //   load(p), load_readonly(p), store(p, value)    global memory, one instruction of sizeof(T) bytes
+//   load_shared(p), store_shared(p, value)        the same for shared memory
 //   pack_bf16x2(low, high)                        two floats rounded into one register
+//   expf, logf, sqrtf, rsqrtf, fmaf, fmaxf, __fdividef, ...      as CUDA has them
 //
 // A kernel file puts everything into namespace orchard::GPU_NAMESPACE (cuda or simt), so that one
 // program can hold both compilations. Global memory is accessed through load and store alone: that
-// is where the emulator checks bounds and counts sectors. docs/simt.md has the rules in full.
+// is where the emulator checks bounds and counts sectors. Instructions that CUDA C++ has no name for
+// are in kernels/ptx/. docs/simt.md has the rules in full.
 #pragma once
 
 #ifdef __CUDACC__

@@ -7,10 +7,11 @@ namespace orchard::GPU_NAMESPACE {
 
 constexpr unsigned all_lanes = 0xffffffffu;
 
-// The sum over the 32 lanes, in every lane. Butterfly: the same shape of sum, so the same bits,
-// everywhere.
-__device__ inline float warp_sum(float value) {
-  for (int distance = 16; distance > 0; distance /= 2) {
+// The sum over the lanes of each section of `lanes` (a power of two), in every lane. Butterfly: the
+// same shape of sum, so the same bits, everywhere.
+template <class T>
+__device__ T warp_sum(T value, int lanes = 32) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
     value += __shfl_xor_sync(all_lanes, value, distance);
   }
   return value;

@@ -11,7 +11,7 @@
 #include <cmath>
 
 #include "kernels/cpu/parallel.h"
-#include "kernels/cpu/scratch.h"
+#include "kernels/device/scratch.h"
 #include "kernels/cpu/simd-inl.h"
 #include "kernels/device/device.h"
 #include "kernels/image/image.h"

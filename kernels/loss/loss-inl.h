@@ -19,10 +19,12 @@ namespace orchard::cpu::HWY_NAMESPACE {
 inline float maximum_of(const float* x, std::int64_t count) {
   // Finite, so that a row of masked tokens (-inf) does not meet -inf - -inf.
   constexpr float lowest = std::numeric_limits<float>::lowest();
-  Vector maximum = set(lowest);
-  for_each_vector(count, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-    maximum = hn::Max(maximum, first_lanes(load(x + i, n), n, lowest));
-  });
+  const auto larger = [](Vector a, Vector b) HWY_ATTR { return hn::Max(a, b); };
+  const Vector maximum = reduce_vectors(
+      count, set(lowest),
+      [&](std::int64_t i, std::int64_t n, Vector so_far)
+          HWY_ATTR { return hn::Max(so_far, first_lanes(load(x + i, n), n, lowest)); },
+      larger);
   return hn::GetLane(hn::MaxOfLanes(Floats(), maximum));
 }
 
@@ -42,8 +44,8 @@ void write_gradient(const float* exponentials, std::int64_t count, std::int64_t 
                     float factor, float scale, T* d_logits) {
   const bool has_target = target >= 0 && target < count;
   const float at_target = has_target ? exponentials[target] * factor - scale : 0;
-  for_each_vector(count, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-    store(hn::Mul(load(exponentials + i, n), set(factor)), d_logits + i, n);
+  transform(0, count, d_logits, [=](std::int64_t i, std::int64_t n) HWY_ATTR {
+    return hn::Mul(load(exponentials + i, n), set(factor));
   });
   if (has_target) store(set(at_target), d_logits + target, 1);
 }

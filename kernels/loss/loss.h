@@ -11,8 +11,9 @@ class Stream;
 
 // losses[r] = logsumexp(logits[r]) - logits[r, targets[r]]
 // d_logits[r, j] = scale · (softmax(logits[r])[j] - [j == targets[r]])
-// A target outside [-1, vocab) is an error on the CPU, where it is seen before anything is written;
-// a logit of -inf is a masked token, a NaN gives a NaN loss.
+// A target outside [-1, vocab) is an error on the CPU, where it is seen before anything is written; on
+// a GPU it makes the row's loss NaN and its gradient zero. A logit of -inf is a masked token, a NaN
+// gives a NaN loss.
 struct CrossEntropy {
   ConstTensor logits;    // f32 [rows, vocab]
   ConstTensor targets;   // i32 [rows], each in [0, vocab); -1: loss and gradient are zero
@@ -23,14 +24,14 @@ struct CrossEntropy {
 
 // The same where a vocabulary is cut into ranges of equal length and each of several ranks has the
 // logits of one: SoftmaxOfShard, then an all-gather of the statistics, then CrossEntropyOfShards.
-// Each exponential is taken once. Bound by memory: each pass reads and writes a logit once.
+// Bound by memory: each pass reads and writes a logit once.
 
 // Of a row in a shard: its largest logit m, the sum of exp(logit - m), and the target's logit (0
 // where it is another shard's).
 inline constexpr int softmax_statistics = 3;
 
 // exponentials[r, j] = exp(logits[r, j] - m[r]). A target outside [-1, vocabulary) is an error on
-// the CPU, where it is seen before anything is written.
+// the CPU, where it is seen before anything is written; on a GPU the row ends as CrossEntropy's does.
 struct SoftmaxOfShard {
   ConstTensor logits;          // f32 [rows, shard]
   ConstTensor targets;         // i32 [rows] ids of the whole vocabulary; -1: none

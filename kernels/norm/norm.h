@@ -66,7 +66,8 @@ struct LayerNormBackward {
 // Per head: RMSNorm over head_dim with a learned scale shared by the heads, then rotary embedding
 // (Su et al. 2021, eq. 34) in half-split pairing: element i turns with element i + head_dim/2 by
 // angle position·θ^(-2i/d). `rotation` holds cos in its first half and sin in its second: f32
-// [positions, head_dim], see rotation_table.
+// [positions, head_dim], see rotation_table. A position outside the table is an error on the CPU; on a
+// GPU it makes the head's results NaN.
 struct QkNormRopeForward {
   ConstTensor x;          // [tokens, heads, head_dim]
   ConstTensor weight;     // [head_dim]

@@ -2,7 +2,9 @@
 // token); each expert's rows are padded with zero rows to a multiple of `row_multiple`, so that
 // GEMM shapes repeat; rows on their way to another rank are not padded. Bound by memory. x, rows and
 // their gradients share one dtype, f32 or bf16; gates are f32. d_x may alias d_extra, and d_rows may
-// alias rows.
+// alias rows. The CPU checks indices and the size of the plan; GPUs, whose indices no host code
+// reads, do not, and ask for the rows of the worst case (max_expert_rows) and for at most 256
+// experts.
 //
 // Where several ranks hold a part of each expert, a choice has as many rows as there are parts: a
 // slot is [tokens, k · parts], the rows of choice j are its columns [j · parts, (j + 1) · parts), and
@@ -19,8 +21,9 @@ inline constexpr std::int64_t row_multiple = 32;
 inline constexpr int max_slots = 32;  // of a token: k · parts
 
 // Rows that the worst routing can need.
-constexpr std::int64_t max_expert_rows(std::int64_t tokens, std::int64_t k, std::int64_t experts) {
-  return (tokens * k + experts * (row_multiple - 1)) / row_multiple * row_multiple;
+constexpr std::int64_t max_expert_rows(std::int64_t tokens, std::int64_t k, std::int64_t experts,
+                                       std::int64_t multiple = row_multiple) {
+  return (tokens * k + experts * (multiple - 1)) / multiple * multiple;
 }
 
 struct PermutePlan {

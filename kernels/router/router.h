@@ -14,7 +14,8 @@
 //            e per real token, before capacity; P_e: the mean of p[e] over the real tokens; 1 for
 //            uniform routing
 //
-// Bound by memory: 8 bytes per logit forward, 8 backward.
+// Bound by memory: 8 bytes per logit forward, 8 backward. The CPU checks sequences and replays; GPUs,
+// whose integers no host code reads, do not, and take at most 256 experts.
 #pragma once
 
 #include "kernels/core/tensor.h"

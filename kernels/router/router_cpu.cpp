@@ -6,7 +6,7 @@
 
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/register.h"
-#include "kernels/cpu/scratch.h"
+#include "kernels/device/scratch.h"
 #include "kernels/device/device.h"
 
 namespace orchard::cpu {

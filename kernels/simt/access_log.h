@@ -19,10 +19,12 @@ struct LoggedAccess {
   std::uintptr_t address;
   std::uint32_t bytes;
   Access kind;
+  Space space;
+  std::uint8_t lane;
   Where where;
 
   bool same_place(const LoggedAccess& other) const {
-    return where == other.where && kind == other.kind;
+    return where == other.where && kind == other.kind && space == other.space;
   }
 };
 

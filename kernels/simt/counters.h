@@ -20,9 +20,26 @@ struct AccessCounters {
   bool operator==(const AccessCounters&) const = default;
 };
 
+// Shared memory, in one direction. A wavefront is one pass over the 32 banks of 4 bytes; a request of
+// 16 bytes a lane needs at least four, and more where lanes of one pass meet in a bank.
+struct SharedCounters {
+  std::uint64_t requests = 0;
+  std::uint64_t wavefronts = 0;
+  std::uint64_t ideal_wavefronts =
+      0;                    // if the request's different words were spread over the banks
+  std::uint64_t bytes = 0;  // asked for by the lanes
+
+  std::uint64_t excess() const { return wavefronts - ideal_wavefronts; }
+  bool operator==(const SharedCounters&) const = default;
+};
+
 struct Counters {
-  AccessCounters loads;
+  AccessCounters loads;  // cp.async included
   AccessCounters stores;
+  SharedCounters shared_loads;          // ldmatrix included
+  SharedCounters shared_stores;         // cp.async included
+  std::uint64_t tensor_flops = 0;       // of mma and wgmma, padding included
+  std::uint64_t tensor_load_bytes = 0;  // by the copy engine, zeros outside tensors included
   std::uint64_t launches = 0;
   std::uint64_t blocks = 0;
   std::uint64_t block_barriers = 0;    // completed, per block

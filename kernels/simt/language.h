@@ -19,6 +19,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 namespace orchard::simt {
@@ -61,6 +62,42 @@ void store(T* address, const std::type_identity_t<T>& value, Where where = Where
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
   access(address, sizeof(T), Access::write, where);
   std::memcpy(address, &value, sizeof(T));
+}
+
+// Returns what was there. Only on integers: a sum of floats would depend on the order.
+template <class T>
+T atomicAdd(T* address, std::type_identity_t<T> value, Where where = Where::current()) {
+  static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>);
+  access(address, sizeof(T), Access::read, where);
+  access(address, sizeof(T), Access::write, where);
+  const T before = *address;
+  *address = static_cast<T>(static_cast<unsigned>(before) + static_cast<unsigned>(value));
+  return before;
+}
+
+// ---- shared memory ---------------------------------------------------------------------------
+
+template <class T>
+T load_shared(const T* address, Where where = Where::current()) {
+  static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  shared_access(address, sizeof(T), Access::read, where);
+  T value;
+  std::memcpy(&value, address, sizeof(T));
+  return value;
+}
+
+template <class T>
+void store_shared(T* address, const std::type_identity_t<T>& value,
+                  Where where = Where::current()) {
+  static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
+  shared_access(address, sizeof(T), Access::write, where);
+  std::memcpy(address, &value, sizeof(T));
+}
+
+// The address of shared memory as instructions take it.
+inline unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(static_cast<const std::byte*>(pointer) -
+                               block_shared_memory().data());
 }
 
 // ---- the warp --------------------------------------------------------------------------------
@@ -143,15 +180,30 @@ inline bool __all_sync(unsigned mask, bool predicate, Where where = Where::curre
 
 // ---- arithmetic ------------------------------------------------------------------------------
 
+// The position of the lowest set bit, from 1 on; 0 when there is none.
+inline int __ffs(int bits) {
+  return __builtin_ffs(bits);
+}
 inline float __uint_as_float(unsigned bits) {
   return std::bit_cast<float>(bits);
 }
 inline unsigned __float_as_uint(float value) {
   return std::bit_cast<unsigned>(value);
 }
+inline int min(int a, int b) {
+  return a < b ? a : b;
+}
+inline int __popc(unsigned bits) {
+  return std::popcount(bits);
+}
 // CUDA's has a maximum error of 2 units in the last place; this one is within 1.
 inline float rsqrtf(float value) {
   return 1.0f / std::sqrt(value);
+}
+// CUDA's is within 2 units in the last place and gives 0 for divisors beyond 2^126; this one rounds
+// correctly.
+inline float __fdividef(float dividend, float divisor) {
+  return dividend / divisor;
 }
 inline unsigned pack_bf16x2(float low, float high) {
   return to_bf16(low).bits | static_cast<unsigned>(to_bf16(high).bits) << 16;

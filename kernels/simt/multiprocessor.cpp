@@ -23,17 +23,6 @@ struct Unwinding {};
 // The multiprocessor whose kernel this host thread executes.
 thread_local Multiprocessor* active = nullptr;
 
-Multiprocessor& running(std::string_view call) {
-  require(active != nullptr, "{} was called outside a kernel", call);
-  return *active;
-}
-
-std::string text(const Where& where) {
-  std::string_view file = where.file;
-  file.remove_prefix(file.rfind('/') + 1);  // npos + 1 is 0
-  return fmt::format("{}:{}", file, where.line);
-}
-
 // "threads 0-15, 17"
 std::string ranges(const std::vector<std::size_t>& numbers) {
   std::string out = numbers.size() == 1 ? "thread " : "threads ";
@@ -48,6 +37,17 @@ std::string ranges(const std::vector<std::size_t>& numbers) {
 }
 
 }  // namespace
+
+Multiprocessor& running(std::string_view call) {
+  require(active != nullptr, "{} was called outside a kernel", call);
+  return *active;
+}
+
+std::string text(const Where& where) {
+  std::string_view file = where.file;
+  file.remove_prefix(file.rfind('/') + 1);  // npos + 1 is 0
+  return fmt::format("{}:{}", file, where.line);
+}
 
 Multiprocessor::Multiprocessor(const SimtOptions& options, const Heap& heap, Counters& counters)
     : options_(options),
@@ -122,12 +122,17 @@ void Multiprocessor::run_block(std::size_t number) {
     warp.live = 0;
     warp.at_barrier = 0;
     warp.collecting.clear();
+    warp.wgmma.reset();
   }
+  mbarriers_.reset();
+  tensor_loads_.clear();
+  tensor_loads_done_ = 0;
   queue_.reset(threads_.size());
   for (std::size_t i = 0; i < threads_.size(); ++i) {
     Thread& thread = threads_[i];
     thread.returned = false;
     thread.log.clear();
+    thread.copies.reset();
     thread.warp->live |= 1u << thread.lane;
     const StackPool::Slot stack = stacks_.slot(i);
     thread.stack = stack.bounds();
@@ -144,6 +149,25 @@ void Multiprocessor::run_block(std::size_t number) {
     }
     unwinding_ = false;
     std::rethrow_exception(std::exchange(fault_, nullptr));
+  }
+  check_block_end();
+}
+
+void Multiprocessor::check_block_end() {
+  const auto block = [&] {
+    return fmt::format("kernel {}, block ({}, {}, {})", shape_->kernel, blockIdx.x, blockIdx.y,
+                       blockIdx.z);
+  };
+  require(tensor_loads_done_ == tensor_loads_.size(),
+          "{}: {} copies of the copy engine are in flight when the block ends", block(),
+          tensor_loads_.size() - tensor_loads_done_);
+  for (std::size_t warp = 0; warp < warps_.size(); ++warp) {
+    require(warps_[warp].wgmma.in_flight() == 0,
+            "{}: warp {} returns with {} wgmma that it has not waited for", block(), warp,
+            warps_[warp].wgmma.in_flight());
+    require(warps_[warp].wgmma.fingerprint() == warps_[warp / 4 * 4].wgmma.fingerprint(),
+            "{}: warps {} and {} of one warpgroup executed different wgmma", block(), warp / 4 * 4,
+            warp);
   }
   for (std::size_t i = 0; i < shared_red_zone; ++i) {
     require(shared_begin_[shape_->shared_bytes + i] == std::byte{red},
@@ -175,7 +199,12 @@ boost::context::fiber Multiprocessor::make_fiber(StackPool::Slot stack) {
 
 // Where the processor goes when the current thread is done with it for good.
 boost::context::fiber Multiprocessor::next_after_return() {
-  Thread* const next = fault_ || live_ == 0 ? nullptr : queue_.pop();
+  Thread* next = nullptr;
+  try {
+    if (!fault_ && live_ > 0) next = next_runnable();
+  } catch (const Error&) {
+    fault_ = std::current_exception();
+  }
   if (!next) {
     if (!fault_ && live_ > 0) fault_ = std::make_exception_ptr(Error(deadlock()));
     leave_stack(host_stack_);
@@ -194,9 +223,17 @@ void Multiprocessor::run_from_host(Thread& thread) {
   std::move(thread.fiber).resume();
 }
 
+// Asynchronous copies take as long as they may: until nobody can run without them.
+Thread* Multiprocessor::next_runnable() {
+  Thread* next = queue_.pop();
+  while (!next && complete_tensor_load()) next = queue_.pop();
+  return next;
+}
+
 void Multiprocessor::wait() {
-  Thread* const next = queue_.pop();
+  Thread* const next = next_runnable();
   if (!next) fail("{}", deadlock());
+  if (next == current_) return;
   previous_ = current_;
   make_current(*next);
   {
@@ -219,6 +256,9 @@ void Multiprocessor::arrived_from(boost::context::fiber&& previous) {
 // ---- waiting for each other ------------------------------------------------------------------
 
 void Multiprocessor::returned() {
+  if (const std::size_t count = current_->copies.in_flight()) {
+    fail("{}: returns with {} asynchronous copies that it has not waited for", place(), count);
+  }
   current_->returned = true;
   --live_;
   Warp& warp = *current_->warp;
@@ -243,6 +283,7 @@ void Multiprocessor::block_barrier(Where where) {
   warp.at_barrier |= 1u << self.lane;
   ++at_barrier_;
   self.operation = nullptr;
+  self.mbarrier = nullptr;
   self.where = where;
   if (at_barrier_ == live_) return complete_barrier();
   wait();
@@ -278,6 +319,7 @@ void Multiprocessor::warp_collective(const WarpOperation& operation, unsigned ma
   collective.arrived |= 1u << self.lane;
   collective.arguments[self.lane] = argument;
   self.operation = &operation;
+  self.mbarrier = nullptr;
   self.mask = mask;
   self.where = where;
   if (collective.arrived == (mask & warp.live)) return complete(warp, i);
@@ -301,50 +343,13 @@ void Multiprocessor::complete(Warp& warp, std::size_t index) {
   }
 }
 
-// ---- memory ----------------------------------------------------------------------------------
-
-void Multiprocessor::access(const void* address, std::size_t bytes, Access kind, Where where) {
-  const auto refuse = [&](const std::string& reason) {
-    fail("{}: {} {} bytes at {}, {}", place(), kind == Access::read ? "reads" : "writes", bytes,
-         text(where), reason);
-  };
-  if (reinterpret_cast<std::uintptr_t>(address) % bytes)
-    refuse("at an address not aligned to them");
-  if (heap_.contains(address, bytes)) {
-    if (options_.counting == Counting::on) {
-      current_->log.push_back({reinterpret_cast<std::uintptr_t>(address),
-                               static_cast<std::uint32_t>(bytes), kind, where});
-    }
-    return;
-  }
-  const auto offset = static_cast<const std::byte*>(address) - shared_begin_;
-  const auto shared_bytes = static_cast<std::ptrdiff_t>(shape_->shared_bytes);
-  if (offset >= 0 && offset + static_cast<std::ptrdiff_t>(bytes) <= shared_bytes) return;
-  if (offset >= 0 && offset < static_cast<std::ptrdiff_t>(shared_.size())) {
-    refuse(fmt::format("at byte {} of {} bytes of shared memory", offset, shared_bytes));
-  }
-  refuse(heap_.locate(address));
-}
-
-void* Multiprocessor::shared_memory(std::size_t bytes, Where where) {
-  if (bytes > shape_->shared_bytes) {
-    fail("{}: {} bytes of shared memory at {}, the launch asked for {}", place(), bytes,
-         text(where), shape_->shared_bytes);
-  }
-  return shared_begin_;
-}
-
-void Multiprocessor::count_warp(Warp& warp) {
-  if (options_.counting == Counting::off) return;
-  std::array<AccessLog*, warp_size> logs;
-  std::size_t count = 0;
-  for (Thread* const thread : warp.lanes) {
-    if (thread) logs[count++] = &thread->log;
-  }
-  count_requests({logs.data(), count}, counters_);
-}
-
 // ---- messages --------------------------------------------------------------------------------
+
+void Multiprocessor::refuse(std::size_t bytes, Access kind, Where where,
+                            const std::string& reason) const {
+  fail("{}: {} {} bytes at {}, {}", place(), kind == Access::read ? "reads" : "writes", bytes,
+       text(where), reason);
+}
 
 std::string Multiprocessor::place() const {
   const uint3& t = current_->index;
@@ -352,7 +357,7 @@ std::string Multiprocessor::place() const {
                      blockIdx.x, blockIdx.y, blockIdx.z, t.x, t.y, t.z);
 }
 
-std::string Multiprocessor::deadlock() const {
+std::string Multiprocessor::deadlock() {
   // Threads that wait for the same thing, in the order of their first.
   std::vector<std::pair<std::string, std::vector<std::size_t>>> groups;
   for (std::size_t i = 0; i < threads_.size(); ++i) {
@@ -361,7 +366,11 @@ std::string Multiprocessor::deadlock() const {
         thread.returned    ? "returned"
         : thread.operation ? fmt::format("in {} of lanes {:#010x} at {}", thread.operation->name,
                                          thread.mask, text(thread.where))
-                           : fmt::format("in __syncthreads() at {}", text(thread.where));
+        : thread.mbarrier
+            ? fmt::format("in mbarrier.try_wait at {}, for byte {} of shared memory, which {}",
+                          text(thread.where), shared_offset(thread.mbarrier),
+                          mbarriers_.state(thread.mbarrier))
+            : fmt::format("in __syncthreads() at {}", text(thread.where));
     auto group = groups.begin();
     while (group != groups.end() && group->first != state) ++group;
     if (group == groups.end()) group = groups.insert(group, {state, {}});
@@ -373,24 +382,6 @@ std::string Multiprocessor::deadlock() const {
     fmt::format_to(std::back_inserter(out), "\n  {}: {}", ranges(members), state);
   }
   return out;
-}
-
-// ---- runtime.h -------------------------------------------------------------------------------
-
-void warp_collective(const WarpOperation& operation, unsigned mask, void* argument, Where where) {
-  running(operation.name).warp_collective(operation, mask, argument, where);
-}
-
-void block_barrier(Where where) {
-  running("__syncthreads()").block_barrier(where);
-}
-
-void access(const void* address, std::size_t bytes, Access kind, Where where) {
-  running(kind == Access::read ? "load()" : "store()").access(address, bytes, kind, where);
-}
-
-void* shared_memory(std::size_t bytes, Where where) {
-  return running("shared_storage()").shared_memory(bytes, where);
 }
 
 }  // namespace orchard::simt

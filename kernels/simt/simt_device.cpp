@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/gpu/gpu_properties.h"
 #include "kernels/simt/heap.h"
 #include "kernels/simt/multiprocessor.h"
 #include "kernels/simt/runtime.h"
@@ -79,6 +80,8 @@ SimtDevice::SimtDevice(const SimtOptions& options)
     : Device(DeviceKind::simt),
       heap_(std::make_unique<simt::Heap>()),
       multiprocessor_(std::make_unique<simt::Multiprocessor>(options, *heap_, counters_)) {
+  extension<GpuProperties>() = {.compute_capability = options.compute_capability,
+                                .multiprocessors = options.multiprocessors};
   simt::register_operations(operations());
 }
 

@@ -31,6 +31,11 @@ enum class ThreadOrder : std::uint8_t { fifo, reverse, random };
 
 enum class Counting : std::uint8_t { off, on };
 
+// When an asynchronous copy happens: as early as a GPU may do it, where it is issued, or as late,
+// where it is waited for. Until then its destination is poison (0xff bytes). A correct kernel does
+// not depend on it.
+enum class AsyncCompletion : std::uint8_t { eager, lazy };
+
 void register_operations(OperationTable&);
 
 }  // namespace simt
@@ -39,7 +44,10 @@ struct SimtOptions {
   simt::ThreadOrder order = simt::ThreadOrder::fifo;
   std::uint64_t seed = 0;                         // of ThreadOrder::random
   simt::Counting counting = simt::Counting::off;  // of accesses
-  std::size_t shared_bytes_limit = 227 * 1024;    // per block; sm_80 has 163 KiB, sm_90 227 KiB
+  simt::AsyncCompletion completion = simt::AsyncCompletion::lazy;
+  int compute_capability = 80;                  // which kernels are chosen: 90 for those of sm_90a
+  int multiprocessors = 2;                      // that persistent kernels fill
+  std::size_t shared_bytes_limit = 227 * 1024;  // per block; sm_80 has 163 KiB, sm_90 227 KiB
 };
 
 class SimtDevice final : public Device {
@@ -48,7 +56,7 @@ class SimtDevice final : public Device {
   ~SimtDevice() override;
   std::unique_ptr<Stream> make_stream() override;
 
-  // Of all launches since the last reset. Global accesses are counted with Counting::on.
+  // Of all launches since the last reset. Accesses are counted with Counting::on.
   const simt::Counters& counters() const { return counters_; }
   void reset_counters() { counters_ = {}; }
 

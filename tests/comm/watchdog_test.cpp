@@ -17,6 +17,7 @@
 #include "comm/diagnosis.h"
 #include "comm/mpi.h"
 #include "kernels/device/device.h"
+#include "tests/data/scratch.h"
 #include "tests/run_shell.h"
 
 namespace orchard::testing {
@@ -97,9 +98,6 @@ int run_worker(std::string_view mode, const fs::path& folder) {
 
 class Ranks : public ::testing::Test {
  protected:
-  Ranks() { fs::create_directories(folder_); }
-  ~Ranks() override { fs::remove_all(folder_); }
-
   Outcome run(std::string_view mode) const {
     return run_shell(
         fmt::format("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n {} "
@@ -133,7 +131,8 @@ class Ranks : public ::testing::Test {
               "all-reduce 5 of group tp (4000 bytes f32)");
   }
 
-  fs::path folder_ = fs::temp_directory_path() / fmt::format("orchard_watchdog_{}", ::getpid());
+  Scratch scratch_;
+  fs::path folder_ = scratch_ / "rings";
 };
 
 TEST_F(Ranks, ThatFinishLeaveRingsInGoodOrder) {
@@ -255,7 +254,8 @@ TEST_F(Blame, DeathComesBeforeSilenceAndSilenceBeforeWaiting) {
 }
 
 TEST(FlightRing, KeepsTheLastOperationsAndMovesIntoAFile) {
-  const fs::path file = fs::temp_directory_path() / fmt::format("orchard_ring_{}.ring", ::getpid());
+  const Scratch scratch;
+  const fs::path file = scratch / "rank.ring";
   FlightRecorder recorder(1, 3);
   const std::vector<int> members{0, 2};
   const std::int32_t group = recorder.add_group("edp", members);
@@ -285,7 +285,6 @@ TEST(FlightRing, KeepsTheLastOperationsAndMovesIntoAFile) {
   }
   fs::resize_file(file, fs::file_size(file) - 1);
   EXPECT_THROW(FlightFile{file}, Error);
-  fs::remove(file);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "kernels/optimizer/optimizer.h"
 #include "tests/kernels/checks.h"
+#include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
 namespace {
@@ -77,7 +78,7 @@ Guarded gradient(std::int64_t rows, std::int64_t cols, int t) {
   return g;
 }
 
-AdaFactor operation(Guarded& w, Guarded& g, Guarded& copy, const Hyper& h, int t) {
+AdaFactor operation(OnDevice& w, OnDevice& g, OnDevice& copy, const Hyper& h, int t) {
   return {.weights = w,
           .gradients = g,
           .copy = copy,
@@ -96,28 +97,32 @@ void expect_rounded_copy(const Guarded& w, const Guarded& copy) {
 
 struct Case {
   std::int64_t rows, cols;
+  int shift = 0;  // elements by which the copy lies off alignment
 };
 
-class AdaFactorSteps : public ::testing::TestWithParam<Case> {
+class AdaFactorSteps : public DeviceTest<Case> {
  protected:
   // Sums of `rows` or `cols` squares in fp32, and a handful of roundings a step.
   double bound(int t) const {
-    const auto [rows, cols] = GetParam();
+    const auto [rows, cols, shift] = parameter();
     return t * (8 + 4 * std::sqrt(std::max(rows, cols))) * unit_roundoff(DType::f32);
   }
 };
 
 TEST_P(AdaFactorSteps, FactoredFollowsTheReference) {
-  const auto [rows, cols] = GetParam();
+  const auto [rows, cols, shift] = parameter();
   const Hyper h;
   Guarded w = random_normal(DType::f32, {rows, cols}, 1), copy(DType::bf16, {rows, cols});
   Guarded v_row = zeros(DType::f32, {rows}), v_col = zeros(DType::f32, {cols});
+  OnDevice w_d = on_device(w), copy_d = on_device(copy, shift);
+  OnDevice v_row_d = on_device(v_row), v_col_d = on_device(v_col);
   Factored state{w.values(), v_row.values(), v_col.values()};
   for (int t = 1; t <= 3; ++t) {
     Guarded g = gradient(rows, cols, t);
-    AdaFactor op = operation(w, g, copy, h, t);
-    op.v_row = v_row.tensor(), op.v_col = v_col.tensor();
-    run_repeatedly(op, {&w, &v_row, &v_col, &copy});
+    OnDevice g_d = on_device(g);
+    AdaFactor op = operation(w_d, g_d, copy_d, h, t);
+    op.v_row = v_row_d.tensor(), op.v_col = v_col_d.tensor();
+    run_repeatedly(stream(), op, {&w_d, &v_row_d, &v_col_d, &copy_d});
     if (w.size() == 0) continue;
     state.step(g.values(), h, t);
     expect_close(v_row, state.v_row, bound(t), "v_row");
@@ -128,16 +133,18 @@ TEST_P(AdaFactorSteps, FactoredFollowsTheReference) {
 }
 
 TEST_P(AdaFactorSteps, UnfactoredFollowsTheReference) {
-  const auto [rows, cols] = GetParam();
+  const auto [rows, cols, shift] = parameter();
   const Hyper h;
   Guarded w = random_normal(DType::f32, {rows, cols}, 1), copy(DType::bf16, {rows, cols});
   Guarded v = zeros(DType::f32, {rows, cols});
+  OnDevice w_d = on_device(w), copy_d = on_device(copy, shift), v_d = on_device(v);
   Full state{w.values(), v.values()};
   for (int t = 1; t <= 3; ++t) {
     Guarded g = gradient(rows, cols, t);
-    AdaFactor op = operation(w, g, copy, h, t);
-    op.v = v.tensor();
-    run_repeatedly(op, {&w, &v, &copy});
+    OnDevice g_d = on_device(g);
+    AdaFactor op = operation(w_d, g_d, copy_d, h, t);
+    op.v = v_d.tensor();
+    run_repeatedly(stream(), op, {&w_d, &v_d, &copy_d});
     if (w.size() == 0) continue;
     state.step(g.values(), h, t);
     expect_close(v, state.v, bound(t), "v");
@@ -202,25 +209,27 @@ float clipped_lr(const Hyper& h, double squares, std::int64_t elements) {
 }
 
 TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
-  const auto [rows, cols] = GetParam();
+  const auto [rows, cols, shift] = parameter();
   if (rows * cols == 0) GTEST_SKIP() << "parts of nothing have no mean";
   const Hyper h;
   const auto scale = static_cast<float>(h.scale);
   Guarded w = random_normal(DType::f32, {rows, cols}, 1), copy(DType::bf16, {rows, cols});
   Guarded v_row = zeros(DType::f32, {rows}), v_col = zeros(DType::f32, {cols});
   Factored state{w.values(), v_row.values(), v_col.values()};
-  const auto stream = cpu_device().make_stream();
   for (int t = 1; t <= 3; ++t) {
     const Guarded g = gradient(rows, cols, t);
     Guarded all_rows = zeros(DType::f32, {rows}), all_cols = zeros(DType::f32, {cols});
     for (const Part& part : parts_of(rows, cols)) {
       Guarded own = part.of(g), row_sums(DType::f32, {part.shape()[0]}),
               col_sums(DType::f32, {part.shape()[1]});
-      run_repeatedly(AdaFactorSums{.gradients = own,
-                                   .row_sums = row_sums,
-                                   .col_sums = col_sums,
+      OnDevice own_d = on_device(own), row_sums_d = on_device(row_sums),
+               col_sums_d = on_device(col_sums);
+      run_repeatedly(stream(),
+                     AdaFactorSums{.gradients = own_d,
+                                   .row_sums = row_sums_d,
+                                   .col_sums = col_sums_d,
                                    .gradient_scale = scale},
-                     {&row_sums, &col_sums});
+                     {&row_sums_d, &col_sums_d});
       part.add_sums(row_sums, col_sums, all_rows, all_cols);
     }
     double squares = 0;
@@ -229,17 +238,21 @@ TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
       Guarded own = part.of(g), own_sums = part.rows_of(all_rows),
               own_rows = part.rows_of(v_row_before), own_cols = v_col_before;
       Guarded measured(DType::f32, {1});
-      run_repeatedly(AdaFactorMeasure{.gradients = own,
-                                      .row_sums = own_sums,
-                                      .col_sums = all_cols,
-                                      .v_row = own_rows,
-                                      .v_col = own_cols,
-                                      .squares = measured,
+      OnDevice own_d = on_device(own), own_sums_d = on_device(own_sums),
+               all_cols_d = on_device(all_cols), own_rows_d = on_device(own_rows),
+               own_cols_d = on_device(own_cols), measured_d = on_device(measured);
+      run_repeatedly(stream(),
+                     AdaFactorMeasure{.gradients = own_d,
+                                      .row_sums = own_sums_d,
+                                      .col_sums = all_cols_d,
+                                      .v_row = own_rows_d,
+                                      .v_col = own_cols_d,
+                                      .squares = measured_d,
                                       .rows = rows,
                                       .first_col = part.first_col(),
                                       .gradient_scale = scale,
                                       .step = t},
-                     {&own_rows, &own_cols, &measured});
+                     {&own_rows_d, &own_cols_d, &measured_d});
       part.put_rows(own_rows, v_row);
       v_col = own_cols;
       squares += measured.at(0);
@@ -247,16 +260,20 @@ TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
     for (const Part& part : parts_of(rows, cols)) {
       Guarded own = part.of(g), own_w = part.of(w), own_copy = part.of(copy),
               own_rows = part.rows_of(v_row);
-      run_repeatedly(AdaFactorApply{.weights = own_w,
-                                    .gradients = own,
-                                    .v_row = own_rows,
-                                    .v_col = v_col,
-                                    .copy = own_copy,
+      OnDevice own_d = on_device(own), own_w_d = on_device(own_w),
+               own_copy_d = on_device(own_copy, shift), own_rows_d = on_device(own_rows),
+               v_col_d = on_device(v_col);
+      run_repeatedly(stream(),
+                     AdaFactorApply{.weights = own_w_d,
+                                    .gradients = own_d,
+                                    .v_row = own_rows_d,
+                                    .v_col = v_col_d,
+                                    .copy = own_copy_d,
                                     .first_col = part.first_col(),
                                     .gradient_scale = scale,
                                     .lr = clipped_lr(h, squares, rows * cols),
                                     .weight_decay = static_cast<float>(h.decay)},
-                     {&own_w, &own_copy});
+                     {&own_w_d, &own_copy_d});
       part.put(own_w, w);
       part.put(own_copy, copy);
     }
@@ -269,7 +286,7 @@ TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
 }
 
 TEST_P(AdaFactorSteps, InPartsUnfactoredFollowsTheReference) {
-  const auto [rows, cols] = GetParam();
+  const auto [rows, cols, shift] = parameter();
   if (rows * cols == 0) GTEST_SKIP() << "parts of nothing have no mean";
   const Hyper h;
   Guarded w = random_normal(DType::f32, {rows, cols}, 1), v = zeros(DType::f32, {rows, cols});
@@ -279,24 +296,28 @@ TEST_P(AdaFactorSteps, InPartsUnfactoredFollowsTheReference) {
     double squares = 0;
     for (const Part& part : parts_of(rows, cols)) {
       Guarded own = part.of(g), own_v = part.of(v), measured(DType::f32, {1});
-      run_repeatedly(AdaFactorMeasure{.gradients = own,
-                                      .v = own_v,
-                                      .squares = measured,
+      OnDevice own_d = on_device(own), own_v_d = on_device(own_v), measured_d = on_device(measured);
+      run_repeatedly(stream(),
+                     AdaFactorMeasure{.gradients = own_d,
+                                      .v = own_v_d,
+                                      .squares = measured_d,
                                       .gradient_scale = static_cast<float>(h.scale),
                                       .step = t},
-                     {&own_v, &measured});
+                     {&own_v_d, &measured_d});
       part.put(own_v, v);
       squares += measured.at(0);
     }
     for (const Part& part : parts_of(rows, cols)) {
       Guarded own = part.of(g), own_v = part.of(v), own_w = part.of(w);
-      run_repeatedly(AdaFactorApply{.weights = own_w,
-                                    .gradients = own,
-                                    .v = own_v,
+      OnDevice own_d = on_device(own), own_v_d = on_device(own_v), own_w_d = on_device(own_w);
+      run_repeatedly(stream(),
+                     AdaFactorApply{.weights = own_w_d,
+                                    .gradients = own_d,
+                                    .v = own_v_d,
                                     .gradient_scale = static_cast<float>(h.scale),
                                     .lr = clipped_lr(h, squares, rows * cols),
                                     .weight_decay = static_cast<float>(h.decay)},
-                     {&own_w});
+                     {&own_w_d});
       part.put(own_w, w);
     }
     state.step(g.values(), h, t);
@@ -306,46 +327,71 @@ TEST_P(AdaFactorSteps, InPartsUnfactoredFollowsTheReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AdaFactorSteps,
-                         ::testing::Values(Case{1, 1}, Case{1, 17}, Case{17, 1}, Case{65, 31},
-                                           Case{131, 257}, Case{1030, 33}, Case{0, 4}));
+                         ::testing::Combine(every_device(),
+                                            ::testing::Values(Case{1, 1}, Case{1, 17}, Case{17, 1},
+                                                              Case{65, 31}, Case{131, 257},
+                                                              Case{1030, 33}, Case{70, 260},
+                                                              Case{9, 64, 1}, Case{0, 4})),
+                         device_test_name<Case>);
+
+using AdaFactorLimits = DeviceTest<Case>;
 
 // From zero statistics a late step takes in t^-0.8 of the squares. As 1 - β₂ in fp32, that share
 // would be wrong by one part in 2000 here.
-TEST(AdaFactorLateStep, KeepsTheDigitsOfASmallShare) {
-  Guarded w = zeros(DType::f32, {1, 40}), g = random_normal(DType::f32, {1, 40}, 1), v = w;
-  Guarded v_row = zeros(DType::f32, {1}), v_col = zeros(DType::f32, {40});
-  const auto stream = cpu_device().make_stream();
-  run(*stream, AdaFactor{.weights = w, .gradients = g, .v = v, .step = 200'000});
-  run(*stream,
-      AdaFactor{.weights = w, .gradients = g, .v_row = v_row, .v_col = v_col, .step = 200'000});
-  for (std::int64_t i = 0; i < 40; ++i) {
+TEST_P(AdaFactorLimits, ALateStepKeepsTheDigitsOfASmallShare) {
+  const std::int64_t cols = parameter().cols;
+  Guarded w = zeros(DType::f32, {1, cols}), g = random_normal(DType::f32, {1, cols}, 1), v = w;
+  Guarded v_row = zeros(DType::f32, {1}), v_col = zeros(DType::f32, {cols});
+  OnDevice w_d = on_device(w), g_d = on_device(g), v_d = on_device(v);
+  OnDevice v_row_d = on_device(v_row), v_col_d = on_device(v_col);
+  run_and_download(stream(), AdaFactor{.weights = w_d, .gradients = g_d, .v = v_d, .step = 200'000},
+                   {&v_d});
+  run_and_download(
+      stream(),
+      AdaFactor{
+          .weights = w_d, .gradients = g_d, .v_row = v_row_d, .v_col = v_col_d, .step = 200'000},
+      {&v_col_d});
+  for (std::int64_t i = 0; i < cols; ++i) {
     const double expected = std::pow(200'000, -0.8) * g.at(i) * g.at(i);
     EXPECT_NEAR(v.at(i), expected, 8 * unit_roundoff(DType::f32) * expected);
     EXPECT_NEAR(v_col.at(i), expected, 8 * unit_roundoff(DType::f32) * expected);
   }
 }
 
-TEST(AdaFactorFirstStep, OfAnUnfactoredBlockMovesEachWeightByTheLearningRate) {
-  Guarded w = zeros(DType::f32, {33}), v = w, g = random_normal(DType::f32, {33}, 1);
-  run(*cpu_device().make_stream(),
-      AdaFactor{.weights = w, .gradients = g, .v = v, .lr = 0.25f, .step = 1});
+TEST_P(AdaFactorLimits, TheFirstStepOfAnUnfactoredBlockMovesEachWeightByTheLearningRate) {
+  const std::int64_t size = parameter().cols;
+  Guarded w = zeros(DType::f32, {size}), v = w, g = random_normal(DType::f32, {size}, 1);
+  OnDevice w_d = on_device(w), g_d = on_device(g), v_d = on_device(v);
+  run_and_download(stream(),
+                   AdaFactor{.weights = w_d, .gradients = g_d, .v = v_d, .lr = 0.25f, .step = 1},
+                   {&w_d});
   // β₂ = 0 makes u = ±1, up to a few roundoffs of 6e-8, whose rms of 1 does not clip.
-  for (std::int64_t i = 0; i < 33; ++i) EXPECT_NEAR(w.at(i), g.at(i) > 0 ? -0.25 : 0.25, 1e-6);
+  for (std::int64_t i = 0; i < size; ++i) EXPECT_NEAR(w.at(i), g.at(i) > 0 ? -0.25 : 0.25, 1e-6);
 }
 
-TEST(AdaFactorFirstStep, OfZeroGradientsOnlyDecays) {
-  Guarded w = random_normal(DType::f32, {40, 50}, 1), g = zeros(DType::f32, {40, 50});
+TEST_P(AdaFactorLimits, ZeroGradientsOnlyDecay) {
+  const auto [rows, cols, shift] = parameter();
+  Guarded w = random_normal(DType::f32, {rows, cols}, 1), g = zeros(DType::f32, {rows, cols});
   const Guarded before = w;
-  Guarded v_row = zeros(DType::f32, {40}), v_col = zeros(DType::f32, {50});
-  run(*cpu_device().make_stream(), AdaFactor{.weights = w,
-                                             .gradients = g,
-                                             .v_row = v_row,
-                                             .v_col = v_col,
-                                             .lr = 0.25f,
-                                             .weight_decay = 0.5f,
-                                             .step = 1});
+  Guarded v_row = zeros(DType::f32, {rows}), v_col = zeros(DType::f32, {cols});
+  OnDevice w_d = on_device(w), g_d = on_device(g);
+  OnDevice v_row_d = on_device(v_row), v_col_d = on_device(v_col);
+  run_and_download(stream(),
+                   AdaFactor{.weights = w_d,
+                             .gradients = g_d,
+                             .v_row = v_row_d,
+                             .v_col = v_col_d,
+                             .lr = 0.25f,
+                             .weight_decay = 0.5f,
+                             .step = 1},
+                   {&w_d});
   for (std::int64_t i = 0; i < w.size(); ++i) ASSERT_EQ(w.at(i), 0.5 * before.at(i));
 }
+
+INSTANTIATE_TEST_SUITE_P(Shapes, AdaFactorLimits,
+                         ::testing::Combine(every_device(),
+                                            ::testing::Values(Case{40, 40}, Case{33, 33})),
+                         device_test_name<Case>);
 
 TEST(AdaFactorErrors, StatisticsThatDoNotFitAreNamed) {
   Guarded w = zeros(DType::f32, {4, 3}), row = zeros(DType::f32, {4}), v = w;

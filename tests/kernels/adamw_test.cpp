@@ -1,6 +1,7 @@
 // AdamW against an fp64 reference, step after step.
 #include "kernels/optimizer/optimizer.h"
 #include "tests/kernels/checks.h"
+#include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
 namespace {
@@ -26,23 +27,32 @@ void reference_step(State& s, const Values& gradients, const Hyper& h, int t) {
   }
 }
 
-class AdamWSteps : public ::testing::TestWithParam<std::int64_t> {};
+struct Case {
+  std::int64_t size;
+  int shift = 0;  // elements by which the copy lies off alignment
+};
+
+using AdamWSteps = DeviceTest<Case>;
 
 TEST_P(AdamWSteps, FollowTheReference) {
-  const std::int64_t size = GetParam();
+  const auto [size, shift] = parameter();
   const Hyper h;
   Guarded w = random_normal(DType::f32, {size}, 1), m = zeros(DType::f32, {size}), v = m;
   Guarded copy(DType::bf16, {size});
+  OnDevice w_d = on_device(w), m_d = on_device(m), v_d = on_device(v);
+  OnDevice copy_d = on_device(copy, shift);
   State state{w.values(), m.values(), v.values()};
   for (int t = 1; t <= 4; ++t) {
     // Gradients of very different sizes: the update hardly depends on the size.
     Guarded g =
         random_normal(DType::f32, {size}, 10 + static_cast<unsigned>(t), std::pow(10.0, 1 - 2 * t));
-    run_repeatedly(AdamW{.weights = w,
-                         .gradients = g,
-                         .m = m,
-                         .v = v,
-                         .copy = copy,
+    OnDevice g_d = on_device(g);
+    run_repeatedly(stream(),
+                   AdamW{.weights = w_d,
+                         .gradients = g_d,
+                         .m = m_d,
+                         .v = v_d,
+                         .copy = copy_d,
                          .gradient_scale = static_cast<float>(h.scale),
                          .lr = static_cast<float>(h.lr),
                          .beta1 = static_cast<float>(h.beta1),
@@ -50,7 +60,7 @@ TEST_P(AdamWSteps, FollowTheReference) {
                          .epsilon = static_cast<float>(h.epsilon),
                          .weight_decay = static_cast<float>(h.decay),
                          .step = t},
-                   {&w, &m, &v, &copy});
+                   {&w_d, &m_d, &v_d, &copy_d});
     reference_step(state, g.values(), h, t);
     // A handful of fp32 roundings a step, relative to each element's own size or the others'.
     const double bound = 8 * t * unit_roundoff(DType::f32);
@@ -63,15 +73,28 @@ TEST_P(AdamWSteps, FollowTheReference) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Sizes, AdamWSteps, ::testing::Values(0, 1, 15, 17, 127, 10007));
+INSTANTIATE_TEST_SUITE_P(
+    Sizes, AdamWSteps,
+    ::testing::Combine(every_device(), ::testing::Values(Case{0}, Case{1}, Case{15}, Case{17},
+                                                         Case{127}, Case{256, 1}, Case{10007})),
+    device_test_name<Case>);
 
-TEST(AdamWFirstStep, MovesEachWeightByTheLearningRateAgainstItsGradient) {
-  Guarded w = zeros(DType::f32, {33}), m = w, v = w, g = random_normal(DType::f32, {33}, 1);
-  run(*cpu_device().make_stream(),
-      AdamW{.weights = w, .gradients = g, .m = m, .v = v, .lr = 0.25f, .step = 1});
+using AdamWFirstStep = DeviceTest<Case>;
+
+TEST_P(AdamWFirstStep, MovesEachWeightByTheLearningRateAgainstItsGradient) {
+  const std::int64_t size = parameter().size;
+  Guarded w = zeros(DType::f32, {size}), m = w, v = w, g = random_normal(DType::f32, {size}, 1);
+  OnDevice w_d = on_device(w), m_d = on_device(m), v_d = on_device(v), g_d = on_device(g);
+  run_and_download(
+      stream(), AdamW{.weights = w_d, .gradients = g_d, .m = m_d, .v = v_d, .lr = 0.25f, .step = 1},
+      {&w_d});
   // Bias correction makes m̂ = g and v̂ = g² exactly; ε = 1e-8 shows for the smallest gradients.
-  for (std::int64_t i = 0; i < 33; ++i) EXPECT_NEAR(w.at(i), g.at(i) > 0 ? -0.25 : 0.25, 1e-6);
+  for (std::int64_t i = 0; i < size; ++i) EXPECT_NEAR(w.at(i), g.at(i) > 0 ? -0.25 : 0.25, 1e-6);
 }
+
+INSTANTIATE_TEST_SUITE_P(Sizes, AdamWFirstStep,
+                         ::testing::Combine(every_device(), ::testing::Values(Case{33})),
+                         device_test_name<Case>);
 
 TEST(AdamWErrors, ASecondMomentOfAnotherShapeIsNamed) {
   Guarded w = zeros(DType::f32, {4}), v = zeros(DType::f32, {3});

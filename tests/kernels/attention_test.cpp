@@ -6,7 +6,7 @@
 #include <limits>
 #include <numeric>
 
-#include "tests/kernels/op_test.h"
+#include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
 namespace {
@@ -37,7 +37,7 @@ std::vector<int> offsets_of(const std::vector<int>& lengths, int first) {
   return offsets;
 }
 
-// The operands of one case, and both operations on them.
+// The operands of one case.
 struct Problem {
   explicit Problem(const Case& parameters)
       : c(parameters),
@@ -57,40 +57,6 @@ struct Problem {
         d_k(c.dtype, key_shape),
         d_v(c.dtype, key_shape) {}
 
-  AttentionForward forward() {
-    AttentionForward op{.q = q,
-                        .k = k,
-                        .v = v,
-                        .query_offsets = query_offsets,
-                        .mask = c.mask,
-                        .scale = scale(),
-                        .out = out,
-                        .log_sum_exp = log_sum_exp};
-    if (!c.keys.empty()) op.key_offsets = key_offsets.tensor();
-    return op;
-  }
-  AttentionBackward backward() {
-    AttentionBackward op{.q = q,
-                         .k = k,
-                         .v = v,
-                         .out = out,
-                         .log_sum_exp = log_sum_exp,
-                         .d_out = d_out,
-                         .query_offsets = query_offsets,
-                         .mask = c.mask,
-                         .scale = scale(),
-                         .d_q = d_q,
-                         .d_k = d_k,
-                         .d_v = d_v};
-    if (!c.keys.empty()) op.key_offsets = key_offsets.tensor();
-    return op;
-  }
-  void run_both() {
-    const auto stream = cpu_device().make_stream();
-    run(*stream, forward());
-    run(*stream, backward());
-    stream->synchronize();
-  }
   float scale() const { return static_cast<float>(1 / std::sqrt(c.head_dim)); }
   bool same_results(const Problem& other) const {
     return out == other.out && log_sum_exp == other.log_sum_exp && d_q == other.d_q &&
@@ -103,6 +69,74 @@ struct Problem {
   Guarded q, k, v, d_out, query_offsets, key_offsets;
   Guarded out, log_sum_exp, d_q, d_k, d_v;
 };
+
+// A device's copy of a problem, and both operations on it.
+class ProblemOnDevice {
+ public:
+  ProblemOnDevice(Stream& stream, Problem& problem)
+      : stream_(stream),
+        problem_(problem),
+        q_(stream, problem.q),
+        k_(stream, problem.k),
+        v_(stream, problem.v),
+        d_out_(stream, problem.d_out),
+        query_offsets_(stream, problem.query_offsets),
+        key_offsets_(stream, problem.key_offsets),
+        out_(stream, problem.out),
+        log_sum_exp_(stream, problem.log_sum_exp),
+        d_q_(stream, problem.d_q),
+        d_k_(stream, problem.d_k),
+        d_v_(stream, problem.d_v) {}
+
+  AttentionForward forward() {
+    AttentionForward op{.q = q_,
+                        .k = k_,
+                        .v = v_,
+                        .query_offsets = query_offsets_,
+                        .mask = problem_.c.mask,
+                        .scale = problem_.scale(),
+                        .out = out_,
+                        .log_sum_exp = log_sum_exp_};
+    if (!problem_.c.keys.empty()) op.key_offsets = key_offsets_.tensor();
+    return op;
+  }
+  AttentionBackward backward() {
+    AttentionBackward op{.q = q_,
+                         .k = k_,
+                         .v = v_,
+                         .out = out_,
+                         .log_sum_exp = log_sum_exp_,
+                         .d_out = d_out_,
+                         .query_offsets = query_offsets_,
+                         .mask = problem_.c.mask,
+                         .scale = problem_.scale(),
+                         .d_q = d_q_,
+                         .d_k = d_k_,
+                         .d_v = d_v_};
+    if (!problem_.c.keys.empty()) op.key_offsets = key_offsets_.tensor();
+    return op;
+  }
+  // Results in the problem's host tensors.
+  void run_both() {
+    run(stream_, forward());
+    run(stream_, backward());
+    for (OnDevice* const result : {&out_, &log_sum_exp_, &d_q_, &d_k_, &d_v_}) result->download();
+    stream_.synchronize();
+  }
+
+ private:
+  Stream& stream_;
+  Problem& problem_;
+  OnDevice q_, k_, v_, d_out_, query_offsets_, key_offsets_;
+  OnDevice out_, log_sum_exp_, d_q_, d_k_, d_v_;
+};
+
+void run_both(Stream& stream, Problem& problem) {
+  ProblemOnDevice(stream, problem).run_both();
+}
+void run_both(Problem& problem) {
+  run_both(*cpu_device().make_stream(), problem);
+}
 
 // The definition, in fp64. Beside every gradient stands the size of its terms: gradients cancel (a
 // query that sees one key has d_q = 0), their rounding errors do not.
@@ -191,24 +225,16 @@ void expect_within(const Guarded& actual, const std::vector<double>& expected,
   }
 }
 
-class Attention : public ::testing::TestWithParam<Case> {
- protected:
-  // Scores are fp32 dot products of head_dim terms: their error is about sqrt(head_dim) roundoffs
-  // of their size, and becomes a relative error of the probabilities. The sums over keys add
-  // sqrt(keys) roundoffs. Then one rounding to the dtype.
-  double fp32_bound(const Problem& p) const {
-    const double keys = p.key_shape[0] + 1.0;
-    return (16 + 4 * std::sqrt(p.c.head_dim) * std::max(p.c.logits, 1.0) + 4 * std::sqrt(keys)) *
-           unit_roundoff(DType::f32);
-  }
-};
+// Scores are fp32 dot products of head_dim terms: their error is about sqrt(head_dim) roundoffs
+// of their size, and becomes a relative error of the probabilities. The sums over keys add
+// sqrt(keys) roundoffs. Then one rounding to the dtype.
+double fp32_bound(const Problem& p) {
+  const double keys = p.key_shape[0] + 1.0;
+  return (16 + 4 * std::sqrt(p.c.head_dim) * std::max(p.c.logits, 1.0) + 4 * std::sqrt(keys)) *
+         unit_roundoff(DType::f32);
+}
 
-TEST_P(Attention, ForwardMatchesReference) {
-  Problem p(GetParam());
-  const auto stream = cpu_device().make_stream();
-  run(*stream, p.forward());
-  stream->synchronize();
-  const Reference expected(p);
+void expect_forward(const Problem& p, const Reference& expected) {
   // In bf16 the probabilities are rounded before they meet v. The roundings are independent, so
   // `out` is wrong by less than u·sqrt(Σ p²v²), which is below u times the size of v; twice that
   // for the tail. The result is rounded once more.
@@ -224,10 +250,7 @@ TEST_P(Attention, ForwardMatchesReference) {
   }
 }
 
-TEST_P(Attention, BackwardMatchesReference) {
-  Problem p(GetParam());
-  p.run_both();
-  const Reference expected(p);
+void expect_backward(const Problem& p, const Reference& expected) {
   // In bf16, `out` is rounded before it reaches dS through D = rowsum(d_out ∘ out). Its roundings
   // are independent, so D is wrong by about u·‖d_out ∘ out‖ / √3; three times that is 2u. The
   // stored gradient is rounded once more.
@@ -237,9 +260,7 @@ TEST_P(Attention, BackwardMatchesReference) {
   expect_within(p.d_v, expected.d_v, expected.d_v_terms, bound, "d_v");
 }
 
-TEST_P(Attention, RowsOutsideDocumentsAreZero) {
-  Problem p(GetParam());
-  p.run_both();
+void expect_zeros_outside_documents(const Problem& p) {
   const auto expect_zero = [&](const Guarded& tensor, int begin, int end, const char* what) {
     const std::int64_t cols = tensor.size() / std::max<std::int64_t>(tensor.shape()[0], 1);
     for (std::int64_t i = 0; i < tensor.size(); ++i) {
@@ -253,71 +274,207 @@ TEST_P(Attention, RowsOutsideDocumentsAreZero) {
   expect_zero(p.d_v, p.key_offset.front(), p.key_offset.back(), "d_v");
 }
 
+using AttentionOnDevice = DeviceTest<Case>;
+
+TEST_P(AttentionOnDevice, MatchesReference) {
+  Problem p(parameter());
+  run_both(stream(), p);
+  const Reference expected(p);
+  expect_forward(p, expected);
+  expect_backward(p, expected);
+  expect_zeros_outside_documents(p);
+
+  Problem again(parameter());
+  run_both(stream(), again);
+  EXPECT_TRUE(p.same_results(again)) << "two runs differ";
+}
+
+class AttentionOnCpu : public ::testing::TestWithParam<Case> {};
+
 // Sums of another order, or a race, would show here. Seven threads exceed the number of documents
 // and heads of most cases, so that backward takes its two-pass plan.
-TEST_P(Attention, DoesNotDependOnThreadsOrRuns) {
-  Problem one(GetParam()), again(GetParam()), two(GetParam()), seven(GetParam());
+TEST_P(AttentionOnCpu, DoesNotDependOnThreads) {
+  Problem one(GetParam()), two(GetParam()), seven(GetParam());
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1);
-  one.run_both();
-  again.run_both();
+  run_both(one);
   omp_set_num_threads(2);
-  two.run_both();
+  run_both(two);
   omp_set_num_threads(7);
-  seven.run_both();
+  run_both(seven);
   omp_set_num_threads(threads);
-  EXPECT_TRUE(one.same_results(again)) << "two runs differ";
   EXPECT_TRUE(one.same_results(two)) << "1 and 2 threads differ";
   EXPECT_TRUE(one.same_results(seven)) << "1 and 7 threads differ";
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Shapes, Attention,
-    ::testing::Values(
-        Case{f32, 1, 1, 1, {1}}, Case{f32, 2, 1, 64, {1, 63, 64, 65, 127}},
-        Case{f32, 8, 1, 24, {0, 5, 0, 70, 0}, {}, Mask::causal, 3}, Case{f32, 4, 2, 80, {300, 17}},
-        Case{f32, 2, 2, 128, {129, 64}}, Case{f32, 2, 1, 256, {65}}, Case{f32, 3, 3, 1, {67}},
-        Case{f32, 2, 2, 32, {65, 65}, {}, Mask::full}, Case{f32, 2, 2, 80, {257}, {}, Mask::full},
-        Case{f32, 2, 2, 61, {127}, {}, Mask::full, 1},
-        Case{f32, 4, 1, 64, {}, {}, Mask::causal, 2},            // no document at all
-        Case{f32, 2, 1, 24, {}}, Case{f32, 2, 1, 24, {5}, {0}},  // no row of q, of k
-        Case{f32, 4, 2, 64, {1, 1, 3}, {300, 64, 65}},           // a cache of keys
-        Case{f32, 2, 1, 24, {100, 40, 7, 0}, {30, 0, 7, 9}},     // queries that see no key
-        Case{f32, 2, 1, 24, {10, 40, 0}, {130, 0, 5}, Mask::full, 2},
-        Case{f32, 1, 1, 64, {300}, {}, Mask::causal, 0, 30},  // peaked distributions
-        Case{b16, 1, 1, 1, {1}}, Case{b16, 2, 1, 64, {63, 64, 65}},
-        Case{b16, 8, 1, 24, {0, 5, 127, 1}, {}, Mask::causal, 3},
-        Case{b16, 2, 2, 80, {257}, {}, Mask::full}, Case{b16, 2, 1, 128, {1, 2}, {300, 65}},
-        Case{b16, 2, 1, 256, {70}}));
+const auto shapes = ::testing::Values(
+    Case{f32, 1, 1, 1, {1}}, Case{f32, 2, 1, 64, {1, 63, 64, 65, 127}},
+    Case{f32, 8, 1, 24, {0, 5, 0, 70, 0}, {}, Mask::causal, 3}, Case{f32, 4, 2, 80, {300, 17}},
+    Case{f32, 2, 2, 128, {129, 64}}, Case{f32, 2, 1, 256, {65}}, Case{f32, 3, 3, 1, {67}},
+    Case{f32, 2, 2, 32, {65, 65}, {}, Mask::full}, Case{f32, 2, 2, 80, {257}, {}, Mask::full},
+    Case{f32, 2, 2, 61, {127}, {}, Mask::full, 1},
+    Case{f32, 4, 1, 64, {}, {}, Mask::causal, 2},            // no document at all
+    Case{f32, 2, 1, 24, {}}, Case{f32, 2, 1, 24, {5}, {0}},  // no row of q, of k
+    Case{f32, 4, 2, 64, {1, 1, 3}, {300, 64, 65}},           // a cache of keys
+    Case{f32, 2, 1, 24, {100, 40, 7, 0}, {30, 0, 7, 9}},     // queries that see no key
+    Case{f32, 2, 1, 24, {10, 40, 0}, {130, 0, 5}, Mask::full, 2},
+    Case{f32, 1, 1, 64, {300}, {}, Mask::causal, 0, 30},  // peaked distributions
+    Case{b16, 1, 1, 1, {1}}, Case{b16, 2, 1, 64, {63, 64, 65}},
+    Case{b16, 8, 1, 24, {0, 5, 127, 1}, {}, Mask::causal, 3},
+    Case{b16, 2, 2, 80, {257}, {}, Mask::full}, Case{b16, 2, 1, 128, {1, 2}, {300, 65}},
+    Case{b16, 2, 1, 256, {70}});
+
+// What the tensor-core kernels treat in a way of its own: more than one tile of queries and keys,
+// each instance and head_dims that are padded to it, queries that see no key, rows in no document.
+const auto tensor_core_shapes = ::testing::Values(
+    Case{b16, 1, 1, 64, {129}}, Case{b16, 2, 1, 128, {130, 1}}, Case{b16, 1, 1, 96, {200}},
+    Case{b16, 1, 1, 80, {140}}, Case{b16, 1, 1, 72, {65, 30}, {}, Mask::full, 2},
+    Case{b16, 2, 2, 120, {33}, {}, Mask::full}, Case{b16, 2, 1, 88, {40, 7, 0}, {10, 0, 9}},
+    Case{b16, 4, 2, 64, {1, 1, 3}, {150, 64, 65}},
+    Case{b16, 2, 1, 128, {70, 10, 0}, {130, 0, 5}, Mask::full, 2},
+    Case{b16, 1, 1, 64, {300}, {}, Mask::causal, 0, 30},
+    Case{b16, 2, 1, 32, {}, {}, Mask::causal, 2}, Case{b16, 2, 1, 64, {5}, {0}});
+
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionOnDevice, ::testing::Combine(every_device(), shapes),
+                         device_test_name<Case>);
+INSTANTIATE_TEST_SUITE_P(TensorCoreShapes, AttentionOnDevice,
+                         ::testing::Combine(every_device(), tensor_core_shapes),
+                         device_test_name<Case>);
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionOnCpu, shapes);
+
+Problem run_on_simt(const Case& c, const SimtOptions& options) {
+  Problem p(c);
+  const auto device = make_simt_device(options);
+  run_both(*device->make_stream(), p);
+  return p;
+}
+
+class AttentionOnSm90 : public ::testing::TestWithParam<Case> {};
+
+// On a GPU of sm_90 the tests above take these kernels, too.
+TEST_P(AttentionOnSm90, MatchesReference) {
+  const Problem p = run_on_simt(GetParam(), {.compute_capability = 90});
+  const Reference expected(p);
+  expect_forward(p, expected);
+  expect_backward(p, expected);
+  expect_zeros_outside_documents(p);
+  for (const SimtOptions& options :
+       {SimtOptions{.completion = simt::AsyncCompletion::eager, .compute_capability = 90},
+        SimtOptions{.order = simt::ThreadOrder::reverse, .compute_capability = 90},
+        SimtOptions{.order = simt::ThreadOrder::random, .seed = 1, .compute_capability = 90}}) {
+    EXPECT_TRUE(p.same_results(run_on_simt(GetParam(), options)));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionOnSm90,
+                         ::testing::Values(Case{b16, 1, 1, 128, {1}},
+                                           Case{b16, 2, 1, 128, {130, 1}},
+                                           Case{b16, 1, 1, 128, {300}, {}, Mask::causal, 3},
+                                           Case{b16, 1, 1, 128, {260}, {}, Mask::full},
+                                           Case{b16, 1, 1, 128, {64, 0, 70}, {400, 7, 30}},
+                                           Case{b16, 2, 2, 128, {40, 9, 0}, {10, 0, 9}}));
+
+TEST(AttentionOnGpu, DoesNotDependOnTheOrderOfThreadsAndCopies) {
+  for (const Case& c : {Case{b16, 2, 1, 64, {70, 40}}, Case{b16, 1, 1, 128, {5, 70}, {40, 100}},
+                        Case{f32, 2, 1, 64, {40, 20}}}) {
+    const Problem fifo = run_on_simt(c, {});
+    EXPECT_TRUE(fifo.same_results(run_on_simt(c, {.order = simt::ThreadOrder::reverse})));
+    EXPECT_TRUE(fifo.same_results(run_on_simt(c, {.completion = simt::AsyncCompletion::eager})));
+    for (const std::uint64_t seed : {1, 2}) {
+      const SimtOptions options{.order = simt::ThreadOrder::random, .seed = seed};
+      EXPECT_TRUE(fifo.same_results(run_on_simt(c, options))) << "seed " << seed;
+    }
+  }
+}
+
+// Counters of one operation on the emulator.
+template <class Run>
+simt::Counters count(const Case& c, Run run_operation) {
+  Problem p(c);
+  const auto device = make_simt_device({.counting = simt::Counting::on});
+  const auto stream = device->make_stream();
+  ProblemOnDevice on_device(*stream, p);
+  run(*stream, on_device.forward());
+  stream->synchronize();
+  device->reset_counters();
+  run_operation(*stream, on_device);
+  stream->synchronize();
+  return device->counters();
+}
+const auto forward = [](Stream& stream, ProblemOnDevice& p) { run(stream, p.forward()); };
+const auto backward = [](Stream& stream, ProblemOnDevice& p) { run(stream, p.backward()); };
+
+TEST(AttentionOnGpu, UsesTheBanksOfSharedMemoryWithoutConflicts) {
+  for (const std::int64_t head_dim : {64, 128}) {
+    const simt::Counters counters = count({b16, 1, 1, head_dim, {130}}, forward);
+    EXPECT_EQ(counters.shared_loads.excess(), 0u) << head_dim;
+    EXPECT_EQ(counters.shared_stores.excess(), 0u) << head_dim;
+    // Backward reads two neighbouring columns' log_sum_exp, and D, at once: 8 bytes a lane, of which
+    // the emulator serves half a warp in a wavefront, though there are but 32 different ones.
+    const simt::Counters gradients = count({b16, 1, 1, head_dim, {130}}, backward);
+    EXPECT_LE(gradients.shared_loads.excess(), gradients.shared_loads.ideal_wavefronts / 20);
+    EXPECT_EQ(gradients.shared_stores.excess(), 0u) << head_dim;
+  }
+}
+
+TEST(AttentionOnGpu, TakesNoKernelBeyondTheOneThatTheEnvironmentNames) {
+  const auto flops_under = [](const char* limit) {
+    setenv("ORCHARD_GPU_ATTENTION", limit, 1);
+    const simt::Counters counters = count({b16, 1, 1, 64, {16}}, forward);
+    unsetenv("ORCHARD_GPU_ATTENTION");
+    return counters.tensor_flops;
+  };
+  EXPECT_GT(flops_under("auto"), 0u);
+  EXPECT_GT(flops_under("sm80"), 0u);
+  EXPECT_EQ(flops_under("fma"), 0u);
+  EXPECT_THROW(flops_under("fast"), Error);
+  unsetenv("ORCHARD_GPU_ATTENTION");
+}
+
+// One tile each way: every kernel reads its operands once. What it reads beyond them are offsets,
+// log_sum_exp and D.
+TEST(AttentionOnGpu, MovesEachByteOnceInFullSectors) {
+  constexpr std::uint64_t tensor = 128 * 128 * 2 / 32, rows = 128 * 4 / 32;  // sectors
+  const Case c{b16, 1, 1, 128, {128}, {}, Mask::full};
+  const simt::Counters out = count(c, forward), gradients = count(c, backward);
+  EXPECT_LE(out.loads.sectors, 3 * tensor * 21 / 20);
+  EXPECT_EQ(out.stores.sectors, tensor + rows);
+  // D reads two tensors, the kernels of d_q and of d_k and d_v four each.
+  EXPECT_LE(gradients.loads.sectors, 10 * tensor * 21 / 20);
+  EXPECT_EQ(gradients.stores.sectors, 3 * tensor + 128);  // D: each row's four bytes by a warp
+}
+
+TEST(AttentionOnGpu, ComputesNoTileThatTheMaskHides) {
+  constexpr std::uint64_t n = 256, dim = 64;
+  const Case full{b16, 1, 1, dim, {n}, {}, Mask::full}, causal{b16, 1, 1, dim, {n}};
+  EXPECT_EQ(count(full, forward).tensor_flops, 4 * n * n * dim);
+  EXPECT_EQ(count(full, backward).tensor_flops, 14 * n * n * dim);  // both kernels make the scores
+  // Warps of 32 rows meet what the mask leaves of their keys, or queries, in tiles of 32.
+  std::uint64_t pairs = 0;
+  for (std::uint64_t row = 0; row < n; row += 32) pairs += 32 * (row + 32);
+  EXPECT_EQ(count(causal, forward).tensor_flops, 4 * pairs * dim);
+  EXPECT_EQ(count(causal, backward).tensor_flops, 14 * pairs * dim);
+}
+
+using AttentionExtremes = DeviceTest<DType>;
 
 // Scores of 1e4 would overflow exp() without the running maximum; the softmax is then one-hot.
-TEST(AttentionExtremes, LargeScoresPickTheLargestKey) {
+TEST_P(AttentionExtremes, LargeScoresPickTheLargestKey) {
   constexpr std::int64_t keys = 130, dim = 4;
-  Guarded q(f32, {1, 1, dim}), k = zeros(f32, {keys, 1, dim}), v = random_normal(f32, k.shape(), 1);
-  for (std::int64_t e = 0; e < dim; ++e) q.set(e, 100);
-  for (std::int64_t j = 0; j < keys; ++j) k.set(j * dim, j == 77 ? 110 : (j % 2 ? 100 : -100));
-  Guarded query_offsets = integers({2}, std::vector{0, 1});
-  Guarded key_offsets = integers({2}, std::vector{0, static_cast<int>(keys)});
-  Guarded out(f32, q.shape()), log_sum_exp(f32, {1, 1});
-  const auto stream = cpu_device().make_stream();
-  run(*stream, AttentionForward{.q = q,
-                                .k = k,
-                                .v = v,
-                                .query_offsets = query_offsets,
-                                .key_offsets = key_offsets,
-                                .scale = 1,
-                                .out = out,
-                                .log_sum_exp = log_sum_exp});
-  stream->synchronize();
-  for (std::int64_t e = 0; e < dim; ++e) EXPECT_FLOAT_EQ(out.at(e), v.at(77 * dim + e));
-  EXPECT_NEAR(log_sum_exp.at(0), 11000, 11000 * 4 * unit_roundoff(f32));
+  Problem p({parameter(), 1, 1, dim, {1}, {keys}, Mask::full});
+  for (std::int64_t e = 0; e < dim; ++e) p.q.set(e, 200);  // times the scale, 1/2
+  for (std::int64_t i = 0; i < p.k.size(); ++i) p.k.set(i, 0);
+  for (std::int64_t j = 0; j < keys; ++j) p.k.set(j * dim, j == 77 ? 110 : (j % 2 ? 100 : -100));
+  run_both(stream(), p);
+  for (std::int64_t e = 0; e < dim; ++e) EXPECT_FLOAT_EQ(p.out.at(e), p.v.at(77 * dim + e));
+  EXPECT_NEAR(p.log_sum_exp.at(0), 11000, 11000 * 4 * unit_roundoff(f32));
 }
 
 // A NaN must reach the loss, where the step is refused; the other document stays clean.
-TEST(AttentionExtremes, NanStaysInItsDocument) {
-  Problem p({f32, 1, 1, 8, {40, 40}});
+TEST_P(AttentionExtremes, NanStaysInItsDocument) {
+  Problem p({parameter(), 1, 1, 8, {40, 40}});
   p.q.set(20 * 8, std::nan(""));
-  p.run_both();
+  run_both(stream(), p);
   EXPECT_TRUE(std::isnan(p.out.at(20 * 8)));
   EXPECT_TRUE(std::isnan(p.d_k.at(0)));
   for (std::int64_t i = 40 * 8; i < p.out.size(); ++i) {
@@ -325,23 +482,41 @@ TEST(AttentionExtremes, NanStaysInItsDocument) {
   }
 }
 
+// The copy engine brings the rows of the next document along, too.
+TEST(AttentionOnSm90Extremes, NanStaysInItsDocument) {
+  Problem p({b16, 1, 1, 128, {40, 40}});
+  for (std::int64_t e = 0; e < 128; ++e) p.v.set(45 * 128 + e, std::nan(""));
+  const auto device = make_simt_device({.compute_capability = 90});
+  run_both(*device->make_stream(), p);
+  EXPECT_TRUE(std::isnan(p.out.at(45 * 128)));
+  for (std::int64_t i = 0; i < 40 * 128; ++i) ASSERT_TRUE(std::isfinite(p.out.at(i))) << i;
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, AttentionExtremes,
+                         ::testing::Combine(every_device(), ::testing::Values(f32, b16)),
+                         device_test_name<DType>);
+
 TEST(AttentionErrors, NameTheOperandAndTheRule) {
-  const auto message = [](auto spoil) {
+  const auto message = [](auto spoil_problem, auto spoil_operation) {
     Problem p({f32, 2, 1, 8, {4, 4}});
-    AttentionForward op = p.forward();
-    spoil(p, op);
+    spoil_problem(p);
+    const auto stream = cpu_device().make_stream();
+    ProblemOnDevice on_device(*stream, p);
+    AttentionForward op = on_device.forward();
+    spoil_operation(op);
     try {
-      run(*cpu_device().make_stream(), op);
+      run(*stream, op);
     } catch (const Error& error) {
       return std::string(error.what());
     }
     return std::string("accepted");
   };
-  EXPECT_EQ(message([](Problem& p, AttentionForward& op) { op.log_sum_exp = p.out.tensor(); }),
+  const auto keep = [](auto&) {};
+  EXPECT_EQ(message(keep, [](AttentionForward& op) { op.log_sum_exp = op.out; }),
             "AttentionForward: log_sum_exp has shape [8, 2, 8], expected [8, 2]");
-  EXPECT_EQ(message([](Problem& p, AttentionForward&) { p.query_offsets.set(1, 9); }),
+  EXPECT_EQ(message([](Problem& p) { p.query_offsets.set(1, 9); }, keep),
             "AttentionForward: query_offsets[1] = 9 is above the next offset, 8");
-  EXPECT_EQ(message([](Problem& p, AttentionForward&) { p.query_offsets.set(2, 9); }),
+  EXPECT_EQ(message([](Problem& p) { p.query_offsets.set(2, 9); }, keep),
             "AttentionForward: query_offsets covers rows [0, 9), the tensor has 8");
 }
 

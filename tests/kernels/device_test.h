@@ -3,9 +3,13 @@
 // compares what comes back.
 #pragma once
 
+#include <omp.h>
+
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "kernels/simt/simt_device.h"
 #include "tests/kernels/op_test.h"
@@ -41,34 +45,78 @@ inline FoundDevice find_device(DeviceKind kind) {
 }
 
 // A device's copy of a host tensor. The emulator watches both ends of an allocation, reads too, so
-// there the copy is exact; elsewhere the guard zones travel along.
+// there the copy is exact; elsewhere the guard zones travel along. `shift` elements move the tensor
+// away from alignment.
 class OnDevice {
  public:
-  OnDevice(Stream& stream, Guarded& host)
-      : stream_(stream), host_(host), exact_(stream.device().kind() == DeviceKind::simt) {
-    buffer_ = stream.device().allocate(host_side().size_bytes());
-    stream.copy(device_side(), host_side());
+  OnDevice(Stream& stream, Guarded& host, int shift = 0)
+      : stream_(stream),
+        host_(host),
+        exact_(stream.device().kind() == DeviceKind::simt),
+        shift_bytes_(static_cast<std::size_t>(shift) * size_of(host.dtype())) {
+    buffer_ = stream.device().allocate(shift_bytes_ + host_side().size_bytes());
+    upload();
   }
 
   operator Tensor() { return tensor(); }       // NOLINT(google-explicit-constructor)
   operator ConstTensor() { return tensor(); }  // NOLINT(google-explicit-constructor)
   Tensor tensor() {
-    return {buffer_.data() + (exact_ ? 0 : Guarded::guard), host_.dtype(), host_.shape(),
-            stream_.device().kind()};
+    return {buffer_.data() + shift_bytes_ + (exact_ ? 0 : Guarded::guard), host_.dtype(),
+            host_.shape(), stream_.device().kind()};
   }
+  Guarded& host() { return host_; }
 
-  // Queues the copy back into the host tensor.
+  // Queue the copy of the host tensor to the device, and back.
+  void upload() { stream_.copy(device_side(), host_side()); }
   void download() { stream_.copy(host_side(), device_side()); }
 
  private:
   Tensor host_side() { return exact_ ? host_.tensor() : host_.with_guards(); }
-  Tensor device_side() { return buffer_.tensor(host_side().dtype(), host_side().shape()); }
+  Tensor device_side() {
+    return {buffer_.data() + shift_bytes_, host_side().dtype(), host_side().shape(),
+            stream_.device().kind()};
+  }
 
   Stream& stream_;
   Guarded& host_;
   bool exact_;
+  std::size_t shift_bytes_;
   Buffer buffer_;
 };
+
+// Runs `op` and brings the outputs to their host tensors, which it takes their initial values from.
+template <class Operation>
+void run_and_download(Stream& stream, const Operation& op,
+                      std::initializer_list<OnDevice*> outputs) {
+  for (OnDevice* const output : outputs) output->upload();
+  run(stream, op);
+  for (OnDevice* const output : outputs) output->download();
+  stream.synchronize();
+}
+
+// Runs `op` twice from the same initial outputs, on the CPU with three threads and with one: equal
+// bits. The outputs are brought to their host tensors.
+template <class Operation>
+void run_repeatedly(Stream& stream, const Operation& op, std::initializer_list<OnDevice*> outputs) {
+  const int threads = omp_get_max_threads();
+  std::vector<Guarded> initial, first;
+  for (OnDevice* const output : outputs) initial.push_back(output->host());
+  omp_set_num_threads(3);
+  run_and_download(stream, op, outputs);
+  std::size_t i = 0;
+  for (OnDevice* const output : outputs) {
+    first.push_back(output->host());
+    output->host() = initial[i++];  // keeps the address: equal sizes
+  }
+  omp_set_num_threads(1);
+  run_and_download(stream, op, outputs);
+  omp_set_num_threads(threads);
+  i = 0;
+  for (OnDevice* const output : outputs) {
+    EXPECT_TRUE(output->host() == first[i]) << "output " << i << " differs between two runs";
+    ++i;
+  }
+}
 
 // A fixture of tests with the parameter (device kind, Case), skipped where the device is absent.
 template <class Case>
@@ -83,7 +131,9 @@ class DeviceTest : public ::testing::TestWithParam<std::tuple<DeviceKind, Case>>
   }
 
   const Case& parameter() const { return std::get<1>(this->GetParam()); }
+  DeviceKind kind() const { return std::get<0>(this->GetParam()); }
   Stream& stream() const { return *stream_; }
+  OnDevice on_device(Guarded& host, int shift = 0) const { return OnDevice(stream(), host, shift); }
 
  private:
   std::unique_ptr<Device> device_;
@@ -96,6 +146,15 @@ inline auto every_device() {
   return ::testing::Values(DeviceKind::cpu, DeviceKind::simt, DeviceKind::cuda);
 #else
   return ::testing::Values(DeviceKind::cpu, DeviceKind::simt);
+#endif
+}
+
+// Those that run the CUDA kernels.
+inline auto every_gpu() {
+#ifdef ORCHARD_HAS_CUDA
+  return ::testing::Values(DeviceKind::simt, DeviceKind::cuda);
+#else
+  return ::testing::Values(DeviceKind::simt);
 #endif
 }
 

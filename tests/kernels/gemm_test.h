@@ -1,5 +1,5 @@
-// What the tests of matrix products share: a device for every library that can compute them, and
-// the error that a sum of products may have.
+// What the tests of matrix products share: a device for everything that can compute them, the error
+// that a sum of products may have, and one product checked against its fp64 reference.
 #pragma once
 
 #include <cstdlib>
@@ -8,20 +8,38 @@
 #include <string>
 
 #include "kernels/gemm/gemm.h"
-#include "tests/kernels/op_test.h"
+#include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
 
-// "auto" is what this CPU gets; "sgemm" is what a CPU without AVX-512 gets, and widens bf16.
+// Sets an environment variable for a while.
+class Environment {
+ public:
+  Environment(const char* name, const std::string& value) : name_(name) {
+    setenv(name, value.c_str(), 1);
+  }
+  ~Environment() { unsetenv(name_); }
+  Environment(const Environment&) = delete;
+  Environment& operator=(const Environment&) = delete;
+
+ private:
+  const char* name_;
+};
+
+// The CPU with this library; "auto" is what this CPU gets, "sgemm" is what a CPU without AVX-512
+// gets, and widens bf16. Or another device: "simt", "simt90" (with the kernels of sm_90a), "cuda". Throws
+// where the machine lacks it.
 inline Device& device_with(const std::string& library) {
-  struct Environment {
-    explicit Environment(const std::string& value) { setenv("ORCHARD_GEMM", value.c_str(), 1); }
-    ~Environment() { unsetenv("ORCHARD_GEMM"); }
-  };
   static std::map<std::string, std::unique_ptr<Device>> devices;
   auto& device = devices[library];
-  if (!device) {
-    const Environment environment(library);
+  if (!device && library == "simt90") {
+    device = make_simt_device({.compute_capability = 90});
+  } else if (!device && (library == "simt" || library == "cuda")) {
+    FoundDevice found = find_device(library == "simt" ? DeviceKind::simt : DeviceKind::cuda);
+    require(found.device != nullptr, "{}: {}", library, found.absence);
+    device = std::move(found.device);
+  } else if (!device) {
+    const Environment environment("ORCHARD_GEMM", library);
     auto candidate = make_cpu_device();
     const auto stream = candidate->make_stream();
     Guarded empty(DType::f32, {0, 0});
@@ -49,9 +67,151 @@ inline std::string name_of_case(const ::testing::TestParamInfo<LibraryCase>& tes
                      name_of(test.param.out));
 }
 
+// Skips where the library or device is absent.
+class LibraryTest : public ::testing::TestWithParam<LibraryCase> {
+ protected:
+  void SetUp() override {
+    const std::string& library = GetParam().library;
+    if (library != "openblas" && library != "cuda") return;
+    try {
+      device_with(library);
+    } catch (const Error& error) {
+      GTEST_SKIP() << error.what();
+    }
+  }
+};
+
+// A library or device with every combination of dtypes.
+inline std::vector<LibraryCase> with_dtypes(std::initializer_list<const char*> libraries) {
+  std::vector<LibraryCase> cases;
+  for (const char* const library : libraries) {
+    cases.push_back({library, DType::f32, DType::f32});
+    cases.push_back({library, DType::bf16, DType::bf16});
+    cases.push_back({library, DType::bf16, DType::f32});
+  }
+  return cases;
+}
+
+// The devices beside the CPU that this build has.
+inline std::vector<LibraryCase> gpu_cases() {
+#ifdef ORCHARD_HAS_CUDA
+  return with_dtypes({"simt", "simt90", "cuda"});
+#else
+  return with_dtypes({"simt", "simt90"});
+#endif
+}
+
 inline void fill_nan(Guarded& tensor) {
   for (std::int64_t i = 0; i < tensor.size(); ++i)
     tensor.set(i, std::numeric_limits<double>::quiet_NaN());
+}
+
+struct Size {
+  std::int64_t m, n, k;
+};
+
+struct Form {
+  Transpose transpose_a = Transpose::no, transpose_b = Transpose::no;
+  Accumulate accumulate = Accumulate::overwrite;
+  bool bias = false;
+
+  bool ta() const { return transpose_a == Transpose::yes; }
+  bool tb() const { return transpose_b == Transpose::yes; }
+};
+
+inline std::vector<Form> transposes() {
+  std::vector<Form> forms;
+  for (const Transpose a : {Transpose::no, Transpose::yes}) {
+    for (const Transpose b : {Transpose::no, Transpose::yes}) forms.push_back({a, b});
+  }
+  return forms;
+}
+
+inline std::vector<Form> every_form() {
+  std::vector<Form> forms;
+  for (Form form : transposes()) {
+    for (const Accumulate accumulate : {Accumulate::overwrite, Accumulate::add}) {
+      form.accumulate = accumulate;
+      for (const bool bias : {false, true}) {
+        form.bias = bias;
+        forms.push_back(form);
+      }
+    }
+  }
+  return forms;
+}
+
+inline std::string text(const Form& form, const Size& size) {
+  return fmt::format("{}{} m {} n {} k {} add {} bias {}", form.ta() ? 'T' : 'N',
+                     form.tb() ? 'T' : 'N', size.m, size.n, size.k,
+                     form.accumulate == Accumulate::add, form.bias);
+}
+
+// Random operands; small integers make every sum exact in any order.
+enum class Values : std::uint8_t { normal, integers };
+
+inline Guarded random_values(Values values, DType dtype, Shape shape, unsigned seed) {
+  Guarded out = random_normal(dtype, shape, seed);
+  if (values == Values::integers) {
+    for (std::int64_t i = 0; i < out.size(); ++i) out.set(i, std::round(2 * out.at(i)));
+  }
+  return out;
+}
+
+// How a product is run: as users do, or with a kernel of the test's choice.
+using GemmRunner = void (*)(Stream&, const Gemm&);
+
+// Runs one product twice and compares it with the reference: within the bound of its sums, or, with
+// integers, equal to it rounded once.
+inline void check_gemm(
+    Stream& stream, DType in, DType out, const Size& size, const Form& form,
+    Values values = Values::normal,
+    GemmRunner run_gemm = [](Stream& s, const Gemm& op) { run(s, op); }) {
+  SCOPED_TRACE(text(form, size));
+  const auto [m, n, k] = size;
+  Guarded a = random_values(values, in, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
+  Guarded b = random_values(values, in, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
+  Guarded bias = random_values(values, in, {n}, 3), c = random_values(values, out, {m, n}, 4);
+  if (form.accumulate == Accumulate::overwrite) fill_nan(c);  // must not be read
+  const std::vector<double> before = c.values(), a_values = a.values(), b_values = b.values();
+  Guarded again = c;
+  {
+    OnDevice a_d(stream, a), b_d(stream, b), bias_d(stream, bias);
+    OnDevice c_d(stream, c), again_d(stream, again);
+    Gemm op{.a = a_d,
+            .b = b_d,
+            .c = c_d,
+            .transpose_a = form.transpose_a,
+            .transpose_b = form.transpose_b,
+            .accumulate = form.accumulate};
+    if (form.bias) op.bias = bias_d.tensor();
+    run_gemm(stream, op);
+    op.c = again_d.tensor();
+    run_gemm(stream, op);
+    c_d.download();
+    again_d.download();
+    stream.synchronize();
+  }
+  std::vector<double> expected(static_cast<std::size_t>(m * n));
+  Guarded rounded(out, {m, n});
+  for (std::int64_t i = 0; i < m; ++i) {
+    for (std::int64_t j = 0; j < n; ++j) {
+      double sum = form.bias ? bias.at(j) : 0;
+      if (form.accumulate == Accumulate::add) sum += before[static_cast<std::size_t>(i * n + j)];
+      for (std::int64_t l = 0; l < k; ++l) {
+        sum += a_values[static_cast<std::size_t>(form.ta() ? l * m + i : i * k + l)] *
+               b_values[static_cast<std::size_t>(form.tb() ? j * k + l : l * n + j)];
+      }
+      expected[static_cast<std::size_t>(i * n + j)] = sum;
+      rounded.set(i * n + j, sum);
+    }
+  }
+  if (values == Values::integers) {
+    EXPECT_TRUE(c == rounded) << "sums of integers are not exact";
+  } else {
+    expect_close(c, expected, gemm_bound(k, out), "c");
+  }
+  EXPECT_TRUE(again == c) << "two runs differ";
 }
 
 }  // namespace orchard::testing

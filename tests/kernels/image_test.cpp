@@ -2,10 +2,10 @@
 // definition.
 #include "kernels/image/image.h"
 
-#include <omp.h>
+#include <variant>
 
 #include "tests/goldens/resize_golden.h"
-#include "tests/kernels/op_test.h"
+#include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
 namespace {
@@ -77,12 +77,13 @@ struct Resize {
 // 6e-8 a tap, over at most 32 taps that add up like a random walk.
 constexpr double level_bound = 1e-3;
 
-TEST(ResizeBicubic, MatchesPillow) {
-  const auto stream = cpu_device().make_stream();
+using ResizeBicubicOnDevice = DeviceTest<std::monostate>;
+TEST_P(ResizeBicubicOnDevice, MatchesPillow) {
   for (const golden::Picture& g : golden::pictures) {
     Guarded x = golden_picture(g.in_height, g.in_width), y(DType::f32, {g.height, g.width, 3});
-    run(*stream, orchard::ResizeBicubic{.x = x, .height = g.height, .width = g.width, .y = y});
-    stream->synchronize();
+    OnDevice x_d(stream(), x), y_d(stream(), y);
+    run_and_download(
+        stream(), ResizeBicubic{.x = x_d, .height = g.height, .width = g.width, .y = y_d}, {&y_d});
     for (std::int64_t i = 0; i < y.size(); ++i) {
       // The golden values are rounded to three digits.
       ASSERT_NEAR(y.at(i), g.values[i], level_bound + 5e-4)
@@ -92,20 +93,23 @@ TEST(ResizeBicubic, MatchesPillow) {
   }
 }
 
-class ResizeShapes : public ::testing::TestWithParam<Resize> {};
+INSTANTIATE_TEST_SUITE_P(AllDevices, ResizeBicubicOnDevice,
+                         ::testing::Combine(every_device(), ::testing::Values(std::monostate{})),
+                         device_test_name<std::monostate>);
+
+using ResizeShapes = DeviceTest<Resize>;
 
 TEST_P(ResizeShapes, MatchesReferenceAndLeavesTheRestOfTheCanvas) {
-  const auto [in_height, in_width, height, width] = GetParam();
+  const auto [in_height, in_width, height, width] = parameter();
   Guarded x(DType::u8, {in_height, in_width, 3});
   std::mt19937 engine(5);
   for (std::int64_t i = 0; i < x.size(); ++i) x.set(i, engine() % 256);
   const std::int64_t canvas_width = width + 5;
   Guarded y(DType::f32, {height + 3, canvas_width, 3});
   const Guarded untouched = y;
-  const orchard::ResizeBicubic op{.x = x, .height = height, .width = width, .y = y};
-  const auto stream = cpu_device().make_stream();
-  run(*stream, op);
-  stream->synchronize();
+  OnDevice x_d(stream(), x), y_d(stream(), y);
+  run_repeatedly(stream(), ResizeBicubic{.x = x_d, .height = height, .width = width, .y = y_d},
+                 {&y_d});
   const std::vector<double> expected = resized(x, height, width);
   for (std::int64_t i = 0; i < y.size(); ++i) {
     const std::int64_t row = i / 3 / canvas_width, col = i / 3 % canvas_width;
@@ -115,38 +119,32 @@ TEST_P(ResizeShapes, MatchesReferenceAndLeavesTheRestOfTheCanvas) {
       ASSERT_EQ(y.at(i), untouched.at(i)) << "row " << row << ", column " << col;
     }
   }
-  const Guarded first = y;
-  const int threads = omp_get_max_threads();
-  omp_set_num_threads(threads + 2);
-  run(*stream, op);
-  omp_set_num_threads(threads);
-  stream->synchronize();
-  EXPECT_TRUE(first == y) << "the result depends on the number of threads";
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, ResizeShapes,
-                         ::testing::Values(Resize{1, 1, 1, 1}, Resize{1, 1, 5, 4},
-                                           Resize{2, 3, 31, 17}, Resize{29, 31, 7, 5},
-                                           Resize{64, 48, 56, 42}, Resize{33, 20, 33, 41},
-                                           Resize{97, 2, 3, 3}));
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, ResizeShapes,
+    ::testing::Combine(every_device(),
+                       ::testing::Values(Resize{1, 1, 1, 1}, Resize{1, 1, 5, 4},
+                                         Resize{2, 3, 31, 17}, Resize{29, 31, 7, 5},
+                                         Resize{64, 48, 56, 42}, Resize{33, 20, 33, 41},
+                                         Resize{97, 2, 3, 3})),
+    device_test_name<Resize>);
 
 TEST(ResizeBicubicErrors, RefuseACanvasThatIsTooSmall) {
   Guarded x(DType::u8, {4, 4, 3}), y(DType::f32, {4, 4, 3});
   const auto stream = cpu_device().make_stream();
-  EXPECT_THROW(run(*stream, orchard::ResizeBicubic{.x = x, .height = 5, .width = 4, .y = y}),
-               Error);
-  EXPECT_THROW(run(*stream, orchard::ResizeBicubic{.x = x, .height = 0, .width = 4, .y = y}),
-               Error);
+  EXPECT_THROW(run(*stream, ResizeBicubic{.x = x, .height = 5, .width = 4, .y = y}), Error);
+  EXPECT_THROW(run(*stream, ResizeBicubic{.x = x, .height = 0, .width = 4, .y = y}), Error);
 }
 
 struct PatchCase {
   DType dtype;
   std::int64_t tile_rows, tile_cols, side, patch, height, width;
 };
-class Patchify : public ::testing::TestWithParam<PatchCase> {};
+using Patchify = DeviceTest<PatchCase>;
 
 TEST_P(Patchify, OrdersTilesPatchesAndColours) {
-  const auto [dtype, tile_rows, tile_cols, side, patch, height, width] = GetParam();
+  const auto [dtype, tile_rows, tile_cols, side, patch, height, width] = parameter();
   const std::int64_t grid = side / patch, canvas_width = tile_cols * side;
   Guarded x = random_normal(DType::f32, {tile_rows * side, canvas_width, 3}, 1, 60, 128);
   // What lies outside the picture is undefined, and must not be read into the patches.
@@ -154,11 +152,15 @@ TEST_P(Patchify, OrdersTilesPatchesAndColours) {
     if (i / 3 / canvas_width >= height || i / 3 % canvas_width >= width) x.set(i, std::nan(""));
   }
   Guarded patches(dtype, {tile_rows * tile_cols, grid * grid, 3 * patch * patch});
-  const NormalisePatchify op{
-      .x = x, .height = height, .width = width, .side = side, .patch = patch, .patches = patches};
-  const auto stream = cpu_device().make_stream();
-  run(*stream, op);
-  stream->synchronize();
+  OnDevice x_d(stream(), x), patches_d(stream(), patches);
+  run_and_download(stream(),
+                   NormalisePatchify{.x = x_d,
+                                     .height = height,
+                                     .width = width,
+                                     .side = side,
+                                     .patch = patch,
+                                     .patches = patches_d},
+                   {&patches_d});
 
   const double mean[] = {0.48145466, 0.4578275, 0.40821073};
   const double std[] = {0.26862954, 0.26130258, 0.27577711};
@@ -184,15 +186,18 @@ TEST_P(Patchify, OrdersTilesPatchesAndColours) {
                fp32 ? 4 : 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, Patchify,
-                         ::testing::Values(PatchCase{DType::f32, 1, 1, 1, 1, 1, 1},
-                                           PatchCase{DType::f32, 1, 1, 28, 14, 28, 28},
-                                           PatchCase{DType::f32, 2, 3, 42, 14, 61, 100},
-                                           PatchCase{DType::f32, 1, 2, 700, 7, 9, 1399},
-                                           PatchCase{DType::f32, 2, 1, 6, 3, 0, 0},
-                                           PatchCase{DType::f32, 1, 1, 512, 512, 5, 511},
-                                           PatchCase{DType::bf16, 2, 2, 56, 14, 57, 112},
-                                           PatchCase{DType::bf16, 1, 1, 15, 5, 13, 11}));
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, Patchify,
+    ::testing::Combine(every_device(),
+                       ::testing::Values(PatchCase{DType::f32, 1, 1, 1, 1, 1, 1},
+                                         PatchCase{DType::f32, 1, 1, 28, 14, 28, 28},
+                                         PatchCase{DType::f32, 2, 3, 42, 14, 61, 100},
+                                         PatchCase{DType::f32, 1, 2, 700, 7, 9, 1399},
+                                         PatchCase{DType::f32, 2, 1, 6, 3, 0, 0},
+                                         PatchCase{DType::f32, 1, 1, 512, 512, 5, 511},
+                                         PatchCase{DType::bf16, 2, 2, 56, 14, 57, 112},
+                                         PatchCase{DType::bf16, 1, 1, 15, 5, 13, 11})),
+    device_test_name<PatchCase>);
 
 TEST(PatchifyErrors, NameTheRule) {
   Guarded x(DType::f32, {30, 30, 3}), patches(DType::f32, {1, 4, 588});

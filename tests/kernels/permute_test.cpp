@@ -3,7 +3,9 @@
 
 #include <omp.h>
 
-#include "tests/kernels/op_test.h"
+#include <optional>
+
+#include "tests/kernels/thread_orders.h"
 
 namespace orchard::testing {
 namespace {
@@ -16,6 +18,7 @@ struct Case {
   Routing routing;
   std::int64_t parts = 1;  // rows of a choice; `experts` counts those of all parts
   std::int64_t multiple = row_multiple;
+  int shift = 0;  // elements by which rows of [hidden] miss their alignment
 
   std::int64_t slots() const { return k * parts; }
 };
@@ -36,146 +39,173 @@ Guarded route(const Case& c) {
   return out;
 }
 
-class Permute : public ::testing::TestWithParam<Case> {
+// A plan on the host, and its copy on the device.
+struct Plan {
+  explicit Plan(const Case& c)
+      : experts(route(c)),
+        row_offsets(DType::i32, {c.experts + 1}),
+        source(DType::i32, {max_expert_rows(c.tokens, c.slots(), c.experts)}),
+        slot(DType::i32, {c.tokens, c.slots()}),
+        multiple(c.multiple) {}
+  Guarded experts, row_offsets, source, slot;
+  std::int64_t multiple;
+};
+struct PlanOnDevice {
+  PlanOnDevice(Stream& stream, Plan& plan)
+      : experts(stream, plan.experts),
+        row_offsets(stream, plan.row_offsets),
+        source(stream, plan.source),
+        slot(stream, plan.slot) {
+    run(stream, PermutePlan{.experts = experts,
+                            .row_offsets = row_offsets,
+                            .source = source,
+                            .slot = slot,
+                            .multiple = plan.multiple});
+    for (OnDevice* const output : {&row_offsets, &source, &slot}) output->download();
+    stream.synchronize();
+  }
+  OnDevice experts, row_offsets, source, slot;
+};
+
+class Permute : public DeviceTest<Case> {
  protected:
-  Permute()
-      : experts(route(GetParam())),
-        row_offsets(DType::i32, {GetParam().experts + 1}),
-        source(DType::i32, {max_rows()}),
-        slot(DType::i32, {GetParam().tokens, GetParam().slots()}),
-        stream(cpu_device().make_stream()) {
-    run(*stream, plan());
-    stream->synchronize();
+  void SetUp() override {
+    DeviceTest::SetUp();
+    if (IsSkipped()) return;
+    plan_.emplace(parameter());
+    plan_d_.emplace(stream(), *plan_);
   }
 
-  PermutePlan plan() {
-    return {.experts = experts,
-            .row_offsets = row_offsets,
-            .source = source,
-            .slot = slot,
-            .multiple = GetParam().multiple};
-  }
-  static std::int64_t max_rows() {
-    return max_expert_rows(GetParam().tokens, GetParam().slots(), GetParam().experts);
-  }
+  const Guarded& experts() const { return plan_->experts; }
+  const Guarded& row_offsets() const { return plan_->row_offsets; }
+  const Guarded& source() const { return plan_->source; }
+  const Guarded& slot() const { return plan_->slot; }
+  PlanOnDevice& on_device() { return *plan_d_; }
+
+  std::int64_t max_rows() const { return source().size(); }
   std::int64_t rows_in_use() const {
-    return static_cast<std::int64_t>(row_offsets.at(GetParam().experts));
+    return static_cast<std::int64_t>(row_offsets().at(parameter().experts));
   }
-  static Shape token_shape() { return {GetParam().tokens, GetParam().hidden}; }
-  static Shape row_shape() { return {max_rows(), GetParam().hidden}; }
-  Guarded gates() const { return random_normal(DType::f32, {GetParam().tokens, GetParam().k}, 21); }
+  Shape token_shape() const { return {parameter().tokens, parameter().hidden}; }
+  Shape row_shape() const { return {max_rows(), parameter().hidden}; }
+  Guarded gates() const {
+    return random_normal(DType::f32, {parameter().tokens, parameter().k}, 21);
+  }
 
   // One rounding to the dtype, and an fp32 sum of at most k + 1 terms of the size of the result's
   // root mean square or below.
-  double bound() const { return unit_roundoff(GetParam().dtype) + 16 * unit_roundoff(DType::f32); }
+  double bound() const { return unit_roundoff(parameter().dtype) + 16 * unit_roundoff(DType::f32); }
 
-  Guarded experts, row_offsets, source, slot;
-  std::unique_ptr<Stream> stream;
+ private:
+  std::optional<Plan> plan_;
+  std::optional<PlanOnDevice> plan_d_;
 };
 
 TEST_P(Permute, PlanSortsByExpertThenTokenInPaddedGroups) {
-  const Case& c = GetParam();
-  std::vector<double> offsets = {0}, sources, slots(static_cast<std::size_t>(slot.size()), -1);
+  const Case& c = parameter();
+  std::vector<double> offsets = {0}, sources, slots(static_cast<std::size_t>(slot().size()), -1);
   for (std::int64_t e = 0; e < c.experts; ++e) {
     for (std::int64_t i = 0; i < c.tokens * c.slots(); ++i) {
-      if (experts.at(i) != static_cast<double>(e)) continue;
+      if (experts().at(i) != static_cast<double>(e)) continue;
       slots[static_cast<std::size_t>(i)] = static_cast<double>(sources.size());
-      sources.push_back(static_cast<double>(i / c.slots()));
+      const std::int64_t token = i / c.slots();
+      sources.push_back(static_cast<double>(token));
     }
     while (sources.size() % static_cast<std::size_t>(c.multiple) != 0) sources.push_back(-1);
     offsets.push_back(static_cast<double>(sources.size()));
   }
   sources.resize(static_cast<std::size_t>(max_rows()), -1);
-  EXPECT_EQ(row_offsets.values(), offsets);
-  EXPECT_EQ(source.values(), sources);
-  EXPECT_EQ(slot.values(), slots);
+  EXPECT_EQ(row_offsets().values(), offsets);
+  EXPECT_EQ(source().values(), sources);
+  EXPECT_EQ(slot().values(), slots);
 }
 
 TEST_P(Permute, DispatchCopiesRowsAndZeroesPadding) {
-  Guarded x = random_normal(GetParam().dtype, token_shape(), 1);
-  Guarded rows(GetParam().dtype, row_shape());
+  Guarded x = random_normal(parameter().dtype, token_shape(), 1);
+  Guarded rows(parameter().dtype, row_shape());
   const Guarded untouched = rows;
-  run(*stream, DispatchForward{.x = x, .source = source, .row_offsets = row_offsets, .rows = rows});
-  stream->synchronize();
+  OnDevice x_d(stream(), x, parameter().shift), rows_d(stream(), rows, parameter().shift);
+  run_and_download(stream(),
+                   DispatchForward{.x = x_d,
+                                   .source = on_device().source,
+                                   .row_offsets = on_device().row_offsets,
+                                   .rows = rows_d},
+                   {&rows_d});
   for (std::int64_t r = 0; r < max_rows(); ++r) {
-    for (std::int64_t i = 0; i < GetParam().hidden; ++i) {
-      const auto token = static_cast<std::int64_t>(source.at(r));
-      const std::int64_t at = r * GetParam().hidden + i;
+    for (std::int64_t i = 0; i < parameter().hidden; ++i) {
+      const auto token = static_cast<std::int64_t>(source().at(r));
+      const std::int64_t at = r * parameter().hidden + i;
       if (r >= rows_in_use()) {
         ASSERT_EQ(rows.at(at), untouched.at(at)) << "row " << r << " past the last group";
       } else {
-        ASSERT_EQ(rows.at(at), token < 0 ? 0 : x.at(token * GetParam().hidden + i)) << "row " << r;
+        ASSERT_EQ(rows.at(at), token < 0 ? 0 : x.at(token * parameter().hidden + i)) << "row " << r;
       }
     }
   }
 }
 
 TEST_P(Permute, DispatchBackwardSumsChoices) {
-  const Case& c = GetParam();
+  const Case& c = parameter();
   Guarded d_rows = random_normal(c.dtype, row_shape(), 2);
   Guarded d_extra = random_normal(c.dtype, token_shape(), 3), d_x(c.dtype, token_shape());
+  OnDevice d_rows_d(stream(), d_rows, parameter().shift),
+      d_extra_d(stream(), d_extra, parameter().shift), d_x_d(stream(), d_x, parameter().shift);
   for (const bool with_extra : {false, true}) {
-    const DispatchBackward op{.d_rows = d_rows,
-                              .slot = slot,
-                              .d_extra = with_extra ? d_extra.tensor() : Tensor(),
-                              .d_x = d_x};
-    run(*stream, op);
-    stream->synchronize();
+    const DispatchBackward op{.d_rows = d_rows_d,
+                              .slot = on_device().slot,
+                              .d_extra = with_extra ? d_extra_d.tensor() : Tensor(),
+                              .d_x = d_x_d};
+    run_repeatedly(stream(), op, {&d_x_d});
     std::vector<double> expected;
     for (std::int64_t i = 0; i < c.tokens * c.hidden; ++i) {
       expected.push_back(with_extra ? d_extra.at(i) : 0);
       for (std::int64_t j = 0; j < c.slots(); ++j) {
-        const auto row = static_cast<std::int64_t>(slot.at(i / c.hidden * c.slots() + j));
+        const auto row = static_cast<std::int64_t>(slot().at(i / c.hidden * c.slots() + j));
         if (row >= 0) expected.back() += d_rows.at(row * c.hidden + i % c.hidden);
       }
     }
     expect_close(d_x, expected, bound(), "d_x");
-    const Guarded first = d_x;
-    run(*stream, op);
-    stream->synchronize();
-    EXPECT_TRUE(first == d_x) << "two runs differ";
   }
 }
 
 TEST_P(Permute, CombineWeighsByGates) {
-  const Case& c = GetParam();
+  const Case& c = parameter();
   Guarded rows = random_normal(c.dtype, row_shape(), 4), y(c.dtype, token_shape());
   Guarded weights = gates();
-  const CombineForward op{.rows = rows, .slot = slot, .gates = weights, .y = y};
-  run(*stream, op);
-  stream->synchronize();
+  OnDevice rows_d(stream(), rows, parameter().shift), weights_d(stream(), weights),
+      y_d(stream(), y, parameter().shift);
+  const CombineForward op{.rows = rows_d, .slot = on_device().slot, .gates = weights_d, .y = y_d};
+  run_repeatedly(stream(), op, {&y_d});
   std::vector<double> expected;
   for (std::int64_t i = 0; i < c.tokens * c.hidden; ++i) {
     expected.push_back(0);
     for (std::int64_t j = i / c.hidden * c.slots(); j < (i / c.hidden + 1) * c.slots(); ++j) {
-      const auto row = static_cast<std::int64_t>(slot.at(j));
+      const auto row = static_cast<std::int64_t>(slot().at(j));
       if (row >= 0)
         expected.back() += weights.at(j / c.parts) * rows.at(row * c.hidden + i % c.hidden);
     }
   }
   expect_close(y, expected, bound(), "y");
-  const Guarded first = y;
-  run(*stream, op);
-  stream->synchronize();
-  EXPECT_TRUE(first == y) << "two runs differ";
 }
 
 TEST_P(Permute, CombineBackwardSpreadsTheGradient) {
-  const Case& c = GetParam();
+  const Case& c = parameter();
   Guarded rows = random_normal(c.dtype, row_shape(), 5),
           d_y = random_normal(c.dtype, token_shape(), 6);
   Guarded d_rows(c.dtype, row_shape()), weights = gates(), d_gates(DType::f32, weights.shape());
   const Guarded untouched = d_rows;
-  CombineBackward op{.rows = rows,
-                     .source = source,
-                     .slot = slot,
-                     .gates = weights,
-                     .row_offsets = row_offsets,
-                     .d_y = d_y,
-                     .d_rows = d_rows,
-                     .d_gates = d_gates};
-  run(*stream, op);
-  stream->synchronize();
+  OnDevice rows_d(stream(), rows, parameter().shift), d_y_d(stream(), d_y, parameter().shift),
+      weights_d(stream(), weights);
+  OnDevice d_rows_d(stream(), d_rows, parameter().shift), d_gates_d(stream(), d_gates);
+  CombineBackward op{.rows = rows_d,
+                     .source = on_device().source,
+                     .slot = on_device().slot,
+                     .gates = weights_d,
+                     .row_offsets = on_device().row_offsets,
+                     .d_y = d_y_d,
+                     .d_rows = d_rows_d,
+                     .d_gates = d_gates_d};
+  run_and_download(stream(), op, {&d_rows_d, &d_gates_d});
   std::vector<double> expected_rows(static_cast<std::size_t>(rows.size())), expected_gates;
   for (std::int64_t r = rows_in_use(); r < max_rows(); ++r) {
     for (std::int64_t i = r * c.hidden; i < (r + 1) * c.hidden; ++i) {
@@ -184,7 +214,7 @@ TEST_P(Permute, CombineBackwardSpreadsTheGradient) {
   }
   for (std::int64_t j = 0; j < c.tokens * c.slots(); ++j) {
     if (j % c.parts == 0) expected_gates.push_back(0);
-    const auto row = static_cast<std::int64_t>(slot.at(j));
+    const auto row = static_cast<std::int64_t>(slot().at(j));
     for (std::int64_t i = 0; i < c.hidden && row >= 0; ++i) {
       const double gradient = d_y.at(j / c.slots() * c.hidden + i);
       expected_rows[static_cast<std::size_t>(row * c.hidden + i)] =
@@ -200,34 +230,109 @@ TEST_P(Permute, CombineBackwardSpreadsTheGradient) {
   const Guarded first = d_rows, first_gates = d_gates;
   if (c.multiple == 1) {  // without padding, the plan is not needed
     op.source = op.row_offsets = ConstTensor();
-    run(*stream, op);
-    stream->synchronize();
+    run_and_download(stream(), op, {&d_rows_d, &d_gates_d});
     EXPECT_TRUE(first == d_rows) << "two runs differ";
   }
-  op.d_rows = rows.tensor();  // the gradient may take the place of the rows
-  run(*stream, op);
-  stream->synchronize();
+  op.d_rows = rows_d.tensor();  // the gradient may take the place of the rows
+  run_and_download(stream(), op, {&rows_d, &d_gates_d});
   EXPECT_TRUE(first_gates == d_gates) << "two runs differ";
   for (std::int64_t i = 0; i < rows_in_use() * c.hidden; ++i) ASSERT_EQ(rows.at(i), first.at(i));
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, Permute,
-    ::testing::Values(Case{DType::f32, 1, 1, 1, 1, Routing::random},
-                      Case{DType::f32, 0, 2, 4, 8, Routing::random},
-                      Case{DType::f32, 67, 2, 8, 17, Routing::random},
-                      Case{DType::f32, 129, 2, 8, 64, Routing::some_dropped},
-                      Case{DType::f32, 32, 1, 8, 33, Routing::one_expert},
-                      Case{DType::f32, 33, 1, 64, 7, Routing::one_expert},
-                      Case{DType::f32, 5, 2, 4, 16, Routing::none},
-                      Case{DType::bf16, 67, 2, 8, 17, Routing::random},
-                      Case{DType::bf16, 31, 8, 65, 127, Routing::some_dropped},
-                      Case{DType::bf16, 40, 2, 8, 512, Routing::one_expert},
-                      Case{DType::f32, 67, 2, 12, 17, Routing::random, 2},
-                      Case{DType::f32, 0, 2, 4, 8, Routing::none, 2, 1},
-                      Case{DType::f32, 45, 3, 8, 19, Routing::some_dropped, 1, 1},
-                      Case{DType::bf16, 53, 2, 32, 65, Routing::some_dropped, 4, 1},
-                      Case{DType::f32, 9, 8, 97, 16, Routing::random, 4, 1}));
+    ::testing::Combine(
+        every_device(),
+        ::testing::Values(Case{DType::f32, 1, 1, 1, 1, Routing::random},
+                          Case{DType::f32, 0, 2, 4, 8, Routing::random},
+                          Case{DType::f32, 67, 2, 8, 17, Routing::random},
+                          Case{DType::f32, 129, 2, 8, 64, Routing::some_dropped},
+                          Case{DType::f32, 32, 1, 8, 33, Routing::one_expert},
+                          Case{DType::f32, 33, 1, 64, 7, Routing::one_expert},
+                          Case{DType::f32, 5, 2, 4, 16, Routing::none},
+                          Case{DType::bf16, 67, 2, 8, 17, Routing::random},
+                          Case{DType::bf16, 31, 8, 65, 127, Routing::some_dropped},
+                          Case{DType::bf16, 40, 2, 8, 512, Routing::one_expert},
+                          Case{DType::bf16, 1, 8, 256, 136, Routing::random},
+                          Case{DType::bf16, 9, 2, 4, 64, Routing::random, 1, row_multiple, 1},
+                          Case{DType::f32, 9, 2, 4, 64, Routing::random, 1, row_multiple, 1},
+                          Case{DType::bf16, 9, 2, 4, 64, Routing::random, 1, row_multiple, 2},
+                          // several blocks of the counting sort
+                          Case{DType::f32, 1531, 3, 9, 1, Routing::some_dropped},
+                          Case{DType::f32, 67, 2, 12, 17, Routing::random, 2},
+                          Case{DType::f32, 0, 2, 4, 8, Routing::none, 2, 1},
+                          Case{DType::f32, 45, 3, 8, 19, Routing::some_dropped, 1, 1},
+                          Case{DType::bf16, 53, 2, 32, 65, Routing::some_dropped, 4, 1},
+                          Case{DType::bf16, 21, 1, 8, 64, Routing::some_dropped, 2, 1},
+                          Case{DType::f32, 9, 8, 97, 16, Routing::random, 4, 1})),
+    device_test_name<Case>);
+
+TEST(PermuteOnGpu, PlansAlikeInEveryOrderOfThreads) {
+  const Case c{DType::f32, 900, 3, 20, 1, Routing::some_dropped};
+  expect_same_in_every_thread_order([&](Stream& stream) {
+    Plan plan(c);
+    const PlanOnDevice on_device(stream, plan);
+    return std::vector<Guarded>{plan.row_offsets, plan.source, plan.slot};
+  });
+}
+
+// Rows of 1024 bf16 are 4 requests of 16 sectors. Each is read and written once, d_y too, however
+// many choices need it.
+TEST(PermuteOnGpu, MovesEachRowOnceInFullSectors) {
+  const Case c{DType::bf16, 12, 3, 4, 1024, Routing::random};
+  constexpr std::uint64_t requests = 4, tokens = 12, choices = 12 * 3;
+  const auto device = make_simt_device({.counting = simt::Counting::on});
+  const auto stream = device->make_stream();
+  Plan plan(c);
+  PlanOnDevice on_device(*stream, plan);
+  const std::int64_t max_rows = plan.source.size();
+  Guarded x = random_normal(c.dtype, {c.tokens, c.hidden}, 1), y = x;
+  Guarded rows = zeros(c.dtype, {max_rows, c.hidden}), d_rows = rows;
+  Guarded gates = random_normal(DType::f32, plan.slot.shape(), 2), d_gates = gates;
+  OnDevice x_d(*stream, x), y_d(*stream, y), rows_d(*stream, rows), d_rows_d(*stream, d_rows);
+  OnDevice gates_d(*stream, gates), d_gates_d(*stream, d_gates);
+  const auto in_use = static_cast<std::uint64_t>(plan.row_offsets.at(c.experts));
+  const auto counters_of = [&](const auto& op) {
+    stream->synchronize();
+    device->reset_counters();
+    run(*stream, op);
+    stream->synchronize();
+    return device->counters();
+  };
+  // Beside the rows, a warp loads one word per index, gate or offset: a request of one sector.
+  const auto expect = [](const simt::AccessCounters& actual, std::uint64_t vectors,
+                         std::uint64_t words, const char* what) {
+    EXPECT_EQ(actual.requests, vectors + words) << what;
+    EXPECT_EQ(actual.sectors, 16 * vectors + words) << what;
+  };
+  simt::Counters n = counters_of(DispatchForward{
+      .x = x_d, .source = on_device.source, .row_offsets = on_device.row_offsets, .rows = rows_d});
+  expect(n.loads, requests * choices, static_cast<std::uint64_t>(max_rows) + in_use, "dispatch");
+  expect(n.stores, requests * in_use, 0, "dispatch");
+  n = counters_of(
+      CombineForward{.rows = rows_d, .slot = on_device.slot, .gates = gates_d, .y = y_d});
+  expect(n.loads, requests * choices, 2 * choices, "combine");
+  expect(n.stores, requests * tokens, 0, "combine");
+  n = counters_of(
+      DispatchBackward{.d_rows = rows_d, .slot = on_device.slot, .d_extra = x_d, .d_x = y_d});
+  expect(n.loads, requests * (choices + tokens), choices, "dispatch backward");
+  expect(n.stores, requests * tokens, 0, "dispatch backward");
+  n = counters_of(CombineBackward{.rows = rows_d,
+                                  .source = on_device.source,
+                                  .slot = on_device.slot,
+                                  .gates = gates_d,
+                                  .row_offsets = on_device.row_offsets,
+                                  .d_y = x_d,
+                                  .d_rows = d_rows_d,
+                                  .d_gates = d_gates_d});
+  // And the search for padding, 32 rows a warp and four warps a block: each loads the number of
+  // rows, and 32 sources where there are rows, four sectors.
+  const std::uint64_t warps = (static_cast<std::uint64_t>(max_rows) + 127) / 128 * 4;
+  const std::uint64_t vectors = requests * (choices + tokens), searches = in_use / 32;
+  EXPECT_EQ(n.loads.requests, vectors + 2 * choices + warps + searches);
+  EXPECT_EQ(n.loads.sectors, 16 * vectors + 2 * choices + warps + 4 * searches);
+  expect(n.stores, requests * in_use, choices, "combine backward");
+}
 
 TEST(PermuteErrors, NameTheExpertAndTheRowsNeeded) {
   Guarded experts = integers({2, 1}, std::vector<int>{0, 3});

@@ -1,6 +1,7 @@
 // QK-norm + RoPE against an fp64 reference.
 #include "kernels/norm/norm.h"
 #include "tests/kernels/checks.h"
+#include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
 namespace {
@@ -83,37 +84,42 @@ Gradients reference_gradients(const Values& x, const Values& weight, std::size_t
 struct Case {
   DType dtype;
   std::int64_t tokens, heads, head_dim;
+  int shift = 0;  // elements by which x lies off alignment
 };
 
-class QkNormRope : public ::testing::TestWithParam<Case> {
+class QkNormRope : public DeviceTest<Case> {
  protected:
   // At most three roundings of the dtype (x, weight, store), amplified by sqrt(2) in the rotation;
   // fp32 errors of the mean grow like sqrt(head_dim), and the table adds one fp32 rounding.
   double bound() const {
-    return 8 * unit_roundoff(GetParam().dtype) +
-           16 * std::sqrt(GetParam().head_dim) * unit_roundoff(DType::f32);
+    return 8 * unit_roundoff(parameter().dtype) +
+           16 * std::sqrt(parameter().head_dim) * unit_roundoff(DType::f32);
   }
 };
 
 TEST_P(QkNormRope, ForwardMatchesReference) {
-  const auto [dtype, tokens, heads, head_dim] = GetParam();
+  const auto [dtype, tokens, heads, head_dim, shift] = parameter();
   const std::vector<int> where = document_positions(tokens);
   Guarded x = random_normal(dtype, {tokens, heads, head_dim}, 1), y = x;
   Guarded weight = random_normal(dtype, {head_dim}, 2), table = rotation(head_dim);
   Guarded positions = integers({tokens}, where), inverse_rms(DType::f32, {tokens, heads});
-  run_repeatedly(QkNormRopeForward{.x = x,
-                                   .weight = weight,
-                                   .rotation = table,
-                                   .positions = positions,
-                                   .y = y,
-                                   .inverse_rms = inverse_rms},
-                 {&y, &inverse_rms});
+  OnDevice x_d = on_device(x, shift), y_d = on_device(y), weight_d = on_device(weight);
+  OnDevice table_d = on_device(table), positions_d = on_device(positions);
+  OnDevice inverse_rms_d = on_device(inverse_rms);
+  run_repeatedly(stream(),
+                 QkNormRopeForward{.x = x_d,
+                                   .weight = weight_d,
+                                   .rotation = table_d,
+                                   .positions = positions_d,
+                                   .y = y_d,
+                                   .inverse_rms = inverse_rms_d},
+                 {&y_d, &inverse_rms_d});
   expect_close(y, reference(x.values(), weight.values(), static_cast<std::size_t>(heads), where),
                bound(), "y");
 }
 
 TEST_P(QkNormRope, BackwardMatchesReference) {
-  const auto [dtype, tokens, heads, head_dim] = GetParam();
+  const auto [dtype, tokens, heads, head_dim, shift] = parameter();
   const std::vector<int> where = document_positions(tokens);
   Guarded x = random_normal(dtype, {tokens, heads, head_dim}, 1), y = x, d_x = x;
   Guarded d_y = random_normal(dtype, {tokens, heads, head_dim}, 3);
@@ -121,21 +127,28 @@ TEST_P(QkNormRope, BackwardMatchesReference) {
   Guarded positions = integers({tokens}, where), inverse_rms(DType::f32, {tokens, heads});
   Guarded d_weight = random_normal(DType::f32, {head_dim}, 4);
   const Values before = d_weight.values();
-  run(*cpu_device().make_stream(), QkNormRopeForward{.x = x,
-                                                     .weight = weight,
-                                                     .rotation = table,
-                                                     .positions = positions,
-                                                     .y = y,
-                                                     .inverse_rms = inverse_rms});
-  run_repeatedly(QkNormRopeBackward{.x = x,
-                                    .weight = weight,
-                                    .rotation = table,
-                                    .positions = positions,
-                                    .inverse_rms = inverse_rms,
-                                    .d_y = d_y,
-                                    .d_x = d_x,
-                                    .d_weight = d_weight},
-                 {&d_x, &d_weight});
+  OnDevice x_d = on_device(x, shift), y_d = on_device(y), weight_d = on_device(weight);
+  OnDevice table_d = on_device(table), positions_d = on_device(positions);
+  OnDevice inverse_rms_d = on_device(inverse_rms), d_y_d = on_device(d_y), d_x_d = on_device(d_x);
+  OnDevice d_weight_d = on_device(d_weight);
+  run_and_download(stream(),
+                   QkNormRopeForward{.x = x_d,
+                                     .weight = weight_d,
+                                     .rotation = table_d,
+                                     .positions = positions_d,
+                                     .y = y_d,
+                                     .inverse_rms = inverse_rms_d},
+                   {&inverse_rms_d});
+  run_repeatedly(stream(),
+                 QkNormRopeBackward{.x = x_d,
+                                    .weight = weight_d,
+                                    .rotation = table_d,
+                                    .positions = positions_d,
+                                    .inverse_rms = inverse_rms_d,
+                                    .d_y = d_y_d,
+                                    .d_x = d_x_d,
+                                    .d_weight = d_weight_d},
+                 {&d_x_d, &d_weight_d});
   Gradients expected = reference_gradients(x.values(), weight.values(),
                                            static_cast<std::size_t>(heads), where, d_y.values());
   for (std::size_t i = 0; i < before.size(); ++i) expected.weight[i] += before[i];
@@ -151,12 +164,19 @@ TEST_P(QkNormRope, BackwardMatchesReference) {
                16 * std::sqrt(tokens * heads + head_dim) * unit_roundoff(DType::f32), "d_weight");
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, QkNormRope,
-                         ::testing::Values(Case{DType::f32, 1, 1, 2}, Case{DType::f32, 5, 3, 34},
-                                           Case{DType::f32, 131, 4, 64},
-                                           Case{DType::f32, 17, 2, 80}, Case{DType::f32, 0, 2, 8},
-                                           Case{DType::bf16, 7, 3, 30},
-                                           Case{DType::bf16, 67, 8, 128}));
+// The head dims of the models, those between, and heads that no vector access may touch.
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, QkNormRope,
+    ::testing::Combine(every_device(),
+                       ::testing::Values(Case{DType::f32, 1, 1, 2}, Case{DType::f32, 5, 3, 34},
+                                         Case{DType::f32, 131, 4, 64}, Case{DType::f32, 17, 2, 80},
+                                         Case{DType::f32, 0, 2, 8}, Case{DType::f32, 7, 2, 256},
+                                         Case{DType::f32, 3, 2, 264}, Case{DType::f32, 7, 2, 64, 1},
+                                         Case{DType::bf16, 7, 3, 30}, Case{DType::bf16, 67, 8, 128},
+                                         Case{DType::bf16, 67, 3, 64}, Case{DType::bf16, 67, 3, 80},
+                                         Case{DType::bf16, 33, 5, 96}, Case{DType::bf16, 3, 2, 512},
+                                         Case{DType::bf16, 7, 2, 128, 4})),
+    device_test_name<Case>);
 
 TEST(QkNormRopeReference, GradientsAreThoseOfTheForward) {
   const std::vector<int> where = {0, 3, 11};
@@ -170,33 +190,70 @@ TEST(QkNormRopeReference, GradientsAreThoseOfTheForward) {
                   d.weight, "d_weight");
 }
 
-TEST(QkNormRopeAliasing, OutputsMayOverwriteInputs) {
-  Guarded x = random_normal(DType::f32, {5, 2, 24}, 1), y = x, in_place = x;
-  Guarded d_y = random_normal(DType::f32, {5, 2, 24}, 2), d_x = d_y;
-  Guarded weight = random_normal(DType::f32, {24}, 3), table = rotation(24);
-  Guarded positions = integers({5}, document_positions(5)), inverse_rms(DType::f32, {5, 2});
-  const auto stream = cpu_device().make_stream();
-  QkNormRopeForward forward{.x = x,
-                            .weight = weight,
-                            .rotation = table,
-                            .positions = positions,
-                            .y = y,
-                            .inverse_rms = inverse_rms};
-  run(*stream, forward);
-  forward.x = forward.y = in_place.tensor();
-  run(*stream, forward);
+using QkNormRopeAliasing = DeviceTest<Case>;
+
+TEST_P(QkNormRopeAliasing, OutputsMayOverwriteInputs) {
+  const auto [dtype, tokens, heads, head_dim, shift] = parameter();
+  const Shape shape = {tokens, heads, head_dim};
+  Guarded x = random_normal(dtype, shape, 1), y = x, in_place = x;
+  Guarded d_y = random_normal(dtype, shape, 2), d_x = d_y;
+  Guarded weight = random_normal(dtype, {head_dim}, 3), table = rotation(head_dim);
+  Guarded positions = integers({tokens}, document_positions(tokens));
+  Guarded inverse_rms(DType::f32, {tokens, heads});
+  OnDevice x_d = on_device(x), y_d = on_device(y), in_place_d = on_device(in_place);
+  OnDevice d_y_d = on_device(d_y), d_x_d = on_device(d_x), weight_d = on_device(weight);
+  OnDevice table_d = on_device(table), positions_d = on_device(positions);
+  OnDevice inverse_rms_d = on_device(inverse_rms);
+  QkNormRopeForward forward{.x = x_d,
+                            .weight = weight_d,
+                            .rotation = table_d,
+                            .positions = positions_d,
+                            .y = y_d,
+                            .inverse_rms = inverse_rms_d};
+  run_and_download(stream(), forward, {&y_d});
+  forward.x = forward.y = in_place_d.tensor();
+  run_and_download(stream(), forward, {&in_place_d});
   EXPECT_TRUE(in_place == y);
-  QkNormRopeBackward backward{.x = x,
-                              .weight = weight,
-                              .rotation = table,
-                              .positions = positions,
-                              .inverse_rms = inverse_rms,
-                              .d_y = d_y,
-                              .d_x = d_x};
-  run(*stream, backward);
-  backward.d_x = d_y.tensor();
-  run(*stream, backward);
+  QkNormRopeBackward backward{.x = x_d,
+                              .weight = weight_d,
+                              .rotation = table_d,
+                              .positions = positions_d,
+                              .inverse_rms = inverse_rms_d,
+                              .d_y = d_y_d,
+                              .d_x = d_x_d};
+  run_and_download(stream(), backward, {&d_x_d});
+  backward.d_x = d_y_d.tensor();
+  run_and_download(stream(), backward, {&d_y_d});
   EXPECT_TRUE(d_y == d_x);
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, QkNormRopeAliasing,
+                         ::testing::Combine(every_device(),
+                                            ::testing::Values(Case{DType::f32, 5, 2, 24},
+                                                              Case{DType::f32, 5, 2, 22})),
+                         device_test_name<Case>);
+
+// The host cannot see a wrong position on a GPU: it shows in the results.
+TEST(QkNormRopeOnGpu, APositionOutsideTheTableGivesNaN) {
+  const auto device = make_simt_device();
+  const auto stream = device->make_stream();
+  for (const int wrong : {-1, static_cast<int>(max_positions)}) {
+    Guarded x = random_normal(DType::f32, {2, 1, 8}, 1), y = x, weight = zeros(DType::f32, {8});
+    Guarded table = rotation(8), positions = integers({2}, std::vector<int>{0, wrong});
+    Guarded inverse_rms(DType::f32, {2, 1});
+    OnDevice x_d(*stream, x), y_d(*stream, y), weight_d(*stream, weight), table_d(*stream, table);
+    OnDevice positions_d(*stream, positions), inverse_rms_d(*stream, inverse_rms);
+    run_and_download(*stream,
+                     QkNormRopeForward{.x = x_d,
+                                       .weight = weight_d,
+                                       .rotation = table_d,
+                                       .positions = positions_d,
+                                       .y = y_d,
+                                       .inverse_rms = inverse_rms_d},
+                     {&y_d});
+    for (std::int64_t i = 0; i < 8; ++i) EXPECT_EQ(y.at(i), 0);
+    for (std::int64_t i = 8; i < 16; ++i) EXPECT_TRUE(std::isnan(y.at(i)));
+  }
 }
 
 TEST(QkNormRopeErrors, APositionOutsideTheTableIsNamed) {

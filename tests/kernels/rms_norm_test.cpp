@@ -30,30 +30,24 @@ TEST_P(RmsNormForwardOnDevice, MatchesReference) {
   OnDevice y_d(stream(), y), sum_d(stream(), sum), inverse_rms_d(stream(), inverse_rms);
   RmsNormForward op{.x = x_d, .weight = weight_d, .y = y_d, .inverse_rms = inverse_rms_d};
   if (with_delta) op.delta = delta_d, op.sum = sum_d;
-  const auto run_and_download = [&] {
-    run(stream(), op);
-    for (OnDevice* const output : {&y_d, &sum_d, &inverse_rms_d}) output->download();
-    stream().synchronize();
-  };
-  run_and_download();
+  run_repeatedly(stream(), op, {&y_d, &sum_d, &inverse_rms_d});
 
   std::vector<double> expected(static_cast<std::size_t>(rows * cols)),
       expected_inverse(static_cast<std::size_t>(rows));
+  const Guarded& input = with_delta ? sum : x;
   for (std::int64_t r = 0; r < rows; ++r) {
     double square = 0;
-    const auto input = [&](std::int64_t c) {
-      return with_delta ? sum.at(r * cols + c) : x.at(r * cols + c);
-    };
     for (std::int64_t c = 0; c < cols; ++c) {
       if (with_delta) {
         ASSERT_NEAR(sum.at(r * cols + c), x.at(r * cols + c) + delta.at(r * cols + c),
                     unit_roundoff(dtype) * 16);  // values stay below 8: one rounding
       }
-      square += input(c) * input(c);
+      square += std::pow(input.at(r * cols + c), 2);
     }
     const double inverse = 1 / std::sqrt(square / static_cast<double>(cols) + 1e-5);
     for (std::int64_t c = 0; c < cols; ++c) {
-      expected[static_cast<std::size_t>(r * cols + c)] = input(c) * inverse * weight.at(c);
+      expected[static_cast<std::size_t>(r * cols + c)] =
+          input.at(r * cols + c) * inverse * weight.at(c);
     }
     expected_inverse[static_cast<std::size_t>(r)] = inverse;
   }
@@ -61,10 +55,6 @@ TEST_P(RmsNormForwardOnDevice, MatchesReference) {
   // No rounding to the dtype on the way: the fp32 part of the bound alone.
   expect_close(inverse_rms, expected_inverse, bound({DType::f32, rows, cols, with_delta}),
                "inverse_rms");
-
-  const Guarded first = y, first_sum = sum, first_inverse = inverse_rms;
-  run_and_download();
-  EXPECT_TRUE(first == y && first_sum == sum && first_inverse == inverse_rms) << "two runs differ";
 }
 
 // Rows that do not start on 16 bytes: no vector access may touch them.
@@ -146,28 +136,28 @@ TEST(RmsNormOnGpu, DoesNotDependOnTheOrderOfThreads) {
   }
 }
 
-class RmsNorm : public ::testing::TestWithParam<Case> {};
+struct BackwardCase {
+  DType dtype;
+  std::int64_t rows, cols;
+  bool with_d_sum;
+  int shift = 0;  // elements by which x lies off alignment
+};
 
-TEST_P(RmsNorm, BackwardMatchesReference) {
-  const auto [dtype, rows, cols, with_d_sum] = GetParam();
+using RmsNormBackwardOnDevice = DeviceTest<BackwardCase>;
+
+TEST_P(RmsNormBackwardOnDevice, MatchesReference) {
+  const auto [dtype, rows, cols, with_d_sum, shift] = parameter();
+  const double rounding = bound({dtype, rows, cols, with_d_sum});
   Guarded x = random_normal(dtype, {rows, cols}, 1), d_y = random_normal(dtype, {rows, cols}, 2);
   Guarded weight = random_normal(dtype, {cols}, 3), d_sum = random_normal(dtype, {rows, cols}, 4);
   Guarded inverse_rms(DType::f32, {rows}), y(dtype, {rows, cols}), d_x(dtype, {rows, cols});
-  Guarded d_weight = zeros(DType::f32, {cols});
-  const auto stream = cpu_device().make_stream();
-  run(*stream, RmsNormForward{.x = x, .weight = weight, .y = y, .inverse_rms = inverse_rms});
-  RmsNormBackward op{.x = x,
-                     .weight = weight,
-                     .inverse_rms = inverse_rms,
-                     .d_y = d_y,
-                     .d_x = d_x,
-                     .d_weight = d_weight};
-  if (with_d_sum) op.d_sum = d_sum.tensor();
-  run(*stream, op);
-  stream->synchronize();
+  Guarded d_weight = random_normal(DType::f32, {cols}, 5);
+  OnDevice x_d = on_device(x, shift), d_y_d = on_device(d_y), d_sum_d = on_device(d_sum);
+  OnDevice weight_d = on_device(weight), y_d = on_device(y), d_x_d = on_device(d_x);
+  OnDevice inverse_rms_d = on_device(inverse_rms), d_weight_d = on_device(d_weight);
 
   std::vector<double> expected(static_cast<std::size_t>(rows * cols)),
-      expected_weight(static_cast<std::size_t>(cols));
+      expected_weight = d_weight.values();
   for (std::int64_t r = 0; r < rows; ++r) {
     double square = 0, dot = 0;
     for (std::int64_t c = 0; c < cols; ++c) square += x.at(r * cols + c) * x.at(r * cols + c);
@@ -184,22 +174,29 @@ TEST_P(RmsNorm, BackwardMatchesReference) {
       expected_weight[static_cast<std::size_t>(c)] += d_y.at(i) * normalised;
     }
   }
+
+  run(stream(),
+      RmsNormForward{.x = x_d, .weight = weight_d, .y = y_d, .inverse_rms = inverse_rms_d});
+  RmsNormBackward op{.x = x_d,
+                     .weight = weight_d,
+                     .inverse_rms = inverse_rms_d,
+                     .d_y = d_y_d,
+                     .d_x = d_x_d,
+                     .d_weight = d_weight_d};
+  if (with_d_sum) op.d_sum = d_sum_d.tensor();
+  run_repeatedly(stream(), op, {&d_x_d, &d_weight_d});
   // A single column is all cancellation (y does not depend on |x|): its terms have the size of
   // d_y·w / |x|.
-  expect_close(d_x, expected, bound(GetParam()), "d_x",
+  expect_close(d_x, expected, rounding, "d_x",
                cols == 1 ? std::abs(d_y.at(0) * weight.at(0) / x.at(0)) : 0);
   // fp32 sums of `rows` terms, each with a few fp32 roundings.
-  expect_close(
-      d_weight, expected_weight,
-      16 * std::sqrt(rows) * unit_roundoff(DType::f32) + bound(GetParam()) * (dtype == DType::f32),
-      "d_weight");
+  expect_close(d_weight, expected_weight,
+               16 * std::sqrt(rows) * unit_roundoff(DType::f32) + rounding * (dtype == DType::f32),
+               "d_weight");
 
-  const Guarded first = d_x, first_weight = d_weight;
-  d_weight = zeros(DType::f32, {cols});
-  op.d_weight = d_weight.tensor();
-  run(*stream, op);
-  stream->synchronize();
-  EXPECT_TRUE(first == d_x && first_weight == d_weight) << "two runs differ";
+  op.d_weight = {}, op.d_x = d_y_d.tensor();
+  run_and_download(stream(), op, {&d_y_d});
+  EXPECT_TRUE(d_y == d_x) << "d_x cannot alias d_y";
 }
 
 const auto shapes = ::testing::Values(
@@ -224,7 +221,27 @@ INSTANTIATE_TEST_SUITE_P(Shapes, RmsNormForwardOnDevice, ::testing::Combine(ever
 INSTANTIATE_TEST_SUITE_P(GpuRowLengths, RmsNormForwardOnDevice,
                          ::testing::Combine(every_device(), gpu_row_lengths),
                          device_test_name<Case>);
-INSTANTIATE_TEST_SUITE_P(Shapes, RmsNorm, shapes);
+
+// The variants of the GPU kernel with rows in registers, each at its longest row or beyond the one
+// before, with one group of rows or several in a block and enough rows for several strips. Then
+// those that none takes: too long, or off alignment.
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, RmsNormBackwardOnDevice,
+    ::testing::Combine(
+        every_device(),
+        ::testing::Values(
+            BackwardCase{DType::f32, 1, 1, false}, BackwardCase{DType::f32, 3, 17, true},
+            BackwardCase{DType::f32, 131, 64, false}, BackwardCase{DType::f32, 65, 127, true},
+            BackwardCase{DType::f32, 16, 129, false}, BackwardCase{DType::f32, 0, 8, false},
+            BackwardCase{DType::f32, 35, 512, true}, BackwardCase{DType::f32, 19, 516, false},
+            BackwardCase{DType::f32, 9, 1028, true}, BackwardCase{DType::f32, 9, 4096, true},
+            BackwardCase{DType::f32, 5, 4100, true}, BackwardCase{DType::f32, 7, 64, true, 1},
+            BackwardCase{DType::bf16, 1, 1, false}, BackwardCase{DType::bf16, 3, 17, true},
+            BackwardCase{DType::bf16, 131, 64, true}, BackwardCase{DType::bf16, 257, 509, false},
+            BackwardCase{DType::bf16, 35, 1024, true}, BackwardCase{DType::bf16, 19, 1032, true},
+            BackwardCase{DType::bf16, 9, 2056, false}, BackwardCase{DType::bf16, 9, 8192, true},
+            BackwardCase{DType::bf16, 3, 8200, true}, BackwardCase{DType::bf16, 7, 64, true, 4})),
+    device_test_name<BackwardCase>);
 
 TEST(RmsNormErrors, NameTheOperandAndItsShape) {
   Guarded x = zeros(DType::f32, {2, 4}), weight = zeros(DType::f32, {3}),

@@ -4,6 +4,7 @@
 
 #include "kernels/loss/loss.h"
 #include "tests/kernels/cross_entropy_reference.h"
+#include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
 namespace {
@@ -34,25 +35,42 @@ class Shard {
     return {.first_id = index_ * columns_, .vocabulary = vocab};
   }
 
-  void take_statistics(Guarded& targets, std::int64_t vocab) {
-    run_repeatedly(SoftmaxOfShard{.logits = logits_,
-                                  .targets = targets,
-                                  .shard = shard(vocab),
-                                  .statistics = statistics_,
-                                  .exponentials = exponentials_},
-                   {&statistics_, &exponentials_});
+  void take_statistics(Stream& stream, Guarded& targets, std::int64_t vocab) {
+    OnDevice logits(stream, logits_), where(stream, targets), statistics(stream, statistics_),
+        exponentials(stream, exponentials_);
+    SoftmaxOfShard op{.logits = logits,
+                      .targets = where,
+                      .shard = shard(vocab),
+                      .statistics = statistics,
+                      .exponentials = exponentials};
+    run_repeatedly(stream, op, {&statistics, &exponentials});
+    const Guarded first = statistics_;
+    op.exponentials = {};
+    run_and_download(stream, op, {&statistics});
+    EXPECT_TRUE(statistics_ == first) << "they depend on whether exponentials are wanted";
+    op.exponentials = logits.tensor();
+    run_and_download(stream, op, {&statistics, &logits});
+    for (std::int64_t i = 0; i < logits_.size(); ++i) {
+      if (targets.at(i / columns_) < 0) continue;
+      const double in_place = logits_.at(i), apart = exponentials_.at(i);
+      ASSERT_TRUE(in_place == apart || (std::isnan(in_place) && std::isnan(apart)))
+          << "exponentials cannot take logits' place";
+    }
   }
 
-  void take_loss(Guarded& all, Guarded& targets, std::int64_t vocab, float scale) {
-    run_repeatedly(CrossEntropyOfShards{.statistics = all,
-                                        .targets = targets,
+  void take_loss(Stream& stream, Guarded& all, Guarded& targets, std::int64_t vocab, float scale) {
+    OnDevice statistics(stream, all), where(stream, targets), losses(stream, losses_),
+        exponentials(stream, exponentials_), d_logits(stream, d_logits_);
+    run_repeatedly(stream,
+                   CrossEntropyOfShards{.statistics = statistics,
+                                        .targets = where,
                                         .index = index_,
                                         .shard = shard(vocab),
                                         .scale = scale,
-                                        .losses = losses_,
-                                        .exponentials = exponentials_,
-                                        .d_logits = d_logits_},
-                   {&losses_, &d_logits_});
+                                        .losses = losses,
+                                        .exponentials = exponentials,
+                                        .d_logits = d_logits},
+                   {&losses, &d_logits});
   }
 
   const Guarded& statistics() const { return statistics_; }
@@ -66,31 +84,31 @@ class Shard {
 };
 
 // All shards of `logits`, one after the other.
-std::vector<Shard> run_all(const Guarded& logits, Guarded& targets, int shards, DType dtype,
-                           float scale) {
+std::vector<Shard> run_all(Stream& stream, const Guarded& logits, Guarded& targets, int shards,
+                           DType dtype, float scale) {
   const std::int64_t rows = logits.shape()[0], vocab = logits.shape()[1];
   std::vector<Shard> ranks;
   Guarded all(DType::f32, {shards, rows, softmax_statistics});
   for (int i = 0; i < shards; ++i) {
     Shard& rank = ranks.emplace_back(logits, vocab / shards, i, dtype);
-    rank.take_statistics(targets, vocab);
+    rank.take_statistics(stream, targets, vocab);
     for (std::int64_t j = 0; j < rank.statistics().size(); ++j)
       all.set(i * rank.statistics().size() + j, rank.statistics().at(j));
   }
-  for (Shard& rank : ranks) rank.take_loss(all, targets, vocab, scale);
+  for (Shard& rank : ranks) rank.take_loss(stream, all, targets, vocab, scale);
   return ranks;
 }
 
-class ShardedCrossEntropy : public ::testing::TestWithParam<Case> {};
+using ShardedCrossEntropy = DeviceTest<Case>;
 
 TEST_P(ShardedCrossEntropy, MatchesTheReferenceOfTheWhole) {
-  const auto [dtype, rows, columns, shards] = GetParam();
+  const auto [dtype, rows, columns, shards] = parameter();
   const std::int64_t vocab = columns * shards;
   const std::vector<int> where = make_targets(rows, vocab);
   const float scale = 0.125f;
   const Guarded logits = random_normal(DType::f32, {rows, vocab}, 1, 4);
   Guarded targets = integers({rows}, where);
-  const std::vector<Shard> ranks = run_all(logits, targets, shards, dtype, scale);
+  const std::vector<Shard> ranks = run_all(stream(), logits, targets, shards, dtype, scale);
 
   const auto n = static_cast<std::size_t>(vocab);
   // As for one rank, and for each shard one more exponential and product.
@@ -105,16 +123,21 @@ TEST_P(ShardedCrossEntropy, MatchesTheReferenceOfTheWhole) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, ShardedCrossEntropy,
-                         ::testing::Values(Case{DType::f32, 1, 1, 2}, Case{DType::f32, 7, 17, 1},
-                                           Case{DType::f32, 0, 8, 2}, Case{DType::f32, 11, 1023, 2},
-                                           Case{DType::f32, 11, 683, 3},
-                                           Case{DType::f32, 3, 6144, 8},
-                                           Case{DType::bf16, 6, 31, 2},
-                                           Case{DType::bf16, 6, 2053, 4}));
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, ShardedCrossEntropy,
+    ::testing::Combine(every_device(),
+                       ::testing::Values(Case{DType::f32, 1, 1, 2}, Case{DType::f32, 7, 17, 1},
+                                         Case{DType::f32, 0, 8, 2}, Case{DType::f32, 11, 1023, 2},
+                                         Case{DType::f32, 11, 683, 3}, Case{DType::f32, 3, 6144, 8},
+                                         Case{DType::bf16, 6, 31, 2}, Case{DType::bf16, 6, 2053, 4},
+                                         // more than shared memory keeps of a row
+                                         Case{DType::bf16, 2, 24'600, 2})),
+    device_test_name<Case>);
+
+using ShardedCrossEntropyRange = DeviceTest<int>;  // shards
 
 // One rank has masked tokens only, another the only large logit.
-TEST(ShardedCrossEntropyRange, HugeLogitsAndMaskedShardsStayFinite) {
+TEST_P(ShardedCrossEntropyRange, HugeLogitsAndMaskedShardsStayFinite) {
   constexpr std::int64_t vocab = 2000;
   constexpr double infinity = std::numeric_limits<double>::infinity();
   Guarded logits(DType::f32, {2, vocab});
@@ -123,19 +146,37 @@ TEST(ShardedCrossEntropyRange, HugeLogitsAndMaskedShardsStayFinite) {
     logits.set(vocab + i, i == 7 ? 3e38 : -3e38);
   }
   Guarded targets = integers({2}, std::vector<int>{1700, 7});
-  for (const Shard& rank : run_all(logits, targets, 4, DType::f32, 1)) {
+  for (const Shard& rank : run_all(stream(), logits, targets, parameter(), DType::f32, 1)) {
     EXPECT_NEAR(rank.losses().at(0), std::log(500.0), 2e-6);
     EXPECT_EQ(rank.losses().at(1), 0);
     for (const double d : rank.d_logits().values()) EXPECT_LE(std::abs(d), 1);
   }
 }
 
-TEST(ShardedCrossEntropyRange, ANaNLogitGivesANaNLossOnEveryRank) {
+TEST_P(ShardedCrossEntropyRange, ANaNLogitGivesANaNLossOnEveryRank) {
   Guarded logits = zeros(DType::f32, {1, 64});
   logits.set(40, std::nan(""));
   Guarded targets = integers({1}, std::vector<int>{3});
-  for (const Shard& rank : run_all(logits, targets, 4, DType::f32, 1))
+  for (const Shard& rank : run_all(stream(), logits, targets, parameter(), DType::f32, 1))
     EXPECT_TRUE(std::isnan(rank.losses().at(0)));
+}
+
+INSTANTIATE_TEST_SUITE_P(FourRanks, ShardedCrossEntropyRange,
+                         ::testing::Combine(every_device(), ::testing::Values(4)),
+                         device_test_name<int>);
+
+// A GPU cannot refuse: the loss says so.
+TEST(ShardedCrossEntropyOnGpu, ATargetOutsideTheVocabularyGivesANaNLossAndNoGradient) {
+  const auto device = make_simt_device();
+  const auto stream = device->make_stream();
+  const Guarded logits = random_normal(DType::f32, {3, 64}, 1);
+  Guarded targets = integers({3}, std::vector<int>{64, -2, 5});
+  for (const Shard& rank : run_all(*stream, logits, targets, 4, DType::f32, 1)) {
+    EXPECT_TRUE(std::isnan(rank.losses().at(0)));
+    EXPECT_TRUE(std::isnan(rank.losses().at(1)));
+    EXPECT_FALSE(std::isnan(rank.losses().at(2)));
+    for (std::int64_t i = 0; i < 2 * 16; ++i) EXPECT_EQ(rank.d_logits().at(i), 0);
+  }
 }
 
 TEST(ShardedCrossEntropyErrors, ATargetOutsideTheVocabularyIsNamedAndNothingIsWritten) {

@@ -18,6 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -176,14 +177,14 @@ TEST_F(Mishap, ARankThatDiesOrStopsIsNamedAndLeavesWholeCheckpoints) {
     const Outcome outcome = signalled(run_, endless, signal);
     EXPECT_NE(outcome.code, 0);
     EXPECT_LT(outcome.seconds, soon);
-    EXPECT_THAT(outcome.output, AllOf(HasSubstr("orchard: rank 1 (pp0 dp1 tp0 | ep0 etp0 edp1)"),
-                                      HasSubstr(how), HasSubstr(" of group ")));
+    EXPECT_THAT(outcome.output, AllOf(HasSubstr("orchard: rank 1 (pp0 dp1 tp0 |"), HasSubstr(how),
+                                      ContainsRegex("[0-9]+ of group (dp|world)")));
     for (const auto& entry : fs::directory_iterator(run_ / "checkpoints")) {
       if (entry.path().extension() != ".h5") continue;  // one that was being written
       EXPECT_EQ(orchard_alone("inspect --verify " + entry.path().string()).code, 0);
     }
     EXPECT_THAT(orchard_alone("inspect " + flight_file(run_ / "rings", 1).string()).output,
-                AllOf(HasSubstr("rank 1"), HasSubstr("reduce-scatter"), HasSubstr("dp")));
+                AllOf(HasSubstr("rank 1"), HasSubstr("reduce-scatter"), HasSubstr("world")));
     fs::remove_all(run_);
   }
 }

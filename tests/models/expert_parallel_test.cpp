@@ -6,6 +6,7 @@
 #include "kernels/permute/exchange.h"
 #include "kernels/permute/permute.h"
 #include "tests/comm/ranks_test.h"
+#include "tests/message_of.h"
 #include "tests/models/sparse_layer.h"
 #include "tests/parallel/faulty_communicator.h"
 
@@ -205,6 +206,17 @@ TEST_F(ExpertParallel, RoomGrowsWithTheLargestLoadAndStays) {
   EXPECT_EQ(notices.size(), static_cast<std::size_t>(grown.first));
   for (const auto* chosen : {&crowded, &even, &crowded})
     EXPECT_EQ(step(*chosen), grown) << "memory grew again";
+}
+
+TEST_F(ExpertParallel, RefusesMoreRowsOfATokenThanThereMayBe) {
+  const LayerCase c{
+      .layout = layout_of(1, 1, 8), .ranks = 8, .micro_batches = {{{9}, 0}}, .top_k = 5};
+  const auto group = first_ranks(8);
+  if (!group) return;
+  const ParallelContext parallel(*group, c.layout);
+  SparseLayer layer(*device_, c, &parallel);
+  EXPECT_EQ(message_of([&] { layer.step(parallel.coordinates().data); }),
+            "moe.top_k = 5 times etp = 8 is more than the 32 rows that a token may have");
 }
 
 // Faults, each put into one operation of one rank's device, must be seen by the comparison above.

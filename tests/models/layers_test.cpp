@@ -194,15 +194,22 @@ TEST(LayerGradients, Connector) {
   const ModelConfig config = toy_vision();
   const Connector layer(bench.store(), config);
   bench.allocate_parameters();
+  bench.batch().tiles = 2;
+  bench.batch().tower_rows = 2 * 26;
   const Tensor x = bench.normal("x", {2 * 26, 24});
   const Tensor r = bench.normal("r", {2 * 4, 24});
   using Saved = Connector::Saved;
-  expect_gradients(
-      bench,
-      differentiable<Saved>(
-          bench, x, r, [&](Pass& pass, Saved& saved) { return layer.forward(pass, x, saved); },
-          [&](Pass& pass, Saved& saved, Tensor d_x) { layer.backward(pass, r, saved, d_x); }),
-      5e-3);
+  expect_gradients(bench,
+                   differentiable<Saved>(
+                       bench, x, r,
+                       [&](Pass& pass, Saved& saved) {
+                         return layer.forward(pass, {x, {}}, saved).sum;
+                       },
+                       [&](Pass& pass, Saved& saved, Tensor d_x) {
+                         layer.backward_input(pass, r, saved, d_x);
+                         layer.backward_weight(pass, saved);
+                       }),
+                   5e-3);
 }
 
 class VisionGradients : public ::testing::TestWithParam<FeatureLayer> {};
@@ -217,14 +224,18 @@ TEST_P(VisionGradients, VisionTransformer) {
   bench.batch().tiles = 2;
   bench.batch().tower_rows = 52;
   bench.batch().tile_offsets = bench.integers({0, 26, 52});
-  const Tensor patches = bench.normal("patches", {2, 25, 12});
+  bench.batch().patches = bench.normal("patches", {2, 25, 12});
+  Chain chain;
+  layer.append_to(chain);
   const Tensor r = bench.normal("r", {52, 24});
-  using Saved = VisionTransformer::Saved;
+  using Saved = Chain::Saved;
   expect_gradients(
       bench, differentiable<Saved>(
                  bench, {}, r,
-                 [&](Pass& pass, Saved& saved) { return layer.forward(pass, patches, saved); },
-                 [&](Pass& pass, Saved& saved, Tensor) { layer.backward(pass, r, saved); }));
+                 [&](Pass& pass, Saved& saved) {
+                   return chain.forward(pass, chain.whole(), {}, DType::f32, saved);
+                 },
+                 [&](Pass& pass, Saved& saved, Tensor) { chain.backward(pass, r, saved, {}); }));
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryFeatureLayer, VisionGradients,

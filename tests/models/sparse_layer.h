@@ -82,8 +82,7 @@ std::vector<T> copied(ConstTensor t) {
 class SparseLayer {
  public:
   SparseLayer(Device& device, const LayerCase& c, const ParallelContext* parallel = nullptr)
-      : device_(device),
-        stream_(device.make_stream()),
+      : stream_(device.make_stream()),
         arena_(device),
         case_(c),
         parallel_(parallel),
@@ -207,7 +206,6 @@ class SparseLayer {
     return {values.data(), DType::i32, {static_cast<std::int64_t>(values.size())}, DeviceKind::cpu};
   }
 
-  Device& device_;
   std::unique_ptr<Stream> stream_;
   Arena arena_;
   LayerCase case_;

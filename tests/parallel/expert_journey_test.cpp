@@ -146,6 +146,7 @@ class ExpertJourney : public ::testing::TestWithParam<Case> {
   std::vector<Buffer> walk(const std::vector<Journey>& journeys, std::vector<Buffer> held) {
     for (std::size_t h = 0; h < journeys[0].hops.size(); ++h) {
       std::vector<const Hop*> hops;
+      hops.reserve(journeys.size());
       for (const Journey& journey : journeys) hops.push_back(&journey.hops[h]);
       held = hop(hops, held);
     }

@@ -86,9 +86,9 @@ class Replica {
               .parallel = &ranks_,
               .dispatcher = runner_->dispatcher()};
     MultimodalModel::Saved saved;
-    model_.forward(pass, saved, Purpose::evaluate);
+    model_.forward(pass, saved);
     std::vector<Routing> routing;
-    for (const RouterStatistics& layer : model_.decoder().router_statistics(saved.decoder)) {
+    for (const RouterStatistics& layer : model_.router_statistics(saved)) {
       const auto* chosen = layer.chosen.data<std::int32_t>();
       const auto* margins = layer.margins.data<float>();
       routing.push_back(

@@ -1,12 +1,18 @@
 // Training with sharded optimizer state on data ranks: what one rank learns, and the same bits
 // whether communication overlaps with backward or not, and after a resume. Training under mpirun.
+#include <gmock/gmock.h>
+
 #include "tests/comm/ranks_test.h"
+#include "tests/message_of.h"
 #include "tests/parallel/toy_batches.h"
 #include "tests/train/replica.h"
 #include "train/checkpoint.h"
 
 namespace orchard::testing {
 namespace {
+
+using ::testing::ContainsRegex;
+using ::testing::HasSubstr;
 
 ModelConfig model() {
   ModelConfig config;
@@ -51,12 +57,16 @@ class Training {
   Training(const ReplicaOptions& options, Communicator& ranks)
       : context_(ranks, {}), replica_(model(), options, context_) {}
 
-  StepReport step(std::int64_t number) {
+  // What a micro-batch holds before the step.
+  using Tamper = std::function<void(MicroBatch&, std::size_t index)>;
+
+  StepReport step(std::int64_t number, const Tamper& tamper = {}) {
     std::vector<MicroBatch> all;
     StepTotals totals;
     for (std::size_t i = 0; i < std::size(shapes); ++i) {
       const MicroBatch& batch = all.emplace_back(
           toy_micro_batch(model(), shapes[i], fmt::format("{}.{}", number % 3, i)));
+      if (tamper) tamper(all.back(), i);
       totals.targets += batch.target_count;
       totals.sequences += batch.sequences;
       for (const std::int32_t rows : batch.real_rows) totals.real_rows += rows;
@@ -139,6 +149,22 @@ TEST_F(ShardedTraining, EveryRankHasTheSameValues) {
                   0)
       .wait(*stream);
   EXPECT_EQ(mine, firsts);
+}
+
+TEST_F(ShardedTraining, ANaNIsTracedToItsRank) {
+  constexpr std::size_t poisoned = 5;  // has pictures
+  Training run(options_of(OptimizerKind::adamw), *world_);
+  run.step(1);
+  const std::string message = message_of([&] {
+    run.step(2, [](MicroBatch& batch, std::size_t index) {
+      if (index == poisoned) batch.patches[0] = std::nanf("");
+    });
+  });
+  const auto share = std::size(shapes) / static_cast<std::size_t>(world_->size());
+  const auto rank = static_cast<int>(poisoned / share);
+  EXPECT_THAT(message, HasSubstr("the loss is nan"));
+  EXPECT_THAT(message, HasSubstr(Mesh(world_->size(), {}).name(rank)));
+  EXPECT_THAT(message, ContainsRegex("host values [0-9]+ of group dp"));
 }
 
 TEST_F(ShardedTraining, AResumedRunGoesOnBitForBit) {

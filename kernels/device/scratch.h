@@ -9,7 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace orchard::cpu {
+namespace orchard {
 
 template <class T>
 struct ScratchArray {
@@ -33,4 +33,4 @@ class ScratchLayout {
   std::size_t bytes_ = 0;
 };
 
-}  // namespace orchard::cpu
+}  // namespace orchard

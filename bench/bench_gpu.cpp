@@ -1,0 +1,80 @@
+// bench_gpu [--json] [--filter TEXT]
+//
+// Times the operations on the GPU at the shapes of the presets, one line a shape: microseconds,
+// TFLOP/s, GB/s, and the ratio to the vendor's library, or to a plain copy of as many bytes, measured in
+// turn in the same process (above 1: we are faster). Cases live in bench/gpu/, a file an operation.
+#include <fmt/core.h>
+
+#include <cstdio>
+#include <string_view>
+
+#include "bench/gpu/cublaslt.h"
+#include "bench/gpu/gpu_bench.h"
+
+namespace orchard::bench {
+namespace {
+
+struct Options {
+  bool json = false;
+  std::string filter;
+};
+
+Options parse(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    if (word == "--json") {
+      options.json = true;
+    } else if (word == "--filter" && i + 1 < argc) {
+      options.filter = argv[++i];
+    } else {
+      fail("usage: bench_gpu [--json] [--filter TEXT]");
+    }
+  }
+  return options;
+}
+
+void measure(GpuBench& bench, const GpuCase& test, bool json) {
+  const GpuCase::Calls calls = test.prepare(bench);
+  const double us = bench.median_us(calls.ours);
+  const double reference_us = calls.reference ? bench.median_us(calls.reference) : 0;
+  const double tflops = test.flops / us * 1e-6, gbs = test.bytes / us * 1e-3;
+  if (json) {
+    fmt::print("{{\"name\":\"{}\",\"us\":{:.2f},\"tflops\":{:.1f},\"gbs\":{:.1f}", test.name, us,
+               tflops, gbs);
+    if (reference_us > 0) {
+      fmt::print(",\"reference\":\"{}\",\"reference_us\":{:.2f},\"ratio\":{:.3f}",
+                 calls.reference_name, reference_us, reference_us / us);
+    }
+    fmt::print("}}\n");
+  } else {
+    fmt::print("{:<56} {:>10.1f} us {:>8.1f} TFLOP/s {:>8.1f} GB/s", test.name, us, tflops, gbs);
+    if (reference_us > 0) fmt::print("  x {} {:.3f}", calls.reference_name, reference_us / us);
+    fmt::print("\n");
+  }
+  std::fflush(stdout);
+  bench.forget_operands();
+}
+
+int run_all(const Options& options) {
+  GpuBench bench;
+  fmt::print(stderr, "{}\n", bench.description());
+  if (!cublaslt_absence().empty()) fmt::print(stderr, "{}\n", cublaslt_absence());
+  for (const auto& cases :
+       {gemm_cases(), attention_cases(), moe_cases(), picture_cases(), row_cases()}) {
+    for (const GpuCase& test : cases) {
+      if (test.name.find(options.filter) != std::string::npos) measure(bench, test, options.json);
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace orchard::bench
+
+int main(int argc, char** argv) try {
+  return orchard::bench::run_all(orchard::bench::parse(argc, argv));
+} catch (const std::exception& error) {
+  fmt::print(stderr, "bench_gpu: {}\n", error.what());
+  return 1;
+}

@@ -1,0 +1,114 @@
+// Attention, forward and backward, at the shapes of the presets (launch/recipes): their decoders on
+// whole sequences and on packed documents, and the vision tower on its images. FLOPs are those of
+// the pairs of a query and a key that see each other, 4·head_dim forward and 10·head_dim backward,
+// whatever the kernels compute beyond them.
+#include <cmath>
+#include <numeric>
+
+#include "bench/gpu/gpu_bench.h"
+#include "kernels/attention/attention.h"
+
+namespace orchard::bench {
+namespace {
+
+struct Workload {
+  const char* name;
+  std::int64_t heads, kv_heads, head_dim;
+  Mask mask;
+  std::vector<std::int32_t> lengths;
+  DType dtype = DType::bf16;
+};
+
+// Documents of a training mixture: a long one, and ever shorter ones behind it.
+std::vector<std::int32_t> packed(std::int32_t tokens) {
+  std::vector<std::int32_t> lengths;
+  for (std::int32_t length = tokens / 2; tokens > 0; length = std::max(length * 3 / 4, 100)) {
+    lengths.push_back(std::min(length, tokens));
+    tokens -= lengths.back();
+  }
+  return lengths;
+}
+
+std::vector<Workload> workloads() {
+  using Lengths = std::vector<std::int32_t>;
+  return {
+      {"tiny.causal", 8, 4, 64, Mask::causal, Lengths(8, 2048)},
+      {"64.causal", 32, 8, 64, Mask::causal, Lengths(2, 8192)},
+      {"64.full", 32, 32, 64, Mask::full, Lengths(2, 4096)},
+      {"1b.causal", 16, 8, 128, Mask::causal, Lengths(8, 2048)},
+      {"3b.causal", 24, 8, 128, Mask::causal, Lengths(4, 4096)},
+      {"3b.packed", 24, 8, 128, Mask::causal, packed(16384)},
+      {"7b.causal", 32, 8, 128, Mask::causal, Lengths(2, 8192)},
+      {"7b.packed", 32, 8, 128, Mask::causal, packed(16384)},
+      {"128.full", 16, 16, 128, Mask::full, Lengths(4, 4096)},
+      {"vit.full", 16, 16, 80, Mask::full, Lengths(64, 257)},
+      {"vit.full", 16, 16, 80, Mask::full, Lengths(32, 577)},
+      {"vit.full", 16, 16, 80, Mask::full, Lengths(16, 1025)},
+      {"3b.causal", 24, 8, 128, Mask::causal, Lengths(2, 2048), DType::f32},
+  };
+}
+
+double pairs_of(const Workload& w) {
+  double pairs = 0;
+  for (const double n : w.lengths) pairs += w.mask == Mask::full ? n * n : n * (n + 1) / 2;
+  return pairs * static_cast<double>(w.heads);
+}
+
+enum class Direction { forward, backward };
+
+GpuCase attention_case(const Workload& w, Direction direction) {
+  const bool forward = direction == Direction::forward;
+  const std::int64_t tokens = std::accumulate(w.lengths.begin(), w.lengths.end(), std::int64_t{0});
+  const std::int64_t queries = tokens * w.heads * w.head_dim;
+  const std::int64_t keys = tokens * w.kv_heads * w.head_dim;
+  // q, out, and k, v; backward reads d_out beside them and writes three gradients.
+  const std::int64_t elements = forward ? 2 * queries + 2 * keys : 4 * queries + 4 * keys;
+  return {.name = fmt::format("attention/{}.{}.{}/{}x{}x{}/{}", w.name,
+                              forward ? "forward" : "backward", name_of(w.dtype), w.lengths.size(),
+                              w.lengths.front(), w.heads, w.head_dim),
+          .flops = (forward ? 4.0 : 10.0) * static_cast<double>(w.head_dim) * pairs_of(w),
+          .bytes = static_cast<double>(elements) * static_cast<double>(size_of(w.dtype)),
+          .prepare = [w, tokens, forward](GpuBench& bench) -> GpuCase::Calls {
+            std::vector<std::int32_t> offsets{0};
+            for (const std::int32_t n : w.lengths) offsets.push_back(offsets.back() + n);
+            const Shape query_shape{tokens, w.heads, w.head_dim};
+            const Shape key_shape{tokens, w.kv_heads, w.head_dim};
+            const AttentionForward op{
+                .q = bench.random(w.dtype, query_shape),
+                .k = bench.random(w.dtype, key_shape),
+                .v = bench.random(w.dtype, key_shape),
+                .query_offsets = bench.integers(offsets),
+                .mask = w.mask,
+                .scale = static_cast<float>(1 / std::sqrt(static_cast<double>(w.head_dim))),
+                .out = bench.random(w.dtype, query_shape),
+                .log_sum_exp = bench.random(DType::f32, {tokens, w.heads})};
+            if (forward) return {.ours = [&bench, op] { run(bench.stream(), op); }};
+            run(bench.stream(), op);  // backward takes its results
+            const AttentionBackward gradients{.q = op.q,
+                                              .k = op.k,
+                                              .v = op.v,
+                                              .out = op.out,
+                                              .log_sum_exp = op.log_sum_exp,
+                                              .d_out = bench.random(w.dtype, query_shape),
+                                              .query_offsets = op.query_offsets,
+                                              .mask = op.mask,
+                                              .scale = op.scale,
+                                              .d_q = bench.random(w.dtype, query_shape),
+                                              .d_k = bench.random(w.dtype, key_shape),
+                                              .d_v = bench.random(w.dtype, key_shape)};
+            return {.ours = [&bench, gradients] { run(bench.stream(), gradients); }};
+          }};
+}
+
+}  // namespace
+
+std::vector<GpuCase> attention_cases() {
+  std::vector<GpuCase> cases;
+  for (const Workload& workload : workloads()) {
+    cases.push_back(attention_case(workload, Direction::forward));
+    cases.push_back(attention_case(workload, Direction::backward));
+  }
+  return cases;
+}
+
+}  // namespace orchard::bench

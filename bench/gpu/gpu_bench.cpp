@@ -1,0 +1,110 @@
+#include "bench/gpu/gpu_bench.h"
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_stream.h"
+
+namespace orchard::bench {
+namespace {
+
+using cuda::check;
+
+constexpr std::size_t pattern_elements = std::size_t{1} << 22;
+
+struct Event {
+  cudaEvent_t handle = nullptr;
+  Event() { check(cudaEventCreate(&handle), "cudaEventCreate"); }
+  ~Event() { cudaEventDestroy(handle); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+};
+
+cudaDeviceProp properties() {
+  int ordinal = 0;
+  check(cudaGetDevice(&ordinal), "cudaGetDevice");
+  cudaDeviceProp result{};
+  check(cudaGetDeviceProperties(&result, ordinal), "cudaGetDeviceProperties");
+  return result;
+}
+
+}  // namespace
+
+GpuBench::GpuBench() : device_(make_cuda_device()), stream_(device_->make_stream()) {
+  flush_ = device_->allocate(2 * static_cast<std::size_t>(properties().l2CacheSize));
+}
+
+Tensor GpuBench::allocate(DType dtype, const Shape& shape) {
+  buffers_.push_back(device_->allocate(static_cast<std::size_t>(shape.numel()) * size_of(dtype)));
+  return buffers_.back().tensor(dtype, shape);
+}
+
+Tensor GpuBench::random(DType dtype, const Shape& shape, float scale) {
+  std::mt19937 engine(static_cast<unsigned>(buffers_.size()) + 1);
+  std::normal_distribution<float> normal(0, scale);
+  std::vector<std::byte> pattern(pattern_elements * size_of(dtype));
+  for (std::size_t i = 0; i < pattern_elements; ++i) {
+    const float value = normal(engine);
+    if (dtype == DType::f32) {
+      reinterpret_cast<float*>(pattern.data())[i] = value;
+    } else {
+      reinterpret_cast<bf16*>(pattern.data())[i] = to_bf16(value);
+    }
+  }
+  const Tensor out = allocate(dtype, shape);
+  auto* const data = static_cast<std::byte*>(out.raw());
+  for (std::size_t at = 0; at < out.size_bytes(); at += pattern.size()) {
+    const std::size_t bytes = std::min(pattern.size(), out.size_bytes() - at);
+    check(cudaMemcpy(data + at, pattern.data(), bytes, cudaMemcpyHostToDevice),
+          "cudaMemcpy of {} bytes", bytes);
+  }
+  return out;
+}
+
+Tensor GpuBench::integers(const std::vector<std::int32_t>& values) {
+  const Tensor out = allocate(DType::i32, {static_cast<std::int64_t>(values.size())});
+  check(cudaMemcpy(out.raw(), values.data(), out.size_bytes(), cudaMemcpyHostToDevice),
+        "cudaMemcpy of {} bytes", out.size_bytes());
+  return out;
+}
+
+Tensor GpuBench::zeros(DType dtype, const Shape& shape) {
+  const Tensor out = allocate(dtype, shape);
+  check(cudaMemset(out.raw(), 0, out.size_bytes()), "cudaMemset of {} bytes", out.size_bytes());
+  return out;
+}
+
+Tensor GpuBench::bytes(std::int64_t count) {
+  return allocate(DType::u8, {count});
+}
+
+double GpuBench::median_us(const std::function<void()>& call) {
+  constexpr int warm_up = 3, calls = 30;
+  const cudaStream_t stream = cuda::native_stream(*stream_);
+  std::vector<float> milliseconds;
+  const Event start, stop;
+  for (int i = 0; i < warm_up + calls; ++i) {
+    check(cudaMemsetAsync(flush_.data(), i, flush_.size_bytes(), stream), "cudaMemsetAsync");
+    check(cudaEventRecord(start.handle, stream), "cudaEventRecord");
+    call();
+    check(cudaEventRecord(stop.handle, stream), "cudaEventRecord");
+    stream_->synchronize();
+    float elapsed = 0;
+    check(cudaEventElapsedTime(&elapsed, start.handle, stop.handle), "cudaEventElapsedTime");
+    if (i >= warm_up) milliseconds.push_back(elapsed);
+  }
+  std::nth_element(milliseconds.begin(), milliseconds.begin() + calls / 2, milliseconds.end());
+  return 1e3 * static_cast<double>(milliseconds[calls / 2]);
+}
+
+std::string GpuBench::description() const {
+  const cudaDeviceProp p = properties();
+  int driver = 0;
+  check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  return fmt::format("{}, sm_{}{}, {} SMs, driver for CUDA {}.{}", p.name, p.major, p.minor,
+                     p.multiProcessorCount, driver / 1000, driver % 1000 / 10);
+}
+
+}  // namespace orchard::bench

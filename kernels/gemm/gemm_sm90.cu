@@ -1,0 +1,295 @@
+// Matrix products of bf16 on sm_90a (H100, H200): dense, grouped by rows, grouped by depth.
+//
+// FLOPs 2·m·n·k, on the tensor cores: 4096 a clock and SM. Bound: tensor cores, which wgmma feeds from
+// shared memory; a warpgroup's 64 x 256 x 16 reads (64 + 256)·16 elements in 128 clocks, 80 of the 128
+// bytes a clock that shared memory delivers (96 at 128 columns, and 128 at 64).
+//
+// Blocks are persistent, one an SM, and go through tiles. One warp asks the copy engine for stages of
+// 64 in k, as far ahead as the ring is long; two warpgroups multiply 64 rows each, and write their tile
+// while the copies of the next one already run. Stages change hands through two mbarriers each: `full`
+// counts bytes, `empty` the consumers' warps. Registers go to where the sums are: 128 of a consumer
+// thread's 232.
+#include <algorithm>
+
+#include "kernels/device/device.h"
+#include "kernels/gemm/epilogue.h"
+#include "kernels/gemm/gemm_gpu.h"
+#include "kernels/gemm/schedule.h"
+#include "kernels/gpu/gpu_properties.h"
+#include "kernels/ptx/mbarrier.h"
+#include "kernels/ptx/tma.h"
+#include "kernels/ptx/wgmma.h"
+
+namespace orchard::GPU_NAMESPACE {
+namespace {
+
+constexpr int rows = 128;  // of a tile: 64 for each consumer
+constexpr int depth = 64;  // of a stage: 128 bytes, the width of the swizzle
+constexpr int box = 64;    // sides of the boxes of operands that are not k-major
+constexpr int warpgroup = 128;
+constexpr int threads = 3 * warpgroup;  // a producer and two consumers
+
+struct WideConfig {
+  int n;
+  int stages;
+};
+
+constexpr WideConfig config_of(WideTile tile) {
+  switch (tile) {
+    case WideTile::n_256:
+      return {.n = 256, .stages = 4};  // 48 KB a stage
+    case WideTile::n_128:
+      return {.n = 128, .stages = 6};  // 32 KB a stage
+  }
+  return {};
+}
+
+template <WideTile tile>
+struct Ring {
+  static constexpr int n = config_of(tile).n, stages = config_of(tile).stages;
+  alignas(1024) bf16 a[stages][rows * depth];
+  alignas(1024) bf16 b[stages][n * depth];
+  alignas(1024) uint4 zeros[threads];  // more than the 2 KB of one step's operand
+  std::uint64_t full[stages];
+  std::uint64_t empty[stages];
+};
+static_assert(sizeof(Ring<WideTile::n_256>) <= 227 * 1024);
+static_assert(sizeof(Ring<WideTile::n_128>) <= 227 * 1024);
+
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+// Where a thread is in the ring. Parities alternate from lap to lap.
+template <int stages>
+struct RingPosition {
+  int stage = 0;
+  unsigned parity = 0;
+
+  __device__ void advance() {
+    if (++stage == stages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+// Asks for [side, depth] of an operand, from [mn, k] of matrix `matrix` on.
+template <Transposed transposed, int side>
+__device__ void load_operand(bf16* to, const TensorMap& map, int mn, int k, int matrix,
+                             std::uint64_t* full) {
+  if constexpr (transposed == Transposed::no) {
+    tma_load(to, map, k, mn, matrix, full);
+  } else {
+#pragma unroll
+    for (int i = 0; i < side / box; ++i) {
+      tma_load(to + i * box * depth, map, mn + i * box, k, matrix, full);
+    }
+  }
+}
+
+template <Transposed transposed>
+__device__ std::uint64_t operand_descriptor(const bf16* operand, int step) {
+  constexpr unsigned step_bytes = transposed == Transposed::yes ? 16 * 128 : 16 * sizeof(bf16);
+  constexpr unsigned box_bytes = box * depth * sizeof(bf16);
+  return wgmma_descriptor(shared_address(operand) + step_bytes * static_cast<unsigned>(step),
+                          box_bytes);
+}
+
+// One warp; its first lane issues.
+template <WideTile tile, Transposed a_transposed, Transposed b_transposed, class Schedule>
+__device__ void produce(Ring<tile>& ring, const TensorMap& a, const TensorMap& b,
+                        const Schedule& schedule) {
+  using Shared = Ring<tile>;
+  constexpr TileSides sides{rows, Shared::n};
+  constexpr unsigned stage_bytes = sizeof ring.a[0] + sizeof ring.b[0];
+  const bool leader = threadIdx.x % 32 == 0;
+  const int blocks = static_cast<int>(schedule.blocks(sides));
+  RingPosition<Shared::stages> at;
+  for (int block = static_cast<int>(blockIdx.x); block < blocks;
+       block += static_cast<int>(gridDim.x)) {
+    Work work;
+    if (!schedule.find(block, sides, work) || !leader) continue;
+    for (int k = 0; k < work.k; k += depth, at.advance()) {
+      std::uint64_t* const full = &ring.full[at.stage];
+      mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
+      mbarrier_arrive_expect(full, stage_bytes);
+      load_operand<a_transposed, rows>(ring.a[at.stage], a, work.first_row + work.row,
+                                       work.first_k + k, 0, full);
+      load_operand<b_transposed, Shared::n>(ring.b[at.stage], b, work.col, work.first_k + k,
+                                            work.group, full);
+    }
+  }
+}
+
+// A warpgroup: its 64 rows of every tile.
+template <WideTile tile, Transposed a_transposed, Transposed b_transposed, class Schedule>
+__device__ void consume(Ring<tile>& ring, const Epilogue<bf16>& out, const Schedule& schedule) {
+  using Shared = Ring<tile>;
+  constexpr TileSides sides{rows, Shared::n};
+  constexpr int steps = depth / 16;
+  const int group = static_cast<int>(threadIdx.x) / warpgroup - 1;
+  const int warp = static_cast<int>(threadIdx.x) % warpgroup / 32;
+  const int blocks = static_cast<int>(schedule.blocks(sides));
+  RingPosition<Shared::stages> at;
+  float sums[Shared::n / 2];
+
+  // Beyond the end of k the copy engine put zeros, but beyond a group's rows lie the next group's, which
+  // must not be added: such steps read zeros from elsewhere. Groups are multiples of 32, so of a step.
+  const std::uint64_t nothing = wgmma_descriptor(shared_address(ring.zeros), 0);
+  const auto release = [&](int stage) {
+    if (threadIdx.x % 32 == 0) mbarrier_arrive(&ring.empty[stage]);
+  };
+
+  for (int block = static_cast<int>(blockIdx.x); block < blocks;
+       block += static_cast<int>(gridDim.x)) {
+    Work work;
+    if (!schedule.find(block, sides, work)) continue;
+    int last = -1;
+    for (int k = 0; k < work.k; k += depth) {
+      // All descriptors before the first product: any branch between products makes the compiler
+      // fence each.
+      std::uint64_t a[steps], b[steps];
+#pragma unroll
+      for (int step = 0; step < steps; ++step) {
+        const bool inside = !Schedule::ends_in_data || k + 16 * step < work.k;
+        a[step] =
+            inside ? operand_descriptor<a_transposed>(ring.a[at.stage] + group * 64 * depth, step)
+                   : nothing;
+        b[step] = inside ? operand_descriptor<b_transposed>(ring.b[at.stage], step) : nothing;
+      }
+      mbarrier_wait(&ring.full[at.stage], at.parity);
+      wgmma_fence();
+#pragma unroll
+      for (int step = 0; step < steps; ++step) {
+        wgmma_m64k16<a_transposed, b_transposed>(sums, a[step], b[step], k + step > 0);
+      }
+      wgmma_commit();
+      // This stage's products stay in flight; those of the stage before it are done.
+      if (last >= 0) {
+        wgmma_wait<1>();
+        release(last);
+      }
+      last = at.stage;
+      at.advance();
+    }
+    wgmma_wait<0>();
+    release(last);
+    const int row = work.row + 64 * group + 16 * warp;
+#pragma unroll
+    for (int j = 0; j < Shared::n / 8; j += 2) {
+      write_fragments(out, work, sums + 4 * j, sums + 4 * j + 4, row, work.col + 8 * j);
+    }
+  }
+}
+
+#endif
+
+template <WideTile tile, Transposed a_transposed, Transposed b_transposed, class Schedule>
+__global__ void __launch_bounds__(threads, 1)
+    gemm_wgmma(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
+               Epilogue<bf16> out, Schedule schedule) {
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using Shared = Ring<tile>;
+  auto& ring = shared_storage<Shared>();
+  if (threadIdx.x == 0) {
+    tma_prefetch(a);
+    tma_prefetch(b);
+    for (int stage = 0; stage < Shared::stages; ++stage) {
+      mbarrier_init(&ring.full[stage], 1);
+      mbarrier_init(&ring.empty[stage], 2 * warpgroup / 32);
+    }
+    mbarrier_fence_init();
+  }
+  if constexpr (Schedule::ends_in_data) {
+    store_shared(ring.zeros + threadIdx.x, uint4{0, 0, 0, 0});
+    fence_proxy_async();
+  }
+  __syncthreads();
+  if (threadIdx.x < warpgroup) {
+    shrink_registers<40>();
+    if (threadIdx.x < 32) produce<tile, a_transposed, b_transposed>(ring, a, b, schedule);
+  } else {
+    grow_registers<232>();
+    consume<tile, a_transposed, b_transposed>(ring, out, schedule);
+  }
+#endif
+}
+
+// An operand as the copy engine sees it: [mn, k], or [k, mn] when transposed; one, or a stack.
+TensorMap tensor_map(const ConstTensor& x, Transposed transposed, int side) {
+  return make_tensor_map({.data = x.raw(),
+                          .cols = x.dim(-1),
+                          .rows = x.dim(-2),
+                          .matrices = x.rank() == 3 ? x.dim(0) : 1,
+                          .box_cols = transposed == Transposed::yes ? box : depth,
+                          .box_rows = transposed == Transposed::yes ? depth : side});
+}
+
+template <class Schedule>
+struct Launch {
+  Stream& stream;
+  ConstTensor a, b;
+  Epilogue<bf16> out;
+  Schedule schedule;
+
+  template <WideTile tile, Transposed a_transposed, Transposed b_transposed>
+  void with() const {
+    const TileSides sides{rows, config_of(tile).n};
+    const auto multiprocessors = static_cast<unsigned>(gpu_properties(stream).multiprocessors);
+    launch(stream,
+           {.kernel = "gemm_wgmma",
+            .grid = {std::min(multiprocessors, schedule.blocks(sides))},
+            .block = {threads},
+            .shared_bytes = sizeof(Ring<tile>)},
+           gemm_wgmma<tile, a_transposed, b_transposed, Schedule>,
+           tensor_map(a, a_transposed, sides.m), tensor_map(b, b_transposed, sides.n), out,
+           schedule);
+  }
+
+  template <Transposed a_transposed, Transposed b_transposed>
+  void in(WideTile tile) const {
+    if (tile == WideTile::n_256) {
+      with<WideTile::n_256, a_transposed, b_transposed>();
+    } else {
+      with<WideTile::n_128, a_transposed, b_transposed>();
+    }
+  }
+};
+
+}  // namespace
+
+bool takes_sm90(const ConstTensor& a, const ConstTensor& b) {
+  const auto takes = [](const ConstTensor& x) {
+    return x.numel() > 0 && x.dim(-1) % 8 == 0 && is_aligned(x.raw(), 16);
+  };
+  return takes(a) && takes(b);
+}
+
+// `Transposed` is about the contiguous dimension, `Transpose` about the formula: b is stored [n, k]
+// when the formula transposes it, and then k is contiguous.
+void run_sm90(Stream& stream, const Gemm& op, WideTile tile) {
+  if (op.c.numel() == 0) return;
+  const Launch<DenseSchedule> launch{stream, op.a, op.b,
+                                     epilogue<bf16>(op.c, op.bias, op.accumulate), schedule_of(op)};
+  const bool a_is_mn = op.transpose_a == Transpose::yes, b_is_k = op.transpose_b == Transpose::yes;
+  if (a_is_mn && b_is_k) return launch.in<Transposed::yes, Transposed::no>(tile);
+  if (a_is_mn) return launch.in<Transposed::yes, Transposed::yes>(tile);
+  if (b_is_k) return launch.in<Transposed::no, Transposed::no>(tile);
+  launch.in<Transposed::no, Transposed::yes>(tile);
+}
+
+void run_sm90(Stream& stream, const GroupedGemm& op, WideTile tile) {
+  if (op.c.numel() == 0) return;
+  const Launch<GroupedRowsSchedule> launch{
+      stream, op.a, op.b, epilogue<bf16>(op.c, {}, op.accumulate), schedule_of(op)};
+  if (op.transpose_b == Transpose::yes) return launch.in<Transposed::no, Transposed::no>(tile);
+  launch.in<Transposed::no, Transposed::yes>(tile);
+}
+
+void run_sm90(Stream& stream, const GroupedGemmWeightGradient& op, WideTile tile) {
+  if (op.d_b.numel() == 0) return;
+  const Launch<GroupedDepthSchedule> launch{
+      stream, op.a, op.b, epilogue<bf16>(op.d_b, {}, Accumulate::add), schedule_of(op)};
+  launch.in<Transposed::yes, Transposed::yes>(tile);
+}
+
+}  // namespace orchard::GPU_NAMESPACE

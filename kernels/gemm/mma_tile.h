@@ -1,0 +1,205 @@
+// A tile of c by one block, from sm_80 on: bf16 operands through a ring of shared-memory stages,
+// mma.sync, fp32 sums in registers.
+//
+// An operand's tile lies in shared memory as it does in global memory: rows of the dimension that is
+// not contiguous. ldmatrix reads 8 rows of 16 bytes at once, from one 16-byte column; so that they
+// meet different banks, column c of a row lies at c xor a number that differs between rows sharing a
+// 128-byte line.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/core/dtype.h"
+#include "kernels/gemm/epilogue.h"
+#include "kernels/gemm/schedule.h"
+#include "kernels/ptx/cp_async.h"
+#include "kernels/ptx/ldmatrix.h"
+#include "kernels/ptx/mma.h"
+
+namespace orchard::GPU_NAMESPACE {
+
+// The dimension of an operand that is contiguous in memory: k, or m (of a), n (of b).
+enum class Major : std::uint8_t { k, mn };
+
+// 16 bytes at a time asynchronously, or element by element where rows are not aligned to that.
+enum class Loads : std::uint8_t { vectors, elements };
+
+// The cut of a block's work. A warp computes [m / warps_m, n / warps_n].
+struct TileConfig {
+  int m, n, k;
+  int stages;
+  int warps_m, warps_n;
+  int blocks_per_sm;  // that registers must leave room for
+
+  constexpr int threads() const { return 32 * warps_m * warps_n; }
+  constexpr TileSides sides() const { return {m, n}; }
+};
+
+template <TileConfig tile>
+struct GemmStages {
+  alignas(128) bf16 a[tile.stages][tile.m * tile.k];
+  alignas(128) bf16 b[tile.stages][tile.n * tile.k];
+};
+
+// One operand.
+struct MatrixOperand {
+  const bf16* data;     // [mn, k], or [k, mn] when mn-major
+  std::int64_t stride;  // elements from row to row
+};
+
+constexpr int chunk = 8;  // elements of 16 bytes
+
+// A tile of an operand, [side, depth], in shared memory.
+template <Major major, int side, int depth>
+struct OperandTile {
+  static constexpr int rows = major == Major::k ? side : depth;
+  static constexpr int chunks_per_row = (major == Major::k ? depth : side) / chunk;
+  static_assert(chunks_per_row == 4 || chunks_per_row % 8 == 0, "rows of 64 or n x 128 bytes");
+
+  // Where chunk `c` of `row` begins. Rows of 64 bytes lie in pairs on a line of the banks.
+  __device__ static int offset(int row, int c) {
+    const int mask = chunks_per_row == 4 ? row / 2 % 4 : row % 8;
+    return (row * chunks_per_row + (c ^ mask)) * chunk;
+  }
+
+  // Four matrices for mma at [mn, k], the first two of the first register's chunk of rows. Fragments
+  // of a and b differ in which dimension comes first, and so do the majors: `rows_first` when the
+  // first two matrices are neighbours in the dimension of the rows.
+  template <bool rows_first>
+  __device__ static void load_fragment(unsigned (&registers)[4], const bf16* tile, int mn, int k) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int row = rows_first ? lane % 16 : lane / 16 * 8 + lane % 8;
+    const int c = rows_first ? lane / 16 : lane / 8 % 2;
+    if constexpr (major == Major::k) {
+      ldmatrix(registers, tile + offset(mn + row, k / chunk + c));
+    } else {
+      ldmatrix_trans(registers, tile + offset(k + row, mn / chunk + c));
+    }
+  }
+};
+
+// Fetches a stage of an operand: the tile at [mn, k] of a matrix of extents [mn_end, k_end], zeros
+// beyond them.
+template <Major major, int side, int depth, Loads loads, int threads>
+__device__ void fetch_tile(bf16* shared, const MatrixOperand& operand, int mn, int mn_end, int k,
+                           int k_end) {
+  using Shared = OperandTile<major, side, depth>;
+  constexpr int chunks = Shared::rows * Shared::chunks_per_row;
+  static_assert(chunks % threads == 0, "every thread fetches the same number of chunks");
+  const int first_row = major == Major::k ? mn : k, row_end = major == Major::k ? mn_end : k_end;
+  const int first_col = major == Major::k ? k : mn, col_end = major == Major::k ? k_end : mn_end;
+#pragma unroll
+  for (int i = 0; i < chunks / threads; ++i) {
+    const int at = static_cast<int>(threadIdx.x) + i * threads;
+    const int row = at / Shared::chunks_per_row, c = at % Shared::chunks_per_row;
+    const int col = first_col + c * chunk;
+    const bool inside = first_row + row < row_end && col < col_end;
+    bf16* const destination = shared + Shared::offset(row, c);
+    const bf16* const source =
+        inside ? operand.data + (first_row + row) * operand.stride + col : operand.data;
+    if constexpr (loads == Loads::vectors) {
+      cp_async_16(destination, source, inside ? 16 : 0);
+    } else {
+      unsigned word[4] = {};
+      for (int e = 0; e < chunk; ++e) {
+        if (inside && col + e < col_end) {
+          word[e / 2] |= static_cast<unsigned>(load(source + e).bits) << (e % 2 * 16);
+        }
+      }
+      store_shared(reinterpret_cast<uint4*>(destination),
+                   uint4{word[0], word[1], word[2], word[3]});
+    }
+  }
+}
+
+template <TileConfig tile>
+struct Accumulators {
+  static constexpr int rows = tile.m / tile.warps_m / 16;
+  static constexpr int cols = tile.n / tile.warps_n / 8;
+  static_assert(cols % 2 == 0, "fragments of b come in pairs");
+  float value[rows][cols][4];
+};
+
+// The sums of work's tile; each warp holds its part. All threads of the block call it.
+template <TileConfig tile, Major a_major, Major b_major, Loads loads>
+__device__ void multiply_tile(GemmStages<tile>& shared, const MatrixOperand& a,
+                              const MatrixOperand& b, const Work& work, Accumulators<tile>& sums) {
+  using A = OperandTile<a_major, tile.m, tile.k>;
+  using B = OperandTile<b_major, tile.n, tile.k>;
+  using Sums = Accumulators<tile>;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int warp_row = warp / tile.warps_n * (tile.m / tile.warps_m);
+  const int warp_col = warp % tile.warps_n * (tile.n / tile.warps_n);
+  const int steps = tiles_in(work.k, tile.k);
+
+  const auto fetch = [&](int step) {
+    if (step < steps) {
+      const int stage = step % tile.stages, k = step * tile.k;
+      fetch_tile<a_major, tile.m, tile.k, loads, tile.threads()>(shared.a[stage], a, work.row,
+                                                                 work.m, k, work.k);
+      fetch_tile<b_major, tile.n, tile.k, loads, tile.threads()>(shared.b[stage], b, work.col,
+                                                                 work.n, k, work.k);
+    }
+    cp_async_commit();  // also when empty, so that the number of groups tells the step
+  };
+
+#pragma unroll
+  for (int i = 0; i < Sums::rows; ++i) {
+#pragma unroll
+    for (int j = 0; j < Sums::cols; ++j) {
+      for (float& sum : sums.value[i][j]) sum = 0;
+    }
+  }
+#pragma unroll
+  for (int step = 0; step < tile.stages - 1; ++step) fetch(step);
+
+  for (int step = 0; step < steps; ++step) {
+    cp_async_wait<tile.stages - 2>();
+    // Everybody's part of this step's stage is there, and everybody is done with the last step's,
+    // which is fetched into next.
+    __syncthreads();
+    fetch(step + tile.stages - 1);
+    const bf16* const a_tile = shared.a[step % tile.stages];
+    const bf16* const b_tile = shared.b[step % tile.stages];
+#pragma unroll
+    for (int k = 0; k < tile.k; k += 16) {
+      unsigned a_fragment[Sums::rows][4], b_fragment[Sums::cols / 2][4];
+#pragma unroll
+      for (int i = 0; i < Sums::rows; ++i) {
+        A::template load_fragment<a_major == Major::k>(a_fragment[i], a_tile, warp_row + 16 * i, k);
+      }
+#pragma unroll
+      for (int j = 0; j < Sums::cols / 2; ++j) {
+        B::template load_fragment<b_major == Major::mn>(b_fragment[j], b_tile, warp_col + 16 * j,
+                                                        k);
+      }
+#pragma unroll
+      for (int i = 0; i < Sums::rows; ++i) {
+#pragma unroll
+        for (int j = 0; j < Sums::cols; ++j) {
+          mma_m16n8k16_bf16(sums.value[i][j], a_fragment[i], b_fragment[j / 2][j % 2 * 2],
+                            b_fragment[j / 2][j % 2 * 2 + 1]);
+        }
+      }
+    }
+  }
+}
+
+// Writes the tile to c [m, n].
+template <TileConfig tile>
+__device__ void write_tile(const Accumulators<tile>& sums, const Epilogue<bf16>& out,
+                           const Work& work) {
+  using Sums = Accumulators<tile>;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int row = work.row + warp / tile.warps_n * (tile.m / tile.warps_m);
+  const int col = work.col + warp % tile.warps_n * (tile.n / tile.warps_n);
+#pragma unroll
+  for (int i = 0; i < Sums::rows; ++i) {
+#pragma unroll
+    for (int j = 0; j < Sums::cols; j += 2) {
+      write_fragments(out, work, sums.value[i][j], sums.value[i][j + 1], row + 16 * i, col + 8 * j);
+    }
+  }
+}
+
+}  // namespace orchard::GPU_NAMESPACE

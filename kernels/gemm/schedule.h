@@ -1,0 +1,184 @@
+// Which part of which product a block of a GEMM kernel computes. Kernels know one product; the
+// schedules make them dense or grouped.
+//
+// A grid has at least one block for each tile of c; blocks without one leave at once. The host of a
+// grouped product knows neither the groups' sizes nor, therefore, their tiles: it launches as many as
+// there can be, and each block finds its own from row_offsets.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/gemm/gemm.h"
+#include "kernels/gpu/gpu.h"
+#include "kernels/gpu/warp.h"
+
+namespace orchard::GPU_NAMESPACE {
+
+// c [m, n] = op(a) [m, k] · op(b) [k, n] of matrices that begin `a`, `b` and `c` elements into the
+// operands, and the tile of c whose first element is [row, col].
+struct Work {
+  std::int64_t a = 0, b = 0, c = 0;
+  int m, n, k;
+  int row, col;
+  // The same as coordinates: where m begins in a, where k begins in a and b, which matrix of b.
+  int first_row = 0, first_k = 0, group = 0;
+};
+
+// The sides of a tile.
+struct TileSides {
+  int m, n;
+};
+
+constexpr int tiles_in(std::int64_t extent, int side) {
+  return static_cast<int>((extent + side - 1) / side);
+}
+
+struct TilePosition {
+  int m, n;
+};
+
+// Tile number `number` of a matrix of tiles. Blocks run roughly in the order of their numbers, and
+// those that run together should share rows and columns: they walk through bands of eight tiles down
+// and then one to the right, so that the 264 blocks of an H100 touch 8 tiles of a and 33 of b where
+// whole rows of tiles would touch 1 and 264.
+__device__ inline TilePosition tile_position(int number, int tiles_m, int tiles_n) {
+  constexpr int band = 8;
+  const int first = number / (band * tiles_n) * band;
+  const int height = tiles_m - first < band ? tiles_m - first : band;
+  const int within = number - first * tiles_n;
+  return {first + within % height, within / height};
+}
+
+// One product.
+struct DenseSchedule {
+  // Whether other groups' data follow where a product's k ends.
+  static constexpr bool ends_in_data = false;
+  int m, n, k;
+
+  constexpr unsigned blocks(TileSides tile) const {
+    return static_cast<unsigned>(tiles_in(m, tile.m)) * static_cast<unsigned>(tiles_in(n, tile.n));
+  }
+
+  __device__ bool find(int block, TileSides tile, Work& work) const {
+    const TilePosition at = tile_position(block, tiles_in(m, tile.m), tiles_in(n, tile.n));
+    work = {.m = m, .n = n, .k = k, .row = at.m * tile.m, .col = at.n * tile.n};
+    return true;
+  }
+};
+
+// c[rows of g] = a[rows of g] · op(b[g]): the groups' rows of tiles lie one after the other.
+struct GroupedRowsSchedule {
+  // Whether other groups' data follow where a product's k ends.
+  static constexpr bool ends_in_data = false;
+  const int* row_offsets;  // [groups + 1]
+  int groups;
+  int max_rows;
+  int n, k;
+
+  // Every group may end in a tile that is not full.
+  constexpr int tile_rows(TileSides tile) const { return max_rows / tile.m + groups; }
+  constexpr unsigned blocks(TileSides tile) const {
+    return static_cast<unsigned>(tile_rows(tile)) * static_cast<unsigned>(tiles_in(n, tile.n));
+  }
+
+  // Called by whole warps.
+  __device__ bool find(int block, TileSides tile, Work& work) const {
+    const TilePosition at = tile_position(block, tile_rows(tile), tiles_in(n, tile.n));
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    int before = 0;  // rows of tiles in the groups before `first`
+    for (int first = 0; first < groups; first += 32) {
+      const int group = first + lane;
+      const int begin = group < groups ? load_readonly(row_offsets + group) : 0;
+      const int end = group < groups ? load_readonly(row_offsets + group + 1) : 0;
+      int until = (end - begin + tile.m - 1) / tile.m;
+      for (int distance = 1; distance < 32; distance *= 2) {
+        const int other = __shfl_up_sync(all_lanes, until, static_cast<unsigned>(distance));
+        if (lane >= distance) until += other;
+      }
+      // The first lane whose group ends after this row of tiles has it.
+      const unsigned later = __ballot_sync(all_lanes, before + until > at.m);
+      if (later != 0) {
+        const int owner = __ffs(static_cast<int>(later)) - 1;
+        const int own_begin = __shfl_sync(all_lanes, begin, owner);
+        const int rows = __shfl_sync(all_lanes, end, owner) - own_begin;
+        const int own_until = before + __shfl_sync(all_lanes, until, owner);
+        const int tile_of_group = at.m - (own_until - (rows + tile.m - 1) / tile.m);
+        work = {.a = std::int64_t{own_begin} * k,
+                .b = std::int64_t{first + owner} * n * k,
+                .c = std::int64_t{own_begin} * n,
+                .m = rows,
+                .n = n,
+                .k = k,
+                .row = tile_of_group * tile.m,
+                .col = at.n * tile.n,
+                .first_row = own_begin,
+                .group = first + owner};
+        return true;
+      }
+      before += __shfl_sync(all_lanes, until, 31);
+    }
+    return false;
+  }
+};
+
+// c[g] [m, n] = a[rows of g]^T · b[rows of g]: the groups' rows are what is summed over. One block
+// sums all of them, in order.
+struct GroupedDepthSchedule {
+  // Whether other groups' data follow where a product's k ends.
+  static constexpr bool ends_in_data = true;
+  const int* row_offsets;  // [groups + 1]
+  int groups;
+  int m, n;
+
+  constexpr int tiles(TileSides tile) const { return tiles_in(m, tile.m) * tiles_in(n, tile.n); }
+  constexpr unsigned blocks(TileSides tile) const {
+    return static_cast<unsigned>(groups) * static_cast<unsigned>(tiles(tile));
+  }
+
+  __device__ bool find(int block, TileSides tile, Work& work) const {
+    const int group = block / tiles(tile);
+    const TilePosition at =
+        tile_position(block % tiles(tile), tiles_in(m, tile.m), tiles_in(n, tile.n));
+    const int begin = load_readonly(row_offsets + group);
+    const int rows = load_readonly(row_offsets + group + 1) - begin;
+    work = {.a = std::int64_t{begin} * m,
+            .b = std::int64_t{begin} * n,
+            .c = std::int64_t{group} * m * n,
+            .m = m,
+            .n = n,
+            .k = rows,
+            .row = at.m * tile.m,
+            .col = at.n * tile.n,
+            .first_k = begin};
+    return rows > 0;
+  }
+};
+
+// An extent as kernels count it, which leaves room for a tile beyond it.
+inline int extent(std::int64_t value) {
+  require(value <= (1 << 30), "a matrix product on a GPU counts extents to 2^30, not {}", value);
+  return static_cast<int>(value);
+}
+
+inline DenseSchedule schedule_of(const Gemm& op) {
+  return {.m = extent(op.c.dim(0)),
+          .n = extent(op.c.dim(1)),
+          .k = extent(op.a.dim(op.transpose_a == Transpose::yes ? 0 : 1))};
+}
+
+inline GroupedRowsSchedule schedule_of(const GroupedGemm& op) {
+  return {.row_offsets = op.row_offsets.data<std::int32_t>(),
+          .groups = extent(op.b.dim(0)),
+          .max_rows = extent(op.c.dim(0)),
+          .n = extent(op.c.dim(1)),
+          .k = extent(op.a.dim(1))};
+}
+
+inline GroupedDepthSchedule schedule_of(const GroupedGemmWeightGradient& op) {
+  return {.row_offsets = op.row_offsets.data<std::int32_t>(),
+          .groups = extent(op.d_b.dim(0)),
+          .m = extent(op.d_b.dim(1)),
+          .n = extent(op.d_b.dim(2))};
+}
+
+}  // namespace orchard::GPU_NAMESPACE

@@ -1,0 +1,183 @@
+// A stable counting sort of items into at most 256 buckets, without atomics: the same input gives
+// the same order, always. Three launches:
+//
+//   count   each block counts the buckets of its 2048 items
+//   scan    one block turns the counts [blocks, buckets] into the place where each block's items of
+//           each bucket begin; buckets may begin at multiples of some number
+//   place   each block ranks its items again and hands each to `place`
+//
+// Stable ranks come from votes: the lanes of a warp that hold the same bucket find each other bit
+// by bit, and a lane's rank among them is the number of lower lanes. A warp walks its items in
+// order and keeps one tally per bucket; the warps of a block hold consecutive runs of items.
+//
+// Bytes: each item's bucket twice, plus what `place` moves. Bound: the latency of three launches,
+// at the sizes of a micro-batch.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/device/device.h"
+#include "kernels/gpu/gpu.h"
+#include "kernels/gpu/grid.h"
+#include "kernels/gpu/scan.h"
+
+namespace orchard::GPU_NAMESPACE {
+
+inline constexpr int bucket_bits = 8;
+inline constexpr int max_buckets = 1 << bucket_bits;
+inline constexpr int sort_warps = 8, sort_threads = 32 * sort_warps;
+inline constexpr int items_per_warp = 256, items_per_block = sort_warps * items_per_warp;
+static_assert(sort_threads == max_buckets, "a thread tends one bucket");
+
+struct WarpTallies {
+  int count[sort_warps][max_buckets];
+};
+
+struct ScanStorage {
+  BlockSums<sort_threads> sums;
+};
+
+// The lanes whose bucket is this lane's; of no meaning for a lane without one (-1). All lanes call.
+__device__ inline unsigned peers_of(int bucket) {
+  unsigned peers = __ballot_sync(all_lanes, bucket >= 0);
+#pragma unroll
+  for (int bit = 0; bit < bucket_bits; ++bit) {
+    const bool set = (bucket >> bit & 1) != 0;
+    const unsigned lanes = __ballot_sync(all_lanes, set);
+    peers &= set ? lanes : ~lanes;
+  }
+  return peers;
+}
+
+// Walks this warp's items in order. body(item, rank) is called for each, where `rank` is
+// `tally[bucket]` plus the number of this warp's earlier items in the item's bucket, -1 for an item
+// without one; afterwards each tally has grown by the number of its items. All lanes call.
+template <class BucketOf, class Body>
+__device__ void walk_items(const BucketOf& bucket_of, int items, int* tally, const Body& body) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int begin = static_cast<int>(blockIdx.x) * items_per_block + warp * items_per_warp;
+  for (int i = begin + lane; i < begin + items_per_warp + lane; i += 32) {
+    const int bucket = i < items ? bucket_of(i) : -1;
+    const unsigned peers = peers_of(bucket);
+    const unsigned below = peers & ((1u << lane) - 1);
+    if (i < items) body(i, bucket >= 0 ? tally[bucket] + __popc(below) : -1);
+    __syncwarp();  // all have read before the lowest of them counts all
+    if (bucket >= 0 && below == 0) tally[bucket] += __popc(peers);
+    __syncwarp();
+  }
+}
+
+// How many of each warp's items fall into each bucket. Ends with a barrier.
+template <class BucketOf>
+__device__ void tally_items(const BucketOf& bucket_of, int items, WarpTallies& tallies) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  for (int bucket = static_cast<int>(threadIdx.x) % 32; bucket < max_buckets; bucket += 32) {
+    tallies.count[warp][bucket] = 0;
+  }
+  __syncwarp();
+  walk_items(bucket_of, items, tallies.count[warp], [](int, int) {});
+  __syncthreads();
+}
+
+// counts is [blocks, buckets].
+template <class BucketOf>
+__global__ void __launch_bounds__(sort_threads)
+    count_buckets(BucketOf bucket_of, int items, int buckets, std::int32_t* counts) {
+  auto& tallies = shared_storage<WarpTallies>();
+  tally_items(bucket_of, items, tallies);
+  const int bucket = static_cast<int>(threadIdx.x);
+  if (bucket >= buckets) return;
+  int count = 0;
+  for (int warp = 0; warp < sort_warps; ++warp) count += tallies.count[warp][bucket];
+  store(counts + static_cast<std::int64_t>(blockIdx.x) * buckets + bucket, count);
+}
+
+// counts[b][bucket] becomes the number of the bucket's items in blocks before b; bucket_begin
+// [buckets + 1] the place of each bucket's first item, a multiple of `multiple`.
+inline __global__ void __launch_bounds__(sort_threads)
+    scan_buckets(std::int32_t* counts, int blocks, int buckets, int multiple,
+                 std::int32_t* bucket_begin) {
+  constexpr int in_flight = 8;
+  auto& storage = shared_storage<ScanStorage>();
+  const int bucket = static_cast<int>(threadIdx.x);
+  int count = 0;
+  for (int first = 0; first < blocks && bucket < buckets; first += in_flight) {
+    int held[in_flight];
+    std::int32_t* const column = counts + static_cast<std::int64_t>(first) * buckets + bucket;
+#pragma unroll
+    for (int i = 0; i < in_flight; ++i) {
+      held[i] = first + i < blocks ? load(column + i * buckets) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < in_flight; ++i) {
+      if (first + i < blocks) store(column + i * buckets, count);
+      count += held[i];
+    }
+  }
+  const int padded = (count + multiple - 1) / multiple * multiple;
+  int total = 0;
+  const int begin = block_exclusive_sum<sort_threads>(padded, storage.sums, total);
+  if (bucket < buckets) store(bucket_begin + bucket, begin);
+  if (bucket == 0) store(bucket_begin + buckets, total);
+}
+
+template <class BucketOf, class Place>
+__global__ void __launch_bounds__(sort_threads)
+    place_items(BucketOf bucket_of, int items, int buckets, const std::int32_t* counts,
+                const std::int32_t* bucket_begin, Place place) {
+  auto& tallies = shared_storage<WarpTallies>();
+  tally_items(bucket_of, items, tallies);
+  const int bucket = static_cast<int>(threadIdx.x);
+  if (bucket < buckets) {
+    int next = load(bucket_begin + bucket) +
+               load(counts + static_cast<std::int64_t>(blockIdx.x) * buckets + bucket);
+    for (int warp = 0; warp < sort_warps; ++warp) {
+      const int count = tallies.count[warp][bucket];
+      tallies.count[warp][bucket] = next;
+      next += count;
+    }
+  }
+  __syncthreads();
+  walk_items(bucket_of, items, tallies.count[threadIdx.x / 32],
+             [&](int item, int position) { place(item, position); });
+}
+
+struct CountingSort {
+  const char* name;
+  int items, buckets;
+  int multiple = 1;            // where buckets begin
+  std::int32_t* counts;        // [sort_blocks(items), buckets]
+  std::int32_t* bucket_begin;  // [buckets + 1]
+};
+
+inline int sort_blocks(std::int64_t items) {
+  return static_cast<int>(ceil_div(items, items_per_block));
+}
+
+// bucket_of(item) gives a bucket, or -1 for an item to leave out. place(item, position) receives
+// every item once, with position -1 for those.
+template <class BucketOf, class Place>
+void counting_sort(Stream& stream, const CountingSort& sort, const BucketOf& bucket_of,
+                   const Place& place) {
+  const int blocks = sort_blocks(sort.items);
+  const LaunchShape shape{.kernel = sort.name,
+                          .grid = {static_cast<unsigned>(blocks)},
+                          .block = {sort_threads},
+                          .shared_bytes = sizeof(WarpTallies)};
+  if (blocks > 0) {
+    launch(stream, shape, count_buckets<BucketOf>, bucket_of, sort.items, sort.buckets,
+           sort.counts);
+  }
+  launch(stream,
+         {.kernel = "scan_buckets",
+          .grid = {1},
+          .block = {sort_threads},
+          .shared_bytes = sizeof(ScanStorage)},
+         scan_buckets, sort.counts, blocks, sort.buckets, sort.multiple, sort.bucket_begin);
+  if (blocks > 0) {
+    launch(stream, shape, place_items<BucketOf, Place>, bucket_of, sort.items, sort.buckets,
+           sort.counts, sort.bucket_begin, place);
+  }
+}
+
+}  // namespace orchard::GPU_NAMESPACE

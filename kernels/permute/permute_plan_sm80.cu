@@ -1,0 +1,75 @@
+// The plan of a permutation on GPUs, from sm_80 on: a stable counting sort of the choices by expert
+// (kernels/gpu/counting_sort.h). Bytes: about 16 per choice and 4 per row of the buffer, where the
+// moves it plans touch a whole row each. Bound: the latency of its launches.
+#include "kernels/device/device.h"
+#include "kernels/device/scratch.h"
+#include "kernels/gpu/counting_sort.h"
+#include "kernels/permute/permute.h"
+#include "kernels/permute/permute_gpu.h"
+
+namespace orchard::GPU_NAMESPACE {
+namespace {
+
+constexpr int block_threads = 256;
+
+__global__ void __launch_bounds__(block_threads) clear_sources(std::int32_t* source, int rows) {
+  const int row = static_cast<int>(blockIdx.x) * block_threads + static_cast<int>(threadIdx.x);
+  if (row < rows) store(source + row, -1);
+}
+
+struct ExpertOf {
+  const std::int32_t* experts;
+  __device__ int operator()(int choice) const { return load(experts + choice); }
+};
+
+struct PlaceChoice {
+  std::int32_t* source;
+  std::int32_t* slot;
+  int k;
+  __device__ void operator()(int choice, int row) const {
+    store(slot + choice, row);
+    if (row >= 0) store(source + row, choice / k);
+  }
+};
+
+void permute_plan(Stream& stream, const PermutePlan& op) {
+  const std::int64_t tokens = op.experts.dim(0), k = op.experts.dim(1);
+  const std::int64_t experts = op.row_offsets.dim(0) - 1;
+  require(experts <= max_buckets, "PermutePlan: {} experts, GPU kernels take at most {}", experts,
+          max_buckets);
+  // The counts are known on the device alone, and it cannot refuse: the worst case must fit.
+  const std::int64_t most = max_expert_rows(tokens, k, experts, op.multiple);
+  require(op.source.dim(0) >= most,
+          "PermutePlan: source has {} rows, a GPU takes no fewer than max_expert_rows: {}",
+          op.source.dim(0), most);
+  const int items = int_extent("PermutePlan", tokens * k);
+  const int rows = int_extent("PermutePlan", op.source.dim(0));
+  ScratchLayout layout;
+  const auto counts = layout.add<std::int32_t>(sort_blocks(items) * experts);
+  std::byte* const scratch = stream.workspace(layout.bytes());
+  if (rows > 0) {
+    launch(stream,
+           {.kernel = "clear_sources",
+            .grid = {blocks_for("clear_sources", rows, block_threads)},
+            .block = {block_threads}},
+           clear_sources, op.source.data<std::int32_t>(), rows);
+  }
+  counting_sort(stream,
+                {.name = "permute_plan",
+                 .items = items,
+                 .buckets = static_cast<int>(experts),
+                 .multiple = int_extent("PermutePlan", op.multiple),
+                 .counts = counts.in(scratch),
+                 .bucket_begin = op.row_offsets.data<std::int32_t>()},
+                ExpertOf{op.experts.data<std::int32_t>()},
+                PlaceChoice{op.source.data<std::int32_t>(), op.slot.data<std::int32_t>(),
+                            static_cast<int>(k)});
+}
+
+}  // namespace
+
+void register_permute_plan(OperationTable& table) {
+  table.add<PermutePlan>(permute_plan);
+}
+
+}  // namespace orchard::GPU_NAMESPACE

@@ -1,0 +1,206 @@
+#include "kernels/simt/wgmma_queue.h"
+
+#include <bit>
+#include <cstring>
+
+#include "kernels/core/dtype.h"
+#include "kernels/core/error.h"
+#include "kernels/simt/counters.h"
+#include "kernels/simt/tensor_map.h"
+
+namespace orchard::simt {
+namespace {
+
+constexpr int warp_rows = 16, depth = 16;
+const float poison = std::bit_cast<float>(0xffa5a5a5u);
+
+bool is_poison(float value) {
+  return std::bit_cast<std::uint32_t>(value) == std::bit_cast<std::uint32_t>(poison);
+}
+
+const WgmmaArguments& arguments_of(void* lane) {
+  return *static_cast<const WgmmaArguments*>(lane);
+}
+
+// Where element i of a lane's accumulator lies in the warp's [16, n]: PTX ISA, "Register Fragments
+// for wgmma.mma_async.m64nNk16", matrix D.
+std::size_t place(unsigned lane, int i, int n) {
+  const int row = static_cast<int>(lane / 4) + 8 * (i / 2 % 2);
+  const int col = 8 * (i / 4) + 2 * static_cast<int>(lane % 4) + i % 2;
+  return static_cast<std::size_t>(row * n + col);
+}
+
+// A matrix descriptor (PTX ISA, "Shared Memory Matrix Descriptor"), 128-byte swizzle.
+struct Descriptor {
+  std::size_t start, leading_bytes, stride_bytes;
+
+  explicit Descriptor(std::uint64_t bits) {
+    const auto field = [&](unsigned shift) {
+      return static_cast<std::size_t>(bits >> shift & 0x3fff) << 4;
+    };
+    start = field(0);
+    leading_bytes = field(16);
+    stride_bytes = field(32);
+    require(bits >> 62 == 1, "the emulator knows descriptors of the 128-byte swizzle alone");
+    require((bits >> 49 & 7) == 0, "the descriptor's base offset must be 0");
+  }
+
+  // Byte of element [mn, k], before swizzling: PTX ISA, "Canonical Layouts".
+  std::size_t offset(bool is_mn, std::size_t mn, std::size_t k) const {
+    return start + (is_mn
+                        ? mn % 64 * 2 + mn / 64 * leading_bytes + k % 8 * 128 + k / 8 * stride_bytes
+                        : mn % 8 * 128 + mn / 8 * stride_bytes + k * 2);
+  }
+};
+
+// Reads [count, 16] elements from row `first` on, `is_mn`: they are contiguous in the rows.
+void read_operand(std::uint64_t descriptor, bool is_mn, std::size_t first, std::size_t count,
+                  std::span<const std::byte> shared, std::vector<float>& out) {
+  const Descriptor layout(descriptor);
+  out.resize(count * depth);
+  for (std::size_t outer = 0; outer < (is_mn ? depth : count); ++outer) {
+    for (std::size_t inner = 0; inner < (is_mn ? count : depth); inner += 8) {
+      const std::size_t mn = is_mn ? inner : outer, k = is_mn ? outer : inner;
+      const std::size_t at = swizzle_128(layout.offset(is_mn, first + mn, k));
+      require(at + 16 <= shared.size(), "an operand lies at byte {} of {} bytes of shared memory",
+              at, shared.size());
+      bf16 chunk[8];
+      std::memcpy(chunk, shared.data() + at, sizeof chunk);
+      for (std::size_t i = 0; i < 8; ++i) {
+        out[(is_mn ? mn + i : mn) * depth + (is_mn ? k : k + i)] = to_float(chunk[i]);
+      }
+    }
+  }
+}
+
+// The warp's [16, 16] of an operand in registers: mma's left operand.
+std::vector<float> gather_operand(const std::array<void*, 32>& lanes) {
+  std::vector<float> out(warp_rows * depth);
+  for (unsigned lane = 0; lane < lanes.size(); ++lane) {
+    for (unsigned r = 0; r < 4; ++r) {
+      const unsigned bits = arguments_of(lanes[lane]).a_registers[r];
+      for (unsigned half = 0; half < 2; ++half) {
+        const unsigned row = lane / 4 + 8 * (r % 2), k = 2 * (lane % 4) + half + 8 * (r / 2);
+        out[row * depth + k] = to_float(bf16{static_cast<std::uint16_t>(bits >> (16 * half))});
+      }
+    }
+  }
+  return out;
+}
+
+}  // namespace
+
+WgmmaQueue::Accumulator& WgmmaQueue::accumulator(const std::array<void*, 32>& lanes, int n) {
+  float* const first = arguments_of(lanes[0]).d;
+  for (Accumulator& known : accumulators_) {
+    if (known.registers[0] == first) return known;
+  }
+  Accumulator fresh{{}, std::vector<float>(static_cast<std::size_t>(warp_rows * n)), 0};
+  for (unsigned lane = 0; lane < lanes.size(); ++lane) {
+    float* const registers = arguments_of(lanes[lane]).d;
+    fresh.registers[lane] = registers;
+    for (int i = 0; i < n / 2; ++i) {
+      fresh.sums[place(lane, i, n)] = registers[i];
+      registers[i] = poison;
+    }
+  }
+  return accumulators_.emplace_back(std::move(fresh));
+}
+
+void WgmmaQueue::issue(const std::array<void*, 32>& lanes, std::span<const std::byte> shared,
+                       unsigned warp_of_group, AsyncCompletion completion) {
+  const WgmmaArguments& own = arguments_of(lanes[0]);
+  for (void* const lane : lanes) {
+    require(lane != nullptr, "all 32 lanes must take part");
+    const WgmmaArguments& other = arguments_of(lane);
+    require(other.a == own.a && other.b == own.b && other.accumulate == own.accumulate,
+            "the lanes of a warp bring different descriptors");
+  }
+  require(fenced_, "no wgmma_fence since the last commit");
+  for (const std::uint64_t word : {own.a, own.b, std::uint64_t{own.accumulate}}) {
+    fingerprint_ = (fingerprint_ ^ word) * 0x9e3779b97f4a7c15u;
+  }
+  ++accumulator(lanes, own.n).in_flight;
+  Product product{own, {}, warp_of_group, completion == AsyncCompletion::eager};
+  if (own.a_registers) product.a = gather_operand(lanes);
+  if (product.happened) multiply(product, shared);
+  products_.push_back(product);
+  counters().tensor_flops += static_cast<std::uint64_t>(2 * warp_rows * own.n * depth);
+}
+
+void WgmmaQueue::multiply(const Product& product, std::span<const std::byte> shared) {
+  const WgmmaArguments& op = product.arguments;
+  const auto n = static_cast<std::size_t>(op.n);
+  std::vector<float> a = product.a, b;
+  if (!op.a_registers) {
+    read_operand(op.a, op.a_is_mn, warp_rows * product.warp_of_group, warp_rows, shared, a);
+  }
+  read_operand(op.b, op.b_is_mn, 0, n, shared, b);
+  for (Accumulator& into : accumulators_) {
+    if (into.registers[0] != op.d) continue;
+    std::vector<float> column(n * depth);  // b transposed: the inner loop runs along n
+    for (std::size_t col = 0; col < n; ++col) {
+      for (std::size_t k = 0; k < depth; ++k) column[k * n + col] = b[col * depth + k];
+    }
+    for (std::size_t row = 0; row < warp_rows; ++row) {
+      float* const sums = into.sums.data() + row * n;
+      if (!op.accumulate) std::fill(sums, sums + n, 0.0f);
+      for (std::size_t k = 0; k < depth; ++k) {
+        for (std::size_t col = 0; col < n; ++col) {
+          sums[col] += a[row * depth + k] * column[k * n + col];
+        }
+      }
+    }
+  }
+}
+
+void WgmmaQueue::commit() {
+  group_ends_.push_back(products_.size());
+  fenced_ = false;
+}
+
+void WgmmaQueue::wait(std::size_t pending_groups, std::span<const std::byte> shared) {
+  while (group_ends_.size() - done_groups_ > pending_groups) {
+    for (const std::size_t end = group_ends_[done_groups_++]; done_ < end; ++done_) {
+      if (!products_[done_].happened) multiply(products_[done_], shared);
+      finish(products_[done_]);
+    }
+  }
+  if (done_ == products_.size() && done_groups_ == group_ends_.size()) {
+    products_.clear();
+    group_ends_.clear();
+    done_ = done_groups_ = 0;
+  }
+}
+
+void WgmmaQueue::finish(const Product& product) {
+  for (std::size_t at = 0; at < accumulators_.size(); ++at) {
+    Accumulator& own = accumulators_[at];
+    if (own.registers[0] != product.arguments.d || --own.in_flight > 0) continue;
+    const int n = product.arguments.n;
+    for (unsigned lane = 0; lane < own.registers.size(); ++lane) {
+      for (int i = 0; i < n / 2; ++i) {
+        require(is_poison(own.registers[lane][i]),
+                "accumulator {} of lane {} was touched while a wgmma was in flight", i, lane);
+        own.registers[lane][i] = own.sums[place(lane, i, n)];
+      }
+    }
+    accumulators_.erase(accumulators_.begin() + static_cast<std::ptrdiff_t>(at));
+    return;
+  }
+}
+
+const WarpOperation wgmma_operation{"wgmma", [](const std::array<void*, 32>& lanes) {
+                                      wgmma_queue().issue(lanes, block_shared_memory(),
+                                                          warp_index() % 4, options().completion);
+                                    }};
+const WarpOperation wgmma_fence_operation{
+    "wgmma.fence", [](const std::array<void*, 32>&) { wgmma_queue().fence(); }};
+const WarpOperation wgmma_commit_operation{
+    "wgmma.commit_group", [](const std::array<void*, 32>&) { wgmma_queue().commit(); }};
+const WarpOperation wgmma_wait_operation{
+    "wgmma.wait_group", [](const std::array<void*, 32>& lanes) {
+      wgmma_queue().wait(*static_cast<const unsigned*>(lanes[0]), block_shared_memory());
+    }};
+
+}  // namespace orchard::simt

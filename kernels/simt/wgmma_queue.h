@@ -1,0 +1,73 @@
+// The wgmma instructions that a warp has issued and not yet waited for.
+//
+// A warp's share of m64nNk16 is its 16 rows, which need nothing of the other three warps; what must
+// agree between them is the sequence of instructions, of which each warp keeps a fingerprint. From
+// issue to wait the accumulators hold poison, and the sums are kept aside: a kernel that touches them
+// too early is found.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/simt/runtime.h"
+#include "kernels/simt/simt_device.h"
+
+namespace orchard::simt {
+
+// The contiguous dimension of an operand in shared memory is k, or m (of a), n (of b).
+struct WgmmaArguments {
+  float* d;  // [n / 2]
+  int n;
+  std::uint64_t a, b;  // matrix descriptors
+  bool a_is_mn, b_is_mn;
+  bool accumulate;                        // else d is overwritten
+  const unsigned* a_registers = nullptr;  // [4] of a lane: a lies there, not in shared memory
+};
+
+class WgmmaQueue {
+ public:
+  void reset() { *this = WgmmaQueue(); }
+
+  void fence() { fenced_ = true; }
+  void issue(const std::array<void*, 32>& lanes, std::span<const std::byte> shared,
+             unsigned warp_of_group, AsyncCompletion completion);
+  void commit();
+  void wait(std::size_t pending_groups, std::span<const std::byte> shared);
+
+  std::size_t in_flight() const { return products_.size() - done_; }
+  std::uint64_t fingerprint() const { return fingerprint_; }
+
+ private:
+  // The registers of 32 lanes, and the sums that they will hold.
+  struct Accumulator {
+    std::array<float*, 32> registers;
+    std::vector<float> sums;  // [16, n]
+    std::size_t in_flight;
+  };
+  struct Product {
+    WgmmaArguments arguments;  // of lane 0
+    std::vector<float> a;      // [16, 16], where it came in registers
+    unsigned warp_of_group;
+    bool happened;
+  };
+
+  Accumulator& accumulator(const std::array<void*, 32>& lanes, int n);
+  void multiply(const Product& product, std::span<const std::byte> shared);
+  void finish(const Product& product);
+
+  std::vector<Accumulator> accumulators_;
+  std::vector<Product> products_;  // cut at group_ends_
+  std::vector<std::size_t> group_ends_;
+  std::size_t done_ = 0, done_groups_ = 0;
+  bool fenced_ = false;
+  std::uint64_t fingerprint_ = 0;
+};
+
+// What a warp does together; the argument of the wait is a pointer to the number of groups.
+extern const WarpOperation wgmma_operation, wgmma_fence_operation, wgmma_commit_operation,
+    wgmma_wait_operation;
+
+}  // namespace orchard::simt

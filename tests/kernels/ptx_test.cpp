@@ -1,0 +1,409 @@
+// The instructions of kernels/ptx: what they do, on the emulator and on a GPU; and the faults around
+// them that the emulator finds, each beside a correct twin.
+#include <gmock/gmock.h>
+
+#include <numeric>
+
+#include "kernels/gpu/gpu_properties.h"
+#include "tests/kernels/device_test.h"
+#include "tests/kernels/ptx_probes.cu"
+
+namespace orchard::testing {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+struct NoCase {};
+using Ptx = DeviceTest<NoCase>;
+
+template <class Probe>
+void ask(Stream& stream, const Probe& probe) {
+#ifdef ORCHARD_HAS_CUDA
+  if (stream.device().kind() == DeviceKind::cuda) return cuda::run_probe(stream, probe);
+#endif
+  simt::run_probe(stream, probe);
+}
+
+#ifdef ORCHARD_HAS_CUDA
+const auto devices = ::testing::Values(DeviceKind::simt, DeviceKind::cuda);
+#else
+const auto devices = ::testing::Values(DeviceKind::simt);
+#endif
+
+// Small integers: sums of 16 products of at most 8 · 8 are exact in any order.
+int small(unsigned i) {
+  return static_cast<int>(i * 2654435761u >> 28) - 8;
+}
+
+unsigned bits(int value) {
+  return to_bf16(static_cast<float>(value)).bits;
+}
+
+TEST_P(Ptx, MmaMultipliesTheMatricesThatItsFragmentsHold) {
+  const auto a = [](unsigned row, unsigned k) { return small(16 * row + k); };
+  const auto b = [](unsigned k, unsigned col) { return small(1000 + 8 * k + col); };
+  const auto c = [](unsigned row, unsigned col) { return small(5000 + 8 * row + col); };
+  Guarded a_host(DType::i32, {32, 4}), b_host(DType::i32, {32, 2}), d(DType::f32, {32, 4});
+  for (unsigned lane = 0; lane < 32; ++lane) {
+    const unsigned g = lane / 4, q = lane % 4;
+    const auto pair = [](int low, int high) {
+      return static_cast<double>(static_cast<std::int32_t>(bits(low) | bits(high) << 16));
+    };
+    // PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
+    const unsigned row[4] = {g, g + 8, g, g + 8}, col[4] = {2 * q, 2 * q, 2 * q + 8, 2 * q + 8};
+    for (unsigned r = 0; r < 4; ++r) {
+      a_host.set(4 * lane + r, pair(a(row[r], col[r]), a(row[r], col[r] + 1)));
+    }
+    for (unsigned r = 0; r < 2; ++r) {
+      b_host.set(2 * lane + r, pair(b(2 * q + 8 * r, g), b(2 * q + 8 * r + 1, g)));
+    }
+    for (unsigned i = 0; i < 4; ++i) d.set(4 * lane + i, c(g + i / 2 * 8, 2 * q + i % 2));
+  }
+  {
+    OnDevice a_d(stream(), a_host), b_d(stream(), b_host), d_d(stream(), d);
+    ask(stream(), MmaProbe{a_d, b_d, d_d});
+    d_d.download();
+    stream().synchronize();
+  }
+  for (unsigned row = 0; row < 16; ++row) {
+    for (unsigned col = 0; col < 8; ++col) {
+      int expected = c(row, col);
+      for (unsigned k = 0; k < 16; ++k) expected += a(row, k) * b(k, col);
+      const unsigned lane = row % 8 * 4 + col / 2;
+      EXPECT_EQ(d.at(4 * lane + row / 8 * 2 + col % 2), expected) << row << ", " << col;
+    }
+  }
+}
+
+TEST_P(Ptx, LdmatrixGivesEachLaneItsElements) {
+  // Rows in an order of their own: they need not be adjacent.
+  std::vector<int> rows(32);
+  for (int lane = 0; lane < 32; ++lane) rows[static_cast<std::size_t>(lane)] = lane * 13 % 32;
+  for (const int matrices : {1, 2, 4}) {
+    for (const bool transposed : {false, true}) {
+      Guarded row_of_lane = integers({32}, rows), registers(DType::i32, {32, matrices});
+      {
+        OnDevice rows_d(stream(), row_of_lane), registers_d(stream(), registers);
+        ask(stream(), LoadMatrixProbe{matrices, transposed, rows_d, registers_d});
+        registers_d.download();
+        stream().synchronize();
+      }
+      for (int lane = 0; lane < 32; ++lane) {
+        for (int i = 0; i < matrices; ++i) {
+          const auto element = [&](int row, int col) {
+            return 8 * rows[static_cast<std::size_t>(8 * i + row)] + col;
+          };
+          const int g = lane / 4, q = 2 * (lane % 4);
+          const int low = transposed ? element(q, g) : element(g, q);
+          const int high = transposed ? element(q + 1, g) : element(g, q + 1);
+          EXPECT_EQ(registers.at(matrices * lane + i), low | high << 16)
+              << "x" << matrices << (transposed ? ".trans" : "") << " lane " << lane << " matrix "
+              << i;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Ptx, CpAsyncCopiesAndFillsWithZeros) {
+  for (const int bytes : {4, 8, 16}) {
+    Guarded in(DType::u8, {32, bytes}), out(DType::u8, {32, bytes});
+    for (int i = 0; i < 32 * bytes; ++i) in.set(i, 1 + i % 255);
+    {
+      OnDevice in_d(stream(), in), out_d(stream(), out);
+      ask(stream(), CopyProbe{bytes, in_d, out_d});
+      out_d.download();
+      stream().synchronize();
+    }
+    for (int i = 0; i < 32 * bytes; ++i) {
+      const int lane = i / bytes;
+      EXPECT_EQ(out.at(i), i % bytes < lane % (bytes + 1) ? in.at(i) : 0) << bytes << ", " << i;
+    }
+  }
+}
+
+// Integers again. The box of a also begins outside its matrix: zeros.
+TEST_P(Ptx, WgmmaMultipliesWhatTmaBrought) {
+  if (stream().device().kind() == DeviceKind::cuda &&
+      gpu_properties(stream()).compute_capability != 90) {
+    GTEST_SKIP() << "wgmma is sm_90a's";
+  }
+  constexpr int m = 64, k = 64;
+  for (const int n : {128, 256}) {
+    for (const int form : {0, 1, 2, 3}) {
+      for (const int a_col : {0, -8, 16}) {
+        const bool a_transposed = form % 2 == 1, b_transposed = form / 2 == 1;
+        SCOPED_TRACE(
+            fmt::format("n {} transposed {} {} column {}", n, a_transposed, b_transposed, a_col));
+        const auto a_at = [&](int row, int col) {
+          return col < 0 || col >= 64 ? 0 : small(static_cast<unsigned>(64 * row + col));
+        };
+        const auto b_at = [&](int row, int col) {
+          return small(static_cast<unsigned>(10000 + 256 * row + col));
+        };
+        Guarded a(DType::bf16, {64, 64}), d(DType::f32, {m, n});
+        Guarded b(DType::bf16, b_transposed ? Shape{k, n} : Shape{n, k});
+        for (int i = 0; i < 64 * 64; ++i) a.set(i, a_at(i / 64, i % 64));
+        const int b_cols = b_transposed ? n : k;
+        for (int i = 0; i < k * n; ++i) b.set(i, b_at(i / b_cols, i % b_cols));
+        for (int i = 0; i < m * n; ++i) d.set(i, i % 17);
+        {
+          OnDevice a_d(stream(), a), b_d(stream(), b), d_d(stream(), d);
+          ask(stream(), WgmmaProbe{.n = n,
+                                   .a_transposed = a_transposed,
+                                   .b_transposed = b_transposed,
+                                   .a = a_d,
+                                   .b = b_d,
+                                   .a_col = a_col,
+                                   .d = d_d});
+          d_d.download();
+          stream().synchronize();
+        }
+        int wrong = 0;
+        for (int i = 0; i < m; ++i) {
+          for (int j = 0; j < n; ++j) {
+            int expected = (i * n + j) % 17;
+            for (int l = 0; l < k; ++l) {
+              expected += (a_transposed ? a_at(l, i + a_col) : a_at(i, l + a_col)) *
+                          (b_transposed ? b_at(l, j) : b_at(j, l));
+            }
+            wrong += d.at(i * n + j) != expected;
+          }
+        }
+        EXPECT_EQ(wrong, 0);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, Ptx, ::testing::Combine(devices, ::testing::Values(NoCase{})),
+                         device_test_name<NoCase>);
+
+}  // namespace
+}  // namespace orchard::testing
+
+// ---- faults ------------------------------------------------------------------------------------
+
+namespace orchard::simt {
+namespace {
+
+constexpr int stages = 3;
+
+struct Ring {
+  alignas(16) float value[stages][32 * 4];
+};
+
+// Adds up `steps` pieces of [32, 4] floats through a ring of shared memory that runs ahead by two.
+template <int pending>
+__global__ void sum_pieces(const float* in, float* out, int steps) {
+  auto& ring = shared_storage<Ring>();
+  const unsigned lane = threadIdx.x;
+  const auto fetch = [&](int step) {
+    if (step < steps) {
+      cp_async_16(ring.value[step % stages] + 4 * lane, in + (32 * step + lane) * 4);
+    }
+    cp_async_commit();
+  };
+  fetch(0);
+  fetch(1);
+  float sum = 0;
+  for (int step = 0; step < steps; ++step) {
+    cp_async_wait<pending>();
+    __syncthreads();
+    fetch(step + 2);
+    // Another lane's, so that the barrier matters.
+    sum += load_shared(ring.value[step % stages] + (lane * 4 + 4) % 128);
+  }
+  cp_async_wait_all();
+  store(out + lane, sum);
+}
+
+__global__ void leave_copy_in_flight(const float* in, bool fault) {
+  auto& ring = shared_storage<Ring>();
+  cp_async_16(ring.value[0] + 4 * threadIdx.x, in + 4 * threadIdx.x);
+  if (!fault) cp_async_wait_all();
+}
+
+__global__ void copy_from(const float* in, int first, unsigned source_bytes) {
+  auto& ring = shared_storage<Ring>();
+  cp_async_16(ring.value[0] + 4 * threadIdx.x, in + first, source_bytes);
+  cp_async_wait_all();
+}
+
+__global__ void copy_to(const float* in, int first) {
+  auto& ring = shared_storage<Ring>();
+  cp_async_16(ring.value[0] + first, in);
+  cp_async_wait_all();
+}
+
+__global__ void load_matrix_from(int first) {
+  auto& ring = shared_storage<Ring>();
+  unsigned registers[1];
+  ldmatrix(registers, ring.value[0] + first);
+}
+
+// Lanes from `first` on are elsewhere: they have returned, or wait at a barrier.
+__global__ void multiply_with_some(unsigned first, bool returned) {
+  if (threadIdx.x >= first) {
+    if (!returned) __syncthreads();
+    return;
+  }
+  float d[4] = {};
+  const unsigned a[4] = {};
+  mma_m16n8k16_bf16(d, a, 0, 0);
+}
+
+struct Tile {
+  alignas(16) unsigned word[32 * 32];  // 32 rows of 128 bytes
+};
+
+// Four matrices of the first 16-byte column, whose rows lie 128 bytes apart.
+template <bool swizzled>
+__global__ void load_column() {
+  auto& tile = shared_storage<Tile>();
+  unsigned registers[4];
+  ldmatrix(registers, tile.word + 32 * threadIdx.x + (swizzled ? threadIdx.x % 8 * 4 : 0));
+}
+
+__global__ void exchange_words(int stride) {
+  auto& tile = shared_storage<Tile>();
+  store_shared(tile.word + stride * threadIdx.x, 1u);
+  __syncthreads();
+  load_shared(tile.word + threadIdx.x);
+}
+
+}  // namespace
+}  // namespace orchard::simt
+
+namespace orchard::testing {
+namespace {
+
+using simt::AsyncCompletion;
+using simt::ThreadOrder;
+
+class PtxFaults : public ::testing::TestWithParam<std::tuple<AsyncCompletion, ThreadOrder>> {
+ protected:
+  template <class... Parameters, class... Arguments>
+  void run(std::size_t shared_bytes, void (*kernel)(Parameters...), Arguments... arguments) {
+    simt::launch(*stream_, {.kernel = "k", .block = {32}, .shared_bytes = shared_bytes}, kernel,
+                 arguments...);
+    stream_->synchronize();
+  }
+
+  // The message of the fault that a launch must end in.
+  template <class... Arguments>
+  std::string fault(Arguments... arguments) {
+    try {
+      run(sizeof(simt::Ring), arguments...);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "no fault was found";
+  }
+
+  const std::unique_ptr<SimtDevice> device_ =
+      make_simt_device({.order = std::get<1>(GetParam()),
+                        .seed = 3,
+                        .counting = simt::Counting::on,
+                        .completion = std::get<0>(GetParam())});
+  const std::unique_ptr<Stream> stream_ = device_->make_stream();
+  const Buffer floats_ = device_->allocate(128 * sizeof(float));
+  const float* const in_ = floats_.tensor(DType::f32, {128}).data<float>();
+};
+
+INSTANTIATE_TEST_SUITE_P(
+    Policies, PtxFaults,
+    ::testing::Combine(::testing::Values(AsyncCompletion::eager, AsyncCompletion::lazy),
+                       ::testing::Values(ThreadOrder::fifo, ThreadOrder::reverse,
+                                         ThreadOrder::random)));
+
+TEST_P(PtxFaults, AWaitOneGroupTooWeakReadsPoison) {
+  constexpr int steps = 7;
+  Guarded in(DType::f32, {steps, 32, 4}), out(DType::f32, {32});
+  for (int i = 0; i < in.size(); ++i) in.set(i, i);
+  const auto sums = [&](auto kernel) {
+    OnDevice in_d(*stream_, in), out_d(*stream_, out);
+    simt::launch(*stream_, {.kernel = "k", .block = {32}, .shared_bytes = sizeof(simt::Ring)},
+                 kernel, in_d.tensor().data<float>(), out_d.tensor().data<float>(), steps);
+    out_d.download();
+    stream_->synchronize();
+    return out.values();
+  };
+  std::vector<double> expected(32);
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int step = 0; step < steps; ++step) {
+      expected[static_cast<std::size_t>(lane)] += 128 * step + (4 * lane + 4) % 128;
+    }
+  }
+  EXPECT_EQ(sums(simt::sum_pieces<1>), expected);
+  const std::vector<double> weak = sums(simt::sum_pieces<2>);
+  if (std::get<0>(GetParam()) == AsyncCompletion::lazy) {
+    EXPECT_TRUE(std::isnan(weak[0])) << "the poison must reach the result";
+  } else {
+    EXPECT_EQ(weak, expected) << "an early completion hides the fault";
+  }
+}
+
+TEST_P(PtxFaults, CopiesNobodyWaitedForAreNamed) {
+  EXPECT_EQ(fault(simt::leave_copy_in_flight, in_, false), "no fault was found");
+  EXPECT_THAT(fault(simt::leave_copy_in_flight, in_, true),
+              HasSubstr("returns with 1 asynchronous copies that it has not waited for"));
+}
+
+TEST_P(PtxFaults, CopiesThatGoAstrayAreNamed) {
+  EXPECT_EQ(fault(simt::copy_from, in_, 124, 16u), "no fault was found");
+  EXPECT_THAT(fault(simt::copy_from, in_, 128, 16u),
+              AllOf(HasSubstr("reads 16 bytes at ptx_test.cpp:"),
+                    HasSubstr("at byte 512 of an allocation of 512 bytes")));
+  EXPECT_EQ(fault(simt::copy_from, in_, 128, 0u), "no fault was found");
+  EXPECT_THAT(fault(simt::copy_from, in_, 1, 16u),
+              AllOf(HasSubstr("reads 16 bytes"), HasSubstr("not aligned")));
+  EXPECT_THAT(fault(simt::copy_from, in_, 0, 17u), HasSubstr("of 16 bytes reads 17"));
+  EXPECT_EQ(fault(simt::copy_to, in_, 380), "no fault was found");
+  EXPECT_THAT(fault(simt::copy_to, in_, 2),
+              AllOf(HasSubstr("writes 16 bytes"), HasSubstr("not aligned")));
+  EXPECT_THAT(fault(simt::copy_to, in_, 384), HasSubstr("at byte 1536 of 1536 bytes of shared"));
+}
+
+TEST_P(PtxFaults, MatricesThatGoAstrayAreNamed) {
+  EXPECT_EQ(fault(simt::load_matrix_from, 380), "no fault was found");
+  EXPECT_THAT(fault(simt::load_matrix_from, 2),
+              AllOf(HasSubstr("reads 16 bytes at ptx_test.cpp:"), HasSubstr("not aligned")));
+  EXPECT_THAT(fault(simt::load_matrix_from, 384), HasSubstr("at byte 1536 of 1536 bytes"));
+}
+
+TEST_P(PtxFaults, MmaWithoutTheWholeWarpIsNamed) {
+  EXPECT_EQ(fault(simt::multiply_with_some, 32u, true), "no fault was found");
+  EXPECT_THAT(fault(simt::multiply_with_some, 30u, true),
+              AllOf(HasSubstr("mma.m16n8k16 at ptx_test.cpp:"),
+                    HasSubstr("lane 30 is not there, and all 32 must take part")));
+  EXPECT_THAT(fault(simt::multiply_with_some, 16u, false),
+              AllOf(HasSubstr("threads 0-15: in mma.m16n8k16"),
+                    HasSubstr("threads 16-31: in __syncthreads()")));
+}
+
+TEST_P(PtxFaults, BankConflictsAreCounted) {
+  using simt::SharedCounters;
+  run(sizeof(simt::Tile), simt::load_column<true>);
+  EXPECT_EQ(device_->counters().shared_loads,
+            (SharedCounters{.requests = 1, .wavefronts = 4, .ideal_wavefronts = 4, .bytes = 512}));
+  device_->reset_counters();
+  run(sizeof(simt::Tile), simt::load_column<false>);
+  EXPECT_EQ(device_->counters().shared_loads,
+            (SharedCounters{.requests = 1, .wavefronts = 32, .ideal_wavefronts = 4, .bytes = 512}));
+  for (const auto& [stride, wavefronts] : {std::pair{1, 1u}, {2, 2u}, {17, 1u}, {32, 32u}}) {
+    device_->reset_counters();
+    run(sizeof(simt::Tile), simt::exchange_words, stride);
+    EXPECT_EQ(device_->counters().shared_stores.wavefronts, wavefronts) << stride;
+    EXPECT_EQ(device_->counters().shared_loads.excess(), 0u);
+  }
+}
+
+TEST_P(PtxFaults, TensorWorkIsCounted) {
+  run(0, simt::multiply_with_some, 32u, true);
+  EXPECT_EQ(device_->counters().tensor_flops, 4096u);
+}
+
+}  // namespace
+}  // namespace orchard::testing

@@ -1,0 +1,121 @@
+// A kernel for every wrapper of kernels/ptx, whose PTX ptx_text_test reads. Inputs are parameters or
+// loaded from `memory`, outputs are stored there, in order: so each register of an instruction can be
+// traced to its operand.
+#include "kernels/ptx/cp_async.h"
+#include "kernels/ptx/ldmatrix.h"
+#include "kernels/ptx/mbarrier.h"
+#include "kernels/ptx/mma.h"
+#include "kernels/ptx/tma.h"
+#include "kernels/ptx/wgmma.h"
+
+namespace orchard::cuda {
+
+template <int count>
+__device__ void store_all(unsigned* memory, const unsigned (&values)[count]) {
+  for (int i = 0; i < count; ++i) memory[i] = values[i];
+}
+
+// The names are extern "C", so that they can be found in the text.
+extern "C" {
+
+__global__ void mma_m16n8k16(float* memory, unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                             unsigned b0, unsigned b1) {
+  float d[4] = {memory[0], memory[1], memory[2], memory[3]};
+  mma_m16n8k16_bf16(d, {a0, a1, a2, a3}, b0, b1);
+  for (int i = 0; i < 4; ++i) memory[i] = d[i];
+}
+
+__global__ void ldmatrix_x1(unsigned* memory, const void* row) {
+  unsigned r[1];
+  ldmatrix(r, row);
+  store_all(memory, r);
+}
+__global__ void ldmatrix_x2(unsigned* memory, const void* row) {
+  unsigned r[2];
+  ldmatrix(r, row);
+  store_all(memory, r);
+}
+__global__ void ldmatrix_x4(unsigned* memory, const void* row) {
+  unsigned r[4];
+  ldmatrix(r, row);
+  store_all(memory, r);
+}
+__global__ void ldmatrix_x1_trans(unsigned* memory, const void* row) {
+  unsigned r[1];
+  ldmatrix_trans(r, row);
+  store_all(memory, r);
+}
+__global__ void ldmatrix_x2_trans(unsigned* memory, const void* row) {
+  unsigned r[2];
+  ldmatrix_trans(r, row);
+  store_all(memory, r);
+}
+__global__ void ldmatrix_x4_trans(unsigned* memory, const void* row) {
+  unsigned r[4];
+  ldmatrix_trans(r, row);
+  store_all(memory, r);
+}
+
+__global__ void cp_async_copies(void* to, const void* from, unsigned bytes) {
+  cp_async_16(to, from, bytes);
+  cp_async_small<8>(to, from, bytes);
+  cp_async_small<4>(to, from, bytes);
+  cp_async_commit();
+  cp_async_wait<2>();
+  cp_async_wait_all();
+}
+
+__global__ void mbarriers(std::uint64_t* barrier, unsigned number) {
+  mbarrier_init(barrier, number);
+  mbarrier_fence_init();
+  mbarrier_arrive(barrier);
+  mbarrier_arrive_expect(barrier, number);
+  mbarrier_wait(barrier, number);
+}
+
+__global__ void tma(const __grid_constant__ TensorMap map, void* to, int col, int row, int matrix,
+                    std::uint64_t* barrier) {
+  tma_prefetch(map);
+  tma_load(to, map, col, row, matrix, barrier);
+}
+
+__global__ void __launch_bounds__(128)
+    wgmma_n128(float* memory, std::uint64_t a, std::uint64_t b, unsigned accumulate) {
+  float d[64];
+#pragma unroll
+  for (int i = 0; i < 64; ++i) d[i] = memory[i];
+  fence_proxy_async();
+  wgmma_fence();
+  wgmma_m64k16<Transposed::no, Transposed::yes>(d, a, b, accumulate);
+  wgmma_commit();
+  wgmma_wait<1>();
+#pragma unroll
+  for (int i = 0; i < 64; ++i) memory[i] = d[i];
+}
+
+__global__ void __launch_bounds__(128)
+    wgmma_n128_registers(float* memory, unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                         std::uint64_t b, unsigned accumulate) {
+  float d[64];
+#pragma unroll
+  for (int i = 0; i < 64; ++i) d[i] = memory[i];
+  wgmma_m64k16<Transposed::yes>(d, {a0, a1, a2, a3}, b, accumulate);
+#pragma unroll
+  for (int i = 0; i < 64; ++i) memory[i] = d[i];
+}
+
+__global__ void __launch_bounds__(128)
+    wgmma_n256(float* memory, std::uint64_t a, std::uint64_t b, unsigned accumulate) {
+  float d[128];
+#pragma unroll
+  for (int i = 0; i < 128; ++i) d[i] = memory[i];
+  shrink_registers<40>();
+  grow_registers<232>();
+  wgmma_m64k16<Transposed::yes, Transposed::no>(d, a, b, accumulate);
+#pragma unroll
+  for (int i = 0; i < 128; ++i) memory[i] = d[i];
+}
+
+}  // extern "C"
+
+}  // namespace orchard::cuda

@@ -1,0 +1,178 @@
+// The text of the inline PTX: for every wrapper of kernels/ptx, what nvcc makes of a kernel that calls
+// it (ptx_text.cu), with each register replaced by the operand that it holds. The emulator never sees
+// this text, so a wrong opcode or an exchanged operand would pass everything but a GPU.
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <map>
+#include <regex>
+#include <string>
+#include <vector>
+
+#include "kernels/core/error.h"
+
+namespace orchard::testing {
+namespace {
+
+#ifdef ORCHARD_PTX_TEXT
+
+using Lines = std::vector<std::string>;
+
+// The body of an entry, line by line.
+Lines body_of(const std::string& entry) {
+  std::ifstream file(ORCHARD_PTX_TEXT);
+  Lines lines;
+  bool inside = false, in_asm = false;  // inline PTX has braces of its own
+  for (std::string line; std::getline(file, line);) {
+    if (line.find(".entry " + entry + "(") != std::string::npos) inside = true;
+    if (line.find(" inline asm") != std::string::npos) in_asm = !in_asm;
+    if (inside && !in_asm && line == "}") return lines;
+    if (inside) lines.push_back(line.substr(std::min(line.find_first_not_of(" \t"), line.size())));
+  }
+  throw Error("no entry " + entry + " in the PTX");
+}
+
+// What registers hold: "p1" parameter 1, "shared p1" its address in shared memory, "&p0" the address
+// of parameter 0, "m3" word 3 of memory, loaded before or stored after.
+std::map<std::string, std::string> origins(const Lines& lines) {
+  static const std::regex parameter(R"(ld\.param\.\w+\s+(%\w+), \[\w+_param_(\d+)\];)"),
+      address(R"(mov\.b64\s+(%\w+), \w+_param_(\d+);)"),
+      same(R"((?:cvta\.[\w.]+|mov\.\w+)\s+(%\w+), (%\w+);)"),
+      to_shared(R"(cvta\.to\.shared\.u64\s+%tmp, (%\w+);)"),
+      from_tmp(R"(cvt\.u32\.u64\s+(%\w+), %tmp; \})"),
+      loaded(R"(ld\.global\.\w+\s+(%\w+), \[%\w+(?:\+(\d+))?\];)"),
+      stored(R"(st\.global\.\w+\s+\[%\w+(?:\+(\d+))?\], (%\w+);)");
+  std::map<std::string, std::string> out;
+  std::string shared;
+  const auto word = [](const std::string& bytes) {
+    return fmt::format("m{}", bytes.empty() ? 0 : std::stoi(bytes) / 4);
+  };
+  for (const std::string& line : lines) {
+    std::smatch match;
+    if (std::regex_match(line, match, parameter)) {
+      out[match[1]] = fmt::format("p{}", match[2].str());
+    } else if (std::regex_match(line, match, address)) {
+      out[match[1]] = fmt::format("&p{}", match[2].str());
+    } else if (std::regex_match(line, match, to_shared)) {
+      shared = out[match[1]];
+    } else if (std::regex_match(line, match, from_tmp)) {
+      out[match[1]] = fmt::format("shared {}", shared);
+    } else if (std::regex_match(line, match, same)) {
+      out[match[1]] = out[match[2]];
+    } else if (std::regex_match(line, match, loaded)) {
+      out[match[1]] = word(match[2]);
+    } else if (std::regex_match(line, match, stored)) {
+      std::string& origin = out[match[2]];
+      if (origin.empty()) origin = word(match[1]);
+      // What was loaded from a word and changed must go back there.
+      EXPECT_EQ(origin, word(match[1])) << line;
+    }
+  }
+  return out;
+}
+
+// The inline PTX of an entry, without what belongs to a scope of its own.
+Lines inline_ptx(const std::string& entry) {
+  const Lines lines = body_of(entry);
+  const auto names = origins(lines);
+  static const std::regex register_name(R"(%\w+)");
+  Lines out;
+  bool inside = false;
+  for (const std::string& line : lines) {
+    if (line == "// begin inline asm") {
+      inside = true;
+    } else if (line == "// end inline asm") {
+      inside = false;
+    } else if (inside && line != "{" && line != "}" && line != ".reg .pred p;") {
+      std::string named;
+      auto rest = line.cbegin();
+      for (std::sregex_iterator it(line.begin(), line.end(), register_name), end; it != end; ++it) {
+        const auto known = names.find(it->str());
+        named.append(rest, line.cbegin() + it->position());
+        named += known == names.end() ? "?" : known->second;
+        rest = line.cbegin() + it->position() + it->length();
+      }
+      out.push_back(named.append(rest, line.cend()));
+    }
+  }
+  return out;
+}
+
+std::string words(int count) {
+  std::string out;
+  for (int i = 0; i < count; ++i) out += fmt::format("{}m{}", i ? ", " : "", i);
+  return out;
+}
+
+TEST(PtxText, Mma) {
+  EXPECT_EQ(inline_ptx("mma_m16n8k16"),
+            (Lines{"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {m0, m1, m2, m3}, "
+                   "{p1, p2, p3, p4}, {p5, p6}, {m0, m1, m2, m3};"}));
+}
+
+TEST(PtxText, Ldmatrix) {
+  for (const int matrices : {1, 2, 4}) {
+    for (const bool transposed : {false, true}) {
+      EXPECT_EQ(
+          inline_ptx(fmt::format("ldmatrix_x{}{}", matrices, transposed ? "_trans" : "")),
+          Lines{fmt::format("ldmatrix.sync.aligned.m8n8.x{}{}.shared.b16 {{{}}}, [shared p1];",
+                            matrices, transposed ? ".trans" : "", words(matrices))});
+    }
+  }
+}
+
+TEST(PtxText, CpAsync) {
+  EXPECT_EQ(inline_ptx("cp_async_copies"),
+            (Lines{"cp.async.cg.shared.global.L2::128B [shared p0], [p1], 16, p2;",
+                   "cp.async.ca.shared.global [shared p0], [p1], 8, p2;",
+                   "cp.async.ca.shared.global [shared p0], [p1], 4, p2;", "cp.async.commit_group;",
+                   "cp.async.wait_group 2;", "cp.async.wait_all;"}));
+}
+
+TEST(PtxText, Mbarrier) {
+  EXPECT_EQ(
+      inline_ptx("mbarriers"),
+      (Lines{
+          "mbarrier.init.shared::cta.b64 [shared p0], p1;", "fence.mbarrier_init.release.cluster;",
+          "mbarrier.arrive.shared::cta.b64 _, [shared p0];",
+          "mbarrier.arrive.expect_tx.shared::cta.b64 _, [shared p0], p1;",
+          "mbarrier.try_wait.parity.shared::cta.b64 p, [shared p0], p1;", "selp.u32 ?, 1, 0, p;"}));
+}
+
+TEST(PtxText, Tma) {
+  EXPECT_EQ(
+      inline_ptx("tma"),
+      (Lines{"prefetch.tensormap [&p0];",
+             "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+             "[shared p1], [&p0, {p2, p3, p4}], [shared p5];"}));
+}
+
+// `accumulate` arrives through a conversion: "?".
+TEST(PtxText, Wgmma) {
+  EXPECT_EQ(
+      inline_ptx("wgmma_n128"),
+      (Lines{"fence.proxy.async.shared::cta;", "wgmma.fence.sync.aligned;", "setp.ne.b32 p, ?, 0;",
+             "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" + words(64) +
+                 "}, p1, p2, p, 1, 1, 0, 1;",
+             "wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 1;"}));
+  EXPECT_EQ(
+      inline_ptx("wgmma_n128_registers"),
+      (Lines{"setp.ne.b32 p, ?, 0;", "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" +
+                                         words(64) + "}, {p1, p2, p3, p4}, p5, p, 1, 1, 1;"}));
+  EXPECT_EQ(inline_ptx("wgmma_n256"),
+            (Lines{"setmaxnreg.dec.sync.aligned.u32 40;", "setmaxnreg.inc.sync.aligned.u32 232;",
+                   "setp.ne.b32 p, ?, 0;",
+                   "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" + words(128) +
+                       "}, p1, p2, p, 1, 1, 1, 0;"}));
+}
+
+#else
+
+TEST(PtxText, NeedsNvcc) {
+  GTEST_SKIP() << "this build has no nvcc";
+}
+
+#endif
+
+}  // namespace
+}  // namespace orchard::testing
