@@ -1,6 +1,7 @@
 #include "parallel/parameter.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "kernels/cpu/parallel.h"
 #include "parallel/random.h"
@@ -68,8 +69,10 @@ Parameter& ParameterStore::declare(ParameterSpec spec) {
 std::vector<Parameter*> ParameterStore::lay_out() {
   std::vector<Parameter*> order;
   for (Parameter& p : parameters_) order.push_back(&p);
-  const auto reduction = [](const Parameter* p) { return p->shard.reduction; };
-  std::ranges::stable_sort(order, {}, reduction);
+  std::ranges::stable_sort(order, {}, [](const Parameter* p) {
+    const Reduction& r = p->shard.reduction;
+    return std::tuple(r.parameter_class, r.replicas, r.partial);
+  });
   for (Parameter* p : order) {
     if (segments_.empty() || segments_.back().reduction != p->shard.reduction)
       segments_.push_back({p->shard.reduction, p->shard.replica, elements_, 0});

@@ -2,7 +2,6 @@
 // of the parameter's description and the rank's place, so every rank can say what any other holds.
 #pragma once
 
-#include <compare>
 #include <cstdint>
 
 #include "kernels/core/shape.h"
@@ -63,8 +62,7 @@ struct Reduction {
   int replicas = 1;      // consecutive tensor ranks that hold the same elements
   bool partial = false;  // each of them has a part of the gradient: it is summed over them first
 
-  // NOLINTNEXTLINE(modernize-use-nullptr): a comparison with 0 that the compiler writes
-  auto operator<=>(const Reduction&) const = default;
+  bool operator==(const Reduction&) const = default;
 };
 
 // What a rank has of one parameter.
