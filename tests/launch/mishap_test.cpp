@@ -168,7 +168,7 @@ Outcome signalled(const fs::path& run, const std::string& arguments, int signal)
 
 TEST_F(Mishap, ARankThatDiesOrStopsIsNamedAndLeavesWholeCheckpoints) {
   const std::string endless = arguments(
-      "--set run.checkpoint_every=20 --set run.hang_timeout=3 --set stage1.steps=1000000");
+      "--set run.checkpoint_every=20 --set run.hang_timeout=10 --set stage1.steps=1000000");
   struct {
     int signal;
     const char* how;
