@@ -6,10 +6,9 @@
 //
 // A warp tends one token: it holds the numbers of its rows, so that a lane has the loads of up to
 // eight of them in flight, and writes what it sums once, in slot order. Room for eight rows would
-// cost tokens with two of them half of the warps that fit onto an SM, so there are instances for two,
-// for eight, and for the most that a slot can have.
+// cost tokens with two of them half of the warps that fit onto an SM, so there are instances for two
+// and for eight, and where rows are added up one for the most that a slot can have.
 #include <algorithm>
-#include <type_traits>
 
 #include "kernels/core/visit.h"
 #include "kernels/device/device.h"
@@ -18,7 +17,6 @@
 #include "kernels/gpu/warp.h"
 #include "kernels/permute/permute.h"
 #include "kernels/permute/permute_gpu.h"
-#include "kernels/router/router.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
@@ -60,24 +58,24 @@ Slots slots_of(const ConstTensor& slot, const ConstTensor& gates) {
           .parts = static_cast<int>(std::max<std::int64_t>(slot.dim(1) / k, 1))};
 }
 
-// The rows of one token, at most `most` of them, and their gates.
+// The rows of one token from column `first` of its slot on, at most `most` of them, and their gates.
 template <int most>
 struct TokenSlots {
   int row[most];  // -1: none
   float gate[most];
 };
 template <int most>
-__device__ TokenSlots<most> slots_of_token(const Slots& slots, std::int64_t token) {
+__device__ TokenSlots<most> slots_of_token(const Slots& slots, std::int64_t token, int first) {
   TokenSlots<most> own;
 #pragma unroll
   for (int i = 0; i < most; ++i) {
-    own.row[i] = i < slots.count ? load(slots.slot + token * slots.count + i) : -1;
+    own.row[i] = first + i < slots.count ? load(slots.slot + token * slots.count + first + i) : -1;
   }
   const std::int64_t k = slots.count / slots.parts;
 #pragma unroll
   for (int i = 0; i < most; ++i) {
     const bool weighed = own.row[i] >= 0 && slots.gates != nullptr;
-    own.gate[i] = weighed ? load(slots.gates + token * k + i / slots.parts) : 1.0f;
+    own.gate[i] = weighed ? load(slots.gates + token * k + (first + i) / slots.parts) : 1.0f;
   }
   return own;
 }
@@ -86,10 +84,10 @@ __device__ TokenSlots<most> slots_of_token(const Slots& slots, std::int64_t toke
 template <int n, class T, int most, class Use>
 __device__ void for_each_row(const TokenSlots<most>& slots, const T* rows, std::int64_t hidden,
                              std::int64_t column, const Use& use) {
-  constexpr int at_once = most < 8 ? most : 8;
+  constexpr int at_once = most <= 8 ? most : 4;  // their numbers take registers, too
 #pragma unroll
   for (int first = 0; first < most; first += at_once) {
-    Piece<T, n> held[at_once];
+    Piece<T, n> held[at_once] = {};
 #pragma unroll
     for (int i = 0; i < at_once; ++i) {
       if (slots.row[first + i] >= 0) {
@@ -101,14 +99,6 @@ __device__ void for_each_row(const TokenSlots<most>& slots, const T* rows, std::
       if (slots.row[first + i] >= 0) use(first + i, values_of(held[i]));
     }
   }
-}
-
-// Calls body with the number of rows that a kernel has room for.
-template <class Body>
-void visit_most_slots(int slots, const Body& body) {
-  if (slots <= 2) return body(std::integral_constant<int, 2>{});
-  if (slots <= max_top_k) return body(std::integral_constant<int, max_top_k>{});
-  return body(std::integral_constant<int, max_slots>{});
 }
 
 // ---- sums over slots ---------------------------------------------------------------------------
@@ -127,7 +117,7 @@ template <class T, int n, int most>
 __global__ void __launch_bounds__(32 * block_warps) sum_slots(SlotSum<T> op) {
   const std::int64_t token = warp_of_grid();
   if (token >= op.slots.tokens) return;
-  const TokenSlots<most> slots = slots_of_token<most>(op.slots, token);
+  const TokenSlots<most> slots = slots_of_token<most>(op.slots, token, 0);
   for (std::int64_t column = lane_of_thread() * n; column < op.hidden; column += 32 * n) {
     Values<n> total{};
     if (op.extra != nullptr) total = load_values<n>(op.extra + token * op.hidden + column);
@@ -142,9 +132,10 @@ __global__ void __launch_bounds__(32 * block_warps) sum_slots(SlotSum<T> op) {
 template <class T>
 void sum_slots(Stream& stream, const char* name, const SlotSum<T>& op) {
   visit_piece<T>(op.hidden, {op.rows, op.extra, op.sums}, [&](auto n) {
-    visit_most_slots(op.slots.count, [&](auto most) {
-      launch_warps(stream, name, op.slots.tokens, sum_slots<T, n, most>, op);
-    });
+    const auto kernel = op.slots.count <= 2   ? sum_slots<T, n, 2>
+                        : op.slots.count <= 8 ? sum_slots<T, n, 8>
+                                              : sum_slots<T, n, max_slots>;
+    launch_warps(stream, name, op.slots.tokens, kernel, op);
   });
 }
 
@@ -182,33 +173,36 @@ struct SpreadGradient {
   std::int64_t hidden;
 };
 
+// Rows do not meet here: a token of more than `most` goes through d_y again for the next ones.
 template <class T, int n, int most>
 __global__ void __launch_bounds__(32 * block_warps) spread_gradient(SpreadGradient<T> op) {
   const std::int64_t token = warp_of_grid();
   if (token >= op.slots.tokens) return;
-  const TokenSlots<most> slots = slots_of_token<most>(op.slots, token);
-  float dot[most] = {};
-  for (std::int64_t column = lane_of_thread() * n; column < op.hidden; column += 32 * n) {
-    const Values<n> d_y = load_values<n>(op.d_y + token * op.hidden + column);
-    for_each_row<n>(slots, op.rows, op.hidden, column, [&](int slot, const Values<n>& row) {
-      Values<n> d_row;
-#pragma unroll
-      for (int i = 0; i < n; ++i) {
-        dot[slot] = fmaf(d_y[i], row[i], dot[slot]);
-        d_row[i] = slots.gate[slot] * d_y[i];
-      }
-      store_values(op.d_rows + slots.row[slot] * op.hidden + column, d_row);
-    });
-  }
   float* const d_gates = op.d_gates + token * (op.slots.count / op.slots.parts);
-  float d_gate = 0;
+  float d_gate = 0;  // of the choice whose parts are being added
+  for (int first = 0; first < op.slots.count; first += most) {
+    const TokenSlots<most> slots = slots_of_token<most>(op.slots, token, first);
+    float dot[most] = {};
+    for (std::int64_t column = lane_of_thread() * n; column < op.hidden; column += 32 * n) {
+      const Values<n> d_y = load_values<n>(op.d_y + token * op.hidden + column);
+      for_each_row<n>(slots, op.rows, op.hidden, column, [&](int slot, const Values<n>& row) {
+        Values<n> d_row;
 #pragma unroll
-  for (int i = 0; i < most; ++i) {
-    if (i >= op.slots.count) break;
-    d_gate += warp_sum(dot[i]);
-    if ((i + 1) % op.slots.parts != 0) continue;
-    if (lane_of_thread() == 0) store(d_gates + i / op.slots.parts, d_gate);
-    d_gate = 0;
+        for (int i = 0; i < n; ++i) {
+          dot[slot] = fmaf(d_y[i], row[i], dot[slot]);
+          d_row[i] = slots.gate[slot] * d_y[i];
+        }
+        store_values(op.d_rows + slots.row[slot] * op.hidden + column, d_row);
+      });
+    }
+#pragma unroll
+    for (int i = 0; i < most; ++i) {
+      if (first + i >= op.slots.count) break;
+      d_gate += warp_sum(dot[i]);
+      if ((first + i + 1) % op.slots.parts != 0) continue;
+      if (lane_of_thread() == 0) store(d_gates + (first + i) / op.slots.parts, d_gate);
+      d_gate = 0;
+    }
   }
 }
 
@@ -246,10 +240,9 @@ void combine_backward(Stream& stream, const CombineBackward& op) {
                                    .d_gates = op.d_gates.data<float>(),
                                    .hidden = op.d_y.dim(1)};
     visit_piece<T>(spread.hidden, {spread.rows, spread.d_y, spread.d_rows}, [&](auto n) {
-      visit_most_slots(spread.slots.count, [&](auto most) {
-        launch_warps(stream, "combine_backward", spread.slots.tokens, spread_gradient<T, n, most>,
-                     spread);
-      });
+      launch_warps(stream, "combine_backward", spread.slots.tokens,
+                   spread.slots.count <= 2 ? spread_gradient<T, n, 2> : spread_gradient<T, n, 8>,
+                   spread);
     });
   });
   if (op.source) clear_padding(stream, op);
