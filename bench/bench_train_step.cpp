@@ -76,14 +76,16 @@ void measure(const Setting& setting) {
                                              ? make_cpu_device({.threads = setting.threads})
                                              : open_device(DeviceKind::cuda);
   const std::unique_ptr<Stream> stream = device->make_stream();
-  const std::unique_ptr<Communicator> ranks = make_single_communicator();
+  const std::unique_ptr<Communicator> world = make_single_communicator();
+  const ParallelContext ranks(*world, {});
   ParameterStore store;
   MultimodalModel model(store, config);
-  store.allocate(*device, *stream, setting.dtype);
+  store.allocate(*device, *stream, setting.dtype, ParameterUse::training_on_shards);
+  const FlatShards shards(*device, *stream, ranks, store);
   store.initialise(*stream, 1);
   model.prepare(*device, *stream);
-  Optimizer optimizer(*device, *stream, store, {});
-  StepRunner runner(*device, *stream, *ranks, store, model);
+  Optimizer optimizer(*device, *stream, store, {}, &shards);
+  StepRunner runner(*device, *stream, ranks, store, model, &shards);
 
   const MicroBatch batch = random_batch(config, setting);
   const StepTotals totals{.targets = batch.target_count,

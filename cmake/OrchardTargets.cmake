@@ -14,7 +14,7 @@ function(orchard_floor name)
 endfunction()
 
 function(orchard_test source)
-  cmake_parse_arguments(TEST "" "RANKS" "DEPENDS" ${ARGN})
+  cmake_parse_arguments(TEST "" "" "DEPENDS" ${ARGN})
   get_filename_component(name ${source} NAME_WE)
   add_executable(${name} ${source})
   target_link_libraries(${name} PRIVATE orchard_compiler ${TEST_DEPENDS} GTest::gtest GTest::gmock GTest::gtest_main)

@@ -1,10 +1,12 @@
 #include <fmt/format.h>
 
+#include "comm/flight_recorder.h"
 #include "data/hdf5.h"
 #include "data/training_set.h"
 #include "launch/command.h"
 #include "launch/command_line.h"
 #include "launch/configuration_error.h"
+#include "launch/inspect_ring.h"
 #include "models/multimodal.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
@@ -18,7 +20,8 @@ namespace fs = std::filesystem;
 
 constexpr const char* usage =
     "usage: orchard inspect PATH [--verify] [--check-claims]\n\n"
-    "Lists what a checkpoint (a .h5 file), a training set or a run (folders) contains.";
+    "Lists what a checkpoint (a .h5 file), a training set or a run (folders) contains, or what a\n"
+    "rank communicated last (a .ring file of the run's rings/).";
 
 void inspect_training_set(const fs::path& folder, bool verify) {
   const TrainingSet set = TrainingSet::open(folder);
@@ -114,7 +117,7 @@ int command_inspect(Arguments arguments) {
   CommandLine line(usage);
   line.options().add_options()  //
       ("path", program_options::value<std::string>(),
-       "checkpoint or training set; also without --path")                                         //
+       "checkpoint, training set, run or ring; also without --path")                              //
       ("verify", program_options::bool_switch(&verify), "read everything and compare checksums")  //
       ("check-claims", program_options::bool_switch(&check_claims),
        "of a run: fail unless each stage lowers its held-out loss and the model looks at pictures");
@@ -129,6 +132,8 @@ int command_inspect(Arguments arguments) {
                         path.string());
   if (fs::is_directory(path)) {
     inspect_training_set(path, verify);
+  } else if (FlightFile::is_one(path)) {
+    inspect_ring(path);
   } else {
     inspect_checkpoint(path, verify);
   }

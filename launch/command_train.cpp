@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 
+#include "comm/watchdog.h"
 #include "data/atomic_file.h"
 #include "data/training_set.h"
 #include "launch/command.h"
@@ -14,6 +15,7 @@
 #include "launch/run_arguments.h"
 #include "launch/run_summary.h"
 #include "launch/validate.h"
+#include "parallel/mesh.h"
 #include "train/checkpoint_folder.h"
 #include "train/console.h"
 #include "train/metrics.h"
@@ -126,7 +128,7 @@ void check(const Request& request, int ranks) {
   require_configuration(!run.training_set.empty(),
                         "--training-set is missing: name a folder that orchard pack wrote");
   const TrainingSet set = TrainingSet::open(run.training_set);
-  validate_vocabulary(resolved, set.tokenizer().vocabulary());
+  validate_vocabulary(resolved, set.tokenizer().vocabulary(), ranks);
   validate_pictures(resolved, set.index().pictures.size());
   if (request.dry_run) return;
   require_configuration(!run.run_folder.empty(), "--run-folder is missing: name a new folder");
@@ -161,6 +163,16 @@ void make_run_folder(const fs::path& folder) {
   require(!error, "cannot make the run folder {}: {}", folder.string(), error.message());
 }
 
+// Alone, a rank has nobody to wait for.
+std::unique_ptr<Watchdog> watch(Job& job, const RunConfig& run) {
+  if (job.ranks().size() == 1) return nullptr;
+  return std::make_unique<Watchdog>(
+      job.ranks(), WatchdogOptions{.folder = run.run_folder / "rings",
+                                   .rank_name = job.name(),
+                                   .timeout = std::chrono::seconds(run.hang_timeout),
+                                   .exit_code = exit_failure});
+}
+
 void add_observers(Observers& observers, const RunConfig& run, const TrainOptions& options,
                    Terminal& terminal) {
   const bool resumes = options.resume == Resume::from_latest;
@@ -181,6 +193,7 @@ int command_train(Arguments arguments) {
     });
     if (!request) return 0;
     const RunConfig run = request->run->config();
+    job.set_name(Mesh(job.ranks().size(), run.layout).name(job.ranks().rank()));
     if (request->dry_run) {
       if (job.is_first()) {
         fmt::print("{}\n{}", request->run->to_ini(ResolvedRun::Show::origins),
@@ -200,6 +213,7 @@ int command_train(Arguments arguments) {
       }
       write_file(resolved, request->run->to_ini(ResolvedRun::Show::origins));
     });
+    const std::unique_ptr<Watchdog> watchdog = watch(job, run);
     Terminal terminal(std::cout, Terminal::kind_of_stdout(), Terminal::columns_of_stdout());
     Observers observers;
     job.together([&] {

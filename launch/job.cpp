@@ -23,8 +23,8 @@ class SharedFailure : public Error {
   int code_;
 };
 
-void report(const Communicator& ranks, const std::string& text) {
-  const std::string who = ranks.size() == 1 ? "" : fmt::format("rank {}: ", ranks.rank());
+void report(Job& job, const std::string& text) {
+  const std::string who = job.ranks().size() == 1 ? "" : job.name() + ": ";
   fmt::print(stderr, "orchard: {}{}\n", who, text);
 }
 
@@ -48,7 +48,7 @@ void Job::together(const std::function<void()>& action) {
   ranks_.max_on_host(worst);
   if (worst[1] == 0) return;
   const bool reports = code != 0 && worst[1] == ranks_.size() - ranks_.rank();
-  if (reports && !is_first()) text = fmt::format("rank {}: {}", ranks_.rank(), text);
+  if (reports && !is_first()) text = fmt::format("{}: {}", name_, text);
   throw SharedFailure(static_cast<int>(worst[0]), reports ? text : "");
 }
 
@@ -65,7 +65,7 @@ int run_job(const std::function<int(Job&)>& body) {
     return failure.code();
   } catch (const std::exception& error) {
     if (!job.is_first()) std::this_thread::sleep_for(head_start_of_rank_0);
-    report(*ranks, message_of(error));
+    report(job, message_of(error));
     if (ranks->size() > 1) MpiSession::abort(exit_code_of(error));
     return exit_code_of(error);
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <string>
 
 #include "comm/mpi.h"
 
@@ -9,10 +10,14 @@ namespace orchard {
 
 class Job {
  public:
-  explicit Job(Communicator& ranks) : ranks_(ranks) {}
+  explicit Job(Communicator& ranks) : ranks_(ranks), name_(fmt::format("rank {}", ranks.rank())) {}
 
   Communicator& ranks() { return ranks_; }
   bool is_first() const { return ranks_.rank() == 0; }
+
+  // What reports call this rank: its number, until it is given its place in a mesh.
+  const std::string& name() const { return name_; }
+  void set_name(std::string name) { name_ = std::move(name); }
 
   // Runs `action` on every rank and waits for all. When it throws anywhere, the lowest of those
   // ranks says why, once, and the job ends cleanly on all of them with that exit code. For what
@@ -21,6 +26,7 @@ class Job {
 
  private:
   Communicator& ranks_;
+  std::string name_;
 };
 
 // Runs `body` as one rank of the job that this process was started in (alone: a job of one) and

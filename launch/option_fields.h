@@ -36,10 +36,10 @@ struct IntegerBounds {
 };
 
 template <class Field>
-RunOption integer_option(OptionText text, IntegerBounds bounds, Field field) {
+RunOption integer_option(const OptionText& text, IntegerBounds bounds, Field field) {
   const bool open = bounds.most == std::numeric_limits<std::int64_t>::max();
-  return {.name = std::move(text.name),
-          .help = std::move(text.help),
+  return {.name = text.name,
+          .help = text.help,
           .values = open ? fmt::format("a whole number of at least {}", bounds.least)
                          : fmt::format("a whole number from {} to {}", bounds.least, bounds.most),
           .read =
@@ -63,12 +63,12 @@ struct RealBounds {
 };
 
 template <class Field>
-RunOption real_option(OptionText text, RealBounds bounds, Field field) {
+RunOption real_option(const OptionText& text, RealBounds bounds, Field field) {
   const bool above = bounds.kind == RealBounds::Least::excluded;
   std::string values = fmt::format("a number {} {}", above ? "above" : "of at least", bounds.least);
   if (std::isfinite(bounds.most)) values += fmt::format(" and at most {}", bounds.most);
-  return {.name = std::move(text.name),
-          .help = std::move(text.help),
+  return {.name = text.name,
+          .help = text.help,
           .values = std::move(values),
           .read =
               [=](RunConfig& run, std::string_view value) {
@@ -87,11 +87,11 @@ template <class Enum, std::size_t n>
 using ChoiceNames = std::array<std::pair<std::string_view, Enum>, n>;
 
 template <class Enum, std::size_t n, class Field>
-RunOption choice_option(OptionText text, const ChoiceNames<Enum, n>& names, Field field) {
+RunOption choice_option(const OptionText& text, const ChoiceNames<Enum, n>& names, Field field) {
   std::vector<std::string_view> words;
   for (const auto& [word, unused] : names) words.push_back(word);
-  return {.name = std::move(text.name),
-          .help = std::move(text.help),
+  return {.name = text.name,
+          .help = text.help,
           .values = fmt::format("{}", fmt::join(words, " | ")),
           .read =
               [=](RunConfig& run, std::string_view value) {
@@ -113,9 +113,9 @@ RunOption choice_option(OptionText text, const ChoiceNames<Enum, n>& names, Fiel
 
 // `values` says what the text means; it may be empty.
 template <class Field>
-RunOption text_option(OptionText text, std::string values, Field field) {
-  return {.name = std::move(text.name),
-          .help = std::move(text.help),
+RunOption text_option(const OptionText& text, const std::string& values, Field field) {
+  return {.name = text.name,
+          .help = text.help,
           .values = values + ", without line breaks or \" #\"",
           .read =
               [=](RunConfig& run, std::string_view value) {

@@ -8,7 +8,7 @@ namespace orchard {
 namespace {
 
 bool has_flag(const RunOption& option) {
-  return option.section() == "run";
+  return option.section() == "run" || option.section() == "layout";
 }
 
 std::string flag_of(const RunOption& option) {

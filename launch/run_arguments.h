@@ -1,5 +1,5 @@
-// The options that every command about a run takes: --recipe, --set, and those of [run] by their
-// own names (--micro-batch for run.micro_batch).
+// The options that every command about a run takes: --recipe, --set, and those of [run] and [layout]
+// by their own names (--micro-batch for run.micro_batch).
 #pragma once
 
 #include "launch/command_line.h"

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "launch/layout_options.h"
 #include "launch/option_fields.h"
 
 namespace orchard {
@@ -68,6 +69,11 @@ void add_run(std::vector<RunOption>& options) {
   options.push_back(integer_option(
       {"run.keep_checkpoints", "newest checkpoints kept of a stage on its way"}, from_1,
       [](auto& r) -> auto& { return r.keep_checkpoints; }));
+  options.push_back(integer_option(
+      {"run.hang_timeout",
+       "seconds: a rank that gives no sign of life, or keeps others waiting, for so long ends the "
+       "job"},
+      from_1, [](auto& r) -> auto& { return r.hang_timeout; }));
 }
 
 void add_vision(std::vector<RunOption>& options) {
@@ -274,6 +280,7 @@ void add_stage(std::vector<RunOption>& all, int stage) {
 std::vector<RunOption> make_options() {
   std::vector<RunOption> options;
   add_run(options);
+  add_layout(options);
   add_vision(options);
   add_decoder(options);
   add_moe(options);

@@ -36,11 +36,12 @@ std::string stage_text(const RunConfig& run, const StageConfig& stage, int ranks
       learning_rate_law(static_cast<double>(dense_backbone_parameters(run.model.decoder)));
   const std::int64_t rows = stage.global_batch * stage.sequence_length;
   return fmt::format(
-      "stage {}: {} steps of {} rows ({} in all), {} micro-batches a rank and step, peak learning "
+      "stage {}: {} steps of {} rows ({} in all), {} micro-batches a replica and step, peak "
+      "learning "
       "rate {:.3g}{}\n",
       stage.number, stage.steps, rows, count_text(stage.steps * rows),
-      stage.global_batch / run.micro_batch / ranks, stage.peak_lr > 0 ? stage.peak_lr : law,
-      stage.peak_lr > 0 ? "" : " (the law)");
+      stage.global_batch / run.micro_batch / run.layout.data(ranks),
+      stage.peak_lr > 0 ? stage.peak_lr : law, stage.peak_lr > 0 ? "" : " (the law)");
 }
 
 }  // namespace

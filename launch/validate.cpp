@@ -1,6 +1,7 @@
 #include "launch/validate.h"
 
 #include "data/mixture.h"
+#include "train/layout_facts.h"
 
 namespace orchard {
 namespace {
@@ -105,6 +106,14 @@ void check_stage(const Rules& rules, const RunConfig& run, const StageConfig& st
   if (run.model.has_vision()) check_pictures(rules, run.model, stage);
 }
 
+void check_layout(int ranks, const Layout& layout, const LayoutFacts& facts) {
+  try {
+    require_possible(ranks, layout, facts);
+  } catch (const Error& error) {
+    throw ConfigurationError(error.what());
+  }
+}
+
 }  // namespace
 
 void validate(const ResolvedRun& run, const RunConfig& config) {
@@ -126,16 +135,26 @@ void validate(const ResolvedRun& run, const RunConfig& config) {
 void validate_ranks(const ResolvedRun& run, int ranks) {
   const RunConfig config = run.config();
   for (const StageConfig& stage : config.stages) {
+    LayoutFacts facts = layout_facts(config, stage, config.model);
+    facts.global_batch = 0;  // blamed on an option, below
+    check_layout(ranks, config.layout, facts);
     const std::int64_t micro_batches = stage.global_batch / config.micro_batch;
+    const int replicas = config.layout.data(ranks);
     Rules(run).check(
-        micro_batches % ranks == 0, fmt::format("stage{}.global_batch", stage.number),
-        "with {} that makes {} micro-batches, which do not divide evenly among {} ranks",
-        run.describe("run.micro_batch"), micro_batches, ranks);
+        micro_batches % replicas == 0, fmt::format("stage{}.global_batch", stage.number),
+        "with {} that makes {} micro-batches, which do not divide evenly among the {} replicas of "
+        "the model on {} ranks with {}",
+        run.describe("run.micro_batch"), micro_batches, replicas, ranks, run.describe("layout.tp"));
   }
 }
 
-void validate_vocabulary(const ResolvedRun& run, std::int64_t tokenizer_vocabulary) {
-  const std::int64_t vocabulary = run.config().model.decoder.vocabulary;
+void validate_vocabulary(const ResolvedRun& run, std::int64_t tokenizer_vocabulary, int ranks) {
+  const RunConfig config = run.config();
+  const std::int64_t vocabulary = config.model.decoder.vocabulary;
+  if (vocabulary == 0) {
+    check_layout(ranks, config.layout, {.vocabulary = tokenizer_vocabulary});
+    return;
+  }
   Rules(run).check(vocabulary == 0 || vocabulary >= tokenizer_vocabulary, "decoder.vocabulary",
                    "too few, the training set's tokenizer has {}; 0 takes as many as that",
                    tokenizer_vocabulary);

@@ -10,11 +10,13 @@ namespace orchard {
 // `run` says where values came from, `config` is run.config().
 void validate(const ResolvedRun& run, const RunConfig& config);
 
-// What only the start knows: every step's sequences must fall evenly on the ranks.
+// What only the start knows: the layout must be possible for so many ranks, and every step's
+// sequences must fall evenly on its replicas of the model.
 void validate_ranks(const ResolvedRun& run, int ranks);
 
-// The tokenizer's tokens must have a place in the model's vocabulary, where the options give one.
-void validate_vocabulary(const ResolvedRun& run, std::int64_t tokenizer_vocabulary);
+// The tokenizer's tokens must have a place in the model's vocabulary, where the options give one;
+// else they are the vocabulary, and the layout must be able to cut it.
+void validate_vocabulary(const ResolvedRun& run, std::int64_t tokenizer_vocabulary, int ranks);
 
 // A training set with pictures needs a vision tower.
 void validate_pictures(const ResolvedRun& run, std::size_t pictures);

@@ -7,24 +7,25 @@
 namespace orchard {
 namespace {
 
-ConstTensor split_heads(ConstTensor x, std::int64_t heads) {
-  return x.reshape({x.dim(0), heads, x.dim(1) / heads});
+ConstTensor split_heads(ConstTensor x, std::int64_t head_dim) {
+  return x.reshape({x.dim(0), x.dim(1) / head_dim, head_dim});
 }
 Tensor merge_heads(const Tensor& x) {
   return x.reshape({x.dim(0), x.dim(1) * x.dim(2)});
 }
 
-Linear projection(ParameterStore& store, const AttentionConfig& config, char which) {
+LinearConfig projection(const AttentionConfig& config, char which) {
   const bool output = which == 'o';
-  const std::int64_t heads = which == 'k' || which == 'v' ? config.kv_heads : config.heads;
-  const std::int64_t inner = heads * config.head_dim;
-  return {store,
-          {.name = config.name + ".w" + which,
-           .in = output ? inner : config.width,
-           .out = output ? config.width : inner,
-           .std = output ? config.residual_std : 0.02,
-           .bias = config.biases ? config.name + ".b" + which : "",
-           .tensor_dim = output ? 1 : 0}};
+  const bool of_keys = which == 'k' || which == 'v';
+  const std::int64_t inner = (of_keys ? config.kv_heads : config.heads) * config.head_dim;
+  LinearConfig linear{.name = config.name + ".w" + which,
+                      .in = output ? inner : config.width,
+                      .out = output ? config.width : inner,
+                      .std = output ? config.residual_std : 0.02,
+                      .bias = config.biases ? config.name + ".b" + which : ""};
+  // Ranks that share a key-value head serve different query heads with it.
+  if (of_keys) linear.sharding = {.parts = config.kv_heads, .gradient = GradientOf::local_heads};
+  return linear;
 }
 
 }  // namespace
@@ -54,18 +55,21 @@ AttentionConfig AttentionConfig::of(const std::string& name, const VisionConfig&
 
 Attention::Attention(ParameterStore& store, const AttentionConfig& config)
     : config_(config),
-      wq_(projection(store, config, 'q')),
-      wk_(projection(store, config, 'k')),
-      wv_(projection(store, config, 'v')),
-      wo_(projection(store, config, 'o')) {
+      qkv_(store, {projection(config, 'q'), projection(config, 'k'), projection(config, 'v')}),
+      wo_(store, projection(config, 'o')) {
   if (!config.rotation) return;
   const auto declare_scale = [&](const char* suffix) {
     return &store.declare({.name = config.name + suffix,
                            .shape = {config.head_dim},
-                           .initializer = Initializer::ones});
+                           .initializer = Initializer::ones,
+                           .sharding = {.gradient = GradientOf::local_heads}});
   };
   q_norm_ = declare_scale(".q_norm");
   k_norm_ = declare_scale(".k_norm");
+}
+
+std::int64_t Attention::rows(const Pass& pass) const {
+  return config_.mask == Mask::causal ? pass.batch.rows : pass.batch.tower_rows;
 }
 
 ConstTensor Attention::offsets(const Pass& pass) const {
@@ -77,9 +81,10 @@ float Attention::scale() const {
 }
 
 void Attention::project(Pass& pass, ConstTensor x, Saved& saved) const {
-  saved.q = split_heads(wq_.forward(pass, x, saved.q_linear), config_.heads);
-  saved.k = split_heads(wk_.forward(pass, x, saved.k_linear), config_.kv_heads);
-  saved.v = split_heads(wv_.forward(pass, x, saved.v_linear), config_.kv_heads);
+  const auto [q, k, v] = qkv_.forward(pass, x, rows(pass), saved.qkv);
+  saved.q = split_heads(q, config_.head_dim);
+  saved.k = split_heads(k, config_.head_dim);
+  saved.v = split_heads(v, config_.head_dim);
   if (!config_.rotation) return;
   const auto normalise_and_rotate = [&](ConstTensor& heads, ConstTensor& raw, ConstTensor& rms,
                                         const Parameter& w) {
@@ -102,7 +107,7 @@ void Attention::project(Pass& pass, ConstTensor x, Saved& saved) const {
 Tensor Attention::forward(Pass& pass, ConstTensor x, Saved& saved) const {
   project(pass, x, saved);
   const Tensor out = pass.allocate_like(saved.q);
-  const Tensor log_sum_exp = pass.allocate(DType::f32, {x.dim(0), config_.heads});
+  const Tensor log_sum_exp = pass.allocate(DType::f32, {saved.q.dim(0), saved.q.dim(1)});
   run(pass.stream, AttentionForward{.q = saved.q,
                                     .k = saved.k,
                                     .v = saved.v,
@@ -149,15 +154,11 @@ void Attention::backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor
     through_norm(d_q, saved.q_raw, saved.q_rms, *q_norm_);
     through_norm(d_k, saved.k_raw, saved.k_rms, *k_norm_);
   }
-  wq_.backward_input(pass, merge_heads(d_q), saved.q_linear, d_x);
-  wk_.backward_input(pass, merge_heads(d_k), saved.k_linear, d_x, Accumulate::add);
-  wv_.backward_input(pass, merge_heads(d_v), saved.v_linear, d_x, Accumulate::add);
+  qkv_.backward_input(pass, {merge_heads(d_q), merge_heads(d_k), merge_heads(d_v)}, saved.qkv, d_x);
 }
 
 void Attention::backward_weight(Pass& pass, Saved& saved) const {
-  wq_.backward_weight(pass, saved.q_linear);
-  wk_.backward_weight(pass, saved.k_linear);
-  wv_.backward_weight(pass, saved.v_linear);
+  qkv_.backward_weight(pass, saved.qkv);
   wo_.backward_weight(pass, saved.out_linear);
 }
 
@@ -165,11 +166,11 @@ Tensor Attention::forward_cached(Pass& pass, ConstTensor x, KeyValueCache& cache
                                  ConstTensor key_offsets) const {
   Saved saved;
   project(pass, x, saved);
-  const std::int64_t total = cache.length + x.dim(0);
+  const std::int64_t added = saved.q.dim(0), total = cache.length + added;
   require(total <= cache.keys.dim(0), "the key-value cache holds {} tokens; token {} does not fit",
           cache.keys.dim(0), total);
-  pass.stream.copy(cache.keys.slice(cache.length, x.dim(0)), saved.k);
-  pass.stream.copy(cache.values.slice(cache.length, x.dim(0)), saved.v);
+  pass.stream.copy(cache.keys.slice(cache.length, added), saved.k);
+  pass.stream.copy(cache.values.slice(cache.length, added), saved.v);
   cache.length = total;
   const Tensor out = pass.allocate_like(saved.q);
   run(pass.stream,
@@ -181,7 +182,7 @@ Tensor Attention::forward_cached(Pass& pass, ConstTensor x, KeyValueCache& cache
                        .mask = config_.mask,
                        .scale = scale(),
                        .out = out,
-                       .log_sum_exp = pass.allocate(DType::f32, {x.dim(0), config_.heads})});
+                       .log_sum_exp = pass.allocate(DType::f32, {added, saved.q.dim(1)})});
   return wo_.forward(pass, merge_heads(out), saved.out_linear);
 }
 

@@ -41,16 +41,21 @@ class Attention {
   Attention(ParameterStore& store, const AttentionConfig& config);
 
   struct Saved {
-    Linear::Saved q_linear, k_linear, v_linear, out_linear;
+    ColumnLinears<3>::Saved qkv;
+    RowLinear::Saved out_linear;
     ConstTensor q_raw, k_raw;  // [rows, heads, head_dim], [rows, kv_heads, head_dim] before QK-norm
     ConstTensor q_rms, k_rms;  // f32 [rows, heads], [rows, kv_heads]
     ConstTensor q, k, v;       // what attention reads
     ConstTensor out, log_sum_exp;  // [rows, heads, head_dim], f32 [rows, heads]
   };
 
+  // x and y: [local rows, width] (see tensor_parallel.h); heads are this rank's, on all rows.
   Tensor forward(Pass& pass, ConstTensor x, Saved& saved) const;
   void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const;
   void backward_weight(Pass& pass, Saved& saved) const;
+
+  // Of this rank.
+  std::int64_t kv_heads() const { return qkv_.out(1) / config_.head_dim; }
 
   // Forward for one document whose earlier tokens are in `cache`; appends x's keys and values to
   // it. pass.batch.positions hold x's positions; pass.batch.document_offsets are {0, rows of x},
@@ -60,11 +65,13 @@ class Attention {
 
  private:
   void project(Pass& pass, ConstTensor x, Saved& saved) const;
+  std::int64_t rows(const Pass& pass) const;
   ConstTensor offsets(const Pass& pass) const;
   float scale() const;
 
   AttentionConfig config_;
-  Linear wq_, wk_, wv_, wo_;
+  ColumnLinears<3> qkv_;
+  RowLinear wo_;
   Parameter* q_norm_ = nullptr;
   Parameter* k_norm_ = nullptr;
 };

@@ -22,10 +22,10 @@ struct DeviceBatch {
   ConstTensor target_ids;   // i32 [padded targets]
   std::int64_t targets = 0;
 
-  std::int64_t tiles = 0;  // 0: the micro-batch holds no picture
-  ConstTensor patches;     // [tiles, patches, patch_values], the model's dtype
-  ConstTensor
-      tile_offsets;  // i32 [tiles + 1]: rows of each tile in the vision tower, class token included
+  std::int64_t tiles = 0;       // 0: the micro-batch holds no picture
+  ConstTensor patches;          // [tiles, patches, patch_values], the model's dtype
+  std::int64_t tower_rows = 0;  // of the vision tower: tiles · (patches + 1), class tokens included
+  ConstTensor tile_offsets;     // i32 [tiles + 1]: rows of each tile in the tower
 };
 
 // Target rows are padded so that the head's matrix shapes repeat from batch to batch.

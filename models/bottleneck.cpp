@@ -27,10 +27,10 @@ Bottleneck::Bottleneck(ParameterStore& store, const std::string& name, std::int6
                        std::int64_t out)
     : out_(out),
       conv1_(store, {.name = name + ".conv1", .in = in, .out = out}),
-      norm1_(store, name + ".norm1", out),
+      norm1_(store, name + ".norm1", out, GradientOf::everything),
       conv2_(&store.declare(
           {.name = name + ".conv2", .shape = {out, 3, 3}, .weight_decay = WeightDecay::yes})),
-      norm2_(store, name + ".norm2", out),
+      norm2_(store, name + ".norm2", out, GradientOf::everything),
       se_reduce_(store, {.name = name + ".se_reduce",
                          .in = out,
                          .out = excitation_width(in),
@@ -40,10 +40,10 @@ Bottleneck::Bottleneck(ParameterStore& store, const std::string& name, std::int6
                          .out = out,
                          .bias = name + ".se_expand_bias"}),
       conv3_(store, {.name = name + ".conv3", .in = out, .out = out}),
-      norm3_(store, name + ".norm3", out) {
+      norm3_(store, name + ".norm3", out, GradientOf::everything) {
   if (in == out) return;
   shortcut_.emplace(store, LinearConfig{.name = name + ".shortcut", .in = in, .out = out});
-  shortcut_norm_.emplace(store, name + ".shortcut_norm", out);
+  shortcut_norm_.emplace(store, name + ".shortcut_norm", out, GradientOf::everything);
 }
 
 Tensor Bottleneck::forward(Pass& pass, ConstTensor x, const PixelGrid& grid, Saved& saved) const {

@@ -1,6 +1,6 @@
 // The C-Abstractor (Cha et al. 2023, Honeybee): positions, bottlenecks, adaptive pooling,
 // bottlenecks, and a two-layer SiLU readout into the decoder's width. mm15.md §1.3 lists every
-// step.
+// step. Every tensor rank computes all of it: it is a small part of the model.
 #pragma once
 
 #include <deque>
@@ -23,11 +23,13 @@ class Connector {
     ConstTensor hidden;  // [tiles · tokens, decoder hidden] before the readout's SiLU
   };
 
-  // x: the vision tower's output [tiles · (patches + 1), vision width], class tokens included.
-  // Returns [tiles · tokens, decoder hidden].
-  Tensor forward(Pass& pass, ConstTensor x, Saved& saved) const;
-  // Both halves. d_x: [tiles · (patches + 1), vision width], its class rows zero.
-  void backward(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const;
+  // Every tensor rank computes all of it. x.sum: the vision tower's output, the local share of
+  // [tiles · (patches + 1), vision width], class tokens included (see tensor_parallel.h). Returns
+  // [tiles · tokens, decoder hidden].
+  Residual forward(Pass& pass, const Residual& x, Saved& saved) const;
+  // d_x: shape of x.sum, its class rows zero.
+  void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const;
+  void backward_weight(Pass& pass, Saved& saved) const;
 
  private:
   PixelGrid before_pool(std::int64_t tiles) const {

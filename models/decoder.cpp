@@ -3,17 +3,9 @@
 #include "kernels/norm/norm.h"
 
 namespace orchard {
-namespace {
-
-template <class... Bodies>
-struct Overloaded : Bodies... {
-  using Bodies::operator()...;
-};
-
-}  // namespace
 
 Decoder::Decoder(ParameterStore& store, const DecoderConfig& config, Recompute recompute)
-    : config_(config), final_norm_([&]() -> RmsNorm {
+    : config_(config), final_norm_([&]() -> FinalNorm {
         for (std::int64_t l = 0; l < config.layers; ++l) {
           const std::string name = fmt::format("decoder.layers.{}", l);
           const auto attention = AttentionConfig::of(name + ".attention", config_, &rotation_);
@@ -39,55 +31,19 @@ void Decoder::prepare(Device& device, Stream& stream) {
   rotation_ = rotation;
 }
 
-Tensor Decoder::forward(Pass& pass, ConstTensor x, Saved& saved) const {
-  saved.d_stream[0] = pass.allocate_like(x);
-  saved.d_stream[1] = pass.allocate_like(x);
-  saved.blocks.clear();
-  saved.marks.clear();
-  Residual stream{x, {}};
-  for (const auto& block : blocks_) {
-    saved.marks.push_back(pass.arena.mark());
-    stream = std::visit(Overloaded{[&](const DenseBlock& b) {
-                                     auto& s = saved.blocks.emplace_back(DenseBlock::Saved{});
-                                     return b.forward(pass, stream, std::get<DenseBlock::Saved>(s));
-                                   },
-                                   [&](const SparseBlock& b) {
-                                     auto& s = std::get<SparseBlock::Saved>(
-                                         saved.blocks.emplace_back(SparseBlock::Saved{}));
-                                     // Before the block, so that the step's report survives
-                                     // recomputation.
-                                     s.feed_forward.statistics =
-                                         b.feed_forward().allocate_statistics(pass);
-                                     return b.forward(pass, stream, s);
-                                   }},
-                        block);
-  }
-  return final_norm_.forward(pass, stream, saved.final_norm);
+void Decoder::append_to(Chain& chain) const {
+  const ChainShape tokens{.kind = ChainRows::tokens, .width = config_.hidden};
+  for (const auto& block : blocks_) std::visit([&](const auto& b) { chain.add(b, tokens); }, block);
+  chain.add(final_norm_, tokens);
 }
 
-Tensor Decoder::backward(Pass& pass, ConstTensor d_y, Saved& saved) const {
-  Tensor g = saved.d_stream[0];
-  Tensor d_x = saved.d_stream[1];
-  final_norm_.backward(pass, d_y, {}, saved.final_norm, g);
-  for (std::size_t l = blocks_.size(); l-- > 0;) {
-    std::visit(
-        [&]<class Block>(const Block& block) {
-          auto& s = std::get<typename Block::Saved>(saved.blocks[l]);
-          block.backward_input(pass, g, s, d_x);
-          block.backward_weight(pass, s);
-        },
-        blocks_[l]);
-    pass.arena.rewind(saved.marks[l]);
-    std::swap(g, d_x);
-  }
-  return g;
-}
-
-std::vector<RouterStatistics> Decoder::router_statistics(const Saved& saved) const {
+std::vector<RouterStatistics> Decoder::router_statistics(const Chain& chain,
+                                                         const Chain::Saved& saved) {
   std::vector<RouterStatistics> statistics;
-  for (const auto& block : saved.blocks) {
-    if (const auto* sparse = std::get_if<SparseBlock::Saved>(&block))
-      statistics.push_back(sparse->feed_forward.statistics);
+  for (int i = saved.range.first; i < saved.range.last; ++i) {
+    using Link = LayerLink<SparseBlock>;
+    if (dynamic_cast<const Link*>(&chain.link(i)))
+      statistics.push_back(Link::state(saved.link(i)).feed_forward.statistics);
   }
   return statistics;
 }
@@ -103,16 +59,19 @@ std::vector<const Parameter*> Decoder::routers() const {
 
 std::vector<KeyValueCache> Decoder::make_caches(Arena& arena, DType dtype,
                                                 std::int64_t max_tokens) const {
-  std::vector<KeyValueCache> caches(blocks_.size());
-  for (KeyValueCache& cache : caches) {
-    cache.keys = arena.allocate(dtype, {max_tokens, config_.kv_heads, config_.head_dim});
-    cache.values = arena.allocate(dtype, {max_tokens, config_.kv_heads, config_.head_dim});
+  std::vector<KeyValueCache> caches;
+  for (const auto& block : blocks_) {
+    const std::int64_t heads =
+        std::visit([](const auto& b) { return b.attention().kv_heads(); }, block);
+    const Shape shape{max_tokens, heads, config_.head_dim};
+    caches.push_back(
+        {.keys = arena.allocate(dtype, shape), .values = arena.allocate(dtype, shape)});
   }
   return caches;
 }
 
-Tensor Decoder::forward_cached(Pass& pass, ConstTensor x, std::vector<KeyValueCache>& caches,
-                               ConstTensor key_offsets) const {
+ConstTensor Decoder::forward_cached(Pass& pass, ConstTensor x, std::vector<KeyValueCache>& caches,
+                                    ConstTensor key_offsets) const {
   Residual stream{x, {}};
   for (std::size_t l = 0; l < blocks_.size(); ++l) {
     stream = std::visit(
@@ -128,8 +87,8 @@ Tensor Decoder::forward_cached(Pass& pass, ConstTensor x, std::vector<KeyValueCa
         },
         blocks_[l]);
   }
-  RmsNorm::Saved saved;
-  return final_norm_.forward(pass, stream, saved);
+  FinalNorm::Saved saved;
+  return final_norm_.forward(pass, stream, saved).sum;
 }
 
 }  // namespace orchard

@@ -5,11 +5,32 @@
 #include <deque>
 #include <variant>
 
+#include "models/chain.h"
 #include "models/feed_forward.h"
 #include "models/moe.h"
 #include "models/transformer_block.h"
 
 namespace orchard {
+
+// The norm between the last block and the head.
+class FinalNorm {
+ public:
+  FinalNorm(ParameterStore& store, const std::string& name, std::int64_t width)
+      : norm_(store, name, width) {}
+
+  using Saved = RmsNorm::Saved;
+
+  Residual forward(Pass& pass, const Residual& x, Saved& saved) const {
+    return {norm_.forward(pass, x, saved), {}};
+  }
+  void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const {
+    norm_.backward(pass, d_y, {}, saved, d_x);
+  }
+  void backward_weight(Pass&, Saved&) const {}
+
+ private:
+  RmsNorm norm_;
+};
 
 class Decoder {
  public:
@@ -24,34 +45,26 @@ class Decoder {
   // Builds the rotation table on the device. Once, before the first pass.
   void prepare(Device& device, Stream& stream);
 
-  struct Saved {
-    std::vector<std::variant<DenseBlock::Saved, SparseBlock::Saved>> blocks;
-    std::vector<Arena::Mark> marks;  // arena before each block
-    RmsNorm::Saved final_norm;
-    Tensor d_stream[2];  // gradient of the residual stream, alternating between blocks
-  };
+  // Blocks, final norm. The links refer to this object.
+  void append_to(Chain& chain) const;
 
-  // x: [rows, hidden] embedded tokens. Returns the normalised output [rows, hidden].
-  Tensor forward(Pass& pass, ConstTensor x, Saved& saved) const;
-  // Both halves of each block in turn, last block first, giving memory back block by block. Returns
-  // d_x.
-  Tensor backward(Pass& pass, ConstTensor d_y, Saved& saved) const;
-
-  // Statistics of the sparse layers, in layer order.
-  std::vector<RouterStatistics> router_statistics(const Saved& saved) const;
+  // Of the sparse layers, in layer order.
   std::vector<const Parameter*> routers() const;
+  // Statistics of those sparse layers that a micro-batch has passed, in layer order.
+  static std::vector<RouterStatistics> router_statistics(const Chain& chain,
+                                                         const Chain::Saved& saved);
 
   // Generation: one cache a layer; x holds the new tokens' embeddings.
   std::vector<KeyValueCache> make_caches(Arena& arena, DType dtype, std::int64_t max_tokens) const;
-  Tensor forward_cached(Pass& pass, ConstTensor x, std::vector<KeyValueCache>& caches,
-                        ConstTensor key_offsets) const;
+  ConstTensor forward_cached(Pass& pass, ConstTensor x, std::vector<KeyValueCache>& caches,
+                             ConstTensor key_offsets) const;
 
  private:
   DecoderConfig config_;
   Buffer rotation_memory_;
   ConstTensor rotation_;  // f32 [max_positions, head_dim]; blocks refer to it
   std::deque<std::variant<DenseBlock, SparseBlock>> blocks_;
-  RmsNorm final_norm_;
+  FinalNorm final_norm_;
 };
 
 }  // namespace orchard

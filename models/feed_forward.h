@@ -1,5 +1,5 @@
 // Dense feed-forward layers: SwiGLU in the decoder, two layers with quick-gelu in the vision
-// transformer.
+// transformer. Inputs and outputs are local activations [local rows, width], see tensor_parallel.h.
 #pragma once
 
 #include "models/config.h"
@@ -13,8 +13,9 @@ class SwiGlu {
   SwiGlu(ParameterStore& store, const std::string& name, const DecoderConfig& config);
 
   struct Saved {
-    Linear::Saved gate_linear, up_linear, down_linear;
-    ConstTensor gate, up;  // [rows, ffn]
+    ColumnLinears<2>::Saved gate_up;
+    RowLinear::Saved down;
+    ConstTensor gate, up;  // [rows, ffn of this rank]
   };
 
   Tensor forward(Pass& pass, ConstTensor x, Saved& saved) const;
@@ -22,7 +23,8 @@ class SwiGlu {
   void backward_weight(Pass& pass, Saved& saved) const;
 
  private:
-  Linear gate_, up_, down_;
+  ColumnLinears<2> gate_up_;
+  RowLinear down_;
 };
 
 // y = w_out · quick_gelu(w_in·x + b_in) + b_out. Declares name.w_in, .b_in, .w_out, .b_out.
@@ -31,8 +33,9 @@ class VisionMlp {
   VisionMlp(ParameterStore& store, const std::string& name, const VisionConfig& config);
 
   struct Saved {
-    Linear::Saved in_linear, out_linear;
-    ConstTensor hidden;  // [rows, mlp_width] before the activation
+    ColumnLinears<1>::Saved in;
+    RowLinear::Saved out;
+    ConstTensor hidden;  // [rows, mlp_width of this rank] before the activation
   };
 
   Tensor forward(Pass& pass, ConstTensor x, Saved& saved) const;
@@ -40,7 +43,8 @@ class VisionMlp {
   void backward_weight(Pass& pass, Saved& saved) const;
 
  private:
-  Linear in_, out_;
+  ColumnLinears<1> in_;
+  RowLinear out_;
 };
 
 }  // namespace orchard

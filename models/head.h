@@ -1,12 +1,14 @@
 // The language-model head and its loss: logits = h · table^T for target rows only, chunk by chunk.
+// Each tensor rank has the logits of its share of the vocabulary.
 #pragma once
 
+#include "kernels/loss/loss.h"
 #include "models/layer.h"
 
 namespace orchard {
 
-// What a pass is run for: training needs gradients, evaluation only losses.
-enum class Purpose : std::uint8_t { train, evaluate };
+// The ids that this rank's slice of the token embedding, [vocab, hidden], has rows for.
+VocabularyShard shard_of_vocabulary(const Parameter& table);
 
 // A chunk's logits exist only until its loss is taken, so the gradient with respect to h, and the
 // table's, are taken there and then: doing it in backward would mean to compute all logits twice.
@@ -17,17 +19,25 @@ class LanguageModelHead {
   explicit LanguageModelHead(const Parameter& table) : table_(&table) {}
 
   struct Saved {
-    ConstTensor losses;    // f32 [padded targets], in the order of batch.target_rows; 0 for padding
-    ConstTensor d_target;  // [padded targets, hidden] gradient of the target rows, scaled
+    ConstTensor losses;  // f32 [padded targets], in the order of batch.target_rows; 0 for padding
+    // [padded targets, hidden] gradient of the target rows, scaled; of several tensor ranks f32,
+    // this rank's part of the sum.
+    ConstTensor d_target;
   };
 
-  void forward(Pass& pass, ConstTensor h, Saved& saved, Purpose purpose) const;
-  void backward_input(Pass& pass, Saved& saved, Tensor d_h) const;
+  // x.sum: the final norm's output [local rows, hidden] (see tensor_parallel.h). Hands nothing on.
+  Residual forward(Pass& pass, const Residual& x, Saved& saved) const;
+  // d_y is absent.
+  void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_h) const;
+  void backward_weight(Pass&, Saved&) const {}
 
-  // Logits of every row of h, f32 [rows, vocab]: for generation.
+  // Logits of every row of h, f32 [rows, vocab]: for generation, on one rank.
   Tensor logits(Pass& pass, ConstTensor h) const;
 
  private:
+  // `loss` over the shards of the tensor ranks. Overwrites `exponentials`, f32, the logits' memory.
+  void run_sharded(Pass& pass, const CrossEntropy& loss, Tensor exponentials) const;
+
   const Parameter* table_;
 };
 

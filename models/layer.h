@@ -22,6 +22,9 @@
 #include "kernels/device/arena.h"
 #include "kernels/device/device.h"
 #include "models/batch.h"
+#include "parallel/expert_dispatcher.h"
+#include "parallel/gradient_listener.h"
+#include "parallel/parallel_context.h"
 #include "parallel/parameter.h"
 
 namespace orchard {
@@ -29,19 +32,31 @@ namespace orchard {
 // Choices of experts [rows, top_k] to follow instead of the routers' own, by router parameter.
 using RoutingReplay = std::unordered_map<const Parameter*, ConstTensor>;
 
+// What a pass is run for: training needs gradients, evaluation only losses.
+enum class Purpose : std::uint8_t { train, evaluate };
+
 // What every layer needs while one micro-batch passes.
 struct Pass {
   Stream& stream;
   Arena& arena;
   const DeviceBatch& batch;
   LossScales scales = {};
-  const RoutingReplay* replay = nullptr;  // null: routers choose
+  Purpose purpose = Purpose::train;
+  const RoutingReplay* replay = nullptr;      // null: routers choose
+  const ParallelContext* parallel = nullptr;  // null: this rank has all of the model
+  ExpertDispatcher* dispatcher = nullptr;     // null: this rank has all experts
+  GradientListener* gradients = nullptr;      // null, too, where more micro-batches follow
 
   ConstTensor replay_of(const Parameter* router) const {
     if (!replay) return {};
     const auto it = replay->find(router);
     require(it != replay->end(), "the replayed routing has no choices for {}", router->spec.name);
     return it->second;
+  }
+
+  // See GradientListener::final_from.
+  void gradients_final_from(std::size_t declared) const {
+    if (gradients) gradients->final_from(declared);
   }
 
   Tensor allocate(DType dtype, Shape shape) const { return arena.allocate(dtype, shape); }

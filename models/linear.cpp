@@ -9,38 +9,80 @@ Linear::Linear(ParameterStore& store, const LinearConfig& config)
                               .shape = {config.out, config.in},
                               .std = config.std,
                               .weight_decay = WeightDecay::yes,
-                              .sharding = {.tensor_dim = config.tensor_dim}})) {
+                              .sharding = config.sharding})) {
   if (config.bias.empty()) return;
-  bias_ = &store.declare({.name = config.bias,
-                          .shape = {config.out},
-                          .initializer = Initializer::zeros,
-                          .sharding = {.tensor_dim = config.tensor_dim == 0 ? 0 : -1}});
+  bias_ =
+      &store.declare({.name = config.bias,
+                      .shape = {config.out},
+                      .initializer = Initializer::zeros,
+                      .sharding = config.sharding.tensor_dim == 0 ? config.sharding : Sharding{}});
 }
 
 Tensor Linear::forward(Pass& pass, ConstTensor x, Saved& saved) const {
   saved.x = x;
   const Tensor y = pass.allocate(x.dtype(), {x.dim(0), out()});
-  run(pass.stream, Gemm{.a = x,
-                        .b = weight_->value,
-                        .c = y,
-                        .transpose_b = Transpose::yes,
-                        .bias = bias_ ? ConstTensor(bias_->value) : ConstTensor()});
+  multiply(pass, x, y);
   return y;
 }
 
 void Linear::backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x,
                             Accumulate accumulate) const {
   saved.d_y = d_y;
-  run(pass.stream, Gemm{.a = d_y, .b = weight_->value, .c = d_x, .accumulate = accumulate});
+  multiply_transposed(pass, d_y, d_x, accumulate);
 }
 
 void Linear::backward_weight(Pass& pass, Saved& saved) const {
-  run(pass.stream, Gemm{.a = saved.d_y,
-                        .b = saved.x,
+  add_weight_gradient(pass, saved.d_y, saved.x);
+}
+
+void Linear::multiply(Pass& pass, ConstTensor x, Tensor y, Bias bias) const {
+  run(pass.stream,
+      Gemm{.a = x,
+           .b = weight_->value,
+           .c = y,
+           .transpose_b = Transpose::yes,
+           .bias = bias_ && bias == Bias::add ? ConstTensor(bias_->value) : ConstTensor()});
+}
+
+void Linear::multiply_transposed(Pass& pass, ConstTensor d_y, Tensor d_x,
+                                 Accumulate accumulate) const {
+  run(pass.stream, Gemm{.a = d_y, .b = weight_->value, .c = d_x, .accumulate = accumulate});
+}
+
+void Linear::add_weight_gradient(Pass& pass, ConstTensor d_y, ConstTensor x) const {
+  run(pass.stream, Gemm{.a = d_y,
+                        .b = x,
                         .c = weight_->gradient,
                         .transpose_a = Transpose::yes,
                         .accumulate = Accumulate::add});
-  if (bias_) run(pass.stream, ColumnSum{.x = saved.d_y, .y = bias_->gradient});
+  if (bias_) run(pass.stream, ColumnSum{.x = d_y, .y = bias_->gradient});
+}
+
+RowLinear::RowLinear(ParameterStore& store, LinearConfig config)
+    : linear_([&]() -> Linear {
+        config.sharding.tensor_dim = 1;
+        return {store, config};
+      }()) {}
+
+Tensor RowLinear::forward(Pass& pass, ConstTensor x, Saved& saved) const {
+  saved.x = x;
+  const std::int64_t rows = x.dim(0);
+  const Tensor y = pass.allocate(x.dtype(), {local_rows(pass, rows), linear_.out()});
+  RowSum sum(pass, rows, y);
+  // The bias goes into one of the parts, so that the sum is still rounded once.
+  const bool first = tensor_place(pass).index == 0;
+  linear_.multiply(pass, x, sum.part(), first ? Linear::Bias::add : Linear::Bias::skip);
+  sum.finish();
+  return y;
+}
+
+void RowLinear::backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const {
+  saved.d_y = gather_rows(pass, d_y, d_x.dim(0));
+  linear_.multiply_transposed(pass, saved.d_y, d_x, Accumulate::overwrite);
+}
+
+void RowLinear::backward_weight(Pass& pass, Saved& saved) const {
+  linear_.add_weight_gradient(pass, saved.d_y, saved.x);
 }
 
 }  // namespace orchard

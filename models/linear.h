@@ -1,8 +1,13 @@
-// y = x · w^T (+ b), weights stored [out, in].
+// y = x · w^T (+ b), weights stored [out, in]: whole on every rank, or cut between tensor ranks in
+// pairs (see tensor_parallel.h).
 #pragma once
+
+#include <array>
+#include <vector>
 
 #include "kernels/gemm/gemm.h"
 #include "models/layer.h"
+#include "models/tensor_parallel.h"
 
 namespace orchard {
 
@@ -11,8 +16,8 @@ struct LinearConfig {
   std::int64_t in = 0;
   std::int64_t out = 0;
   double std = 0.02;
-  std::string bias = {};  // name of the bias; empty: none
-  int tensor_dim = -1;    // dimension of the weight cut over tensor ranks
+  std::string bias = {};   // name of the bias; empty: none
+  Sharding sharding = {};  // of the weight. A bias goes with the output columns
 };
 
 class Linear {
@@ -30,11 +35,91 @@ class Linear {
                       Accumulate accumulate = Accumulate::overwrite) const;
   void backward_weight(Pass& pass, Saved& saved) const;
 
-  std::int64_t out() const { return weight_->spec.shape[0]; }
+  // The bare products, over what this rank holds of the weight.
+  enum class Bias : std::uint8_t { add, skip };
+  void multiply(Pass& pass, ConstTensor x, Tensor y, Bias bias = Bias::add) const;
+  void multiply_transposed(Pass& pass, ConstTensor d_y, Tensor d_x, Accumulate accumulate) const;
+  void add_weight_gradient(Pass& pass, ConstTensor d_y, ConstTensor x) const;
+
+  // Columns of y that this rank computes.
+  std::int64_t out() const { return weight_->shape()[0]; }
 
  private:
   Parameter* weight_;
   Parameter* bias_ = nullptr;
+};
+
+// Linear layers that read one input, cut by their output columns: the first half of a pair. Under
+// sequence parallelism what is saved of the input is its local share, gathered once more for the
+// weight gradient.
+template <std::size_t count>
+class ColumnLinears {
+ public:
+  ColumnLinears(ParameterStore& store, const std::array<LinearConfig, count>& configs) {
+    for (LinearConfig config : configs) {
+      config.sharding.tensor_dim = 0;
+      linears_.emplace_back(store, config);
+    }
+  }
+
+  struct Saved {
+    ConstTensor x;                       // [local rows, in]
+    std::array<ConstTensor, count> d_y;  // [rows, out of this rank]
+  };
+  using Outputs = std::array<Tensor, count>;
+
+  // x: [local rows, in] of `rows` rows. Returns [rows, out of this rank] of each.
+  Outputs forward(Pass& pass, ConstTensor x, std::int64_t rows, Saved& saved) const {
+    saved.x = x;
+    Outputs y;
+    for (std::size_t i = 0; i < count; ++i)
+      y[i] = pass.allocate(x.dtype(), {rows, linears_[i].out()});
+    const ArenaScope scope(pass.arena);
+    const ConstTensor all = gather_rows(pass, x, rows);
+    for (std::size_t i = 0; i < count; ++i) linears_[i].multiply(pass, all, y[i]);
+    return y;
+  }
+
+  void backward_input(Pass& pass, const Outputs& d_y, Saved& saved, Tensor d_x) const {
+    RowSum sum(pass, d_y[0].dim(0), d_x);
+    for (std::size_t i = 0; i < count; ++i) {
+      saved.d_y[i] = d_y[i];
+      linears_[i].multiply_transposed(pass, d_y[i], sum.part(),
+                                      i == 0 ? Accumulate::overwrite : Accumulate::add);
+    }
+    sum.finish();
+  }
+
+  void backward_weight(Pass& pass, Saved& saved) const {
+    const ArenaScope scope(pass.arena);
+    const ConstTensor x = gather_rows(pass, saved.x, saved.d_y[0].dim(0));
+    for (std::size_t i = 0; i < count; ++i) linears_[i].add_weight_gradient(pass, saved.d_y[i], x);
+  }
+
+  // Columns that this rank computes of layer `i`.
+  std::int64_t out(std::size_t i) const { return linears_[i].out(); }
+
+ private:
+  std::vector<Linear> linears_;
+};
+
+// A linear layer cut by its input columns: the second half of a pair.
+class RowLinear {
+ public:
+  RowLinear(ParameterStore& store, LinearConfig config);
+
+  struct Saved {
+    ConstTensor x;    // [rows, in of this rank]
+    ConstTensor d_y;  // [rows, out]
+  };
+
+  // x: [rows, in of this rank]. Returns [local rows, out].
+  Tensor forward(Pass& pass, ConstTensor x, Saved& saved) const;
+  void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const;
+  void backward_weight(Pass& pass, Saved& saved) const;
+
+ private:
+  Linear linear_;
 };
 
 }  // namespace orchard

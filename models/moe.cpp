@@ -1,55 +1,85 @@
 #include "models/moe.h"
 
-#include <cmath>
+#include <optional>
 
-#include "kernels/activation/activation.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/permute/permute.h"
 
 namespace orchard {
-namespace {
 
-// The experts' matrices of one kind, one after the other, so that they form a stack.
-const Parameter* declare_experts(ParameterStore& store, const std::string& name, const char* matrix,
-                                 Shape shape, std::int64_t experts, double std, int tensor_dim) {
-  const Parameter* first = nullptr;
-  for (std::int64_t e = 0; e < experts; ++e) {
-    const Parameter& p =
-        store.declare({.name = fmt::format("{}.experts.{}.{}", name, e, matrix),
-                       .shape = shape,
-                       .std = std,
-                       .weight_decay = WeightDecay::yes,
-                       .sharding = {.tensor_dim = tensor_dim, .expert = static_cast<int>(e)}});
-    if (!first) first = &p;
+// The rows that this rank sends to the experts: all of the micro-batch's, or its share among the
+// tensor ranks. Shares are equal but for the last ones.
+class MixtureOfExperts::Share {
+ public:
+  explicit Share(const Pass& pass) : rows_(pass.batch.rows), count_(rows_) {
+    if (!pass.parallel || (*pass.parallel)[MeshGroup::tensor].size() == 1) return;
+    tensor_ = &(*pass.parallel)[MeshGroup::tensor];
+    only_share_here_ = pass.parallel->place().sequence_parallel == SequenceParallel::yes;
+    whole_ = (rows_ + tensor_->size() - 1) / tensor_->size();
+    begin_ = begin_of(tensor_->rank());
+    count_ = begin_of(tensor_->rank() + 1) - begin_;
   }
-  return first;
-}
 
-}  // namespace
+  std::int64_t begin() const { return begin_; }
+  std::int64_t count() const { return count_; }
+  // Rows of x: with sequence parallelism every rank has as many, the last ones with padding.
+  std::int64_t rows_here() const { return only_share_here_ ? whole_ : rows_; }
+
+  // The share's rows of a tensor that has those that are here, or, of routing, all of them.
+  template <class AnyTensor>
+  AnyTensor of_here(const AnyTensor& x) const {
+    return x.slice(only_share_here_ ? 0 : begin_, count_);
+  }
+  template <class AnyTensor>
+  AnyTensor of_all(const AnyTensor& x) const {
+    return x.slice(begin_, count_);
+  }
+
+  // [all rows, n] of `mine`, [rows here, n].
+  Tensor all_of_here(Pass& pass, ConstTensor mine) const {
+    const Tensor all = pass.allocate(mine.dtype(), mine.shape().with(0, whole_ * tensor_->size()));
+    tensor_->all_gather(pass.stream, all, mine).wait(pass.stream);
+    return all.slice(0, rows_);
+  }
+  // Fills in the other ranks' rows of x [rows, n], of which this rank has written its share.
+  void gather(Pass& pass, Tensor x) const {
+    if (!tensor_) return;
+    std::vector<std::int64_t> counts(static_cast<std::size_t>(tensor_->size()));
+    for (int rank = 0; rank < tensor_->size(); ++rank)
+      counts[static_cast<std::size_t>(rank)] = (begin_of(rank + 1) - begin_of(rank)) * x.dim(1);
+    tensor_->all_gather(pass.stream, x, of_all(x), counts).wait(pass.stream);
+  }
+  // Of x [rows here, hidden], of which this rank has written its share, the rest.
+  void complete(Pass& pass, Tensor x) const {
+    if (only_share_here_) {
+      if (count_ < whole_) pass.stream.fill_zero(x.slice(count_, whole_ - count_));
+    } else {
+      gather(pass, x);
+    }
+  }
+
+  bool only_share_here() const { return only_share_here_; }
+
+ private:
+  std::int64_t begin_of(int rank) const { return std::min(rank * whole_, rows_); }
+
+  Communicator* tensor_ = nullptr;  // null: no other rank has these rows
+  bool only_share_here_ = false;
+  std::int64_t rows_ = 0;   // of the micro-batch
+  std::int64_t whole_ = 0;  // rows of a share that is not cut short
+  std::int64_t begin_ = 0, count_ = 0;
+};
 
 MixtureOfExperts::MixtureOfExperts(ParameterStore& store, const std::string& name,
                                    const DecoderConfig& config)
-    : store_(store),
-      config_(config),
+    : config_(config),
       router_(&store.declare({.name = name + ".router",
                               .shape = {config.moe.experts, config.hidden},
                               .weight_decay = WeightDecay::yes,
+                              .sharding = {.gradient = GradientOf::local_rows},
                               .forward_reads = ForwardReads::master})),
-      gate_(declare_experts(store, name, "w_gate", {config.ffn, config.hidden}, config.moe.experts,
-                            0.02, 0)),
-      up_(declare_experts(store, name, "w_up", {config.ffn, config.hidden}, config.moe.experts,
-                          0.02, 0)),
-      down_(declare_experts(store, name, "w_down", {config.hidden, config.ffn}, config.moe.experts,
-                            0.02 / std::sqrt(2.0 * static_cast<double>(config.layers)), 1)) {}
-
-ConstTensor MixtureOfExperts::experts(const Parameter* first) const {
-  return store_.stacked(*first, config_.moe.experts, ParameterStore::Field::value);
-}
-
-Tensor MixtureOfExperts::expert_gradients(const Parameter* first) const {
-  return store_.stacked(*first, config_.moe.experts, ParameterStore::Field::gradient);
-}
+      experts_(store, name, config) {}
 
 RouterStatistics MixtureOfExperts::allocate_statistics(Pass& pass) const {
   const std::int64_t rows = pass.batch.rows, sequences = pass.batch.sequences;
@@ -60,11 +90,9 @@ RouterStatistics MixtureOfExperts::allocate_statistics(Pass& pass) const {
           .margins = pass.allocate(DType::f32, {rows})};
 }
 
-Tensor MixtureOfExperts::forward(Pass& pass, ConstTensor x, Saved& saved) const {
-  const std::int64_t rows = x.dim(0), k = config_.moe.top_k, experts_count = config_.moe.experts;
-  const std::int64_t sequences = pass.batch.sequences;
-  if (!saved.statistics.chosen) saved.statistics = allocate_statistics(pass);
-  saved.x = x;
+void MixtureOfExperts::route(Pass& pass, const Share& share, ConstTensor x, Saved& saved) const {
+  const std::int64_t rows = pass.batch.rows, k = config_.moe.top_k;
+  const std::int64_t sequences = pass.batch.sequences, experts = config_.moe.experts;
   saved.x_f32 = x;
   if (x.dtype() != DType::f32) {
     const Tensor widened = pass.allocate(DType::f32, x.shape());
@@ -73,103 +101,140 @@ Tensor MixtureOfExperts::forward(Pass& pass, ConstTensor x, Saved& saved) const 
   }
   // The router reads the fp32 master weights: two nearly equal scores must not be decided by bf16
   // rounding.
-  const Tensor logits = pass.allocate(DType::f32, {rows, experts_count});
+  const Tensor logits = pass.allocate(DType::f32, {x.dim(0), experts});
   run(pass.stream,
       Gemm{.a = saved.x_f32, .b = router_->master, .c = logits, .transpose_b = Transpose::yes});
-  saved.router = {.logits = logits,
+  saved.router = {.logits = share.only_share_here() ? share.all_of_here(pass, logits) : logits,
                   .sequence_offsets = pass.batch.sequence_offsets,
                   .real_tokens = pass.batch.real_rows,
                   .replay = pass.replay_of(router_),
                   .k = config_.moe.top_k,
                   .capacity_factor = config_.moe.capacity_factor,
                   .balance_counts = config_.moe.balance_counts,
-                  .probabilities = pass.allocate(DType::f32, {rows, experts_count}),
+                  .probabilities = pass.allocate(DType::f32, {rows, experts}),
                   .log_sum_exp = pass.allocate(DType::f32, {rows}),
                   .chosen = saved.statistics.chosen,
                   .experts = pass.allocate(DType::i32, {rows, k}),
                   .gates = pass.allocate(DType::f32, {rows, k}),
                   .margins = saved.statistics.margins,
-                  .choice_fractions = pass.allocate(DType::f32, {sequences, experts_count}),
+                  .choice_fractions = pass.allocate(DType::f32, {sequences, experts}),
                   .balance_loss = saved.statistics.balance_loss,
                   .z_loss = saved.statistics.z_loss,
                   .expert_counts = saved.statistics.expert_counts};
   run(pass.stream, saved.router);
+}
 
-  const std::int64_t max_rows = max_expert_rows(rows, k, experts_count);
-  const Tensor row_offsets = pass.allocate(DType::i32, {experts_count + 1});
-  const Tensor source = pass.allocate(DType::i32, {max_rows});
-  const Tensor slot = pass.allocate(DType::i32, {rows, k});
-  run(pass.stream, PermutePlan{.experts = saved.router.experts,
-                               .row_offsets = row_offsets,
-                               .source = source,
-                               .slot = slot});
-  saved.row_offsets = row_offsets;
-  saved.source = source;
-  saved.slot = slot;
+void MixtureOfExperts::plan(Pass& pass, const Share& share, ConstTensor x, Saved& saved) const {
+  std::optional<ExpertDispatcher> alone;
+  ExpertDispatcher& dispatcher =
+      pass.dispatcher ? *pass.dispatcher : alone.emplace(config_.moe.experts);
+  const std::int64_t local = dispatcher.placement().local_experts();
+  const int parts = dispatcher.placement().parts();
+  require(local == experts_.here(),
+          "{}: this rank holds {} of {} experts, and tokens are sent to it for {}",
+          router_->spec.name, experts_.here(), config_.moe.experts, local);
+  require(config_.moe.top_k * parts <= max_slots,
+          "moe.top_k = {} times etp = {} is more than the {} rows that a token may have",
+          config_.moe.top_k, parts, max_slots);
+  const std::int64_t chunks = dispatcher.options().chunks;
+  const ConstTensor experts = share.of_all(ConstTensor(saved.router.experts));
+  std::vector<ConstTensor> experts_of_parts;
+  saved.parts.assign(static_cast<std::size_t>(chunks), {});
+  for (std::int64_t i = 0; i < chunks; ++i) {
+    Part& part = saved.parts[static_cast<std::size_t>(i)];
+    part.begin = share.count() * i / chunks;
+    part.count = share.count() * (i + 1) / chunks - part.begin;
+    experts_of_parts.push_back(experts.slice(part.begin, part.count));
+  }
+  const auto row_bytes = x.dim(1) * static_cast<std::int64_t>(size_of(x.dtype()));
+  const auto routes = dispatcher.plan(pass.stream, pass.arena, experts_of_parts, row_bytes);
+  for (std::size_t i = 0; i < routes.size(); ++i) saved.parts[i].routes = routes[i];
+}
 
-  const Tensor dispatched = pass.allocate(x.dtype(), {max_rows, config_.hidden});
-  run(pass.stream,
-      DispatchForward{.x = x, .source = source, .row_offsets = row_offsets, .rows = dispatched});
-  const auto grouped = [&](ConstTensor a, const Parameter* weights, std::int64_t out) {
-    const Tensor c = pass.allocate(x.dtype(), {max_rows, out});
-    run(pass.stream, GroupedGemm{.a = a,
-                                 .b = experts(weights),
-                                 .c = c,
-                                 .row_offsets = row_offsets,
-                                 .transpose_b = Transpose::yes});
-    return c;
+Tensor MixtureOfExperts::forward(Pass& pass, ConstTensor x, Saved& saved) const {
+  const Share share(pass);
+  require(x.dim(0) == share.rows_here(), "{}: x has {} rows of {}, expected {}", router_->spec.name,
+          x.dim(0), pass.batch.rows, share.rows_here());
+  if (!saved.statistics.chosen) saved.statistics = allocate_statistics(pass);
+  route(pass, share, x, saved);
+  plan(pass, share, x, saved);
+
+  const ConstTensor own_x = share.of_here(x), gates = share.of_all(ConstTensor(saved.router.gates));
+  const Tensor y = pass.allocate_like(x), own_y = share.of_here(y);
+  const auto dispatch = [&](const Part& part) {
+    return part.routes->dispatch(pass.stream, pass.arena, own_x.slice(part.begin, part.count));
   };
-  saved.rows = dispatched;
-  saved.gate = grouped(dispatched, gate_, config_.ffn);
-  saved.up = grouped(dispatched, up_, config_.ffn);
-  const Tensor product = pass.allocate_like(saved.gate);
-  run(pass.stream, SwiGluForward{.gate = saved.gate,
-                                 .up = saved.up,
-                                 .y = product,
-                                 .row_count = row_offsets.slice(experts_count, 1)});
-  saved.product = product;
-  saved.results = grouped(product, down_, config_.hidden);
-  const Tensor y = pass.allocate_like(x);
-  run(pass.stream,
-      CombineForward{.rows = saved.results, .slot = slot, .gates = saved.router.gates, .y = y});
+  const auto combine = [&](Part& part, ExpertTransfer& returning) {
+    part.results = returning.finish(pass.stream);
+    run(pass.stream, CombineForward{.rows = part.results,
+                                    .slot = part.routes->slot(),
+                                    .gates = gates.slice(part.begin, part.count),
+                                    .y = own_y.slice(part.begin, part.count)});
+  };
+  // While the experts work on a part, the next one comes and the one before goes back.
+  std::optional<ExpertTransfer> coming(dispatch(saved.parts.front())), returning;
+  for (std::size_t i = 0; i < saved.parts.size(); ++i) {
+    Part& part = saved.parts[i];
+    const ConstTensor rows = coming->finish(pass.stream);
+    if (i + 1 < saved.parts.size()) coming.emplace(dispatch(saved.parts[i + 1]));
+    const Tensor results = experts_.forward(pass, rows, part.routes->row_offsets(), part.experts);
+    ExpertTransfer sent = part.routes->collect(pass.stream, pass.arena, results);
+    if (returning) combine(saved.parts[i - 1], *returning);
+    returning.emplace(std::move(sent));
+  }
+  combine(saved.parts.back(), *returning);
+  share.complete(pass, y);
   return y;
 }
 
 void MixtureOfExperts::backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const {
-  const Tensor d_results = pass.allocate_like(saved.results);
+  const Share share(pass);
+  const ConstTensor own_d_y = share.of_here(d_y);
+  const ConstTensor gates = share.of_all(ConstTensor(saved.router.gates));
   const Tensor d_gates = pass.allocate(DType::f32, saved.router.gates.shape());
-  run(pass.stream, CombineBackward{.rows = saved.results,
-                                   .source = saved.source,
-                                   .slot = saved.slot,
-                                   .gates = saved.router.gates,
-                                   .row_offsets = saved.row_offsets,
-                                   .d_y = d_y,
-                                   .d_rows = d_results,
-                                   .d_gates = d_gates});
-  const auto grouped = [&](ConstTensor a, const Parameter* weights, Tensor c,
-                           Accumulate accumulate) {
-    run(pass.stream, GroupedGemm{.a = a,
-                                 .b = experts(weights),
-                                 .c = c,
-                                 .row_offsets = saved.row_offsets,
-                                 .accumulate = accumulate});
+  std::vector<ConstTensor> d_owned;
+  for (const Part& part : saved.parts) {
+    const Tensor d_rows = pass.allocate_like(part.results);
+    run(pass.stream,
+        CombineBackward{.rows = part.results,
+                        .source = part.routes->padded_source(),
+                        .slot = part.routes->slot(),
+                        .gates = gates.slice(part.begin, part.count),
+                        .row_offsets = part.routes->padded_offsets(),
+                        .d_y = own_d_y.slice(part.begin, part.count),
+                        .d_rows = d_rows,
+                        .d_gates = share.of_all(d_gates).slice(part.begin, part.count)});
+    d_owned.push_back(d_rows);
+  }
+  const auto distribute = [&](std::size_t i) {
+    return saved.parts[i].routes->distribute(pass.stream, pass.arena, d_owned[i]);
   };
-  const Tensor d_up = pass.allocate_like(saved.gate);
-  grouped(d_results, down_, d_up, Accumulate::overwrite);  // d_product, which d_up replaces below
-  const Tensor d_gate = pass.allocate_like(saved.gate);
-  run(pass.stream, SwiGluBackward{.gate = saved.gate,
-                                  .up = saved.up,
-                                  .d_y = d_up,
-                                  .d_gate = d_gate,
-                                  .d_up = d_up,
-                                  .row_count = saved.row_offsets.slice(config_.moe.experts, 1)});
-  const Tensor d_rows = pass.allocate_like(saved.rows);
-  grouped(d_gate, gate_, d_rows, Accumulate::overwrite);
-  grouped(d_up, up_, d_rows, Accumulate::add);
-  saved.d_results = d_results;
-  saved.d_gate = d_gate;
-  saved.d_up = d_up;
+  std::optional<ExpertTransfer> coming(distribute(0)), returning;
+  share.gather(pass, d_gates);
+  const Tensor d_router = router_backward(pass, share, d_gates, d_x.dtype(), saved);
 
+  const Tensor own_d_x = share.of_here(d_x);
+  const auto add_up = [&](const Part& part, ExpertTransfer& transfer) {
+    const ConstTensor d_rows = transfer.finish(pass.stream);
+    run(pass.stream, DispatchBackward{.d_rows = d_rows,
+                                      .slot = part.routes->slot(),
+                                      .d_extra = d_router.slice(part.begin, part.count),
+                                      .d_x = own_d_x.slice(part.begin, part.count)});
+  };
+  for (std::size_t i = 0; i < saved.parts.size(); ++i) {
+    const ConstTensor d_results = coming->finish(pass.stream);
+    if (i + 1 < saved.parts.size()) coming.emplace(distribute(i + 1));
+    const Tensor d_rows = experts_.backward_input(pass, d_results, saved.parts[i].experts);
+    ExpertTransfer sent = saved.parts[i].routes->collect(pass.stream, pass.arena, d_rows);
+    if (returning) add_up(saved.parts[i - 1], *returning);
+    returning.emplace(std::move(sent));
+  }
+  add_up(saved.parts.back(), *returning);
+  share.complete(pass, d_x);
+}
+
+Tensor MixtureOfExperts::router_backward(Pass& pass, const Share& share, ConstTensor d_gates,
+                                         DType dtype, Saved& saved) const {
   const Tensor d_logits = pass.allocate(DType::f32, saved.router.logits.shape());
   run(pass.stream, RouterBackward{.probabilities = saved.router.probabilities,
                                   .log_sum_exp = saved.router.log_sum_exp,
@@ -184,32 +249,23 @@ void MixtureOfExperts::backward_input(Pass& pass, ConstTensor d_y, Saved& saved,
                                   .balance_scale = pass.scales.balance,
                                   .z_scale = pass.scales.z,
                                   .d_logits = d_logits});
-  saved.d_logits = d_logits;
-  Tensor d_router = pass.allocate(DType::f32, saved.x.shape());
-  run(pass.stream, Gemm{.a = d_logits, .b = router_->master, .c = d_router});
-  if (d_x.dtype() != DType::f32) {
-    const Tensor narrowed = pass.allocate_like(d_x);
-    run(pass.stream, Convert{.x = d_router, .y = narrowed});
-    d_router = narrowed;
-  }
-  run(pass.stream,
-      DispatchBackward{.d_rows = d_rows, .slot = saved.slot, .d_extra = d_router, .d_x = d_x});
+  const Tensor own = share.of_all(d_logits);
+  saved.d_logits = share.only_share_here() ? own : d_logits;
+  const Tensor d_x = pass.allocate(DType::f32, {share.count(), saved.x_f32.dim(1)});
+  run(pass.stream, Gemm{.a = own, .b = router_->master, .c = d_x});
+  if (dtype == DType::f32) return d_x;
+  const Tensor narrowed = pass.allocate(dtype, d_x.shape());
+  run(pass.stream, Convert{.x = d_x, .y = narrowed});
+  return narrowed;
 }
 
 void MixtureOfExperts::backward_weight(Pass& pass, Saved& saved) const {
   run(pass.stream, Gemm{.a = saved.d_logits,
-                        .b = saved.x_f32,
+                        .b = saved.x_f32.slice(0, saved.d_logits.dim(0)),
                         .c = router_->gradient,
                         .transpose_a = Transpose::yes,
                         .accumulate = Accumulate::add});
-  const auto accumulate = [&](ConstTensor d_y, ConstTensor x, const Parameter* weights) {
-    run(pass.stream,
-        GroupedGemmWeightGradient{
-            .a = d_y, .b = x, .d_b = expert_gradients(weights), .row_offsets = saved.row_offsets});
-  };
-  accumulate(saved.d_gate, saved.rows, gate_);
-  accumulate(saved.d_up, saved.rows, up_);
-  accumulate(saved.d_results, saved.product, down_);
+  for (const Part& part : saved.parts) experts_.backward_weight(pass, part.experts);
 }
 
 }  // namespace orchard

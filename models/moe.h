@@ -1,8 +1,16 @@
-// The mixture-of-experts feed-forward: router -> permute -> grouped SwiGLU of each expert ->
-// weighted combine.
+// The mixture-of-experts feed-forward:
+//   router -> to the experts -> SwiGLU of each expert -> back to the tokens -> weighted sum
+//
+// Over several ranks. Tensor ranks that hold the same rows each send an equal share of them to the
+// experts and gather the results; with sequence parallelism a rank has only its share. Either way
+// every rank decides about all rows of the micro-batch, from the same logits, so that capacity and
+// balance loss see whole sequences. The experts may be on other ranks (parallel/expert_dispatcher.h).
+// A rank's rows can be sent in several parts, the first of which its experts work on while the next
+// is under way.
 #pragma once
 
 #include "models/config.h"
+#include "models/experts.h"
 #include "models/layer.h"
 
 namespace orchard {
@@ -22,36 +30,41 @@ class MixtureOfExperts {
   // Declares name.router [experts, hidden] and name.experts.<e>.{w_gate, w_up, w_down}.
   MixtureOfExperts(ParameterStore& store, const std::string& name, const DecoderConfig& config);
 
+  // Rows that travel and are computed together.
+  struct Part {
+    std::int64_t begin = 0, count = 0;  // among the rows that this rank sends
+    std::shared_ptr<const ExpertRoutes> routes;
+    ConstTensor results;  // [owner's rows, hidden] before the weighted sum
+    Experts::Saved experts;
+  };
+
   struct Saved {
     RouterStatistics statistics;  // allocated by forward unless the caller has done so
-    ConstTensor x;                // [rows, hidden]
-    ConstTensor x_f32;            // f32 [rows, hidden] what the router read; x itself in f32 mode
+    ConstTensor x_f32;            // f32 [rows here, hidden] what the router read; x itself in f32
     RouterForward router;         // its operands: probabilities, experts, gates ...
-    ConstTensor row_offsets, source, slot;  // permutation
-    ConstTensor rows;                       // [max_rows, hidden] dispatched
-    ConstTensor gate, up, product;          // [max_rows, ffn]
-    ConstTensor results;                    // [max_rows, hidden] before the combine
-    ConstTensor d_results, d_gate, d_up;    // for the weight half
-    ConstTensor d_logits;                   // f32 [rows, experts]
+    ConstTensor d_logits;         // f32 [rows here, experts], for the weight half
+    std::vector<Part> parts;
   };
 
   RouterStatistics allocate_statistics(Pass& pass) const;
   const Parameter* router() const { return router_; }
 
+  // x: [rows, hidden], or with sequence parallelism this rank's share of them.
   Tensor forward(Pass& pass, ConstTensor x, Saved& saved) const;
   void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const;
   void backward_weight(Pass& pass, Saved& saved) const;
 
  private:
-  ConstTensor experts(const Parameter* first) const;
-  Tensor expert_gradients(const Parameter* first) const;
+  class Share;
+  void route(Pass& pass, const Share& share, ConstTensor x, Saved& saved) const;
+  void plan(Pass& pass, const Share& share, ConstTensor x, Saved& saved) const;
+  // Gradient of what the router read, [rows that this rank sends, hidden], in `dtype`.
+  Tensor router_backward(Pass& pass, const Share& share, ConstTensor d_gates, DType dtype,
+                         Saved& saved) const;
 
-  const ParameterStore& store_;
   DecoderConfig config_;
   Parameter* router_;
-  const Parameter* gate_;  // of expert 0; the others follow
-  const Parameter* up_;
-  const Parameter* down_;
+  Experts experts_;
 };
 
 }  // namespace orchard

@@ -1,12 +1,10 @@
 #include "models/multimodal.h"
 
-#include "kernels/embedding/embedding.h"
-
 namespace orchard {
 
 MultimodalModel::MultimodalModel(ParameterStore& store, const ModelConfig& config)
     : config_((config.validate(), config)),
-      embedding_([&] {
+      table_([&] {
         if (config.has_vision()) {
           vision_.emplace(store, config.vision, config.recompute);
           connector_.emplace(store, config);
@@ -16,60 +14,41 @@ MultimodalModel::MultimodalModel(ParameterStore& store, const ModelConfig& confi
                                .weight_decay = WeightDecay::yes,
                                .sharding = {.tensor_dim = 0}});
       }()),
+      embedding_(*table_),
       decoder_(store, config.decoder, config.recompute),
-      head_(*embedding_) {}
-
-Tensor MultimodalModel::embed(Pass& pass, Saved& saved) const {
-  const DeviceBatch& batch = pass.batch;
-  const DType dtype = embedding_->value.dtype();
-  ConstTensor visual;
-  if (batch.tiles > 0) {
-    require(
-        vision_.has_value(),
-        "the batch holds {} picture tiles, but the model has no vision tower (vision.layers = 0)",
-        batch.tiles);
-    saved.vision.emplace();
-    saved.connector.emplace();
-    const std::int64_t rows = batch.tiles * (config_.vision.patches() + 1);
-    saved.d_features = pass.allocate(dtype, {rows, config_.vision.width});
-    saved.d_visual =
-        pass.allocate(dtype, {batch.tiles * config_.connector.tokens(), config_.decoder.hidden});
-    visual = connector_->forward(pass, vision_->forward(pass, batch.patches, *saved.vision),
-                                 *saved.connector);
-  } else {
-    saved.vision.reset();
-    saved.connector.reset();
+      head_(*table_) {
+  const std::int64_t hidden = config.decoder.hidden;
+  if (vision_) {
+    vision_->append_to(chain_);
+    chain_.add(
+        *connector_,
+        {.kind = ChainRows::visual, .rows_per_tile = config.connector.tokens(), .width = hidden});
   }
-  const Tensor x = pass.allocate(dtype, {batch.rows, config_.decoder.hidden});
-  run(pass.stream,
-      EmbeddingForward{
-          .table = embedding_->value, .visual = visual, .sources = batch.sources, .y = x});
-  return x;
+  lookup_ = chain_.size();
+  chain_.add(embedding_, {.kind = ChainRows::tokens, .width = hidden});
+  decoder_.append_to(chain_);
+  chain_.add(head_, {.kind = ChainRows::none, .width = hidden});
 }
 
-void MultimodalModel::forward(Pass& pass, Saved& saved, Purpose purpose) const {
-  const Tensor h = decoder_.forward(pass, embed(pass, saved), saved.decoder);
-  head_.forward(pass, h, saved.head, purpose);
+ConstTensor MultimodalModel::forward(Pass& pass, LinkRange range, ConstTensor x,
+                                     Saved& saved) const {
+  require(vision_.has_value() || pass.batch.tiles == 0,
+          "the batch holds {} picture tiles, but the model has no vision tower (vision.layers = 0)",
+          pass.batch.tiles);
+  return chain_.forward(pass, range, x, table_->value.dtype(), saved);
 }
 
-void MultimodalModel::backward(Pass& pass, Saved& saved) const {
-  const DType dtype = embedding_->value.dtype();
-  const Tensor d_h = pass.allocate(dtype, {pass.batch.rows, config_.decoder.hidden});
-  head_.backward_input(pass, saved.head, d_h);
-  const Tensor d_x = decoder_.backward(pass, d_h, saved.decoder);
-  run(pass.stream, EmbeddingBackward{.d_y = d_x,
-                                     .sources = pass.batch.sources,
-                                     .d_table = embedding_->gradient,
-                                     .d_visual = saved.vision ? saved.d_visual : Tensor()});
-  if (!saved.vision) return;
-  connector_->backward(pass, saved.d_visual, *saved.connector, saved.d_features);
-  vision_->backward(pass, saved.d_features, *saved.vision);
+ConstTensor MultimodalModel::losses(const Saved& saved) const {
+  const int head = chain_.size() - 1;
+  if (saved.range.last <= head) return {};
+  return LayerLink<LanguageModelHead>::state(saved.link(head)).losses;
 }
 
 Tensor MultimodalModel::forward_cached(Pass& pass, std::vector<KeyValueCache>& caches,
                                        ConstTensor key_offsets) const {
   Saved saved;
-  return head_.logits(pass, decoder_.forward_cached(pass, embed(pass, saved), caches, key_offsets));
+  const ConstTensor x = forward(pass, {0, lookup_ + 1}, {}, saved);
+  return head_.logits(pass, decoder_.forward_cached(pass, x, caches, key_offsets));
 }
 
 }  // namespace orchard

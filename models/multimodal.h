@@ -1,5 +1,5 @@
 // The whole model: vision transformer -> C-Abstractor -> visual tokens among the text tokens ->
-// decoder -> loss.
+// decoder -> loss, as a chain of links that a pipeline may cut anywhere.
 #pragma once
 
 #include <memory>
@@ -7,6 +7,7 @@
 
 #include "models/connector.h"
 #include "models/decoder.h"
+#include "models/embedding.h"
 #include "models/head.h"
 #include "models/vision.h"
 
@@ -18,22 +19,30 @@ class MultimodalModel {
   // decoder.*. `store` must outlive the model. Call store.allocate, then prepare, before the first
   // pass.
   MultimodalModel(ParameterStore& store, const ModelConfig& config);
+  MultimodalModel(const MultimodalModel&) = delete;
+  MultimodalModel& operator=(const MultimodalModel&) = delete;
 
   void prepare(Device& device, Stream& stream) { decoder_.prepare(device, stream); }
 
-  struct Saved {
-    std::optional<VisionTransformer::Saved> vision;  // absent without pictures
-    std::optional<Connector::Saved> connector;
-    Tensor d_features, d_visual;  // gradients of the tower's and the connector's output
-    Decoder::Saved decoder;
-    LanguageModelHead::Saved head;
-  };
+  using Saved = Chain::Saved;
 
-  // Losses of the micro-batch pass.batch are in saved.head.losses and the router statistics; for
+  // The links in order: the tower's, the connector, the embedding, the decoder's, the head.
+  const Chain& chain() const { return chain_; }
+
+  // Links [range.first, range.last) of the micro-batch pass.batch, see Chain::forward. After
   // Purpose::train, backward may follow.
-  void forward(Pass& pass, Saved& saved, Purpose purpose) const;
-  // Adds the micro-batch's share of every gradient.
-  void backward(Pass& pass, Saved& saved) const;
+  ConstTensor forward(Pass& pass, LinkRange range, ConstTensor x, Saved& saved) const;
+  // The whole chain, and its backward, which adds the micro-batch's share of every gradient.
+  void forward(Pass& pass, Saved& saved) const { forward(pass, chain_.whole(), {}, saved); }
+  void backward(Pass& pass, Saved& saved) const { chain_.backward(pass, {}, saved, {}); }
+
+  // What forward left of the losses. Of a range with the head: f32 [padded targets], in the order of
+  // batch.target_rows; else absent.
+  ConstTensor losses(const Saved& saved) const;
+  // Of the sparse layers of the range, in layer order.
+  std::vector<RouterStatistics> router_statistics(const Saved& saved) const {
+    return Decoder::router_statistics(chain_, saved);
+  }
 
   // Generation: embeds pass.batch's rows (and pictures), runs them through the caches, returns f32
   // logits [rows, vocab].
@@ -44,14 +53,15 @@ class MultimodalModel {
   const ModelConfig& config() const { return config_; }
 
  private:
-  Tensor embed(Pass& pass, Saved& saved) const;
-
   ModelConfig config_;
   std::optional<VisionTransformer> vision_;
   std::optional<Connector> connector_;
-  Parameter* embedding_;
+  Parameter* table_;
+  TokenEmbedding embedding_;
   Decoder decoder_;
   LanguageModelHead head_;
+  Chain chain_;
+  int lookup_ = 0;  // link of the embedding
 };
 
 }  // namespace orchard

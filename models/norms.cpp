@@ -5,14 +5,18 @@
 namespace orchard {
 namespace {
 
-Parameter& declare_scale(ParameterStore& store, const std::string& name, std::int64_t width) {
-  return store.declare({.name = name, .shape = {width}, .initializer = Initializer::ones});
+Parameter& declare_scale(ParameterStore& store, const std::string& name, std::int64_t width,
+                         GradientOf gradient) {
+  return store.declare({.name = name,
+                        .shape = {width},
+                        .initializer = Initializer::ones,
+                        .sharding = {.gradient = gradient}});
 }
 
 }  // namespace
 
 RmsNorm::RmsNorm(ParameterStore& store, const std::string& name, std::int64_t width)
-    : weight_(&declare_scale(store, name, width)) {}
+    : weight_(&declare_scale(store, name, width, GradientOf::local_rows)) {}
 
 Tensor RmsNorm::forward(Pass& pass, const Residual& x, Saved& saved) const {
   const RmsNormForward op{.x = x.sum,
@@ -37,10 +41,13 @@ void RmsNorm::backward(Pass& pass, ConstTensor d_y, ConstTensor d_sum, Saved& sa
                                    .d_weight = weight_->gradient});
 }
 
-LayerNorm::LayerNorm(ParameterStore& store, const std::string& name, std::int64_t width)
-    : weight_(&declare_scale(store, name + ".weight", width)),
-      bias_(&store.declare(
-          {.name = name + ".bias", .shape = {width}, .initializer = Initializer::zeros})) {}
+LayerNorm::LayerNorm(ParameterStore& store, const std::string& name, std::int64_t width,
+                     GradientOf gradient)
+    : weight_(&declare_scale(store, name + ".weight", width, gradient)),
+      bias_(&store.declare({.name = name + ".bias",
+                            .shape = {width},
+                            .initializer = Initializer::zeros,
+                            .sharding = {.gradient = gradient}})) {}
 
 Tensor LayerNorm::forward(Pass& pass, const Residual& x, Saved& saved) const {
   const LayerNormForward op{.x = x.sum,

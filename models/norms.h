@@ -1,4 +1,4 @@
-// Norm layers that also carry the residual stream: they add the pending delta, keep the sum for the
+// Norm layers, of local rows (see tensor_parallel.h), that also carry the residual stream: they add the pending delta, keep the sum for the
 // stream and return its normalised value. In backward the stream's own gradient joins d_x in the
 // same pass.
 #pragma once
@@ -29,8 +29,10 @@ class RmsNorm {
 
 class LayerNorm {
  public:
-  // Declares `name`.weight, ones, and `name`.bias, zeros.
-  LayerNorm(ParameterStore& store, const std::string& name, std::int64_t width);
+  // Declares `name`.weight, ones, and `name`.bias, zeros. `gradient`: everything where every tensor
+  // rank normalises all rows.
+  LayerNorm(ParameterStore& store, const std::string& name, std::int64_t width,
+            GradientOf gradient = GradientOf::local_rows);
 
   struct Saved {
     ConstTensor sum;          // [rows, width]

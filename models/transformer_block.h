@@ -20,6 +20,7 @@ class TransformerBlock {
   TransformerBlock(ParameterStore& store, const std::string& name, const AttentionConfig& attention,
                    const Config& config, Recompute recompute)
       : recompute_(recompute),
+        first_declared_(store.catalogue().size()),
         attention_norm_(store, name + ".attention_norm", attention.width),
         attention_(store, attention),
         feed_forward_norm_(store, name + ".feed_forward_norm", attention.width),
@@ -35,6 +36,9 @@ class TransformerBlock {
 
   Residual forward(Pass& pass, const Residual& x, Saved& saved) const {
     saved.input = x;
+    // Before the block, so that the step's report survives recomputation.
+    if constexpr (requires { feed_forward_.allocate_statistics(pass); })
+      saved.feed_forward.statistics = feed_forward_.allocate_statistics(pass);
     if (recompute_ == Recompute::none) return run_forward(pass, x, saved);
     const Tensor sum = pass.allocate_like(x.sum);
     const Tensor delta = pass.allocate_like(x.sum);
@@ -61,6 +65,8 @@ class TransformerBlock {
     attention_.backward_weight(pass, saved.attention);
   }
 
+  // How many parameters were declared before those of the block.
+  std::size_t first_declared() const { return first_declared_; }
   const Norm& attention_norm() const { return attention_norm_; }
   const Attention& attention() const { return attention_; }
   const Norm& feed_forward_norm() const { return feed_forward_norm_; }
@@ -78,6 +84,7 @@ class TransformerBlock {
   }
 
   Recompute recompute_;
+  std::size_t first_declared_;
   Norm attention_norm_;
   Attention attention_;
   Norm feed_forward_norm_;

@@ -1,6 +1,7 @@
 #include "parallel/parameter.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "kernels/cpu/parallel.h"
 #include "parallel/random.h"
@@ -16,12 +17,14 @@ std::int64_t padded(std::int64_t elements) {
   return (elements + alignment_elements - 1) / alignment_elements * alignment_elements;
 }
 
-void fill(const ParameterSpec& spec, std::uint64_t seed, double std, float* values) {
-  const std::int64_t n = spec.shape.numel();
+// The slice's initial values.
+void fill(const Parameter& p, std::uint64_t seed, double std, float* values) {
+  const ParameterSpec& spec = p.spec;
   const CounterRandom random(seed, spec.name);
-  cpu::parallel_for(n, 4096, [&](std::int64_t begin, std::int64_t end) {
+  const SliceIndex slice(spec.shape, p.shard.slice);
+  cpu::parallel_for(slice.elements(), 4096, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const auto index = static_cast<std::uint64_t>(i);
+      const auto index = static_cast<std::uint64_t>(slice.to_global(i));
       switch (spec.initializer) {
         case Initializer::normal:
           values[i] = static_cast<float>(std * random.normal(index));
@@ -48,17 +51,44 @@ Parameter& ParameterStore::declare(ParameterSpec spec) {
   require(find(spec.name) == nullptr, "two parameters are called {}", spec.name);
   const std::int64_t numel = spec.shape.numel();
   require(numel > 0, "parameter {} has the empty shape {}", spec.name, spec.shape);
-  Parameter& parameter = parameters_.emplace_back();
+  Shard shard;
+  try {
+    shard = shard_of(spec.shape, spec.sharding, place_);
+  } catch (const Error& error) {
+    fail("parameter {}: {}", spec.name, error.what());
+  }
+  Parameter& parameter = (shard.slice.count > 0 ? parameters_ : elsewhere_).emplace_back();
   parameter.spec = std::move(spec);
-  parameter.offset = elements_;
-  elements_ += padded(numel);
+  parameter.shard = shard;
+  parameter.declared = catalogue_.size();
+  catalogue_.push_back(&parameter);
   return parameter;
+}
+
+// Parameters that are reduced alike come together, otherwise in the order of declaration.
+std::vector<Parameter*> ParameterStore::lay_out() {
+  std::vector<Parameter*> order;
+  for (Parameter& p : parameters_) order.push_back(&p);
+  std::ranges::stable_sort(order, {}, [](const Parameter* p) {
+    const Reduction& r = p->shard.reduction;
+    return std::tuple(r.parameter_class, r.replicas, r.partial);
+  });
+  for (Parameter* p : order) {
+    if (segments_.empty() || segments_.back().reduction != p->shard.reduction)
+      segments_.push_back({p->shard.reduction, p->shard.replica, elements_, 0});
+    p->offset = elements_;
+    elements_ += padded(p->shape().numel());
+    segments_.back().count = elements_ - segments_.back().begin;
+  }
+  return order;
 }
 
 void ParameterStore::allocate(Device& device, Stream& stream, DType dtype, ParameterUse use) {
   require(dtype == DType::f32 || dtype == DType::bf16, "parameters are f32 or bf16, not {}",
           name_of(dtype));
+  require(elements_ == 0, "the store allocated its memory before");
   dtype_ = dtype;
+  const std::vector<Parameter*> order = lay_out();
   const auto view = [](const Buffer& buffer, DType type, std::int64_t offset, const Shape& shape) {
     return Tensor(buffer.data() + static_cast<std::size_t>(offset) * size_of(type), type, shape,
                   buffer.tensor(type, {0}).device());
@@ -69,44 +99,54 @@ void ParameterStore::allocate(Device& device, Stream& stream, DType dtype, Param
     stream.fill_zero(buffer.tensor(type, {elements}));
     return buffer;
   };
-  const bool training = use == ParameterUse::training;
+  const bool training = use != ParameterUse::forward;
   const auto has_master = [&](const Parameter& p) {
-    return training || dtype == DType::f32 || p.spec.forward_reads == ForwardReads::master;
+    return use == ParameterUse::training || dtype == DType::f32 ||
+           p.spec.forward_reads == ForwardReads::master;
   };
   std::int64_t master_elements = 0;
   for (const Parameter& p : parameters_)
-    if (has_master(p)) master_elements += padded(p.spec.shape.numel());
+    if (has_master(p)) master_elements += padded(p.shape().numel());
   if (master_elements > 0) masters_ = zeros(DType::f32, master_elements);
   if (training) gradients_ = zeros(DType::f32, elements_);
   if (dtype == DType::bf16) values_ = zeros(DType::bf16, elements_);
   std::int64_t master_offset = 0;  // where all have masters, the same as p.offset
-  for (Parameter& p : parameters_) {
-    const Shape& shape = p.spec.shape;
-    if (has_master(p)) {
-      p.master = view(masters_, DType::f32, master_offset, shape);
+  for (Parameter* p : order) {
+    const Shape shape = p->shape();
+    if (has_master(*p)) {
+      p->master = view(masters_, DType::f32, master_offset, shape);
       master_offset += padded(shape.numel());
     }
-    if (training) p.gradient = view(gradients_, DType::f32, p.offset, shape);
-    p.value = dtype == DType::bf16 ? view(values_, dtype, p.offset, shape) : p.master;
+    if (training) p->gradient = view(gradients_, DType::f32, p->offset, shape);
+    p->value = dtype == DType::bf16 ? view(values_, dtype, p->offset, shape) : p->master;
+    if (training) {
+      p->owned = {.begin = 0, .count = shape[0], .master = p->master, .gradient = p->gradient};
+      if (dtype == DType::bf16) p->owned.copy = p->value;
+    }
   }
 }
 
 void ParameterStore::initialise(Stream& stream, std::uint64_t seed, double std_scale) {
   std::vector<float> elements;
   for (const Parameter& p : parameters_) {
-    elements.resize(static_cast<std::size_t>(p.spec.shape.numel()));
-    fill(p.spec, seed, std_scale * p.spec.std, elements.data());
+    elements.resize(static_cast<std::size_t>(p.shape().numel()));
+    fill(p, seed, std_scale * p.spec.std, elements.data());
     write(stream, p, elements);
   }
 }
 
 void ParameterStore::write(Stream& stream, const Parameter& parameter,
                            std::span<const float> elements) {
-  const Shape& shape = parameter.spec.shape;
+  const Shape shape = parameter.shape();
   require(static_cast<std::int64_t>(elements.size()) == shape.numel(),
           "{} of shape {} was given {} elements", parameter.spec.name, shape, elements.size());
   if (parameter.master)
     stream.copy(parameter.master, ConstTensor(elements.data(), DType::f32, shape, DeviceKind::cpu));
+  if (const OwnedRows& own = parameter.owned; own.master && !parameter.master) {
+    const std::int64_t row = shape.numel() / shape[0];
+    stream.copy(own.master, ConstTensor(elements.data() + own.begin * row, DType::f32,
+                                        own.master.shape(), DeviceKind::cpu));
+  }
   std::vector<bf16> rounded;
   if (dtype_ == DType::bf16) {
     rounded.resize(elements.size());
@@ -129,7 +169,7 @@ Tensor ParameterStore::flat_gradients() const {
 }
 
 Tensor ParameterStore::stacked(const Parameter& first, std::int64_t count, Field field) const {
-  const Shape& shape = first.spec.shape;
+  const Shape shape = first.shape();
   const std::int64_t numel = shape.numel();
   require(numel % alignment_elements == 0,
           "{} has {} elements; parameters that are used as a stack need a multiple of {}",
@@ -137,7 +177,7 @@ Tensor ParameterStore::stacked(const Parameter& first, std::int64_t count, Field
   const auto it = std::find_if(parameters_.begin(), parameters_.end(),
                                [&](const Parameter& p) { return &p == &first; });
   for (std::int64_t i = 0; i < count; ++i) {
-    require(it + i < parameters_.end() && (it + i)->spec.shape == shape &&
+    require(it + i < parameters_.end() && (it + i)->shape() == shape &&
                 (it + i)->offset == first.offset + i * numel,
             "{} is not followed by {} parameters of its shape", first.spec.name, count - 1);
   }
@@ -150,15 +190,15 @@ Tensor ParameterStore::stacked(const Parameter& first, std::int64_t count, Field
 }
 
 const Parameter* ParameterStore::find(std::string_view name) const {
-  const auto it = std::find_if(parameters_.begin(), parameters_.end(),
-                               [&](const Parameter& p) { return p.spec.name == name; });
-  return it == parameters_.end() ? nullptr : &*it;
+  const auto it = std::ranges::find(
+      catalogue_, name, [](const Parameter* p) -> std::string_view { return p->spec.name; });
+  return it == catalogue_.end() ? nullptr : *it;
 }
 
 std::int64_t ParameterStore::count(const std::function<bool(const ParameterSpec&)>& filter) const {
   std::int64_t n = 0;
-  for (const Parameter& p : parameters_) {
-    if (!filter || filter(p.spec)) n += p.spec.shape.numel();
+  for (const Parameter* p : catalogue_) {
+    if (!filter || filter(p->spec)) n += p->spec.shape.numel();
   }
   return n;
 }

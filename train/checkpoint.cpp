@@ -1,6 +1,7 @@
 #include "train/checkpoint.h"
 
 #include <cmath>
+#include <optional>
 #include <set>
 #include <span>
 
@@ -17,13 +18,6 @@ constexpr std::string_view optimizer_group = "optimizer/";
 
 std::span<const std::uint8_t> bytes_of(const std::vector<float>& values) {
   return {reinterpret_cast<const std::uint8_t*>(values.data()), values.size() * sizeof(float)};
-}
-
-std::vector<float> to_host(Stream& stream, const ConstTensor& tensor) {
-  std::vector<float> values(static_cast<std::size_t>(tensor.numel()));
-  stream.copy(Tensor(values.data(), DType::f32, tensor.shape(), DeviceKind::cpu), tensor);
-  stream.synchronize();
-  return values;
 }
 
 void to_device(Stream& stream, const Tensor& tensor, const std::vector<float>& values) {
@@ -92,11 +86,7 @@ std::string_view name_of(OptimizerKind kind) {
   return kind == OptimizerKind::adamw ? "adamw" : "adafactor";
 }
 
-}  // namespace
-
-void save_checkpoint(const std::filesystem::path& path, const CheckpointInfo& info, Stream& stream,
-                     const ParameterStore& store, const Optimizer& optimizer) {
-  hdf5::File file = hdf5::File::create(path);
+void write_attributes(hdf5::File& file, const CheckpointInfo& info, OptimizerKind optimizer) {
   file.set_attribute("orchard_checkpoint", format_version);
   file.set_attribute("stage", static_cast<std::int64_t>(info.stage));
   file.set_attribute("step", info.step);
@@ -105,15 +95,31 @@ void save_checkpoint(const std::filesystem::path& path, const CheckpointInfo& in
   file.set_attribute("stage_finished", static_cast<std::int64_t>(info.stage_finished));
   file.set_attribute("tokenizer", info.tokenizer_hash);
   file.set_attribute("model", info.model);
-  file.set_attribute("optimizer", name_of(optimizer.config().kind));
-  for (const Parameter& p : store.parameters()) {
-    write(file, std::string(parameters_group) + p.spec.name, p.spec.shape,
-          to_host(stream, p.master));
+  file.set_attribute("optimizer", name_of(optimizer));
+}
+
+}  // namespace
+
+void save_checkpoint(const std::filesystem::path& path, const CheckpointInfo& info, Stream& stream,
+                     Communicator& ranks, const ParameterStore& store, const Optimizer& optimizer) {
+  std::optional<hdf5::File> file;
+  if (ranks.rank() == 0) {
+    file.emplace(hdf5::File::create(path));
+    write_attributes(*file, info, optimizer.config().kind);
   }
-  for (const auto& [name, tensor] : optimizer.state()) {
-    write(file, std::string(optimizer_group) + name, tensor.shape(), to_host(stream, tensor));
+  const auto save = [&](const std::string& name, const TensorShard& shard, const Tensor& tensor,
+                        Counted counted) {
+    const std::vector<float> values = gather_to_first(stream, ranks, shard, tensor, counted);
+    if (file) write(*file, name, shard.shape, values);
+  };
+  for (const Parameter* p : store.catalogue()) {
+    const bool counts = p->is_here() && p->shard.replica == 0;
+    save(std::string(parameters_group) + p->spec.name, owned_shard(*p), p->owned.master,
+         counts ? Counted::yes : Counted::no);
   }
-  file.commit();
+  for (const Optimizer::NamedShard& state : optimizer.state())
+    save(std::string(optimizer_group) + state.name, state.shard, state.tensor, state.counted);
+  if (file) file->commit();
 }
 
 CheckpointInfo read_checkpoint_info(const std::filesystem::path& path) {
@@ -132,13 +138,15 @@ void load_parameters(const std::filesystem::path& path, Stream& stream, Paramete
   const hdf5::File file = open_checked(path);
   std::set<std::string> unknown;
   for (const std::string& name : file.links(parameters_group)) unknown.insert(name);
-  for (const Parameter& p : store.parameters()) {
+  for (const Parameter* parameter : store.catalogue()) {
+    const Parameter& p = *parameter;
     const std::string name = std::string(parameters_group) + p.spec.name;
     require(unknown.erase(p.spec.name) == 1,
             "{} is a checkpoint of another model: it has no parameter {}; compare its attribute "
             "'model' with the recipe",
             path.string(), p.spec.name);
     const Shape stored = file.dataset(name).shape();
+    if (!p.is_here() && stored == p.spec.shape) continue;
     std::vector<float> values = read_verified(path, file, name);
     if (stored != p.spec.shape) {
       const bool resizable = positions == PositionTables::resized &&
@@ -150,7 +158,10 @@ void load_parameters(const std::filesystem::path& path, Stream& stream, Paramete
       values =
           resize_table(values, p.spec.name == "vision.positions" ? 1 : 0, stored, p.spec.shape);
     }
-    store.write(stream, p, values);
+    if (!p.is_here()) continue;
+    std::vector<float> slice(static_cast<std::size_t>(p.shape().numel()));
+    cut(p.spec.shape, p.shard.slice, values, slice);
+    store.write(stream, p, slice);
   }
   require(unknown.empty(),
           "{} is a checkpoint of another model: it also holds {} parameters that the recipe's "
@@ -164,15 +175,15 @@ void load_optimizer(const std::filesystem::path& path, Stream& stream, const Opt
   require(kind == name_of(optimizer.config().kind),
           "{} holds the state of {}, the recipe asks for {}", path.string(), kind,
           name_of(optimizer.config().kind));
-  for (const auto& [name, tensor] : optimizer.state()) {
+  for (const auto& [name, shard, tensor, counted] : optimizer.state()) {
     const std::string full = std::string(optimizer_group) + name;
     require(file.contains(full),
             "{} has no optimizer state {}; was it saved with another factoring threshold?",
             path.string(), name);
     const Shape stored = file.dataset(full).shape();
-    require(stored == tensor.shape(), "{}: optimizer state {} has shape {}, expected {}",
-            path.string(), name, stored, tensor.shape());
-    to_device(stream, tensor, read_verified(path, file, full));
+    require(stored == shard.shape, "{}: optimizer state {} has shape {}, expected {}",
+            path.string(), name, stored, shard.shape);
+    if (shard.count > 0) to_device(stream, tensor, cut(shard, read_verified(path, file, full)));
   }
 }
 

@@ -8,6 +8,7 @@
 //                              stage_finished, tokenizer, model (JSON), kind of optimizer
 //   attribute xxh3 of each     XXH3-128 of the dataset's bytes, verified on load
 //
+// The file does not depend on the layout of the ranks that wrote it, and any layout reads it.
 // A file appears under its name only when it is whole and on disk (data/atomic_file.h).
 // docs/parameters.md lists the names.
 #pragma once
@@ -29,9 +30,11 @@ struct CheckpointInfo {
   std::string model;  // the model's dimensions as JSON, see model_json
 };
 
-// Writes from rank 0's point of view: call it on one rank. Waits for the stream.
+// All ranks of the job call it together; the first writes, tensor after tensor as they come from
+// their owners, and holds one of them at a time. The others may return before the file is whole.
+// Waits for the stream.
 void save_checkpoint(const std::filesystem::path& path, const CheckpointInfo& info, Stream& stream,
-                     const ParameterStore& store, const Optimizer& optimizer);
+                     Communicator& ranks, const ParameterStore& store, const Optimizer& optimizer);
 
 // Throws Error naming the file when it is not a checkpoint or of an unknown format.
 CheckpointInfo read_checkpoint_info(const std::filesystem::path& path);
@@ -43,7 +46,7 @@ enum class PositionTables : std::uint8_t {
             // §10)
 };
 
-// Fills the masters (and values) of every parameter. Throws Error naming the first parameter that
+// Fills what this rank has of the masters and values of every parameter. Throws Error naming the first parameter that
 // is missing, of another shape, or damaged, and those in the file that the store does not know.
 void load_parameters(const std::filesystem::path& path, Stream& stream, ParameterStore& store,
                      PositionTables positions);

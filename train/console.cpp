@@ -30,6 +30,9 @@ std::string expert_part(const LossReport& losses) {
     fmt::format_to(std::back_inserter(text), " {:.2f}..{:.2f} in {} layers", *least, *most,
                    loads.size());
   }
+  std::int64_t dead = 0;
+  for (const std::vector<double>& shares : losses.expert_load) dead += dead_experts(shares);
+  if (dead > 0) fmt::format_to(std::back_inserter(text), " dead {}", dead);
   const double dropped = std::accumulate(losses.dropped.begin(), losses.dropped.end(), 0.0) /
                          static_cast<double>(std::max<std::size_t>(losses.dropped.size(), 1));
   if (dropped > 0) fmt::format_to(std::back_inserter(text), " dropped {:.1f}%", 100 * dropped);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <numeric>
 #include <span>
 
@@ -14,6 +15,11 @@ inline double load_imbalance(std::span<const double> shares) {
   if (total <= 0) return 0;
   return *std::max_element(shares.begin(), shares.end()) * static_cast<double>(shares.size()) /
          total;
+}
+
+// Experts that no token chose.
+inline std::int64_t dead_experts(std::span<const double> shares) {
+  return std::count(shares.begin(), shares.end(), 0.0);
 }
 
 }  // namespace orchard

@@ -25,7 +25,7 @@ class Decoding {
     const std::vector<std::int32_t> keys{0, static_cast<std::int32_t>(length_ + batch.rows)};
     const Tensor key_offsets = arena_.allocate(DType::i32, {2});
     stream_.copy(key_offsets, ConstTensor(keys.data(), DType::i32, {2}, DeviceKind::cpu));
-    Pass pass{.stream = stream_, .arena = arena_, .batch = batch};
+    Pass pass{.stream = stream_, .arena = arena_, .batch = batch, .purpose = Purpose::evaluate};
     const Tensor logits = model_.forward_cached(pass, caches_, key_offsets);
     length_ += batch.rows;
     last_.resize(static_cast<std::size_t>(logits.dim(1)));
@@ -62,7 +62,8 @@ MicroBatch single_row(std::int32_t token, std::int64_t position) {
 InferenceModel::InferenceModel(const std::filesystem::path& checkpoint, Device& device, DType dtype,
                                std::int64_t side, std::int64_t longest)
     : info_(read_checkpoint_info(checkpoint)),
-      alone_(make_single_communicator()),
+      world_(make_single_communicator()),
+      alone_(*world_, {}),
       stream_(device.make_stream()),
       arena_(device) {
   ModelConfig config = model_from_json(info_.model);
@@ -72,7 +73,7 @@ InferenceModel::InferenceModel(const std::filesystem::path& checkpoint, Device& 
   store_.allocate(device, *stream_, dtype, ParameterUse::forward);
   load_parameters(checkpoint, *stream_, store_, PositionTables::resized);
   model_->prepare(device, *stream_);
-  runner_ = std::make_unique<StepRunner>(device, *stream_, *alone_, store_, *model_);
+  runner_ = std::make_unique<StepRunner>(device, *stream_, alone_, store_, *model_);
 }
 
 std::vector<std::int32_t> InferenceModel::generate(const MicroBatch& prompt, std::int64_t count,

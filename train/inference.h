@@ -32,7 +32,8 @@ class InferenceModel {
 
  private:
   CheckpointInfo info_;
-  std::unique_ptr<Communicator> alone_;
+  std::unique_ptr<Communicator> world_;
+  ParallelContext alone_;
   std::unique_ptr<Stream> stream_;
   ParameterStore store_;
   std::unique_ptr<MultimodalModel> model_;

@@ -28,6 +28,7 @@ void for_each_step_field(Event& event, const Visit& visit) {
   visit("targets", event.targets);
   visit("tiles", event.tiles);
   visit("expert_load", losses.expert_load);
+  visit("expert_dropped", losses.expert_dropped);
   visit("dropped", losses.dropped);
   visit("step_seconds", event.step_seconds);
   visit("data_seconds", event.data_seconds);
@@ -68,9 +69,15 @@ auto writer(OrderedJson& json) {
   return [&json](const char* name, const auto& field) { json[name] = field; };
 }
 
+// Fields that files of earlier versions do not have.
+bool is_new(std::string_view name) {
+  return name == "expert_dropped";
+}
+
 auto reader(const Json& json, const std::string& place) {
   return [&](const char* name, auto& field) {
     using Field = std::decay_t<decltype(field)>;
+    if (is_new(name) && json.is_object() && !json.contains(name)) return;
     // JSON has no NaN; it is written as null.
     if (std::is_same_v<Field, double> && json.is_object() && json.contains(name) &&
         json[name].is_null()) {

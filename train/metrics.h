@@ -2,7 +2,8 @@
 //
 //   {"kind": "step", "stage", "step", "steps", "loss", "balance_loss", "z_loss", "grad_norm", "lr",
 //    "tokens", "targets", "tiles",
-//    "expert_load": [sparse layers][experts] shares of the choices, "dropped": [sparse layers],
+//    "expert_load": [sparse layers][experts] shares of the choices,
+//    "expert_dropped": [sparse layers][experts] of an expert's choices, "dropped": [sparse layers],
 //    "tokens_per_s", "step_seconds", "data_seconds", "forward_seconds", "backward_seconds",
 //    "reduce_seconds", "optimizer_seconds", "bad_samples"}
 //   {"kind": "validation", "stage", "step", "steps", "loss", "targets",

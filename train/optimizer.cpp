@@ -1,7 +1,5 @@
 #include "train/optimizer.h"
 
-#include <algorithm>
-
 #include "kernels/optimizer/optimizer.h"
 
 namespace orchard {
@@ -12,107 +10,148 @@ std::int64_t padded(std::int64_t elements) {
   return (elements + 15) / 16 * 16;
 }
 
-Tensor bf16_copy(const ParameterStore& store, const Parameter& p) {
-  return store.dtype() == DType::bf16 ? p.value : Tensor();
+Shape owned_shape(const Parameter& p) {
+  return p.shape().with(0, p.owned.count);
+}
+
+// The slots of a parameter's owned rows, each made by take(shape).
+template <class Take>
+OptimizerSlots make_slots(const Parameter& p, const OptimizerConfig& config, const Take& take) {
+  const Shape shape = owned_shape(p);
+  OptimizerSlots slots;
+  if (config.kind == OptimizerKind::adamw) slots.m = take(shape);
+  if (config.is_factored(p.spec.shape)) {
+    slots.v_row = take({shape[0]});
+    slots.v_col = take({p.spec.shape[1]});
+  } else {
+    slots.v = take(shape);
+  }
+  return slots;
+}
+
+Tensor flat(const Tensor& tensor) {
+  return tensor.reshape({tensor.shape().numel()});
 }
 
 }  // namespace
 
 Optimizer::Optimizer(Device& device, Stream& stream, ParameterStore& store,
-                     const OptimizerConfig& config)
-    : store_(store), config_(config) {
+                     const OptimizerConfig& config, const FlatShards* shards)
+    : store_(store), config_(config), shards_(shards), numbers_(store.catalogue().size()) {
+  allocate(device, stream);
+  const bool is_spread = shards && shards->ranks()[MeshGroup::stage].size() > 1;
+  if (config.kind == OptimizerKind::adafactor && is_spread)
+    spread_.emplace(device, *shards, config);
+}
+
+void Optimizer::allocate(Device& device, Stream& stream) {
   std::int64_t elements = 0;
-  for (const Parameter& p : store.parameters()) {
-    const Shape& shape = p.spec.shape;
-    if (config.kind == OptimizerKind::adamw) {
-      elements += 2 * padded(shape.numel());
-    } else if (is_factored(p)) {
-      elements += padded(shape[0]) + padded(shape[1]);
-    } else {
+  for (const Parameter& p : store_.parameters()) {
+    make_slots(p, config_, [&](const Shape& shape) {
       elements += padded(shape.numel());
-    }
+      return Tensor();
+    });
   }
   memory_ = device.allocate(static_cast<std::size_t>(elements) * sizeof(float));
   const Tensor all = memory_.tensor(DType::f32, {elements});
   stream.fill_zero(all);
   std::int64_t next = 0;
-  const auto take = [&](const Shape& shape) {
-    const Tensor slot = all.slice(next, shape.numel()).reshape(shape);
-    next += padded(shape.numel());
-    return slot;
-  };
-  for (const Parameter& p : store.parameters()) {
-    Slots& slots = slots_.emplace_back();
-    const Shape& shape = p.spec.shape;
-    if (config.kind == OptimizerKind::adamw) {
-      slots.m = take(shape);
-      slots.v = take(shape);
-    } else if (is_factored(p)) {
-      slots.v_row = take({shape[0]});
-      slots.v_col = take({shape[1]});
-    } else {
-      slots.v = take(shape);
-    }
+  for (const Parameter& p : store_.parameters()) {
+    numbers_[p.declared] = slots_.size();
+    slots_.push_back(make_slots(p, config_, [&](const Shape& shape) {
+      const Tensor slot = all.slice(next, shape.numel()).reshape(shape);
+      next += padded(shape.numel());
+      return slot;
+    }));
   }
 }
 
-bool Optimizer::is_factored(const Parameter& p) const {
-  const Shape& shape = p.spec.shape;
-  return shape.rank() == 2 && std::min(shape[0], shape[1]) >= config_.factor_threshold;
-}
-
 void Optimizer::update(Stream& stream, double learning_rate, double gradient_norm,
-                       std::int64_t step) {
+                       std::int64_t step, ValueGatherer* gatherer) {
+  if (spread_) return spread_->update(stream, slots_, learning_rate, step, gatherer);
   double scale = 1;
   if (config_.kind == OptimizerKind::adamw && config_.clip_norm > 0 &&
       gradient_norm > config_.clip_norm) {
     scale = config_.clip_norm / gradient_norm;
   }
-  std::size_t i = 0;
-  for (Parameter& p : store_.parameters()) {
-    const Slots& slots = slots_[i++];
-    if (config_.kind == OptimizerKind::adamw) {
-      const Shape flat{p.spec.shape.numel()};
-      const Tensor copy = bf16_copy(store_, p);
-      const bool decays = p.spec.weight_decay == WeightDecay::yes;
-      run(stream, AdamW{.weights = p.master.reshape(flat),
-                        .gradients = p.gradient.reshape(flat),
-                        .m = slots.m.reshape(flat),
-                        .v = slots.v.reshape(flat),
-                        .copy = copy ? copy.reshape(flat) : Tensor(),
-                        .gradient_scale = static_cast<float>(scale),
-                        .lr = static_cast<float>(learning_rate),
-                        .beta1 = static_cast<float>(config_.beta1),
-                        .beta2 = static_cast<float>(config_.beta2),
-                        .epsilon = static_cast<float>(config_.epsilon),
-                        .weight_decay = decays ? static_cast<float>(config_.weight_decay) : 0.0f,
-                        .step = step});
-    } else {
-      run(stream, AdaFactor{.weights = p.master,
-                            .gradients = p.gradient,
-                            .v_row = slots.v_row,
-                            .v_col = slots.v_col,
-                            .v = slots.v,
-                            .copy = bf16_copy(store_, p),
-                            .lr = static_cast<float>(learning_rate),
-                            .clip_threshold = static_cast<float>(config_.block_clip),
-                            .step = step});
-    }
+  const Step now{.learning_rate = learning_rate, .gradient_scale = scale, .number = step};
+  if (!shards_) {
+    for (const Parameter& p : store_.parameters()) update_rows(stream, p, now);
+    return;
+  }
+  for (const FlatBucket& bucket : shards_->buckets()) {
+    for (const Parameter* p : bucket.parameters) update_rows(stream, *p, now);
+    if (gatherer) gatherer->updated(stream, bucket);
   }
 }
 
-std::vector<Optimizer::NamedTensor> Optimizer::state() const {
-  std::vector<NamedTensor> state;
-  std::size_t i = 0;
-  for (const Parameter& p : store_.parameters()) {
-    const Slots& slots = slots_[i++];
-    const auto add = [&](const char* prefix, const Tensor& tensor) {
-      if (tensor) state.push_back({prefix + p.spec.name, tensor});
+void Optimizer::update_rows(Stream& stream, const Parameter& p, const Step& step) const {
+  if (p.owned.count == 0) return;
+  const OptimizerSlots& slots = slots_of(p);
+  const bool decays = p.spec.weight_decay == WeightDecay::yes;
+  if (config_.kind == OptimizerKind::adamw) {
+    run(stream, AdamW{.weights = flat(p.owned.master),
+                      .gradients = flat(p.owned.gradient),
+                      .m = flat(slots.m),
+                      .v = flat(slots.v),
+                      .copy = p.owned.copy ? flat(p.owned.copy) : Tensor(),
+                      .gradient_scale = static_cast<float>(step.gradient_scale),
+                      .lr = static_cast<float>(step.learning_rate),
+                      .beta1 = static_cast<float>(config_.beta1),
+                      .beta2 = static_cast<float>(config_.beta2),
+                      .epsilon = static_cast<float>(config_.epsilon),
+                      .weight_decay = decays ? static_cast<float>(config_.weight_decay) : 0.0f,
+                      .step = step.number});
+  } else {
+    run(stream, AdaFactor{.weights = p.owned.master,
+                          .gradients = p.owned.gradient,
+                          .v_row = slots.v_row,
+                          .v_col = slots.v_col,
+                          .v = slots.v,
+                          .copy = p.owned.copy,
+                          .lr = static_cast<float>(step.learning_rate),
+                          .clip_threshold = static_cast<float>(config_.block_clip),
+                          .step = step.number});
+  }
+}
+
+std::vector<Optimizer::NamedShard> Optimizer::state() const {
+  std::vector<NamedShard> state;
+  for (const Parameter* p : store_.catalogue()) {
+    const OptimizerSlots slots = p->is_here() ? slots_of(*p) : OptimizerSlots{};
+    const bool is_first = p->is_here() && p->shard.replica == 0;
+    const auto add = [&](const char* prefix, const TensorShard& shard, const Tensor& tensor,
+                         bool counts) {
+      state.push_back({.name = prefix + p->spec.name,
+                       .shard = shard,
+                       .tensor = tensor,
+                       .counted = counts ? Counted::yes : Counted::no});
     };
-    add("m/", slots.m);
-    add("v/", slots.v);
-    add("v_row/", slots.v_row);
-    add("v_col/", slots.v_col);
+    const TensorShard rows = owned_shard(*p);
+    if (config_.kind == OptimizerKind::adamw) add("m/", rows, slots.m, is_first);
+    if (!config_.is_factored(p->spec.shape)) {
+      add("v/", rows, slots.v, is_first);
+      continue;
+    }
+    const Shape& shape = p->spec.shape;
+    // Where columns are cut, all ranks that share them have the averages of all their rows.
+    const Slice& slice = p->shard.slice;
+    const bool cut_by_rows = slice.dim == 0;
+    add("v_row/",
+        {.shape = {shape[0]},
+         .slice = cut_by_rows ? Slice{0, slice.begin, slice.count} : whole({shape[0]}),
+         .begin = rows.begin,
+         .count = rows.count},
+        slots.v_row, is_first && (cut_by_rows || slice.begin == 0));
+    // All columns are on every rank, rows or none: those of the first rank of all count.
+    const bool is_first_holder =
+        is_first && slice.begin == 0 && (!shards_ || shards_->is_first_owner(*p));
+    add("v_col/",
+        {.shape = {shape[1]},
+         .slice = whole({shape[1]}),
+         .begin = 0,
+         .count = p->is_here() ? shape[1] : 0},
+        slots.v_col, is_first_holder);
   }
   return state;
 }

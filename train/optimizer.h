@@ -1,56 +1,58 @@
 // Optimizers over a ParameterStore: AdamW and AdaFactor, and the state they carry between steps.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "parallel/parameter.h"
+#include "parallel/sharded_step.h"
+#include "parallel/tensor_shard.h"
+#include "train/optimizer_state.h"
+#include "train/spread_adafactor.h"
 
 namespace orchard {
 
-enum class OptimizerKind : std::uint8_t { adamw, adafactor };
-
-struct OptimizerConfig {
-  OptimizerKind kind = OptimizerKind::adamw;
-  double beta1 = 0.9;
-  double beta2 = 0.95;
-  double epsilon = 1e-8;
-  double weight_decay = 0.1;  // AdamW, of parameters that decay: p -= lr · weight_decay · p
-  double clip_norm = 1.0;     // global gradient norm, AdamW; 0: none
-  double block_clip = 1.0;    // AdaFactor: largest rms of a block's update
-  std::int64_t factor_threshold =
-      128;  // AdaFactor: matrices with both sides at least this are factored
-};
-
 class Optimizer {
  public:
-  // Allocates zeroed state on the device.
-  Optimizer(Device& device, Stream& stream, ParameterStore& store, const OptimizerConfig& config);
+  // Allocates zeroed state for the rows that this rank owns. Without `shards` nobody shares the
+  // store's parameters.
+  Optimizer(Device& device, Stream& stream, ParameterStore& store, const OptimizerConfig& config,
+            const FlatShards* shards = nullptr);
 
-  // Updates every parameter from its gradient, scaled down first if the global norm exceeds
-  // clip_norm. `step` counts from 1.
-  void update(Stream& stream, double learning_rate, double gradient_norm, std::int64_t step);
+  // Updates the owned rows of every parameter from their gradients, scaled down first if the global
+  // norm exceeds clip_norm. `step` counts from 1. `gatherer` is told of every bucket that is done.
+  void update(Stream& stream, double learning_rate, double gradient_norm, std::int64_t step,
+              ValueGatherer* gatherer = nullptr);
 
   // The state by name, for checkpoints: "m/<parameter>" and "v/<parameter>" for AdamW; "v/...", or
-  // "v_row/..." and "v_col/..." for AdaFactor. f32.
-  struct NamedTensor {
+  // "v_row/..." and "v_col/..." for AdaFactor. f32. The same names in the same order on all ranks;
+  // shards are empty where a rank has nothing.
+  struct NamedShard {
     std::string name;
+    TensorShard shard;
     Tensor tensor;
+    Counted counted = Counted::yes;
   };
-  std::vector<NamedTensor> state() const;
+  std::vector<NamedShard> state() const;
 
   const OptimizerConfig& config() const { return config_; }
 
  private:
-  bool is_factored(const Parameter& p) const;
+  struct Step {
+    double learning_rate = 0, gradient_scale = 1;
+    std::int64_t number = 1;
+  };
+  void allocate(Device& device, Stream& stream);
+  void update_rows(Stream& stream, const Parameter& p, const Step& step) const;
+  const OptimizerSlots& slots_of(const Parameter& p) const { return slots_[numbers_[p.declared]]; }
 
   ParameterStore& store_;
   OptimizerConfig config_;
+  const FlatShards* shards_;
+  std::optional<SpreadAdaFactor> spread_;
   Buffer memory_;
-  struct Slots {
-    Tensor m, v, v_row, v_col;  // those that the optimizer and the parameter's factoring call for
-  };
-  std::vector<Slots> slots_;  // of each parameter, in store order
+  std::vector<OptimizerSlots> slots_;  // of each parameter that is here, in store order
+  std::vector<std::size_t> numbers_;   // of a declared parameter, its place in slots_
 };
 
 }  // namespace orchard

@@ -40,14 +40,15 @@ std::string stage_experts(const StageRecord& stage) {
   if (last.expert_load.empty()) return {};
   std::string html = "<div class=\"pair\">\n";
   for (std::size_t layer = 0; layer < last.expert_load.size(); ++layer) {
-    html += heat_map(
-        {.title = fmt::format("Stage {}, sparse layer {}", stage.number, layer + 1),
-         .note = fmt::format("at the end: busiest expert {:.2f}, dropped {:.1f}%",
-                             load_imbalance(last.expert_load[layer]), 100 * last.dropped[layer]),
-         .x_label = "step",
-         .y_label = "expert",
-         .x_end = static_cast<double>(stage.trained.back().step),
-         .columns = load_history(stage.trained, layer)});
+    html += heat_map({.title = fmt::format("Stage {}, sparse layer {}", stage.number, layer + 1),
+                      .note = fmt::format(
+                          "at the end: busiest expert {:.2f}, {} without a token, dropped {:.1f}%",
+                          load_imbalance(last.expert_load[layer]),
+                          dead_experts(last.expert_load[layer]), 100 * last.dropped[layer]),
+                      .x_label = "step",
+                      .y_label = "expert",
+                      .x_end = static_cast<double>(stage.trained.back().step),
+                      .columns = load_history(stage.trained, layer)});
   }
   return html + "</div>\n";
 }

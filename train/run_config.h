@@ -10,6 +10,8 @@
 #include "data/sample_layout.h"
 #include "data/tiling.h"
 #include "models/config.h"
+#include "parallel/expert_dispatcher.h"
+#include "parallel/sharding.h"
 #include "train/optimizer.h"
 
 namespace orchard {
@@ -34,6 +36,9 @@ struct StageConfig {
 struct RunConfig {
   ModelConfig
       model;  // vision.side is overridden by the stage's; vocabulary by the tokenizer's, where 0
+  Layout layout;
+  SequenceParallel sequence_parallel = SequenceParallel::yes;
+  ExpertDispatchOptions experts;
   std::vector<StageConfig> stages;
   DeviceKind device = DeviceKind::cpu;  // where the model lives
   DType dtype = DType::f32;
@@ -44,6 +49,7 @@ struct RunConfig {
   std::int64_t validation_samples = 0;  // held-out samples of each category; 0: all
   std::int64_t checkpoint_every = 0;    // steps; 0: only at the end of a stage
   std::int64_t keep_checkpoints = 2;    // the newest of a stage, the final one apart
+  std::int64_t hang_timeout = 600;  // seconds that a rank or an operation may give no sign of life
   std::filesystem::path training_set;
   std::filesystem::path run_folder;
 };

@@ -1,10 +1,11 @@
 #include "train/step.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <numeric>
 
-#include "kernels/elementwise/elementwise.h"
+#include "parallel/parameter_collectives.h"
 
 namespace orchard {
 namespace {
@@ -35,15 +36,33 @@ double sum(const std::vector<float>& values) {
 
 }  // namespace
 
-StepRunner::StepRunner(Device& device, Stream& stream, Communicator& ranks, ParameterStore& store,
-                       const MultimodalModel& model)
+StepRunner::StepRunner(Device& device, Stream& stream, const ParallelContext& ranks,
+                       ParameterStore& store, const MultimodalModel& model,
+                       const FlatShards* shards, Overlap overlap,
+                       const ExpertDispatchOptions& experts)
     : stream_(stream),
       ranks_(ranks),
       store_(store),
       model_(model),
+      overlap_(overlap),
+      dispatcher_(
+          ExpertDispatcher::of(device, stream, ranks, model.config().decoder.moe.experts, experts)),
       arena_(device),
-      uploader_(model.config(), store.dtype()),
-      norm_(device.allocate(sizeof(float))) {}
+      uploader_(model.config(), store.dtype()) {
+  if (!shards) return;
+  reducer_.emplace(*shards);
+  gatherer_.emplace(*shards, overlap);
+  counted_ = shards->counted_once();
+  squares_ = device.allocate(counted_.size() * sizeof(float));
+}
+
+bool StepRunner::evaluates_together() const {
+  if (!dispatcher_) return false;
+  const std::vector<int> group = ranks_.mesh().group(MeshGroup::expert_layer, ranks_.rank());
+  return std::ranges::any_of(group, [&](int rank) {
+    return ranks_.mesh().coordinates(rank).data != ranks_.coordinates().data;
+  });
+}
 
 LossScales StepRunner::scales(const StepTotals& totals) const {
   const auto share = [](double weight, std::int64_t count) {
@@ -58,9 +77,8 @@ LossScales StepRunner::scales(const StepTotals& totals) const {
 void StepRunner::read_back(const Pass& pass, const MultimodalModel::Saved& saved) {
   if (used_ == host_.size()) host_.emplace_back();
   HostLosses& host = host_[used_++];
-  copy_to_host(pass.stream, host.targets, saved.head.losses);
-  const std::vector<RouterStatistics> statistics =
-      model_.decoder().router_statistics(saved.decoder);
+  copy_to_host(pass.stream, host.targets, model_.losses(saved));
+  const std::vector<RouterStatistics> statistics = model_.router_statistics(saved);
   host.balance.resize(statistics.size());
   host.z.resize(statistics.size());
   host.counts.resize(statistics.size());
@@ -89,7 +107,9 @@ LossReport StepRunner::collect(const StepTotals& totals) {
     }
   }
   used_ = 0;
-  ranks_.sum_on_host(sums);
+  own_loss_ = sums[0];
+  // Tensor ranks all have the losses of their replica.
+  ranks_[MeshGroup::data].sum_on_host(sums);
   const auto mean = [](double total, std::int64_t count) {
     return count ? total / static_cast<double>(count) : 0.0;
   };
@@ -102,18 +122,38 @@ LossReport StepRunner::collect(const StepTotals& totals) {
     const double choices = std::accumulate(before, after, 0.0);
     std::vector<double>& load = report.expert_load.emplace_back(before, after);
     for (double& share : load) share /= std::max(choices, 1.0);
+    std::vector<double>& lost = report.expert_dropped.emplace_back(experts);
+    for (std::size_t e = 0; e < experts; ++e)
+      lost[e] = before[e] > 0 ? 1 - after[e] / before[e] : 0;
     report.dropped.push_back(1 -
                              std::accumulate(after, after + experts, 0.0) / std::max(choices, 1.0));
   }
   return report;
 }
 
+void StepRunner::require_finite_loss(double loss) const {
+  // The sum over ranks is the same everywhere, so all ranks take this decision alike.
+  if (std::isfinite(loss)) return;
+  Communicator& replicas = ranks_[MeshGroup::data];
+  const std::string operation = replicas.last_operation();
+  double first = std::isfinite(own_loss_) ? -1.0 * replicas.size() : -1.0 * replicas.rank();
+  replicas.max_on_host({&first, 1});
+  const auto place = static_cast<std::size_t>(-first);
+  const std::string who = place < replicas.members().size()
+                              ? ranks_.mesh().name(replicas.members()[place])
+                              : "no rank alone";
+  fail("the loss is {} (that of {}, in {}): lower the learning rate, or look for bad data", loss,
+       who, operation);
+}
+
 StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
                                   const StepTotals& totals, std::span<const RoutingReplay> replay) {
   require(replay.empty() || replay.size() == micro_batches.size(),
           "{} micro-batches cannot follow the routing of {}", micro_batches.size(), replay.size());
+  require(reducer_.has_value(), "this runner was made without shards, to evaluate alone");
   StepReport report;
   store_.zero_gradients(stream_);
+  reducer_->begin(stream_);
   for (std::size_t m = 0; m < micro_batches.size(); ++m) {
     arena_.reset();
     const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batches[m]);
@@ -121,25 +161,26 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
               .arena = arena_,
               .batch = batch,
               .scales = scales(totals),
-              .replay = replay.empty() ? nullptr : &replay[m]};
+              .replay = replay.empty() ? nullptr : &replay[m],
+              .parallel = &ranks_,
+              .dispatcher = dispatcher_.get()};
     MultimodalModel::Saved saved;
     {
       const Stopwatch watch(report.seconds.forward);
-      model_.forward(pass, saved, Purpose::train);
+      model_.forward(pass, saved);
       read_back(pass, saved);
     }
     const Stopwatch watch(report.seconds.backward);
+    if (m + 1 == micro_batches.size() && overlap_ == Overlap::yes) pass.gradients = &*reducer_;
     model_.backward(pass, saved);
     stream_.synchronize();
   }
   {
     const Stopwatch watch(report.seconds.reduce);
-    ranks_.all_reduce_sum(stream_, store_.flat_gradients());
+    reducer_->finish(stream_);
   }
   report.losses = collect(totals);
-  // The sum over ranks is the same everywhere, so all ranks take this decision alike.
-  require(std::isfinite(report.losses.loss),
-          "the loss is {}: lower the learning rate, or look for bad data", report.losses.loss);
+  require_finite_loss(report.losses.loss);
   return report;
 }
 
@@ -148,16 +189,14 @@ StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const St
                              std::span<const RoutingReplay> replay) {
   StepReport report = accumulate(micro_batches, totals, replay);
   const Stopwatch watch(report.seconds.optimizer);
-  const Tensor square = norm_.tensor(DType::f32, {1});
-  float sum_of_squares = 0;
-  run(stream_, SumOfSquares{.x = store_.flat_gradients(), .result = square});
-  stream_.copy(Tensor(&sum_of_squares, DType::f32, {1}, DeviceKind::cpu), square);
-  stream_.synchronize();
-  report.gradient_norm = std::sqrt(static_cast<double>(sum_of_squares));
+  report.gradient_norm =
+      gradient_norm(stream_, ranks_[MeshGroup::world], store_.flat_gradients(), counted_,
+                    squares_.tensor(DType::f32, {std::ssize(counted_)}));
   require(std::isfinite(report.gradient_norm),
           "the gradient norm of step {} is {}: lower the learning rate, or look for bad data", step,
           report.gradient_norm);
-  optimizer.update(stream_, learning_rate, report.gradient_norm, step);
+  optimizer.update(stream_, learning_rate, report.gradient_norm, step, &*gatherer_);
+  gatherer_->finish(stream_);
   stream_.synchronize();
   return report;
 }
@@ -165,11 +204,16 @@ StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const St
 std::vector<float> StepRunner::evaluate(const MicroBatch& micro_batch) {
   arena_.reset();
   const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batch);
-  Pass pass{.stream = stream_, .arena = arena_, .batch = batch};
+  Pass pass{.stream = stream_,
+            .arena = arena_,
+            .batch = batch,
+            .purpose = Purpose::evaluate,
+            .parallel = &ranks_,
+            .dispatcher = dispatcher_.get()};
   MultimodalModel::Saved saved;
-  model_.forward(pass, saved, Purpose::evaluate);
+  model_.forward(pass, saved);
   std::vector<float> losses;
-  copy_to_host(stream_, losses, saved.head.losses);
+  copy_to_host(stream_, losses, model_.losses(saved));
   stream_.synchronize();
   losses.resize(static_cast<std::size_t>(batch.targets));
   return losses;

@@ -1,12 +1,14 @@
-// One optimizer step of data-parallel training: micro-batches forward and backward in order, one
-// reduction of the gradients, one update.
+// One optimizer step: micro-batches forward and backward in order, one reduction of the gradients,
+// one update.
 #pragma once
 
+#include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
-#include "comm/communicator.h"
 #include "models/multimodal.h"
+#include "parallel/sharded_step.h"
 #include "train/optimizer.h"
 #include "train/upload.h"
 
@@ -30,9 +32,10 @@ struct LossReport {
   double loss = 0;          // mean cross-entropy of the target tokens
   double balance_loss = 0;  // mean over sequences, summed over layers, without its weight
   double z_loss = 0;        // mean over real tokens, summed over layers, without its weight
-  // Share of the choices that each expert got, before capacity, by sparse layer; and the share
-  // dropped.
-  std::vector<std::vector<double>> expert_load;
+  // Share of the choices that each expert got, before capacity, by sparse layer; of those that it
+  // got, the share that its capacity dropped; and of all choices of the layer. train/expert_load.h
+  // has what follows from the shares.
+  std::vector<std::vector<double>> expert_load, expert_dropped;
   std::vector<double> dropped;
 };
 
@@ -46,11 +49,14 @@ struct StepReport {
 // that a step needs is allocated on its first calls and reused.
 class StepRunner {
  public:
-  // All arguments must outlive the runner.
-  StepRunner(Device& device, Stream& stream, Communicator& ranks, ParameterStore& store,
-             const MultimodalModel& model);
+  // All arguments must outlive the runner. All ranks of a pipeline stage make theirs together.
+  // Without shards it only evaluates.
+  StepRunner(Device& device, Stream& stream, const ParallelContext& ranks, ParameterStore& store,
+             const MultimodalModel& model, const FlatShards* shards = nullptr,
+             Overlap overlap = Overlap::yes, const ExpertDispatchOptions& experts = {});
 
-  // Gradients of all micro-batches of this rank, reduced over ranks, are left in the store.
+  // `micro_batches` are those of this rank's place in the data group. Their gradients, reduced over
+  // ranks, are left in the rows that this rank owns.
   // Throws Error when the loss is not finite, on every rank. `replay` is the routing of each
   // micro-batch, for comparisons in which no expert may change places with another; without it
   // routers choose.
@@ -66,6 +72,12 @@ class StepRunner {
   // alone.
   std::vector<float> evaluate(const MicroBatch& batch);
 
+  // Whether ranks of different places in the data group hold experts for each other: then they
+  // evaluate as many micro-batches as each other.
+  bool evaluates_together() const;
+
+  // Brings tokens to their experts; null in a model without.
+  ExpertDispatcher* dispatcher() const { return dispatcher_.get(); }
   const Arena& arena() const { return arena_; }
 
  private:
@@ -73,11 +85,19 @@ class StepRunner {
   // Queues copies of a micro-batch's losses to the host: backward reuses their memory.
   void read_back(const Pass& pass, const MultimodalModel::Saved& saved);
   LossReport collect(const StepTotals& totals);
+  // Throws Error on every rank unless the loss over all of them is finite, naming the first rank
+  // whose own is not.
+  void require_finite_loss(double loss) const;
 
   Stream& stream_;
-  Communicator& ranks_;
+  const ParallelContext& ranks_;
   ParameterStore& store_;
   const MultimodalModel& model_;
+  Overlap overlap_;
+  std::optional<GradientReducer> reducer_;
+  std::optional<ValueGatherer> gatherer_;
+  std::vector<FlatRange> counted_;  // of the gradient norm
+  std::unique_ptr<ExpertDispatcher> dispatcher_;
   Arena arena_;
   BatchUploader uploader_;
 
@@ -88,7 +108,8 @@ class StepRunner {
   };
   std::vector<HostLosses> host_;  // of each micro-batch of the step
   std::size_t used_ = 0;          // micro-batches of the step in progress
-  Buffer norm_;
+  double own_loss_ = 0;           // of this rank's targets, in the last step
+  Buffer squares_;                // workspace of the gradient norm
 };
 
 }  // namespace orchard

@@ -107,6 +107,8 @@ void TensorBoard::on_step(const StepEvent& event) {
     scalars.push_back(
         {fmt::format("expert_load/layer{}", layer), load_imbalance(losses.expert_load[layer])});
     scalars.push_back({fmt::format("dropped/layer{}", layer), losses.dropped[layer]});
+    scalars.push_back({fmt::format("dead_experts/layer{}", layer),
+                       static_cast<double>(dead_experts(losses.expert_load[layer]))});
   }
   write(event.stage, event.step, scalars);
 }

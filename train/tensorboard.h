@@ -8,7 +8,7 @@
 //
 // Scalars are called stage<k>/loss, /balance_loss, /z_loss, /grad_norm, /lr, /tokens_per_s,
 // /step_seconds, /data_seconds; stage<k>/expert_load/layer<i> (busiest expert over the mean, i
-// counts sparse layers) and /dropped/layer<i>; stage<k>/validation/loss,
+// counts sparse layers), /dropped/layer<i> and /dead_experts/layer<i>; stage<k>/validation/loss,
 // /validation/category/<name>, /validation/swap_difference and /validation/swap_z. Steps count
 // within the stage.
 #pragma once

@@ -8,6 +8,7 @@
 
 #include "train/checkpoint.h"
 #include "train/checkpoint_folder.h"
+#include "train/layout_facts.h"
 #include "train/model_json.h"
 #include "train/schedule.h"
 #include "train/stage_data.h"
@@ -67,7 +68,7 @@ void check_tokenizer(const RunConfig& run, const std::filesystem::path& checkpoi
 class StageTrainer {
  public:
   StageTrainer(const RunConfig& run, const StageConfig& stage, const TrainingSet& set,
-               Device& device, Communicator& ranks, const RankObserver& observer)
+               Device& device, const ParallelContext& ranks, const RankObserver& observer)
       : run_(run),
         stage_(stage),
         set_(set),
@@ -77,11 +78,18 @@ class StageTrainer {
         model_config_(stage_model(run, stage, set)),
         data_(set, run, stage),
         stream_(device.make_stream()),
+        store_(ranks.place()),
         model_(store_, model_config_) {
-    store_.allocate(device, *stream_, run.dtype);
+    store_.allocate(device, *stream_, run.dtype, ParameterUse::training_on_shards);
+    shards_.emplace(device, *stream_, ranks, store_);
     model_.prepare(device, *stream_);
-    optimizer_.emplace(device, *stream_, store_, stage.optimizer);
-    runner_.emplace(device, *stream_, ranks, store_, model_);
+    optimizer_.emplace(device, *stream_, store_, stage.optimizer, &*shards_);
+    runner_.emplace(device, *stream_, ranks, store_, model_, &*shards_, Overlap::yes, run.experts);
+    if (ExpertDispatcher* const dispatcher = runner_->dispatcher()) {
+      dispatcher->on_growth([this](const std::string& text) {
+        fmt::print(stderr, "{}: {}\n", ranks_.mesh().name(ranks_.rank()), text);
+      });
+    }
     const double law =
         learning_rate_law(static_cast<double>(dense_backbone_parameters(model_config_.decoder)));
     schedule_ = {.peak = stage.peak_lr > 0 ? stage.peak_lr : law,
@@ -116,11 +124,11 @@ class StageTrainer {
     if (done_ == 0) validate_and_report();
     const std::int64_t first = done_,
                        last = budget ? std::min(stage_.steps, done_ + *budget) : stage_.steps;
-    const auto loader =
-        data_.make_loader(done_ + 1, ranks_.rank(), ranks_.size(), [this](const BadSample& bad) {
-          ++bad_samples_;
-          tell_bad(bad);
-        });
+    const auto loader = data_.make_loader(done_ + 1, replicas().rank(), replicas().size(),
+                                          [this](const BadSample& bad) {
+                                            ++bad_samples_;
+                                            tell_bad(bad);
+                                          });
     while (done_ < last) {
       train_one(*loader);
       const bool at_end = done_ == stage_.steps;
@@ -134,11 +142,14 @@ class StageTrainer {
   }
 
  private:
+  // The ranks that hold what this one holds and see other samples.
+  Communicator& replicas() const { return ranks_[MeshGroup::data]; }
+
   void train_one(PrefetchingLoader& loader) {
     const auto start = Clock::now();
     const std::int64_t step = done_ + 1;
     const StepPlan plan = data_.step_plan(step);
-    const auto mine = plan.of_rank(ranks_.rank(), ranks_.size());
+    const auto mine = plan.of_rank(replicas().rank(), replicas().size());
     micro_batches_.clear();
     for (std::size_t i = 0; i < mine.size(); ++i) {
       auto batch = loader.next();
@@ -173,7 +184,7 @@ class StageTrainer {
     // Where a stage begins, what counts is the loss that it has to improve on.
     const Swap swap = done_ == 0 ? Swap::skip : Swap::compare;
     event.report =
-        validate(*runner_, data_, set_.index(), run_.micro_batch, ranks_, swap, tell_bad);
+        validate(*runner_, data_, set_.index(), run_.micro_batch, replicas(), swap, tell_bad);
     event.seconds = seconds_since(start);
     observer_.validation(event);
     // The report is that of all ranks. What follows would be a checkpoint without worth.
@@ -187,20 +198,20 @@ class StageTrainer {
     // Written by one rank; the others wait, so that no rank runs ahead of a failed write.
     const std::filesystem::path path =
         at_end ? checkpoints_.final_of(stage_.number) : checkpoints_.at_step(stage_.number, done_);
-    if (ranks_.rank() == 0) {
-      std::filesystem::create_directories(checkpoints_.folder());
-      save_checkpoint(path,
-                      {.stage = stage_.number,
-                       .step = done_,
-                       .sequences = done_ * stage_.global_batch,
-                       .seed = run_.seed,
-                       .stage_finished = at_end,
-                       .tokenizer_hash = set_.tokenizer().hash(),
-                       .model = model_json(model_config_)},
-                      *stream_, store_, *optimizer_);
-      checkpoints_.prune(stage_.number, at_end ? 0 : run_.keep_checkpoints);
-    }
-    ranks_.barrier();
+    Communicator& world = ranks_[MeshGroup::world];
+    const bool writes = world.rank() == 0;
+    if (writes) std::filesystem::create_directories(checkpoints_.folder());
+    save_checkpoint(path,
+                    {.stage = stage_.number,
+                     .step = done_,
+                     .sequences = done_ * stage_.global_batch,
+                     .seed = run_.seed,
+                     .stage_finished = at_end,
+                     .tokenizer_hash = set_.tokenizer().hash(),
+                     .model = model_json(model_config_)},
+                    *stream_, world, store_, *optimizer_);
+    if (writes) checkpoints_.prune(stage_.number, at_end ? 0 : run_.keep_checkpoints);
+    world.barrier();
     observer_.message(
         fmt::format("stage {} step {}: wrote {}", stage_.number, done_, path.string()));
   }
@@ -208,7 +219,7 @@ class StageTrainer {
   const RunConfig& run_;
   const StageConfig& stage_;
   const TrainingSet& set_;
-  Communicator& ranks_;
+  const ParallelContext& ranks_;
   const RankObserver& observer_;
   CheckpointFolder checkpoints_;
   ModelConfig model_config_;
@@ -216,6 +227,7 @@ class StageTrainer {
   std::unique_ptr<Stream> stream_;
   ParameterStore store_;
   MultimodalModel model_;
+  std::optional<FlatShards> shards_;
   std::optional<Optimizer> optimizer_;
   std::optional<StepRunner> runner_;
   Schedule schedule_;
@@ -224,12 +236,11 @@ class StageTrainer {
   std::atomic<std::int64_t> bad_samples_ = 0;  // counted on the loader's thread
 };
 
-void check_run(const RunConfig& run, const Communicator& ranks) {
+void check_run(const RunConfig& run, const TrainingSet& set, const Communicator& ranks) {
+  require(run.layout.pipeline == 1, "pp {}: training has no pipelines", run.layout.pipeline);
   for (const StageConfig& stage : run.stages) {
-    const std::int64_t share = run.micro_batch * ranks.size();
-    require(share > 0 && stage.global_batch % share == 0,
-            "stage {}: global_batch = {} must be a multiple of micro_batch = {} times the {} ranks",
-            stage.number, stage.global_batch, run.micro_batch, ranks.size());
+    require_possible(ranks.size(), run.layout,
+                     layout_facts(run, stage, stage_model(run, stage, set)));
   }
 }
 
@@ -267,9 +278,14 @@ void check_resumable(const RunConfig& run, const std::string& tokenizer_hash) {
 
 void train(const RunConfig& run, const TrainOptions& options, Device& device, Communicator& ranks,
            Observer& observer) {
-  check_run(run, ranks);
-  const RankObserver quiet(observer, ranks);
   const TrainingSet set = TrainingSet::open(run.training_set);
+  check_run(run, set, ranks);
+  const ParallelContext parallel(ranks, run.layout, run.sequence_parallel);
+  const RankObserver quiet(observer, ranks);
+  if (ranks.size() > 1) {
+    quiet.message(fmt::format("{} ranks: {} (dp {}, edp {})", ranks.size(), run.layout.to_string(),
+                              parallel.mesh().data(), parallel.mesh().expert_data()));
+  }
   const CheckpointFolder checkpoints(run.run_folder);
   const auto latest = checkpoints.latest();
   require(options.resume == Resume::from_latest || !latest,
@@ -293,7 +309,7 @@ void train(const RunConfig& run, const TrainOptions& options, Device& device, Co
       if (std::filesystem::exists(finished)) weights = finished;
       continue;
     }
-    StageTrainer trainer(run, stage, set, device, ranks, quiet);
+    StageTrainer trainer(run, stage, set, device, parallel, quiet);
     if (reached && reached->stage == stage.number) {
       trainer.resume(*latest, *reached);
     } else if (!weights.empty()) {

@@ -49,6 +49,7 @@ DeviceBatch BatchUploader::upload(Stream& stream, Arena& arena, const MicroBatch
   for (std::int64_t t = 0; t <= batch.tiles; ++t) {
     tile_offsets_.push_back(static_cast<std::int32_t>(t * (config_.vision.patches() + 1)));
   }
+  out.tower_rows = tile_offsets_.back();
   out.tile_offsets = copy(tile_offsets_);
   const Shape shape{batch.tiles, config_.vision.patches(), config_.vision.patch_values()};
   const Tensor pixels = arena.allocate(DType::f32, shape);

@@ -23,21 +23,43 @@ bool shows_others_pictures(const PackedSequence& sequence) {
                      [](const PackedSample& s) { return s.pictures_of != s.sample; });
 }
 
-// Loss of every sample in this rank's share of `sequences`; of swapped ones, of micro-batches with
-// any.
-SampleLosses sample_losses(StepRunner& runner, BatchBuilder& builder,
-                           std::span<const PackedSequence> sequences, Which which,
-                           std::int64_t micro_batch, const Communicator& ranks) {
+struct Evaluation {
+  StepRunner& runner;
+  BatchBuilder& builder;
+  BatchBuilder& helper;  // of batches whose bad samples their own rank reports
+  std::int64_t micro_batch;
+  const Communicator& ranks;
+};
+
+// Micro-batches are dealt out in turn: batch b to rank b % size. Loss of every sample in this rank's;
+// of swapped ones, of micro-batches with any. Where ranks evaluate together, one that has nothing
+// left helps the others: it goes along with a micro-batch of theirs, and forgets the result.
+SampleLosses sample_losses(const Evaluation& with, std::span<const PackedSequence> sequences,
+                           Which which) {
+  const std::int64_t micro_batch = with.micro_batch;
   SampleLosses losses;
   const auto n = static_cast<std::int64_t>(sequences.size());
-  for (std::int64_t batch = ranks.rank(); batch * micro_batch < n; batch += ranks.size()) {
+  const std::int64_t batches = (n + micro_batch - 1) / micro_batch;
+  const auto batch_at = [&](std::int64_t batch) {
     const std::int64_t first = batch * micro_batch;
-    const auto mine = sequences.subspan(static_cast<std::size_t>(first),
-                                        static_cast<std::size_t>(std::min(micro_batch, n - first)));
-    if (which == Which::swapped && std::none_of(mine.begin(), mine.end(), shows_others_pictures))
+    return sequences.subspan(static_cast<std::size_t>(first),
+                             static_cast<std::size_t>(std::min(micro_batch, n - first)));
+  };
+  const auto is_wanted = [&](std::int64_t batch) {
+    return batch < batches &&
+           (which == Which::all || std::ranges::any_of(batch_at(batch), shows_others_pictures));
+  };
+  for (std::int64_t round = 0; round < batches; round += with.ranks.size()) {
+    const std::int64_t own = round + with.ranks.rank();
+    if (!is_wanted(own)) {
+      std::int64_t other = round;
+      while (other < round + with.ranks.size() && !is_wanted(other)) ++other;
+      if (with.runner.evaluates_together() && other < round + with.ranks.size())
+        with.runner.evaluate(with.helper.build(batch_at(other)));
       continue;
-    const MicroBatch micro = builder.build(mine);
-    const std::vector<float> values = runner.evaluate(micro);
+    }
+    const MicroBatch micro = with.builder.build(batch_at(own));
+    const std::vector<float> values = with.runner.evaluate(micro);
     std::size_t next = 0;
     for (std::size_t row = 0; row < micro.targets.size(); ++row) {
       if (micro.targets[row] < 0) continue;
@@ -82,9 +104,10 @@ ValidationReport validate(StepRunner& runner, const StageData& data, const Train
                           std::function<void(const BadSample&)> on_bad) {
   const std::unique_ptr<Device> device = make_cpu_device();
   BatchBuilder builder = data.make_builder(*device, std::move(on_bad));
+  BatchBuilder helper = data.make_builder(*device, [](const BadSample&) {});
+  const Evaluation with{runner, builder, helper, micro_batch, ranks};
   const HeldOutPlan& plan = data.held_out();
-  const SampleLosses own =
-      sample_losses(runner, builder, plan.sequences, Which::all, micro_batch, ranks);
+  const SampleLosses own = sample_losses(with, plan.sequences, Which::all);
 
   std::vector<Sums> sums(index.categories.size());
   for (const auto& [sample, loss] : own) {
@@ -94,8 +117,7 @@ ValidationReport validate(StepRunner& runner, const StageData& data, const Train
   }
   if (swap == Swap::compare && !plan.pairs.empty()) {
     const std::vector<PackedSequence> sequences = plan.swapped();
-    const SampleLosses swapped =
-        sample_losses(runner, builder, sequences, Which::swapped, micro_batch, ranks);
+    const SampleLosses swapped = sample_losses(with, sequences, Which::swapped);
     for (const PicturePair& pair : plan.pairs) {
       const auto a = own.find(pair.sample), b = swapped.find(pair.sample);
       if (a == own.end() || b == swapped.end()) continue;  // another rank's

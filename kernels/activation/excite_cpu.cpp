@@ -21,8 +21,9 @@ namespace orchard::cpu::HWY_NAMESPACE {
 template <class T>
 void sigmoids(const ConstTensor& scale, float* out) {
   const T* const in = scale.data<T>();
-  parallel_vectors(scale.numel(), [&](std::int64_t i, std::int64_t n)
-                                      HWY_ATTR { store(sigmoid(load(in + i, n)), out + i, n); });
+  parallel_vectors(scale.numel(), [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+    store(sigmoid<float>(load(in + i, n)), out + i, n);
+  });
 }
 
 // Pixels [begin, end), counted through all images.

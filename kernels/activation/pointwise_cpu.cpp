@@ -36,11 +36,10 @@ HWY_INLINE Vector slope(Vector kx, Vector s) {
 template <class T>
 void activation_forward(const ActivationForward& op) {
   const T* const x = op.x.data<T>();
-  T* const y = op.y.data<T>();
   const float k = steepness(op.kind);
-  parallel_vectors(op.x.numel(), [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+  parallel_transform(op.x.numel(), op.y.data<T>(), [=](std::int64_t i, std::int64_t n) HWY_ATTR {
     const Vector v = load(x + i, n);
-    store(hn::Mul(v, sigmoid(hn::Mul(v, set(k)))), y + i, n);
+    return hn::Mul(v, sigmoid<T>(hn::Mul(v, set(k))));
   });
 }
 
@@ -48,11 +47,10 @@ template <class T>
 void activation_backward(const ActivationBackward& op) {
   const T* const x = op.x.data<T>();
   const T* const d_y = op.d_y.data<T>();
-  T* const d_x = op.d_x.data<T>();
   const float k = steepness(op.kind);
-  parallel_vectors(op.x.numel(), [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+  parallel_transform(op.x.numel(), op.d_x.data<T>(), [=](std::int64_t i, std::int64_t n) HWY_ATTR {
     const Vector kx = hn::Mul(load(x + i, n), set(k));
-    store(hn::Mul(load(d_y + i, n), slope(kx, sigmoid(kx))), d_x + i, n);
+    return hn::Mul(load(d_y + i, n), slope(kx, sigmoid<T>(kx)));
   });
 }
 
@@ -71,11 +69,10 @@ template <class T>
 void swiglu_forward(const SwiGluForward& op) {
   const T* const gate = op.gate.data<T>();
   const T* const up = op.up.data<T>();
-  T* const y = op.y.data<T>();
   const std::int64_t size = active_elements(op, "SwiGluForward");
-  parallel_vectors(size, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+  parallel_transform(size, op.y.data<T>(), [=](std::int64_t i, std::int64_t n) HWY_ATTR {
     const Vector g = load(gate + i, n);
-    store(hn::Mul(hn::Mul(g, sigmoid(g)), load(up + i, n)), y + i, n);
+    return hn::Mul(hn::Mul(g, sigmoid<T>(g)), load(up + i, n));
   });
 }
 
@@ -90,7 +87,7 @@ void swiglu_backward(const SwiGluBackward& op) {
   const std::int64_t size = active_elements(op, "SwiGluBackward");
   parallel_vectors(size, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
     const Vector g = load(gate + i, n), u = load(up + i, n), d = load(d_y + i, n);
-    const Vector s = sigmoid(g);
+    const Vector s = sigmoid<T>(g);
     const Vector silu = hn::Mul(g, s);
     store(hn::Mul(hn::Mul(d, u), slope(g, s)), d_gate + i, n);
     store(hn::Mul(d, silu), d_up + i, n);

@@ -250,10 +250,12 @@ class BackwardPiece {
   static void pair_rows(const float* row, std::int64_t count, std::int64_t vectors, Word* pairs) {
     const hn::Rebind<std::uint32_t, Floats> d;
     for (std::int64_t i = 0; i < vectors * lanes(); i += lanes()) {
-      const auto even = hn::ShiftRight<16>(round_upper_half(load(row + i)));
-      const auto odd = count == 2 ? round_upper_half(load(row + max_key_tile + i)) : hn::Zero(d);
-      hn::StoreU(hn::Or(even, hn::And(odd, hn::Set(d, 0xffff0000u))), d,
-                 reinterpret_cast<std::uint32_t*>(pairs) + i);
+      auto pair = hn::PromoteTo(d, to_words(load(row + i)));
+      if (count == 2) {
+        const auto odd = hn::PromoteTo(d, to_words(load(row + max_key_tile + i)));
+        pair = hn::Or(pair, hn::ShiftLeft<16>(odd));
+      }
+      hn::StoreU(pair, d, reinterpret_cast<std::uint32_t*>(pairs) + i);
     }
   }
 

@@ -54,9 +54,8 @@ struct PairProduct {
   }
 };
 
-// bf16 by AVX512-BF16, which Highway 1.0.3 has no target for: twice the rate of fp32.
-#define ORCHARD_PAIR_INSTRUCTION ((HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL) && __GNUC__)
-#if ORCHARD_PAIR_INSTRUCTION
+// bf16 by AVX512-BF16: twice the rate of fp32.
+#if ORCHARD_ASSEMBLES_AVX512_BF16
 struct PairInstruction {
   using Element = bf16;
   using Word = std::uint32_t;
@@ -72,12 +71,11 @@ struct PairInstruction {
 template <class Body>
 HWY_INLINE void with_product(DType dtype, const Body& body) {
   if (dtype == DType::f32) return body(FloatProduct());
-#if ORCHARD_PAIR_INSTRUCTION
-  if (__builtin_cpu_supports("avx512bf16")) return body(PairInstruction());
+#if ORCHARD_ASSEMBLES_AVX512_BF16
+  if (has_avx512_bf16()) return body(PairInstruction());
 #endif
   body(PairProduct());
 }
-#undef ORCHARD_PAIR_INSTRUCTION
 
 template <class Word>
 constexpr std::int64_t elements_per_word = std::is_same_v<Word, float> ? 1 : 2;

@@ -8,6 +8,8 @@
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
 #include "hwy/highway.h"
 //
+#include <hwy/cache_control.h>
+
 #include <algorithm>
 #include <type_traits>
 
@@ -80,7 +82,14 @@ void convolve(const T* x, const float* weights, T* y, const Extent& extent, std:
         for (int s = 0; s < 4; ++s) in[r][s] = window.at(r, s, c);
       }
       T* const left = y + pixel * channels + c;
+      // The next pair reads two pixels first, columns 3 and 4 to the right of `pixel` and a row down, and
+      // writes two: so many streams at once are more than the hardware prefetches.
+      const T* const ahead = x + (pixel + extent.width + 3) * channels + c;
       for_each_vector(chunk, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+        hwy::Prefetch(ahead + i);
+        hwy::Prefetch(ahead + channels + i);
+        hwy::Prefetch(left + 2 * channels + i);
+        hwy::Prefetch(left + 3 * channels + i);
         Vector sum0 = zero(), sum1 = zero();
         for (int r = 0; r < 3; ++r) {
           const float* const w = weights + c * taps + 3 * r * chunk + i;

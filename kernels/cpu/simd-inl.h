@@ -39,8 +39,29 @@ HWY_INLINE Vector to_floats(hn::Vec<Words> words) {
   return hn::BitCast(Floats(), hn::ShiftLeft<16>(hn::PromoteTo(d32, words)));
 }
 
-// The nearest bf16 of each lane in the upper half of its bits; the lower half is anything.
-HWY_INLINE hn::Vec<hn::Rebind<std::uint32_t, Floats>> round_upper_half(Vector v) {
+// AVX512-BF16, for which Highway 1.0.3 has no target: asked for when the program runs, reached through
+// the assembler. It rounds in one instruction instead of nine, with the same results but for
+// subnormal numbers, which it takes for zero.
+#define ORCHARD_ASSEMBLES_AVX512_BF16 \
+  ((HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL) && __GNUC__)
+#if ORCHARD_ASSEMBLES_AVX512_BF16
+HWY_INLINE bool has_avx512_bf16() {
+  return __builtin_cpu_supports("avx512bf16") != 0;
+}
+HWY_INLINE __mmask16 subnormal_lanes(Vector v) {
+  return _mm512_fpclass_ps_mask(v.raw, 0x20);
+}
+#endif
+
+// The nearest bf16 of each lane.
+HWY_INLINE hn::Vec<Words> to_words(Vector v) {
+#if ORCHARD_ASSEMBLES_AVX512_BF16
+  if (has_avx512_bf16() && HWY_LIKELY(subnormal_lanes(v) == 0)) {
+    __m256i words;
+    __asm__("vcvtneps2bf16 %1, %0" : "=v"(words) : "v"(v.raw));
+    return hn::Vec<Words>{words};
+  }
+#endif
   const hn::Rebind<std::uint32_t, Floats> d32;
   const auto bits = hn::BitCast(d32, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(d32, 1u));
@@ -48,11 +69,7 @@ HWY_INLINE hn::Vec<hn::Rebind<std::uint32_t, Floats>> round_upper_half(Vector v)
   // The carry could turn a NaN into an infinity: quieten NaNs instead of rounding them.
   const auto is_nan = hn::RebindMask(d32, hn::IsNaN(v));
   const auto quiet = hn::Or(bits, hn::Set(d32, 0x00400000u));
-  return hn::IfThenElse(is_nan, quiet, rounded);
-}
-
-HWY_INLINE hn::Vec<Words> to_words(Vector v) {
-  return hn::TruncateTo(Words(), hn::ShiftRight<16>(round_upper_half(v)));
+  return hn::TruncateTo(Words(), hn::ShiftRight<16>(hn::IfThenElse(is_nan, quiet, rounded)));
 }
 
 HWY_INLINE Vector load(const bf16* p) {
@@ -65,6 +82,25 @@ HWY_INLINE void store(Vector v, float* p) {
 
 HWY_INLINE void store(Vector v, bf16* p) {
   hn::StoreU(to_words(v), Words(), reinterpret_cast<std::uint16_t*>(p));
+}
+
+// Two vectors that follow each other.
+HWY_INLINE void store_two(Vector first, Vector second, float* p) {
+  store(first, p);
+  store(second, p + lanes());
+}
+
+HWY_INLINE void store_two(Vector first, Vector second, bf16* p) {
+#if ORCHARD_ASSEMBLES_AVX512_BF16
+  if (has_avx512_bf16() && HWY_LIKELY((subnormal_lanes(first) | subnormal_lanes(second)) == 0)) {
+    __m512i words;
+    __asm__("vcvtne2ps2bf16 %1, %2, %0" : "=v"(words) : "v"(first.raw), "v"(second.raw));
+    _mm512_storeu_si512(p, words);
+    return;
+  }
+#endif
+  store(first, p);
+  store(second, p + lanes());
 }
 
 #if HWY_MEM_OPS_MIGHT_FAULT

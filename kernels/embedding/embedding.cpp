@@ -9,6 +9,7 @@ void run(Stream& stream, const EmbeddingForward& op) {
   check.that(op.table.rank() == 2, "table is [vocab, hidden]");
   check.that(op.sources.rank() == 1, "sources is [tokens]");
   check.that(!op.visual || op.visual.rank() == 2, "visual is [visual_tokens, hidden]");
+  check.that(op.shard.holds(op.table.dim(0)), "the table's ids lie inside the vocabulary");
   const std::int64_t hidden = op.table.dim(1);
   check.operand("table", op.table, op.table.shape(), float_types);
   if (op.visual) {
@@ -24,6 +25,8 @@ void run(Stream& stream, const EmbeddingBackward& op) {
   check.that(op.d_y.rank() == 2, "d_y is [tokens, hidden]");
   check.that(!op.d_table || op.d_table.rank() == 2, "d_table is [vocab, hidden]");
   check.that(!op.d_visual || op.d_visual.rank() == 2, "d_visual is [visual_tokens, hidden]");
+  check.that(op.shard.holds(op.d_table ? op.d_table.dim(0) : 0),
+             "d_table's ids lie inside the vocabulary");
   const std::int64_t hidden = op.d_y.dim(1);
   check.operand("d_y", op.d_y, op.d_y.shape(), float_types);
   check.operand("sources", op.sources, {op.d_y.dim(0)}, {DType::i32});

@@ -5,24 +5,30 @@
 #pragma once
 
 #include "kernels/core/tensor.h"
+#include "kernels/core/vocabulary_shard.h"
 
 namespace orchard {
 
 class Stream;
 
 // y[t] = table[sources[t]] for a text token, visual[-1 - sources[t]] for a visual one.
+// With a shard: zeros for tokens that are other ranks', and for visual ones where `visual` is
+// absent, so that the rows of all shards add up to the whole.
 struct EmbeddingForward {
   ConstTensor table;        // [vocab, hidden]
   ConstTensor visual = {};  // [visual_tokens, hidden]; absent: text only
   ConstTensor sources;      // i32 [tokens]: >= 0 a vocabulary id, < 0 visual row -1 - source
-  Tensor y;                 // [tokens, hidden]
+  VocabularyShard shard = {};
+  Tensor y;  // [tokens, hidden]
 };
 
 // d_table[id] += d_y[t] for text tokens; d_visual[row] = d_y[t] for visual ones (each row has one
-// token; a row that no token names receives zero).
+// token; a row that no token names receives zero). With a shard: text tokens of other ranks add
+// nothing.
 struct EmbeddingBackward {
-  ConstTensor d_y;       // [tokens, hidden]
-  ConstTensor sources;   // i32 [tokens]
+  ConstTensor d_y;      // [tokens, hidden]
+  ConstTensor sources;  // i32 [tokens]
+  VocabularyShard shard = {};
   Tensor d_table = {};   // f32 [vocab, hidden], added to; absent: not wanted
   Tensor d_visual = {};  // [visual_tokens, hidden]; absent: not wanted
 };

@@ -20,12 +20,13 @@ namespace orchard::cpu::HWY_NAMESPACE {
 
 template <class T>
 void add_columns(const EmbeddingBackward& op, std::int64_t begin, std::int64_t end) {
-  const std::int64_t tokens = op.d_y.dim(0), hidden = op.d_y.dim(1);
+  const std::int64_t tokens = op.d_y.dim(0), hidden = op.d_y.dim(1), rows = op.d_table.dim(0);
   const std::int32_t* const sources = op.sources.data<std::int32_t>();
   for (std::int64_t t = 0; t < tokens; ++t) {
-    if (sources[t] < 0) continue;
+    const std::int64_t row = sources[t] - op.shard.first_id;
+    if (sources[t] < 0 || row < 0 || row >= rows) continue;
     const T* const d_y = op.d_y.data<T>() + t * hidden + begin;
-    float* const d_table = op.d_table.data<float>() + sources[t] * hidden + begin;
+    float* const d_table = op.d_table.data<float>() + row * hidden + begin;
     for_each_vector(end - begin, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
       store(hn::Add(load(d_table + i, n), load(d_y + i, n)), d_table + i, n);
     });
@@ -50,7 +51,7 @@ HWY_EXPORT(add_to_table);
 
 namespace {
 
-// How many rows a source may name: a negative count means that the table is absent and unbounded.
+// How many rows a source may name: a negative count means that they are absent and unbounded.
 struct SourceLimits {
   std::int64_t vocab, visual_tokens;
 };
@@ -120,15 +121,26 @@ const std::int32_t* invert(Stream& stream, std::string_view operation, std::int6
 }
 
 void embedding_forward(Stream&, const EmbeddingForward& op) {
+  const bool sharded = op.shard.vocabulary > 0;
+  const std::int64_t rows = op.table.dim(0), visual_rows = op.visual ? op.visual.dim(0) : 0;
   check_sources("EmbeddingForward", op.sources,
-                {op.table.dim(0), op.visual ? op.visual.dim(0) : 0});
+                {sharded ? op.shard.vocabulary : rows, sharded && !op.visual ? -1 : visual_rows});
   const SourceRows table(op.table), visual(op.visual);
   const TargetRows y(op.y);
   const std::int32_t* const sources = op.sources.data<std::int32_t>();
+  // Null: another rank's.
+  const auto row_of = [&](std::int64_t source) -> const std::byte* {
+    if (source < 0) return op.visual ? visual[-1 - source] : nullptr;
+    const std::int64_t row = source - op.shard.first_id;
+    return row >= 0 && row < rows ? table[row] : nullptr;
+  };
   parallel_for(op.sources.dim(0), 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = begin; t < end; ++t) {
-      const std::byte* const row = sources[t] >= 0 ? table[sources[t]] : visual[-1 - sources[t]];
-      std::memcpy(y[t], row, y.row_bytes());
+      if (const std::byte* const row = row_of(sources[t])) {
+        std::memcpy(y[t], row, y.row_bytes());
+      } else {
+        std::memset(y[t], 0, y.row_bytes());
+      }
     }
   });
 }
@@ -144,8 +156,11 @@ void gather_visual(Stream& stream, const EmbeddingBackward& op) {
 }
 
 void embedding_backward(Stream& stream, const EmbeddingBackward& op) {
+  const std::int64_t vocabulary = op.shard.vocabulary > 0 ? op.shard.vocabulary
+                                  : op.d_table            ? op.d_table.dim(0)
+                                                          : -1;
   check_sources("EmbeddingBackward", op.sources,
-                {op.d_table ? op.d_table.dim(0) : -1, op.d_visual ? op.d_visual.dim(0) : -1});
+                {vocabulary, op.d_visual ? op.d_visual.dim(0) : -1});
   if (op.d_table) HWY_DYNAMIC_DISPATCH(add_to_table)(op);
   if (op.d_visual) gather_visual(stream, op);
 }

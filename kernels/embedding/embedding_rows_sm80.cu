@@ -25,6 +25,21 @@ constexpr int block_threads = 256;
 
 // ---- gathers ---------------------------------------------------------------------------------
 
+// The rows of a table that are here, by their ids.
+struct TableRows {
+  int first_id, count;
+  // Row of an id, -1 where it is another rank's.
+  __device__ int operator()(int id) const {
+    const int row = id - first_id;
+    return row >= 0 && row < count ? row : -1;
+  }
+};
+
+TableRows rows_of(std::string_view operation, const VocabularyShard& shard,
+                  const ConstTensor& table) {
+  return {int_extent(operation, shard.first_id), int_extent(operation, table.dim(0))};
+}
+
 template <class Unit>
 struct TokenRows {
   const Unit* table;
@@ -37,14 +52,35 @@ struct TokenRows {
   }
 };
 
+// Nothing, for tokens that are other ranks'.
+template <class Unit>
+struct ShardedTokenRows {
+  TokenRows<Unit> all;  // `visual` may be nullptr
+  TableRows rows;
+  std::int64_t units;
+  __device__ const Unit* operator()(std::int64_t token) const {
+    const std::int64_t source = load(all.sources + token);
+    if (source < 0) return all.visual == nullptr ? nullptr : all.visual + (-1 - source) * units;
+    const std::int64_t row = rows(static_cast<int>(source));
+    return row < 0 ? nullptr : all.table + row * units;
+  }
+};
+
 void embedding_forward(Stream& stream, const EmbeddingForward& op) {
   visit_unit(row_bytes(op.y), {op.table.raw(), op.visual.raw(), op.y.raw()},
              [&]<class Unit>(Unit, std::int64_t units) {
-               launch_copy_rows(stream, "embedding",
-                                TokenRows<Unit>{static_cast<const Unit*>(op.table.raw()),
-                                                static_cast<const Unit*>(op.visual.raw()),
-                                                op.sources.data<std::int32_t>(), units},
-                                static_cast<Unit*>(op.y.raw()), op.y.dim(0));
+               const TokenRows<Unit> rows{static_cast<const Unit*>(op.table.raw()),
+                                          static_cast<const Unit*>(op.visual.raw()),
+                                          op.sources.data<std::int32_t>(), units};
+               auto* const y = static_cast<Unit*>(op.y.raw());
+               if (op.shard.vocabulary == 0) {
+                 launch_copy_rows(stream, "embedding", rows, y, op.y.dim(0));
+               } else {
+                 launch_copy_rows(stream, "embedding_of_shard",
+                                  ShardedTokenRows<Unit>{
+                                      rows, rows_of("EmbeddingForward", op.shard, op.table), units},
+                                  y, op.y.dim(0));
+               }
              });
 }
 
@@ -92,40 +128,46 @@ void scatter_rows(Stream& stream, const ScatterRows& op) {
 
 // ---- the table gradient ----------------------------------------------------------------------
 
-// One digit of a token's id. Visual tokens come last: their id is that of no table row.
-struct DigitOf {
-  const std::int32_t* ids;
-  int vocab, shift;
-  __device__ int operator()(int i) const {
-    const int id = load(ids + i);
-    return (id < 0 ? vocab : id) >> shift & (max_buckets - 1);
+// What the tokens add to: table rows, and one row more, which stands for all that is not in the
+// table, visual tokens and other ranks' ids.
+struct TokenTargets {
+  const std::int32_t* ids;  // [tokens]
+  TableRows rows;
+  __device__ int operator()(int token) const {
+    const int id = load(ids + token), row = id < 0 ? -1 : rows(id);
+    return row < 0 ? rows.count : row;
   }
 };
 
+// One digit of a token's row.
+struct DigitOf {
+  TokenTargets targets;
+  int shift;
+  __device__ int operator()(int i) const { return targets(i) >> shift & (max_buckets - 1); }
+};
+
 struct MoveToken {
-  const std::int32_t* ids;
+  TokenTargets targets;
   const std::int32_t* tokens;  // nullptr: in order
-  int vocab;
-  std::int32_t* sorted_ids;
+  std::int32_t* sorted_rows;
   std::int32_t* sorted_tokens;
   __device__ void operator()(int i, int position) const {
-    const int id = load(ids + i);
-    store(sorted_ids + position, id < 0 ? vocab : id);
+    store(sorted_rows + position, targets(i));
     store(sorted_tokens + position, tokens != nullptr ? load(tokens + i) : i);
   }
 };
 
 struct SortedTokens {
-  const std::int32_t* ids;     // [tokens], rising; `vocab` for visual tokens
-  const std::int32_t* tokens;  // [tokens], rising within an id
+  const std::int32_t* rows;    // [tokens], rising
+  const std::int32_t* tokens;  // [tokens], rising within a row
 };
 
 struct TokenLists {
-  ScratchArray<std::int32_t> ids, tokens;
+  ScratchArray<std::int32_t> rows, tokens;
 };
 
 // The least significant digit first; each pass keeps the order of the one before.
-SortedTokens sort_tokens(Stream& stream, const ConstTensor& sources, std::int64_t vocab) {
+SortedTokens sort_tokens(Stream& stream, const ConstTensor& sources, TableRows table) {
   const std::int64_t tokens = sources.dim(0);
   ScratchLayout layout;
   TokenLists lists[2];
@@ -137,20 +179,20 @@ SortedTokens sort_tokens(Stream& stream, const ConstTensor& sources, std::int64_
   std::byte* const scratch = stream.workspace(layout.bytes());
 
   SortedTokens from{sources.data<std::int32_t>(), nullptr};
-  const int bits = std::bit_width(static_cast<std::uint64_t>(vocab));
+  const int bits = std::bit_width(static_cast<unsigned>(table.count));
   for (int shift = 0, pass = 0; shift < bits; shift += bucket_bits, ++pass) {
     const TokenLists& to = lists[pass % 2];
-    const auto limit = static_cast<int>(vocab);
-    counting_sort(
-        stream,
-        {.name = "sort_tokens_by_id",
-         .items = static_cast<int>(tokens),
-         .buckets = max_buckets,
-         .counts = counts.in(scratch),
-         .bucket_begin = begins.in(scratch)},
-        DigitOf{from.ids, limit, shift},
-        MoveToken{from.ids, from.tokens, limit, to.ids.in(scratch), to.tokens.in(scratch)});
-    from = {to.ids.in(scratch), to.tokens.in(scratch)};
+    const TokenTargets targets{from.rows, table};
+    counting_sort(stream,
+                  {.name = "sort_tokens_by_id",
+                   .items = static_cast<int>(tokens),
+                   .buckets = max_buckets,
+                   .counts = counts.in(scratch),
+                   .bucket_begin = begins.in(scratch)},
+                  DigitOf{targets, shift},
+                  MoveToken{targets, from.tokens, to.rows.in(scratch), to.tokens.in(scratch)});
+    from = {to.rows.in(scratch), to.tokens.in(scratch)};
+    table.first_id = 0;  // ids have become rows
   }
   return from;
 }
@@ -159,13 +201,13 @@ constexpr int warps_per_block = 4;
 
 struct TableGradient {
   SortedTokens sorted;
-  int tokens, vocab;
+  int tokens, rows;
   std::int64_t hidden;
-  float* d_table;  // [vocab, hidden]
+  float* d_table;  // [rows, hidden]
 };
 
-// A warp stands at one place of the sorted order, for a run of columns. Where an id begins it adds
-// up all tokens of that id: 32 of them are looked up at once, eight rows are in flight.
+// A warp stands at one place of the sorted order, for a run of columns. Where a table row begins it
+// adds up all tokens of that row: 32 of them are looked up at once, eight are in flight.
 template <class T, int n>
 __global__ void __launch_bounds__(32 * warps_per_block)
     add_to_table(const T* d_y, TableGradient op) {
@@ -173,15 +215,15 @@ __global__ void __launch_bounds__(32 * warps_per_block)
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int begin = static_cast<int>(blockIdx.x) * warps_per_block + warp;
   if (begin >= op.tokens) return;
-  const int id = load(op.sorted.ids + begin);
-  if (id >= op.vocab || (begin > 0 && load(op.sorted.ids + begin - 1) == id)) return;
+  const int table_row = load(op.sorted.rows + begin);
+  if (table_row >= op.rows || (begin > 0 && load(op.sorted.rows + begin - 1) == table_row)) return;
   const std::int64_t column = (static_cast<std::int64_t>(blockIdx.y) * 32 + lane) * n;
   const bool inside = column < op.hidden;
-  float* const target = op.d_table + id * op.hidden + column;
+  float* const target = op.d_table + table_row * op.hidden + column;
   Values<n> total{};
   if (inside) total = load_values<n>(target);
   for (int first = begin, run = 32; run == 32; first += 32) {
-    const bool same = first + lane < op.tokens && load(op.sorted.ids + first + lane) == id;
+    const bool same = first + lane < op.tokens && load(op.sorted.rows + first + lane) == table_row;
     const int token = same ? load(op.sorted.tokens + first + lane) : 0;
     run = __popc(__ballot_sync(all_lanes, same));
     for (int done = 0; done < run; done += in_flight) {
@@ -205,11 +247,11 @@ __global__ void __launch_bounds__(32 * warps_per_block)
 
 template <class T>
 void table_gradient(Stream& stream, const EmbeddingBackward& op) {
-  const std::int64_t hidden = op.d_y.dim(1), vocab = op.d_table.dim(0);
+  const std::int64_t hidden = op.d_y.dim(1);
   const int tokens = int_extent("EmbeddingBackward", op.d_y.dim(0));
-  const SortedTokens sorted = sort_tokens(stream, op.sources, vocab);
-  const TableGradient gradient{sorted, tokens, int_extent("EmbeddingBackward", vocab), hidden,
-                               op.d_table.data<float>()};
+  const TableRows table = rows_of("EmbeddingBackward", op.shard, op.d_table);
+  const SortedTokens sorted = sort_tokens(stream, op.sources, table);
+  const TableGradient gradient{sorted, tokens, table.count, hidden, op.d_table.data<float>()};
   visit_piece<T>(hidden, {op.d_y.raw(), op.d_table.raw()}, [&](auto n) {
     launch(stream,
            {.kernel = "add_to_table",

@@ -82,7 +82,8 @@ void gemm(Stream& stream, const Gemm& op) {
   const std::int64_t m = op.c.dim(0), n = op.c.dim(1), k = op.a.dim(transposed ? 0 : 1);
   const DType in = op.a.dtype(), out = op.c.dtype();
   // Only an f32 c can hold a partial sum.
-  const std::int64_t longest = transposed && out == DType::f32 ? std::min(k, max_transposed_k) : k;
+  const std::int64_t longest =
+      transposed && out == DType::f32 ? std::min(k, max_transposed_k(in)) : k;
   const ProductType type{.transpose_a = op.transpose_a,
                          .transpose_b = op.transpose_b,
                          .in = in,

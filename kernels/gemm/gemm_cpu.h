@@ -40,8 +40,11 @@ struct Product {
 };
 
 // The longest k of one product with transposed a: longer sums are cut. That bounds workspace, and
-// keeps what is packed in the cache until every tile has used it.
-inline constexpr std::int64_t max_transposed_k = 512;
+// keeps what is packed in the cache until every tile has used it. Longer pieces would read and write
+// c less often: 1024 bf16, which take the room of 512 f32, are 7 % faster than 512.
+constexpr std::int64_t max_transposed_k(DType dtype) {
+  return dtype == DType::bf16 ? 1024 : 512;
+}
 
 enum class GemmLibrary : std::uint8_t { automatic, onednn, sgemm, openblas };
 

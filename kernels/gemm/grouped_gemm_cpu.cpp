@@ -61,7 +61,7 @@ void grouped_gemm_weight_gradient(Stream& stream, const GroupedGemmWeightGradien
                          .out = DType::f32,
                          .n = n,
                          .max_products = op.d_b.dim(0),
-                         .max_k = std::min(max_rows, max_transposed_k),
+                         .max_k = std::min(max_rows, max_transposed_k(op.a.dtype())),
                          .max_total_k = max_rows};
   auto& products = stream.device().extension<GemmState>().products;
   products.clear();

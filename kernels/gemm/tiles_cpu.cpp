@@ -1,7 +1,7 @@
 // Products by oneDNN's tile kernels. Packing the right-hand matrix costs about 0.5 ns an element: 3
 // % of a product of 1000 rows, which gains 5 to 10 %, but more than it gains at 64 rows and fewer.
 // When a is transposed (a weight gradient) k is the number of rows of activations, which varies:
-// the sum over k is then taken in pieces of 512, 256, ... 32, in order, which keeps the set of
+// the sum over k is then taken in pieces of 1024 (bf16), 512, 256, ... 32, in order, which keeps the set of
 // shapes closed; a tile of a is transposed into scratch before it is multiplied.
 //
 // Zen 4 at 3.5 GHz, a core, f32 / bf16 GFLOP/s at 4096 x 1408 x 512: forward 111 / 215, input
@@ -13,8 +13,16 @@
 namespace orchard::cpu {
 namespace {
 
-constexpr std::int64_t smallest_piece = 32, largest_piece = 512;
-constexpr int piece_sizes = 5;  // 32, 64, ... 512
+constexpr std::int64_t smallest_piece = 32;
+constexpr int max_piece_sizes = 6;  // 32, 64, ... 1024
+
+// How many of them there are.
+constexpr int piece_sizes(DType dtype) {
+  int sizes = 1;
+  while (smallest_piece << (sizes - 1) < max_transposed_k(dtype)) ++sizes;
+  return sizes;
+}
+static_assert(piece_sizes(DType::bf16) == max_piece_sizes && piece_sizes(DType::f32) == 5);
 
 constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) {
   return (n + to - 1) / to * to;
@@ -22,9 +30,9 @@ constexpr std::int64_t round_up(std::int64_t n, std::int64_t to) {
 
 // Calls body(begin, length, log2(length / 32)) for the pieces that cover [0, k).
 template <class Body>
-void for_each_piece(std::int64_t k, const Body& body) {
+void for_each_piece(DType dtype, std::int64_t k, const Body& body) {
   std::int64_t begin = 0, left = round_up(k, smallest_piece);
-  for (int size = piece_sizes - 1; size >= 0; --size) {
+  for (int size = piece_sizes(dtype) - 1; size >= 0; --size) {
     const std::int64_t length = smallest_piece << size;
     for (; left >= length; left -= length, begin += length) body(begin, length, size);
   }
@@ -33,7 +41,7 @@ void for_each_piece(std::int64_t k, const Body& body) {
 struct Kernels {
   const TileKernel* packed = nullptr;
   const TileKernel* plain = nullptr;
-  std::array<const TileKernel*, piece_sizes> pieces{};
+  std::array<const TileKernel*, max_piece_sizes> pieces{};
   bool complete = true;
   std::size_t scratch_bytes = 0;
 };
@@ -51,7 +59,7 @@ Kernels find_kernels(Device& device, GemmState& state, const ProductType& type,
   if (type.transpose_a == Transpose::yes) {
     shape.out = DType::f32;
     shape.accumulate = Accumulate::add;
-    for (int i = 0; i < piece_sizes && kernels.complete; ++i) {
+    for (int i = 0; i < piece_sizes(type.in) && kernels.complete; ++i) {
       shape.k = smallest_piece << i;
       kernels.pieces[i] = find(shape);
     }
@@ -77,13 +85,13 @@ bool multiply_transposed(const ProductType& type, const Product& product, const 
   auto* const sum = reinterpret_cast<float*>(
       type.out == DType::f32
           ? c
-          : a_tile + static_cast<std::size_t>(tile_rows * largest_piece) * element);
+          : a_tile + static_cast<std::size_t>(tile_rows * max_transposed_k(type.in)) * element);
   const bool in_place = type.out == DType::f32 && product.accumulate == Accumulate::add;
   if (!in_place || product.bias) {
     start_sum(type, product, {first, 0, rows, type.n}, sum, type.n);
   }
   bool ok = true;
-  for_each_piece(product.k, [&](std::int64_t begin, std::int64_t length, int size) {
+  for_each_piece(type.in, product.k, [&](std::int64_t begin, std::int64_t length, int size) {
     transpose_columns(type.in, product.a + static_cast<std::size_t>(begin * product.m) * element,
                       std::min(length, product.k - begin), product.m, first, rows, length, a_tile);
     ok &= kernels.pieces[size]->multiply(omp_get_thread_num(), rows,
@@ -115,7 +123,8 @@ bool run_tiles(Stream& stream, const ProductType& type, std::span<const Product>
     const std::int64_t k = round_up(type.max_total_k, smallest_piece);
     layout.largest_bytes = packed_bytes(std::min(k, type.max_k), type.n, type.in);
     layout.total_bytes = packed_bytes(k, type.n, type.in);
-    layout.thread_bytes += static_cast<std::size_t>(tile_rows * largest_piece) * element;
+    layout.thread_bytes +=
+        static_cast<std::size_t>(tile_rows * max_transposed_k(type.in)) * element;
     if (type.out == DType::bf16)
       layout.thread_bytes += static_cast<std::size_t>(tile_rows * type.n) * sizeof(float);
   } else {
@@ -142,7 +151,7 @@ bool run_tiles(Stream& stream, const ProductType& type, std::span<const Product>
       stream, state, products, layout, need_of,
       [&](const Product& product, std::int64_t block, std::byte* right) {
         if (!transposed) return pack_piece(product, 0, product.k, block, right);
-        for_each_piece(product.k, [&](std::int64_t begin, std::int64_t length, int) {
+        for_each_piece(type.in, product.k, [&](std::int64_t begin, std::int64_t length, int) {
           pack_piece(product, begin, length, block, right);
         });
       },

@@ -1,6 +1,6 @@
 // Rows copied from anywhere: y[r] = the row that `source_of` names, or zeros. One warp a row; bound
 // by memory, at 2·e bytes per element of e bytes. The dtype does not matter: a row is cut into the
-// widest units that all addresses and lengths allow, 16, 4 or 2 bytes, and a lane has four of them
+// widest units that all addresses and lengths allow, 16, 4, 2 bytes or 1, and a lane has four of them
 // in flight.
 #pragma once
 
@@ -62,11 +62,14 @@ void visit_unit(std::int64_t row_bytes, std::initializer_list<const void*> addre
   for (const void* const address : addresses) bits |= reinterpret_cast<std::uintptr_t>(address);
   if (bits % 16 == 0) return body(uint4{}, row_bytes / 16);
   if (bits % 4 == 0) return body(0u, row_bytes / 4);
-  return body(static_cast<unsigned short>(0), row_bytes / 2);
+  if (bits % 2 == 0) return body(static_cast<unsigned short>(0), row_bytes / 2);
+  return body(static_cast<unsigned char>(0), row_bytes);
 }
 
 inline std::int64_t row_bytes(const ConstTensor& rows) {
-  return rows.dim(1) * static_cast<std::int64_t>(size_of(rows.dtype()));
+  auto bytes = static_cast<std::int64_t>(size_of(rows.dtype()));
+  for (int d = 1; d < rows.rank(); ++d) bytes *= rows.dim(d);
+  return bytes;
 }
 
 template <class Unit, class Source>

@@ -9,49 +9,16 @@
 #include "hwy/highway.h"
 //
 #include <cmath>
-#include <cstring>
-#include <limits>
 
 #include "kernels/core/visit.h"
-#include "kernels/cpu/loops-inl.h"
-#include "kernels/cpu/math-inl.h"
 #include "kernels/cpu/register.h"
 #include "kernels/device/device.h"
+#include "kernels/loss/loss-inl.h"
 #include "kernels/loss/loss.h"
+#include "kernels/loss/loss_cpu.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
-
-float maximum_of(const float* x, std::int64_t count) {
-  // Finite, so that a row of masked tokens (-inf) does not meet -inf - -inf.
-  constexpr float lowest = std::numeric_limits<float>::lowest();
-  Vector maximum = set(lowest);
-  for_each_vector(count, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-    maximum = hn::Max(maximum, first_lanes(load(x + i, n), n, lowest));
-  });
-  return hn::GetLane(hn::MaxOfLanes(Floats(), maximum));
-}
-
-// Σ exp(x - maximum); the terms go to `out` if it is given, which may be x.
-float sum_of_exponentials(const float* x, std::int64_t count, float maximum, float* out) {
-  return sum_vectors(count, [&](std::int64_t i, std::int64_t n, Vector total) HWY_ATTR {
-    const Vector term = exp(hn::Sub(load(x + i, n), set(maximum)));
-    if (out) store(term, out + i, n);
-    return hn::Add(total, first_lanes(term, n));
-  });
-}
-
-// d_logits = scale · (exponentials / sum - [target]); `exponentials` may be d_logits.
-template <class T>
-void write_gradient(const float* exponentials, std::int64_t vocab, std::int32_t target, float sum,
-                    float scale, T* d_logits) {
-  const float factor = scale / sum;
-  const float at_target = exponentials[target] * factor - scale;
-  for_each_vector(vocab, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-    store(hn::Mul(load(exponentials + i, n), set(factor)), d_logits + i, n);
-  });
-  store(set(at_target), d_logits + target, 1);
-}
 
 // `scratch` has room for a row, unless d_logits is f32 or absent.
 void cross_entropy_row(const CrossEntropy& op, std::int64_t row, float* scratch) {
@@ -60,10 +27,7 @@ void cross_entropy_row(const CrossEntropy& op, std::int64_t row, float* scratch)
   float& loss = op.losses.data<float>()[row];
   if (target < 0) {
     loss = 0;
-    if (op.d_logits) {
-      const Tensor gradient = op.d_logits.slice(row, 1);
-      std::memset(gradient.raw(), 0, gradient.size_bytes());
-    }
+    if (op.d_logits) write_zero_gradient(op.d_logits, row);
     return;
   }
   const float* const logits = row_of<float>(op.logits, row, vocab);
@@ -75,7 +39,8 @@ void cross_entropy_row(const CrossEntropy& op, std::int64_t row, float* scratch)
   loss = maximum - target_logit + std::log(sum);
   if (!op.d_logits) return;
   visit_float(op.d_logits.dtype(), [&]<class T>(T) {
-    write_gradient(exponentials, vocab, target, sum, op.scale, row_of<T>(op.d_logits, row, vocab));
+    write_gradient(exponentials, vocab, target, op.scale / sum, op.scale,
+                   row_of<T>(op.d_logits, row, vocab));
   });
 }
 
@@ -113,6 +78,7 @@ namespace orchard::cpu {
 HWY_EXPORT(cross_entropy);
 
 void register_loss(OperationTable& table) {
+  register_sharded_loss(table);
   table.add<CrossEntropy>([](Stream& s, const CrossEntropy& op) {
     HWY_DYNAMIC_DISPATCH(cross_entropy)(s, op);
   });

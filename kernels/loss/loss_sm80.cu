@@ -1,34 +1,19 @@
-// Softmax cross-entropy on GPUs, from sm_80 on: a block per row of logits. One pass finds the maximum
-// and the sum of the exponentials together (a sum so far is scaled when the maximum grows), a second
-// one writes the gradient.
+// Softmax cross-entropy on GPUs, from sm_80 on: a block per row of logits, in two passes
+// (kernels/loss/loss_gpu.h), of which the second writes the gradient.
 //
 // Bytes: 4 per logit, and 4 (f32) or 2 (bf16) per gradient; 2 exponentials and about 10 FLOPs a logit.
-// Bound: HBM bandwidth. What fits of the row waits in shared memory for the second pass; the rest is
-// read again, soon after the first time, which the L2 cache serves. 96 KB of shared memory a block
-// exist on every GPU, and leave room for two blocks on an SM of an H100: while one is between its
-// passes the other keeps memory busy.
+// Bound: HBM bandwidth.
 #include <cstdint>
 #include <limits>
 
 #include "kernels/core/visit.h"
 #include "kernels/device/device.h"
-#include "kernels/gpu/block.h"
-#include "kernels/gpu/gpu.h"
 #include "kernels/gpu/register.h"
-#include "kernels/gpu/values.h"
 #include "kernels/loss/loss.h"
+#include "kernels/loss/loss_gpu.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
-
-constexpr int loss_threads = 512;
-constexpr int cached_logits = 24 * 1024 - 64;
-
-struct LossStorage {
-  alignas(16) float row[cached_logits];
-  BlockSum<float, loss_threads> maxima, sums;
-};
-static_assert(sizeof(LossStorage) <= 96 * 1024);
 
 template <class Gradient>
 struct Loss {
@@ -39,42 +24,6 @@ struct Loss {
   std::int64_t vocab;
   float scale;
 };
-
-// Σ exp(x - maximum) over what was added so far. The maximum is finite from the start, so that
-// masked tokens (-inf) do not meet -inf - -inf.
-struct RunningSum {
-  float maximum = std::numeric_limits<float>::lowest();
-  float sum = 0;
-
-  template <int n>
-  __device__ void add(const Values<n>& values) {
-    float larger = maximum;
-#pragma unroll
-    for (int i = 0; i < n; ++i) larger = fmaxf(larger, values[i]);  // passes over a NaN
-    sum *= expf(maximum - larger);
-    maximum = larger;
-#pragma unroll
-    for (int i = 0; i < n; ++i) sum += expf(values[i] - maximum);
-  }
-};
-
-// The maximum over the block's threads, in each of them.
-__device__ float block_maximum(float value, BlockSum<float, loss_threads>& shared) {
-  for (int distance = 16; distance > 0; distance /= 2) {
-    value = fmaxf(value, __shfl_xor_sync(all_lanes, value, distance));
-  }
-  if (threadIdx.x % 32 == 0) shared.warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  for (const float other : shared.warps) value = fmaxf(value, other);
-  return value;
-}
-
-template <class Gradient, int width>
-__device__ void write_zeros(Gradient* row, std::int64_t vocab) {
-  for (std::int64_t i = threadIdx.x * width; i < vocab; i += loss_threads * width) {
-    store_values(row + i, Values<width>{});
-  }
-}
 
 template <class Gradient, int width>
 __global__ void __launch_bounds__(loss_threads) cross_entropy(Loss<Gradient> op) {
@@ -92,43 +41,20 @@ __global__ void __launch_bounds__(loss_threads) cross_entropy(Loss<Gradient> op)
   // Before the barriers, behind which the gradient may overwrite it.
   const float target_logit = threadIdx.x == 0 ? load(logits + target) : 0.0f;
 
-  constexpr int at_once = 4, step = loss_threads * width;
-  RunningSum running;
-  for (std::int64_t i = threadIdx.x * width; i < op.vocab; i += at_once * step) {
-    Values<width> held[at_once];
-#pragma unroll
-    for (int k = 0; k < at_once; ++k) {
-      if (i + k * step < op.vocab) held[k] = load_values<width>(logits + i + k * step);
-    }
-#pragma unroll
-    for (int k = 0; k < at_once; ++k) {
-      const std::int64_t at = i + k * step;
-      if (at >= op.vocab) continue;
-      running.add(held[k]);
-      if (d_logits != nullptr && at < cached_logits) store_values(shared.row + at, held[k]);
-    }
-  }
-  const float maximum = block_maximum(running.maximum, shared.maxima);
-  const float sum =
-      block_sum<loss_threads>(running.sum * expf(running.maximum - maximum), shared.sums);
-  if (threadIdx.x == 0) store(op.losses + row, maximum - target_logit + logf(sum));
+  const RowSum total =
+      sum_row<width>(logits, op.vocab, d_logits != nullptr ? Caching::yes : Caching::no, shared);
+  if (threadIdx.x == 0) store(op.losses + row, total.maximum - target_logit + logf(total.sum));
   if (d_logits == nullptr) return;
 
-  const float factor = op.scale / sum;
-  const auto write_gradient = [&](std::int64_t i, const Values<width>& x) {
+  const float factor = op.scale / total.sum;
+  for_each_again<width>(logits, op.vocab, shared, [&](std::int64_t i, const Values<width>& x) {
     Values<width> gradient;
 #pragma unroll
     for (int e = 0; e < width; ++e) {
-      gradient[e] = expf(x[e] - maximum) * factor - (i + e == target ? op.scale : 0.0f);
+      gradient[e] = expf(x[e] - total.maximum) * factor - (i + e == target ? op.scale : 0.0f);
     }
     store_values(d_logits + i, gradient);
-  };
-  // Each thread meets the elements that it read itself: no barrier stands between them.
-  std::int64_t i = threadIdx.x * width;
-  for (; i < cached_logits && i < op.vocab; i += step) {
-    write_gradient(i, load_values<width>(shared.row + i));
-  }
-  for (; i < op.vocab; i += step) write_gradient(i, load_values<width>(logits + i));
+  });
 }
 
 template <class Gradient>
@@ -142,7 +68,6 @@ void run_cross_entropy(Stream& stream, const CrossEntropy& op) {
   const std::int64_t rows = op.logits.dim(0);
   if (rows == 0) return;
   constexpr int width = per_vector<float>;
-  static_assert(cached_logits % width == 0, "no vector may be cached in part");
   const bool vectors = loss.vocab % width == 0 && all_aligned(16, {loss.logits}) &&
                        all_aligned(width * sizeof(Gradient), {loss.d_logits});
   launch(stream,
@@ -156,6 +81,7 @@ void run_cross_entropy(Stream& stream, const CrossEntropy& op) {
 }  // namespace
 
 void register_loss(OperationTable& table) {
+  register_sharded_loss(table);
   table.add<CrossEntropy>([](Stream& stream, const CrossEntropy& op) {
     // An absent gradient says f32.
     visit_float(op.d_logits.dtype(), [&]<class T>(T) { run_cross_entropy<T>(stream, op); });

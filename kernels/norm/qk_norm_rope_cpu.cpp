@@ -46,7 +46,8 @@ HWY_INLINE Pair rotate(Pair v, Pair turn) {
           hn::MulAdd(v.first, turn.second, hn::Mul(v.second, turn.first))};
 }
 HWY_INLINE Pair rotate_back(Pair v, Pair turn) {
-  return rotate(v, {turn.first, hn::Neg(turn.second)});
+  return {hn::MulAdd(v.second, turn.second, hn::Mul(v.first, turn.first)),
+          hn::NegMulAdd(v.first, turn.second, hn::Mul(v.second, turn.first))};
 }
 
 // A position beyond the table would read foreign memory.
@@ -62,66 +63,121 @@ void check_positions(const Operation& op, std::string_view name) {
 }
 
 template <class T>
+HWY_INLINE float sum_of_squares(const T* x, std::int64_t count) {
+  Vector squares = zero();
+  for_each_vector(count, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+    const Vector v = load(x + i, n);
+    squares = hn::MulAdd(v, v, squares);
+  });
+  return sum(squares);
+}
+
+// A token's heads together: one square root and one division serve a vector of heads, where those of
+// a single head would keep all that follows waiting.
+template <class T>
 void forward_tokens(const QkNormRopeForward& op, std::int64_t begin, std::int64_t end) {
   const std::int64_t heads = op.x.dim(1), head_dim = op.x.dim(2), half = head_dim / 2;
+  const Vector mean = set(1.0f / static_cast<float>(head_dim)), epsilon = set(op.epsilon);
   const T* const weight = op.weight.data<T>();
-  for (std::int64_t row = begin * heads; row < end * heads; ++row) {
-    const std::int32_t position = op.positions.data<std::int32_t>()[row / heads];
+  for (std::int64_t token = begin; token < end; ++token) {
+    const std::int32_t position = op.positions.data<std::int32_t>()[token];
     const float* const turn = row_of<float>(op.rotation, position, head_dim);
-    const T* const x = row_of<T>(op.x, row, head_dim);
-    T* const y = row_of<T>(op.y, row, head_dim);
-    Vector squares = zero();
-    for_each_vector(head_dim, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Vector v = load(x + i, n);
-      squares = hn::MulAdd(v, v, squares);
+    const T* const x = row_of<T>(op.x, token, heads * head_dim);
+    T* const y = row_of<T>(op.y, token, heads * head_dim);
+    float* const inverse_rms = row_of<float>(op.inverse_rms, token, heads);
+    for (std::int64_t head = 0; head < heads; ++head)
+      inverse_rms[head] = sum_of_squares(x + head * head_dim, head_dim);
+    for_each_vector(heads, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+      const Vector squares = hn::MulAdd(load(inverse_rms + i, n), mean, epsilon);
+      store(hn::Div(set(1.0f), hn::Sqrt(squares)), inverse_rms + i, n);
     });
-    const float inverse_rms =
-        1.0f / std::sqrt(sum(squares) / static_cast<float>(head_dim) + op.epsilon);
-    op.inverse_rms.data<float>()[row] = inverse_rms;
-    for_each_vector(half, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Pair normalised = scale(load_pair(x, half, i, n), set(inverse_rms));
-      const Pair scaled = multiply(normalised, load_pair(weight, half, i, n));
-      store_pair(rotate(scaled, load_pair(turn, half, i, n)), y, half, i, n);
-    });
+    for (std::int64_t head = 0; head < heads; ++head) {
+      const std::int64_t first = head * head_dim;
+      const Vector r = set(inverse_rms[head]);
+      for_each_vector(half, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
+        const Pair normalised = scale(load_pair(x + first, half, i, n), r);
+        const Pair scaled = multiply(normalised, load_pair(weight, half, i, n));
+        store_pair(rotate(scaled, load_pair(turn, half, i, n)), y + first, half, i, n);
+      });
+    }
   }
 }
 
 // With h = d_y turned back, x̂ = x·r (r the inverse rms) and g = h·w:
 //   d_x = r·(g - x̂·mean(g·x̂)),  d_w = Σ h·x̂ over tokens and heads.
+// One head; absent: d_weight.
 template <class T>
-void backward_tokens(const QkNormRopeBackward& op, std::int64_t begin, std::int64_t end,
-                     float* d_weight) {
-  const std::int64_t heads = op.x.dim(1), head_dim = op.x.dim(2), half = head_dim / 2;
-  const T* const weight = op.weight.data<T>();
-  for (std::int64_t row = begin * heads; row < end * heads; ++row) {
-    const std::int32_t position = op.positions.data<std::int32_t>()[row / heads];
-    const float* const turn = row_of<float>(op.rotation, position, head_dim);
-    const T* const x = row_of<T>(op.x, row, head_dim);
-    const T* const d_y = row_of<T>(op.d_y, row, head_dim);
-    T* const d_x = row_of<T>(op.d_x, row, head_dim);
-    const Vector r = set(op.inverse_rms.data<float>()[row]);
-    Vector dot = zero();
+struct GradientHead {
+  const T *x, *weight, *d_y;
+  const float* turn;
+  std::int64_t half;
+  Vector r;
+
+  struct Terms {
+    Pair normalised, h, weight;
+  };
+  HWY_INLINE Terms terms(std::int64_t i, std::int64_t n) const {
+    return {scale(load_pair(x, half, i, n), r),
+            rotate_back(load_pair(d_y, half, i, n), load_pair(turn, half, i, n)),
+            load_pair(weight, half, i, n)};
+  }
+
+  // Σ g·x̂; adds to d_weight.
+  HWY_INLINE float dot(float* d_weight) const {
+    Vector total = zero();
     for_each_vector(half, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Pair h = rotate_back(load_pair(d_y, half, i, n), load_pair(turn, half, i, n));
-      const Pair normalised = scale(load_pair(x, half, i, n), r);
-      const Pair gradient = multiply(h, normalised);
-      const Pair w = load_pair(weight, half, i, n);
-      dot = hn::MulAdd(gradient.first, w.first, hn::MulAdd(gradient.second, w.second, dot));
+      const Terms t = terms(i, n);
+      const Pair gradient = multiply(t.h, t.normalised);
+      total = hn::MulAdd(gradient.first, t.weight.first,
+                         hn::MulAdd(gradient.second, t.weight.second, total));
       if (d_weight) {
         const Pair before = load_pair(d_weight, half, i, n);
         store_pair({hn::Add(before.first, gradient.first), hn::Add(before.second, gradient.second)},
                    d_weight, half, i, n);
       }
     });
-    const Vector mean = set(sum(dot) / static_cast<float>(head_dim));
+    return sum(total);
+  }
+
+  HWY_INLINE void write_d_x(Vector mean, T* d_x) const {
     for_each_vector(half, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Pair h = rotate_back(load_pair(d_y, half, i, n), load_pair(turn, half, i, n));
-      const Pair normalised = scale(load_pair(x, half, i, n), r);
-      const Pair g = multiply(h, load_pair(weight, half, i, n));
-      const Pair out = {hn::NegMulAdd(normalised.first, mean, g.first),
-                        hn::NegMulAdd(normalised.second, mean, g.second)};
+      const Terms t = terms(i, n);
+      const Pair g = multiply(t.h, t.weight);
+      const Pair out = {hn::NegMulAdd(t.normalised.first, mean, g.first),
+                        hn::NegMulAdd(t.normalised.second, mean, g.second)};
       store_pair(scale(out, r), d_x, half, i, n);
     });
+  }
+};
+
+template <class T>
+void backward_tokens(const QkNormRopeBackward& op, std::int64_t begin, std::int64_t end,
+                     float* d_weight) {
+  // Between the two passes over a head its sum is awaited: so many heads take turns.
+  constexpr std::int64_t group = 8;
+  const std::int64_t heads = op.x.dim(1), head_dim = op.x.dim(2);
+  const float inverse_dim = 1.0f / static_cast<float>(head_dim);
+  const T* const weight = op.weight.data<T>();
+  for (std::int64_t token = begin; token < end; ++token) {
+    const std::int32_t position = op.positions.data<std::int32_t>()[token];
+    const float* const turn = row_of<float>(op.rotation, position, head_dim);
+    const float* const inverse_rms = row_of<float>(op.inverse_rms, token, heads);
+    const T* const x = row_of<T>(op.x, token, heads * head_dim);
+    const T* const d_y = row_of<T>(op.d_y, token, heads * head_dim);
+    T* const d_x = row_of<T>(op.d_x, token, heads * head_dim);
+    const auto head_at = [&](std::int64_t head) HWY_ATTR {
+      return GradientHead<T>{x + head * head_dim,   weight,
+                             d_y + head * head_dim, turn,
+                             head_dim / 2,          set(inverse_rms[head])};
+    };
+    float means[group];
+    for (std::int64_t first = 0; first < heads; first += group) {
+      const std::int64_t last = std::min(first + group, heads);
+      for (std::int64_t head = first; head < last; ++head)
+        means[head - first] = head_at(head).dot(d_weight) * inverse_dim;
+      for (std::int64_t head = first; head < last; ++head)
+        head_at(head).write_d_x(set(means[head - first]), d_x + head * head_dim);
+    }
   }
 }
 

@@ -11,47 +11,19 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/cpu/loops-inl.h"
 #include "kernels/cpu/reduction.h"
 #include "kernels/device/device.h"
+#include "kernels/optimizer/adafactor-inl.h"
 #include "kernels/optimizer/optimizer.h"
 #include "kernels/optimizer/optimizer_cpu.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 
-constexpr float regulariser = 1e-30f;  // ε₁ of the paper, added to g²
-
-// The moving averages keep β₂ = 1 - t^-0.8 of what they were (nothing at step 1) and take in the
-// rest, which would lose its digits if it were computed from a β₂ near one in fp32.
-struct Averaging {
-  explicit Averaging(std::int64_t step)
-      : keep(static_cast<float>(1.0 - std::pow(static_cast<double>(step), -0.8))),
-        rest(static_cast<float>(std::pow(static_cast<double>(step), -0.8))) {}
-  float operator()(float before, float value) const { return keep * before + rest * value; }
-
-  float keep, rest;
-};
-
 // lr / max(1, rms(u) / threshold): what the raw update is multiplied by.
 float clipped_lr(const AdaFactor& op, double update_squares) {
   const double rms = std::sqrt(update_squares / static_cast<double>(op.weights.numel()));
   return static_cast<float>(op.lr / std::max(1.0, rms / op.clip_threshold));
-}
-
-// w -= lr·u + weight_decay·w.
-HWY_INLINE void apply(const AdaFactor& op, std::int64_t i, std::int64_t n, Vector update,
-                      float lr) {
-  float* const weights = op.weights.data<float>();
-  const Vector w = load(weights + i, n);
-  const Vector decayed = hn::NegMulAdd(w, set(op.weight_decay), w);
-  const Vector w_new = hn::NegMulAdd(update, set(lr), decayed);
-  store(w_new, weights + i, n);
-  if (op.copy) store(w_new, op.copy.data<bf16>() + i, n);
-}
-
-HWY_INLINE Vector gradient(const AdaFactor& op, std::int64_t i, std::int64_t n) {
-  return hn::Mul(load(op.gradients.data<float>() + i, n), set(op.gradient_scale));
 }
 
 // One step of a factored block; the three passes in their order.
@@ -102,7 +74,7 @@ class Factored {
   float collect_row(std::int64_t row, float* columns) const {
     Vector total = zero();
     for_each_vector(cols_, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Vector g = gradient(op_, row * cols_ + i, n);
+      const Vector g = scaled_gradient(op_, row * cols_ + i, n);
       const Vector square = hn::MulAdd(g, g, set(regulariser));
       total = hn::Add(total, first_lanes(square, n));
       store(hn::Add(load(columns + i, n), square), columns + i, n);
@@ -132,7 +104,8 @@ class Factored {
     for (std::int64_t row = begin; row < end; ++row) {
       Vector squares = zero();
       for_each_vector(cols_, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-        const Vector u = hn::Mul(gradient(op_, row * cols_ + i, n), load(column_factors_ + i, n));
+        const Vector u =
+            hn::Mul(scaled_gradient(op_, row * cols_ + i, n), load(column_factors_ + i, n));
         squares = hn::MulAdd(u, u, squares);
       });
       const double factor = row_factor(row);
@@ -148,7 +121,8 @@ class Factored {
       for_each_vector(cols_, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
         const std::int64_t at = row * cols_ + i;
         apply(op_, at, n,
-              hn::Mul(hn::Mul(gradient(op_, at, n), factor), load(column_factors_ + i, n)), lr);
+              hn::Mul(hn::Mul(scaled_gradient(op_, at, n), factor), load(column_factors_ + i, n)),
+              lr);
       });
     }
   }
@@ -174,7 +148,7 @@ void full_step(Stream& stream, const AdaFactor& op) {
   const auto update_statistics = [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
     Vector squares = zero();
     for_each_vector(end - begin, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Vector g = gradient(op, begin + i, n);
+      const Vector g = scaled_gradient(op, begin + i, n);
       const Vector square = hn::MulAdd(g, g, set(regulariser));
       const Vector v_new =
           hn::MulAdd(load(v + begin + i, n), set(average.keep), hn::Mul(square, set(average.rest)));
@@ -185,7 +159,7 @@ void full_step(Stream& stream, const AdaFactor& op) {
   };
   const float lr = clipped_lr(op, sum_over_blocks(size, block, partials, update_statistics));
   parallel_vectors(size, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-    apply(op, i, n, hn::Div(gradient(op, i, n), hn::Sqrt(load(v + i, n))), lr);
+    apply(op, i, n, hn::Div(scaled_gradient(op, i, n), hn::Sqrt(load(v + i, n))), lr);
   });
 }
 

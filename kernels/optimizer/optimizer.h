@@ -47,7 +47,57 @@ struct AdaFactor {
   std::int64_t step = 1;   // from 1
 };
 
+// AdaFactor of a block that is spread over ranks, in three parts: between them what the ranks
+// measured is added up. Gradients and weights are this rank's part: [own rows, own cols] of a
+// factored block of [rows, cols], else any shape. g includes gradient_scale.
+//
+// Part 1, of factored blocks: 4 bytes per element.
+//   row_sums = sum over own cols of g² + 1e-30;  col_sums = sum over own rows of g² + 1e-30
+struct AdaFactorSums {
+  ConstTensor gradients;  // f32 [own rows, own cols]
+  Tensor row_sums;        // f32 [own rows]
+  Tensor col_sums;        // f32 [own cols]
+  float gradient_scale = 1;
+};
+
+// Part 2: the statistics of the whole block, and the size of this rank's part of the raw update.
+//   factored: v_row = EMA(row_sums / cols), v_col = EMA(col_sums / rows); else v = EMA(g² + 1e-30)
+//   squares = sum of u²
+// Every rank keeps v_col of all columns: its mean is that of v_row over all rows, since both are
+// the moving average of the mean of g² + 1e-30. 4 bytes per element when factored, else 12.
+struct AdaFactorMeasure {
+  ConstTensor gradients;       // f32
+  ConstTensor row_sums = {};   // f32 [own rows], over all columns   present when factored
+  ConstTensor col_sums = {};   // f32 [cols], over all rows          present when factored
+  Tensor v_row = {};           // f32 [own rows]                     present when factored
+  Tensor v_col = {};           // f32 [cols]                         present when factored
+  Tensor v = {};               // f32, shape of gradients            present when not factored
+  Tensor squares;              // f32 [1]
+  std::int64_t rows = 0;       // of the whole block, when factored
+  std::int64_t first_col = 0;  // of this rank's, when factored
+  float gradient_scale = 1;
+  std::int64_t step = 1;  // from 1
+};
+
+// Part 3: w -= lr·u + weight_decay·w. The caller has divided lr by max(1, rms(u) / clip_threshold)
+// of the whole block. 12 bytes per element when factored, else 16; 2 more with the copy.
+struct AdaFactorApply {
+  Tensor weights;              // f32
+  ConstTensor gradients;       // f32, same shape
+  ConstTensor v_row = {};      // f32 [own rows]   present when factored
+  ConstTensor v_col = {};      // f32 [cols]       present when factored
+  ConstTensor v = {};          // f32              present when not factored
+  Tensor copy = {};            // bf16, shape of weights; absent: none
+  std::int64_t first_col = 0;  // of this rank's, when factored
+  float gradient_scale = 1;
+  float lr = 0;
+  float weight_decay = 0;
+};
+
 void run(Stream&, const AdamW&);
+void run(Stream&, const AdaFactorSums&);
+void run(Stream&, const AdaFactorMeasure&);
+void run(Stream&, const AdaFactorApply&);
 void run(Stream&, const AdaFactor&);
 
 }  // namespace orchard

@@ -8,6 +8,7 @@ namespace orchard::cpu {
 void register_optimizer(OperationTable& table) {
   register_adamw(table);
   register_adafactor(table);
+  register_adafactor_parts(table);
 }
 
 }  // namespace orchard::cpu

@@ -7,5 +7,6 @@ namespace orchard::cpu {
 
 void register_adamw(OperationTable&);
 void register_adafactor(OperationTable&);
+void register_adafactor_parts(OperationTable&);
 
 }  // namespace orchard::cpu

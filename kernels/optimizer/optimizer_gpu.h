@@ -8,5 +8,6 @@ namespace orchard::GPU_NAMESPACE {
 
 void register_adamw(OperationTable&);
 void register_adafactor(OperationTable&);
+void register_adafactor_parts(OperationTable&);
 
 }  // namespace orchard::GPU_NAMESPACE

@@ -8,6 +8,7 @@ namespace orchard::cpu {
 void register_permute(OperationTable& table) {
   register_permute_plan(table);
   register_permute_rows(table);
+  register_exchange(table);
 }
 
 }  // namespace orchard::cpu

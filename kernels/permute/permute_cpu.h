@@ -7,5 +7,6 @@ namespace orchard::cpu {
 
 void register_permute_plan(OperationTable&);
 void register_permute_rows(OperationTable&);
+void register_exchange(OperationTable&);
 
 }  // namespace orchard::cpu

@@ -8,5 +8,6 @@ namespace orchard::GPU_NAMESPACE {
 
 void register_permute_plan(OperationTable&);
 void register_permute_rows(OperationTable&);
+void register_exchange(OperationTable&);
 
 }  // namespace orchard::GPU_NAMESPACE

@@ -29,7 +29,7 @@ void permute_plan(Stream& stream, const PermutePlan& op) {
   for (std::int64_t e = 0; e < experts; ++e) {
     const std::int64_t count = next[e];
     next[e] = offsets[e] = static_cast<std::int32_t>(rows);
-    rows += (count + row_multiple - 1) / row_multiple * row_multiple;
+    rows += (count + op.multiple - 1) / op.multiple * op.multiple;
     require(rows <= max_rows,
             "PermutePlan: experts 0 ... {} of {} need {} rows, source has {}; max_expert_rows "
             "gives a number that always suffices",

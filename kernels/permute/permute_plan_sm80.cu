@@ -38,9 +38,10 @@ void permute_plan(Stream& stream, const PermutePlan& op) {
   require(experts <= max_buckets, "PermutePlan: {} experts, GPU kernels take at most {}", experts,
           max_buckets);
   // The counts are known on the device alone, and it cannot refuse: the worst case must fit.
-  require(op.source.dim(0) >= max_expert_rows(tokens, k, experts),
+  const std::int64_t most = max_expert_rows(tokens, k, experts, op.multiple);
+  require(op.source.dim(0) >= most,
           "PermutePlan: source has {} rows, a GPU takes no fewer than max_expert_rows: {}",
-          op.source.dim(0), max_expert_rows(tokens, k, experts));
+          op.source.dim(0), most);
   const int items = int_extent("PermutePlan", tokens * k);
   const int rows = int_extent("PermutePlan", op.source.dim(0));
   ScratchLayout layout;
@@ -57,7 +58,7 @@ void permute_plan(Stream& stream, const PermutePlan& op) {
                 {.name = "permute_plan",
                  .items = items,
                  .buckets = static_cast<int>(experts),
-                 .multiple = row_multiple,
+                 .multiple = int_extent("PermutePlan", op.multiple),
                  .counts = counts.in(scratch),
                  .bucket_begin = op.row_offsets.data<std::int32_t>()},
                 ExpertOf{op.experts.data<std::int32_t>()},

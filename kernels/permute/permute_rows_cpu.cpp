@@ -15,12 +15,11 @@
 #include "kernels/device/device.h"
 #include "kernels/permute/permute.h"
 #include "kernels/permute/permute_cpu.h"
-#include "kernels/router/router.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 
-// sums[t] = extra[t] + Σ_j gates[t, j] · rows[slot[t, j]], in choice order. Absent gates are 1.
+// sums[t] = extra[t] + Σ_i gates[t, i / parts] · rows[slot[t, i]], in order. Absent gates are 1.
 struct SlotSum {
   ConstTensor rows, slot, gates, extra;
   Tensor sums;
@@ -28,17 +27,18 @@ struct SlotSum {
 
 template <class T>
 void sum_slots(const SlotSum& op, std::int64_t begin, std::int64_t end) {
-  const std::int64_t hidden = op.sums.dim(1), k = op.slot.dim(1);
+  const std::int64_t hidden = op.sums.dim(1), slots = op.slot.dim(1);
   const float* const gates = op.gates.data<float>();
+  const std::int64_t k = gates ? op.gates.dim(1) : slots, parts = slots / k;
   for (std::int64_t t = begin; t < end; ++t) {
-    const std::int32_t* const slot = op.slot.data<std::int32_t>() + t * k;
-    const T* kept[max_top_k];
-    float weights[max_top_k];
+    const std::int32_t* const slot = op.slot.data<std::int32_t>() + t * slots;
+    const T* kept[max_slots];
+    float weights[max_slots];
     int count = 0;
-    for (std::int64_t j = 0; j < k; ++j) {
-      if (slot[j] < 0) continue;
-      kept[count] = op.rows.data<T>() + slot[j] * hidden;
-      weights[count++] = gates ? gates[t * k + j] : 1.0f;
+    for (std::int64_t i = 0; i < slots; ++i) {
+      if (slot[i] < 0) continue;
+      kept[count] = op.rows.data<T>() + slot[i] * hidden;
+      weights[count++] = gates ? gates[t * k + i / parts] : 1.0f;
     }
     const T* const extra = op.extra ? op.extra.data<T>() + t * hidden : nullptr;
     T* const sums = op.sums.data<T>() + t * hidden;
@@ -54,13 +54,14 @@ void sum_slots(const SlotSum& op, std::int64_t begin, std::int64_t end) {
 
 template <class T>
 void spread_gradient(const CombineBackward& op, std::int64_t begin, std::int64_t end) {
-  const std::int64_t hidden = op.d_y.dim(1), k = op.slot.dim(1);
+  const std::int64_t hidden = op.d_y.dim(1), k = op.gates.dim(1), parts = op.slot.dim(1) / k;
   for (std::int64_t t = begin; t < end; ++t) {
     const T* const d_y = op.d_y.data<T>() + t * hidden;
     for (std::int64_t i = t * k; i < (t + 1) * k; ++i) {
-      const std::int64_t row = op.slot.data<std::int32_t>()[i];
       Vector dot = zero();
-      if (row >= 0) {
+      for (std::int64_t part = 0; part < parts; ++part) {
+        const std::int64_t row = op.slot.data<std::int32_t>()[i * parts + part];
+        if (row < 0) continue;
         const Vector gate = set(op.gates.data<float>()[i]);
         const T* const rows = op.rows.data<T>() + row * hidden;
         T* const d_rows = op.d_rows.data<T>() + row * hidden;
@@ -162,7 +163,7 @@ void register_permute_rows(OperationTable& table) {
   });
   table.add<CombineBackward>([](Stream& s, const CombineBackward& op) {
     HWY_DYNAMIC_DISPATCH(combine_backward)(s, op);
-    clear_padding_rows(op);
+    if (op.source) clear_padding_rows(op);
   });
 }
 

@@ -4,10 +4,11 @@
 // token; the two sums (DispatchBackward, CombineForward) read each row once and write each token
 // once. FLOPs: 2 per row element read, 3 in CombineBackward. Bound: HBM bandwidth.
 //
-// A warp tends one token: it holds the addresses of its rows, so that a lane has the loads of all k
-// choices in flight, and writes what it sums once, in choice order. Room for eight choices would
-// cost tokens with two of them half of the warps that fit onto an SM, so there are two instances.
-#include <type_traits>
+// A warp tends one token: it holds the numbers of its rows, so that a lane has the loads of up to
+// eight of them in flight, and writes what it sums once, in slot order. Room for eight rows would
+// cost tokens with two of them half of the warps that fit onto an SM, so there are instances for two
+// and for eight, and where rows are added up one for the most that a slot can have.
+#include <algorithm>
 
 #include "kernels/core/visit.h"
 #include "kernels/device/device.h"
@@ -16,7 +17,6 @@
 #include "kernels/gpu/warp.h"
 #include "kernels/permute/permute.h"
 #include "kernels/permute/permute_gpu.h"
-#include "kernels/router/router.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
@@ -40,67 +40,91 @@ void launch_warps(Stream& stream, const char* name, std::int64_t warps,
       kernel, arguments...);
 }
 
-// The rows of one token's choices, at most `most` of them.
+// Which rows belong to which tokens, and what they weigh.
+struct Slots {
+  const std::int32_t* slot;  // [tokens, k · parts]
+  const float* gates;        // [tokens, k], or nullptr: all 1
+  std::int64_t tokens;
+  int count;  // k · parts
+  int parts;  // that share a gate
+};
+
+Slots slots_of(const ConstTensor& slot, const ConstTensor& gates) {
+  const std::int64_t k = gates ? gates.dim(1) : std::max<std::int64_t>(slot.dim(1), 1);
+  return {.slot = slot.data<std::int32_t>(),
+          .gates = gates.data<float>(),
+          .tokens = slot.dim(0),
+          .count = static_cast<int>(slot.dim(1)),
+          .parts = static_cast<int>(std::max<std::int64_t>(slot.dim(1) / k, 1))};
+}
+
+// The rows of one token from column `first` of its slot on, at most `most` of them, and their gates.
 template <int most>
-struct Choices {
-  std::int64_t row[most];  // -1: none
+struct TokenSlots {
+  int row[most];  // -1: none
+  float gate[most];
 };
 template <int most>
-__device__ Choices<most> choices_of(const std::int32_t* slot, std::int64_t token, int k) {
-  Choices<most> choices;
+__device__ TokenSlots<most> slots_of_token(const Slots& slots, std::int64_t token, int first) {
+  TokenSlots<most> own;
 #pragma unroll
-  for (int j = 0; j < most; ++j) choices.row[j] = j < k ? load(slot + token * k + j) : -1;
-  return choices;
+  for (int i = 0; i < most; ++i) {
+    own.row[i] = first + i < slots.count ? load(slots.slot + token * slots.count + first + i) : -1;
+  }
+  const std::int64_t k = slots.count / slots.parts;
+#pragma unroll
+  for (int i = 0; i < most; ++i) {
+    const bool weighed = own.row[i] >= 0 && slots.gates != nullptr;
+    own.gate[i] = weighed ? load(slots.gates + token * k + (first + i) / slots.parts) : 1.0f;
+  }
+  return own;
 }
 
-// Calls body with the number of choices that a kernel has room for.
-template <class Body>
-void visit_most_choices(int k, const Body& body) {
-  if (k <= 2) return body(std::integral_constant<int, 2>{});
-  return body(std::integral_constant<int, max_top_k>{});
+// Calls use(i, row i) for the rows of a token, of which it reads [column, column + n), in order.
+template <int n, class T, int most, class Use>
+__device__ void for_each_row(const TokenSlots<most>& slots, const T* rows, std::int64_t hidden,
+                             std::int64_t column, const Use& use) {
+  constexpr int at_once = most <= 8 ? most : 4;  // their numbers take registers, too
+#pragma unroll
+  for (int first = 0; first < most; first += at_once) {
+    Piece<T, n> held[at_once] = {};
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      if (slots.row[first + i] >= 0) {
+        held[i] = load_piece<n>(rows + slots.row[first + i] * hidden + column);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      if (slots.row[first + i] >= 0) use(first + i, values_of(held[i]));
+    }
+  }
 }
 
-// ---- sums over choices -------------------------------------------------------------------------
+// ---- sums over slots ---------------------------------------------------------------------------
 
-// sums[t] = extra[t] + Σ_j gates[t, j] · rows[slot[t, j]], in choice order. Absent gates are 1.
+// sums[t] = extra[t] + Σ_i gates[t, i / parts] · rows[slot[t, i]], in slot order.
 template <class T>
 struct SlotSum {
   const T* rows;
-  const std::int32_t* slot;  // [tokens, k]
-  const float* gates;        // [tokens, k], or nullptr
-  const T* extra;            // [tokens, hidden], or nullptr; sums may alias it
-  T* sums;                   // [tokens, hidden]
-  std::int64_t tokens, hidden;
-  int k;
+  Slots slots;
+  const T* extra;  // [tokens, hidden], or nullptr; sums may alias it
+  T* sums;         // [tokens, hidden]
+  std::int64_t hidden;
 };
 
 template <class T, int n, int most>
 __global__ void __launch_bounds__(32 * block_warps) sum_slots(SlotSum<T> op) {
   const std::int64_t token = warp_of_grid();
-  if (token >= op.tokens) return;
-  const Choices<most> choices = choices_of<most>(op.slot, token, op.k);
-  float weight[most];
-#pragma unroll
-  for (int j = 0; j < most; ++j) {
-    weight[j] = j < op.k && op.gates != nullptr ? load(op.gates + token * op.k + j) : 1.0f;
-  }
+  if (token >= op.slots.tokens) return;
+  const TokenSlots<most> slots = slots_of_token<most>(op.slots, token, 0);
   for (std::int64_t column = lane_of_thread() * n; column < op.hidden; column += 32 * n) {
     Values<n> total{};
     if (op.extra != nullptr) total = load_values<n>(op.extra + token * op.hidden + column);
-    Piece<T, n> held[most];
+    for_each_row<n>(slots, op.rows, op.hidden, column, [&](int slot, const Values<n>& row) {
 #pragma unroll
-    for (int j = 0; j < most; ++j) {
-      if (choices.row[j] >= 0) {
-        held[j] = load_piece<n>(op.rows + choices.row[j] * op.hidden + column);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < most; ++j) {
-      if (choices.row[j] < 0) continue;
-      const Values<n> row = values_of(held[j]);
-#pragma unroll
-      for (int i = 0; i < n; ++i) total[i] = fmaf(weight[j], row[i], total[i]);
-    }
+      for (int i = 0; i < n; ++i) total[i] = fmaf(slots.gate[slot], row[i], total[i]);
+    });
     store_values(op.sums + token * op.hidden + column, total);
   }
 }
@@ -108,8 +132,10 @@ __global__ void __launch_bounds__(32 * block_warps) sum_slots(SlotSum<T> op) {
 template <class T>
 void sum_slots(Stream& stream, const char* name, const SlotSum<T>& op) {
   visit_piece<T>(op.hidden, {op.rows, op.extra, op.sums}, [&](auto n) {
-    visit_most_choices(
-        op.k, [&](auto most) { launch_warps(stream, name, op.tokens, sum_slots<T, n, most>, op); });
+    const auto kernel = op.slots.count <= 2   ? sum_slots<T, n, 2>
+                        : op.slots.count <= 8 ? sum_slots<T, n, 8>
+                                              : sum_slots<T, n, max_slots>;
+    launch_warps(stream, name, op.slots.tokens, kernel, op);
   });
 }
 
@@ -117,13 +143,10 @@ void dispatch_backward(Stream& stream, const DispatchBackward& op) {
   visit_float(op.d_x.dtype(), [&]<class T>(T) {
     sum_slots<T>(stream, "dispatch_backward",
                  {.rows = op.d_rows.data<T>(),
-                  .slot = op.slot.data<std::int32_t>(),
-                  .gates = nullptr,
+                  .slots = slots_of(op.slot, {}),
                   .extra = op.d_extra.data<T>(),
                   .sums = op.d_x.data<T>(),
-                  .tokens = op.d_x.dim(0),
-                  .hidden = op.d_x.dim(1),
-                  .k = static_cast<int>(op.slot.dim(1))});
+                  .hidden = op.d_x.dim(1)});
   });
 }
 
@@ -131,13 +154,10 @@ void combine_forward(Stream& stream, const CombineForward& op) {
   visit_float(op.y.dtype(), [&]<class T>(T) {
     sum_slots<T>(stream, "combine",
                  {.rows = op.rows.data<T>(),
-                  .slot = op.slot.data<std::int32_t>(),
-                  .gates = op.gates.data<float>(),
+                  .slots = slots_of(op.slot, op.gates),
                   .extra = nullptr,
                   .sums = op.y.data<T>(),
-                  .tokens = op.y.dim(0),
-                  .hidden = op.y.dim(1),
-                  .k = static_cast<int>(op.slot.dim(1))});
+                  .hidden = op.y.dim(1)});
   });
 }
 
@@ -146,53 +166,43 @@ void combine_forward(Stream& stream, const CombineForward& op) {
 template <class T>
 struct SpreadGradient {
   const T* rows;
-  const std::int32_t* slot;  // [tokens, k]
-  const float* gates;        // [tokens, k]
-  const T* d_y;              // [tokens, hidden]
-  T* d_rows;                 // may alias rows
-  float* d_gates;            // [tokens, k]
-  std::int64_t tokens, hidden;
-  int k;
+  Slots slots;
+  const T* d_y;    // [tokens, hidden]
+  T* d_rows;       // may alias rows
+  float* d_gates;  // [tokens, k]
+  std::int64_t hidden;
 };
 
+// Rows do not meet here: a token of more than `most` goes through d_y again for the next ones.
 template <class T, int n, int most>
 __global__ void __launch_bounds__(32 * block_warps) spread_gradient(SpreadGradient<T> op) {
   const std::int64_t token = warp_of_grid();
-  if (token >= op.tokens) return;
-  const Choices<most> choices = choices_of<most>(op.slot, token, op.k);
-  float gate[most], dot[most];
+  if (token >= op.slots.tokens) return;
+  float* const d_gates = op.d_gates + token * (op.slots.count / op.slots.parts);
+  float d_gate = 0;  // of the choice whose parts are being added
+  for (int first = 0; first < op.slots.count; first += most) {
+    const TokenSlots<most> slots = slots_of_token<most>(op.slots, token, first);
+    float dot[most] = {};
+    for (std::int64_t column = lane_of_thread() * n; column < op.hidden; column += 32 * n) {
+      const Values<n> d_y = load_values<n>(op.d_y + token * op.hidden + column);
+      for_each_row<n>(slots, op.rows, op.hidden, column, [&](int slot, const Values<n>& row) {
+        Values<n> d_row;
 #pragma unroll
-  for (int j = 0; j < most; ++j) {
-    gate[j] = choices.row[j] >= 0 ? load(op.gates + token * op.k + j) : 0.0f;
-    dot[j] = 0;
-  }
-  for (std::int64_t column = lane_of_thread() * n; column < op.hidden; column += 32 * n) {
-    const Values<n> d_y = load_values<n>(op.d_y + token * op.hidden + column);
-    Piece<T, n> held[most];
-#pragma unroll
-    for (int j = 0; j < most; ++j) {
-      if (choices.row[j] >= 0) {
-        held[j] = load_piece<n>(op.rows + choices.row[j] * op.hidden + column);
-      }
+        for (int i = 0; i < n; ++i) {
+          dot[slot] = fmaf(d_y[i], row[i], dot[slot]);
+          d_row[i] = slots.gate[slot] * d_y[i];
+        }
+        store_values(op.d_rows + slots.row[slot] * op.hidden + column, d_row);
+      });
     }
 #pragma unroll
-    for (int j = 0; j < most; ++j) {
-      if (choices.row[j] < 0) continue;
-      const Values<n> row = values_of(held[j]);
-      Values<n> d_row;
-#pragma unroll
-      for (int i = 0; i < n; ++i) {
-        dot[j] = fmaf(d_y[i], row[i], dot[j]);
-        d_row[i] = gate[j] * d_y[i];
-      }
-      store_values(op.d_rows + choices.row[j] * op.hidden + column, d_row);
+    for (int i = 0; i < most; ++i) {
+      if (first + i >= op.slots.count) break;
+      d_gate += warp_sum(dot[i]);
+      if ((first + i + 1) % op.slots.parts != 0) continue;
+      if (lane_of_thread() == 0) store(d_gates + (first + i) / op.slots.parts, d_gate);
+      d_gate = 0;
     }
-  }
-#pragma unroll
-  for (int j = 0; j < most; ++j) {
-    if (j >= op.k) break;
-    const float d_gate = warp_sum(dot[j]);
-    if (lane_of_thread() == 0) store(op.d_gates + token * op.k + j, d_gate);
   }
 }
 
@@ -211,24 +221,7 @@ __global__ void __launch_bounds__(32 * block_warps)
   }
 }
 
-void combine_backward(Stream& stream, const CombineBackward& op) {
-  visit_float(op.rows.dtype(), [&]<class T>(T) {
-    const SpreadGradient<T> spread{.rows = op.rows.data<T>(),
-                                   .slot = op.slot.data<std::int32_t>(),
-                                   .gates = op.gates.data<float>(),
-                                   .d_y = op.d_y.data<T>(),
-                                   .d_rows = op.d_rows.data<T>(),
-                                   .d_gates = op.d_gates.data<float>(),
-                                   .tokens = op.d_y.dim(0),
-                                   .hidden = op.d_y.dim(1),
-                                   .k = static_cast<int>(op.slot.dim(1))};
-    visit_piece<T>(spread.hidden, {spread.rows, spread.d_y, spread.d_rows}, [&](auto n) {
-      visit_most_choices(spread.k, [&](auto most) {
-        launch_warps(stream, "combine_backward", spread.tokens, spread_gradient<T, n, most>,
-                     spread);
-      });
-    });
-  });
+void clear_padding(Stream& stream, const CombineBackward& op) {
   const std::int32_t* const row_count =
       op.row_offsets.data<std::int32_t>() + op.row_offsets.dim(0) - 1;
   visit_unit(row_bytes(op.d_rows), {op.d_rows.raw()}, [&]<class Unit>(Unit, std::int64_t units) {
@@ -236,6 +229,23 @@ void combine_backward(Stream& stream, const CombineBackward& op) {
                  op.source.data<std::int32_t>(), row_count, static_cast<Unit*>(op.d_rows.raw()),
                  units);
   });
+}
+
+void combine_backward(Stream& stream, const CombineBackward& op) {
+  visit_float(op.rows.dtype(), [&]<class T>(T) {
+    const SpreadGradient<T> spread{.rows = op.rows.data<T>(),
+                                   .slots = slots_of(op.slot, op.gates),
+                                   .d_y = op.d_y.data<T>(),
+                                   .d_rows = op.d_rows.data<T>(),
+                                   .d_gates = op.d_gates.data<float>(),
+                                   .hidden = op.d_y.dim(1)};
+    visit_piece<T>(spread.hidden, {spread.rows, spread.d_y, spread.d_rows}, [&](auto n) {
+      launch_warps(stream, "combine_backward", spread.slots.tokens,
+                   spread.slots.count <= 2 ? spread_gradient<T, n, 2> : spread_gradient<T, n, 8>,
+                   spread);
+    });
+  });
+  if (op.source) clear_padding(stream, op);
 }
 
 // ---- DispatchForward ---------------------------------------------------------------------------

@@ -7,6 +7,7 @@ namespace orchard::GPU_NAMESPACE {
 void register_permute(OperationTable& table) {
   register_permute_plan(table);
   register_permute_rows(table);
+  register_exchange(table);
 }
 
 }  // namespace orchard::GPU_NAMESPACE

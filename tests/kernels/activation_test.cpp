@@ -111,6 +111,32 @@ TEST(ActivationAccuracy, SigmoidKeepsItsRelativeAccuracyOverTheWholeRange) {
   EXPECT_LE(worst, 3.5 * 2 * unit_roundoff(DType::f32));
 }
 
+// For all finite bf16, subnormal results among them: half a unit in the last place for the one
+// rounding, and 2^-17 of the sigmoid before it. Where the sigmoid itself
+// would be subnormal it is zero.
+TEST(ActivationAccuracy, RoundedSiluIsTheNearestBf16ButForNearTies) {
+  std::vector<float> inputs;
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float value = std::bit_cast<float>(bits << 16);
+    if (std::isfinite(value)) inputs.push_back(value);
+  }
+  const auto size = static_cast<std::int64_t>(inputs.size());
+  Guarded x(DType::bf16, {size}), y(DType::bf16, {size});
+  for (std::int64_t i = 0; i < size; ++i) x.set(i, inputs[static_cast<std::size_t>(i)]);
+  run(*cpu_device().make_stream(), ActivationForward{.kind = Activation::silu, .x = x, .y = y});
+  constexpr double subnormal_half = 0x1p-134;
+  for (std::int64_t i = 0; i < size; ++i) {
+    const double expected = value(Activation::silu, x.at(i));
+    if (x.at(i) < -87) {
+      EXPECT_LE(std::abs(y.at(i)), 2e-36) << x.at(i);
+      continue;
+    }
+    const double half_unit =
+        std::max(std::ldexp(unit_roundoff(DType::bf16), std::ilogb(expected)), subnormal_half);
+    ASSERT_LE(std::abs(y.at(i) - expected), half_unit + 0x1p-17 * std::abs(expected)) << x.at(i);
+  }
+}
+
 using ActivationRange = DeviceTest<DType>;
 
 TEST_P(ActivationRange, HugeInputsSaturateAndNaNsSurvive) {

@@ -153,6 +153,179 @@ TEST_P(AdaFactorSteps, UnfactoredFollowsTheReference) {
   }
 }
 
+// A rank's part of a block, cut out of it and put back.
+class Part {
+ public:
+  Part(std::int64_t rows, std::int64_t cols, std::int64_t first_row, std::int64_t first_col)
+      : rows_(rows), cols_(cols), first_row_(first_row), first_col_(first_col) {}
+
+  std::int64_t first_col() const { return first_col_; }
+  Shape shape() const { return {rows_, cols_}; }
+  Guarded of(const Guarded& block) const {
+    Guarded part(block.dtype(), shape());
+    for (std::int64_t i = 0; i < part.size(); ++i) part.set(i, block.at(index(block, i)));
+    return part;
+  }
+  void put(const Guarded& part, Guarded& block) const {
+    for (std::int64_t i = 0; i < part.size(); ++i) block.set(index(block, i), part.at(i));
+  }
+  Guarded rows_of(const Guarded& column) const {
+    Guarded part(DType::f32, {rows_});
+    for (std::int64_t i = 0; i < rows_; ++i) part.set(i, column.at(first_row_ + i));
+    return part;
+  }
+  void put_rows(const Guarded& part, Guarded& column) const {
+    for (std::int64_t i = 0; i < rows_; ++i) column.set(first_row_ + i, part.at(i));
+  }
+  void add_sums(const Guarded& rows, const Guarded& cols, Guarded& all_rows,
+                Guarded& all_cols) const {
+    for (std::int64_t i = 0; i < rows_; ++i)
+      all_rows.set(first_row_ + i, all_rows.at(first_row_ + i) + rows.at(i));
+    for (std::int64_t i = 0; i < cols_; ++i)
+      all_cols.set(first_col_ + i, all_cols.at(first_col_ + i) + cols.at(i));
+  }
+
+ private:
+  std::int64_t index(const Guarded& block, std::int64_t i) const {
+    return (first_row_ + i / cols_) * block.shape()[1] + first_col_ + i % cols_;
+  }
+  std::int64_t rows_, cols_, first_row_, first_col_;
+};
+
+// Three ranks share the rows, one of them with none, and two the columns.
+std::vector<Part> parts_of(std::int64_t rows, std::int64_t cols) {
+  std::vector<Part> parts;
+  const std::int64_t row_edges[] = {0, rows / 3, rows / 3, rows}, col_edges[] = {0, cols / 2, cols};
+  for (int r = 0; r < 3; ++r)
+    for (int c = 0; c < 2; ++c)
+      parts.emplace_back(row_edges[r + 1] - row_edges[r], col_edges[c + 1] - col_edges[c],
+                         row_edges[r], col_edges[c]);
+  return parts;
+}
+
+float clipped_lr(const Hyper& h, double squares, std::int64_t elements) {
+  const double rms = std::sqrt(squares / static_cast<double>(elements));
+  return static_cast<float>(h.lr / std::max(1.0, rms / h.clip));
+}
+
+TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
+  const auto [rows, cols, shift] = parameter();
+  if (rows * cols == 0) GTEST_SKIP() << "parts of nothing have no mean";
+  const Hyper h;
+  const auto scale = static_cast<float>(h.scale);
+  Guarded w = random_normal(DType::f32, {rows, cols}, 1), copy(DType::bf16, {rows, cols});
+  Guarded v_row = zeros(DType::f32, {rows}), v_col = zeros(DType::f32, {cols});
+  Factored state{w.values(), v_row.values(), v_col.values()};
+  for (int t = 1; t <= 3; ++t) {
+    const Guarded g = gradient(rows, cols, t);
+    Guarded all_rows = zeros(DType::f32, {rows}), all_cols = zeros(DType::f32, {cols});
+    for (const Part& part : parts_of(rows, cols)) {
+      Guarded own = part.of(g), row_sums(DType::f32, {part.shape()[0]}),
+              col_sums(DType::f32, {part.shape()[1]});
+      OnDevice own_d = on_device(own), row_sums_d = on_device(row_sums),
+               col_sums_d = on_device(col_sums);
+      run_repeatedly(stream(),
+                     AdaFactorSums{.gradients = own_d,
+                                   .row_sums = row_sums_d,
+                                   .col_sums = col_sums_d,
+                                   .gradient_scale = scale},
+                     {&row_sums_d, &col_sums_d});
+      part.add_sums(row_sums, col_sums, all_rows, all_cols);
+    }
+    double squares = 0;
+    const Guarded v_row_before = v_row, v_col_before = v_col;
+    for (const Part& part : parts_of(rows, cols)) {
+      Guarded own = part.of(g), own_sums = part.rows_of(all_rows),
+              own_rows = part.rows_of(v_row_before), own_cols = v_col_before;
+      Guarded measured(DType::f32, {1});
+      OnDevice own_d = on_device(own), own_sums_d = on_device(own_sums),
+               all_cols_d = on_device(all_cols), own_rows_d = on_device(own_rows),
+               own_cols_d = on_device(own_cols), measured_d = on_device(measured);
+      run_repeatedly(stream(),
+                     AdaFactorMeasure{.gradients = own_d,
+                                      .row_sums = own_sums_d,
+                                      .col_sums = all_cols_d,
+                                      .v_row = own_rows_d,
+                                      .v_col = own_cols_d,
+                                      .squares = measured_d,
+                                      .rows = rows,
+                                      .first_col = part.first_col(),
+                                      .gradient_scale = scale,
+                                      .step = t},
+                     {&own_rows_d, &own_cols_d, &measured_d});
+      part.put_rows(own_rows, v_row);
+      v_col = own_cols;
+      squares += measured.at(0);
+    }
+    for (const Part& part : parts_of(rows, cols)) {
+      Guarded own = part.of(g), own_w = part.of(w), own_copy = part.of(copy),
+              own_rows = part.rows_of(v_row);
+      OnDevice own_d = on_device(own), own_w_d = on_device(own_w),
+               own_copy_d = on_device(own_copy, shift), own_rows_d = on_device(own_rows),
+               v_col_d = on_device(v_col);
+      run_repeatedly(stream(),
+                     AdaFactorApply{.weights = own_w_d,
+                                    .gradients = own_d,
+                                    .v_row = own_rows_d,
+                                    .v_col = v_col_d,
+                                    .copy = own_copy_d,
+                                    .first_col = part.first_col(),
+                                    .gradient_scale = scale,
+                                    .lr = clipped_lr(h, squares, rows * cols),
+                                    .weight_decay = static_cast<float>(h.decay)},
+                     {&own_w_d, &own_copy_d});
+      part.put(own_w, w);
+      part.put(own_copy, copy);
+    }
+    state.step(g.values(), h, t);
+    expect_close(v_row, state.v_row, bound(t), "v_row");
+    expect_close(v_col, state.v_col, bound(t), "v_col");
+    expect_close(w, state.w, bound(t), "weights");
+    expect_rounded_copy(w, copy);
+  }
+}
+
+TEST_P(AdaFactorSteps, InPartsUnfactoredFollowsTheReference) {
+  const auto [rows, cols, shift] = parameter();
+  if (rows * cols == 0) GTEST_SKIP() << "parts of nothing have no mean";
+  const Hyper h;
+  Guarded w = random_normal(DType::f32, {rows, cols}, 1), v = zeros(DType::f32, {rows, cols});
+  Full state{w.values(), v.values()};
+  for (int t = 1; t <= 3; ++t) {
+    const Guarded g = gradient(rows, cols, t);
+    double squares = 0;
+    for (const Part& part : parts_of(rows, cols)) {
+      Guarded own = part.of(g), own_v = part.of(v), measured(DType::f32, {1});
+      OnDevice own_d = on_device(own), own_v_d = on_device(own_v), measured_d = on_device(measured);
+      run_repeatedly(stream(),
+                     AdaFactorMeasure{.gradients = own_d,
+                                      .v = own_v_d,
+                                      .squares = measured_d,
+                                      .gradient_scale = static_cast<float>(h.scale),
+                                      .step = t},
+                     {&own_v_d, &measured_d});
+      part.put(own_v, v);
+      squares += measured.at(0);
+    }
+    for (const Part& part : parts_of(rows, cols)) {
+      Guarded own = part.of(g), own_v = part.of(v), own_w = part.of(w);
+      OnDevice own_d = on_device(own), own_v_d = on_device(own_v), own_w_d = on_device(own_w);
+      run_repeatedly(stream(),
+                     AdaFactorApply{.weights = own_w_d,
+                                    .gradients = own_d,
+                                    .v = own_v_d,
+                                    .gradient_scale = static_cast<float>(h.scale),
+                                    .lr = clipped_lr(h, squares, rows * cols),
+                                    .weight_decay = static_cast<float>(h.decay)},
+                     {&own_w_d});
+      part.put(own_w, w);
+    }
+    state.step(g.values(), h, t);
+    expect_close(v, state.v, bound(t), "v");
+    expect_close(w, state.w, bound(t), "weights");
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, AdaFactorSteps,
                          ::testing::Combine(every_device(),
                                             ::testing::Values(Case{1, 1}, Case{1, 17}, Case{17, 1},

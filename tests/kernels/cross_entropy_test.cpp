@@ -2,54 +2,13 @@
 #include <limits>
 
 #include "kernels/loss/loss.h"
-#include "tests/kernels/checks.h"
+#include "tests/kernels/cross_entropy_reference.h"
 #include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
 namespace {
 
-using Values = std::vector<double>;
-
 constexpr double infinity = std::numeric_limits<double>::infinity();
-
-Values reference_losses(const Values& logits, std::size_t vocab, const std::vector<int>& targets) {
-  Values losses;
-  for (std::size_t row = 0; row < targets.size(); ++row) {
-    const double* const x = logits.data() + row * vocab;
-    const double maximum = *std::max_element(x, x + vocab);
-    double sum = 0;
-    for (std::size_t j = 0; j < vocab; ++j) sum += std::exp(x[j] - maximum);
-    const int target = targets[row];
-    losses.push_back(target < 0 ? 0 : maximum + std::log(sum) - x[target]);
-  }
-  return losses;
-}
-
-Values reference_gradients(const Values& logits, std::size_t vocab, const std::vector<int>& targets,
-                           double scale) {
-  Values d(logits.size());
-  for (std::size_t row = 0; row < targets.size(); ++row) {
-    if (targets[row] < 0) continue;
-    const double* const x = logits.data() + row * vocab;
-    const double maximum = *std::max_element(x, x + vocab);
-    double sum = 0;
-    for (std::size_t j = 0; j < vocab; ++j) sum += std::exp(x[j] - maximum);
-    for (std::size_t j = 0; j < vocab; ++j) {
-      const double is_target = static_cast<int>(j) == targets[row];
-      d[row * vocab + j] = scale * (std::exp(x[j] - maximum) / sum - is_target);
-    }
-  }
-  return d;
-}
-
-// Spread over the vocabulary, its ends included; every fifth row has none.
-std::vector<int> make_targets(std::int64_t rows, std::int64_t vocab) {
-  std::vector<int> targets;
-  for (std::int64_t row = 0; row < rows; ++row) {
-    targets.push_back(row % 5 == 4 ? -1 : static_cast<int>((row * 7919 + vocab - 1) % vocab));
-  }
-  return targets;
-}
 
 struct Case {
   DType dtype;  // of the gradient
@@ -81,16 +40,7 @@ TEST_P(CrossEntropyLoss, MatchesReference) {
   const double fp32 = (16 + 2 * std::sqrt(vocab)) * unit_roundoff(DType::f32);
   expect_close(losses, reference_losses(logits.values(), n, where), fp32, "losses", 16);
   const Values d = reference_gradients(logits.values(), n, where, scale);
-  // Each gradient carries the relative error of its exponential and of the sum, then one rounding;
-  // at the target p - 1 cancels, in terms of size `scale`.
-  for (std::int64_t i = 0; i < d_logits.size(); ++i) {
-    const double expected = d[static_cast<std::size_t>(i)];
-    const bool at_target = i % vocab == where[static_cast<std::size_t>(i / vocab)];
-    const double terms = at_target ? scale : std::abs(expected);
-    ASSERT_TRUE(std::abs(d_logits.at(i) - expected) <=
-                unit_roundoff(dtype) * std::abs(expected) + fp32 * terms + 1e-37)
-        << i << ": " << d_logits.at(i) << ", expected " << expected;
-  }
+  expect_gradients_close(d_logits, d, n, where, scale, fp32);
 
   const Guarded first_losses = losses;
   op.d_logits = {};

@@ -56,6 +56,51 @@ TEST_P(Embedding, ForwardCopiesTableAndVisualRows) {
   }
 }
 
+// Whatever the cut, the shards' rows add up to the whole, of which each is one rank's.
+TEST_P(Embedding, ShardsOfTheVocabularyMakeUpTheWhole) {
+  const auto [dtype, tokens, vocab, visual, hidden, shift] = parameter();
+  const std::int64_t half = vocab / 2;  // 0 of a vocabulary of one
+  Guarded table = random_normal(dtype, {vocab, hidden}, 1);
+  Guarded pictures = random_normal(dtype, {visual, hidden}, 2);
+  Guarded d_y = random_normal(dtype, {tokens, hidden}, 3), ids = sources();
+  Guarded whole(dtype, {tokens, hidden}), y(dtype, {tokens, hidden});
+  Guarded d_whole = random_normal(DType::f32, {vocab, hidden}, 4), d_table = d_whole;
+  OnDevice table_d(stream(), table, shift), pictures_d(stream(), pictures, shift),
+      d_y_d(stream(), d_y, shift), ids_d(stream(), ids), whole_d(stream(), whole, shift),
+      y_d(stream(), y, shift), d_whole_d(stream(), d_whole), d_table_d(stream(), d_table);
+  const Tensor shown = visual ? pictures_d.tensor() : Tensor();
+  run_and_download(
+      stream(), EmbeddingForward{.table = table_d, .visual = shown, .sources = ids_d, .y = whole_d},
+      {&whole_d});
+  run_and_download(stream(),
+                   EmbeddingBackward{.d_y = d_y_d, .sources = ids_d, .d_table = d_whole_d},
+                   {&d_whole_d});
+  Guarded sum = zeros(DType::f32, {tokens, hidden});
+  const std::pair<std::int64_t, std::int64_t> cuts[] = {{0, half}, {half, vocab - half}};
+  for (const auto& [first, count] : cuts) {
+    const VocabularyShard shard{.first_id = first, .vocabulary = vocab};
+    run_and_download(stream(),
+                     EmbeddingForward{.table = table_d.tensor().slice(first, count),
+                                      .visual = first == 0 ? shown : Tensor(),
+                                      .sources = ids_d,
+                                      .shard = shard,
+                                      .y = y_d},
+                     {&y_d});
+    run_and_download(stream(),
+                     EmbeddingBackward{.d_y = d_y_d,
+                                       .sources = ids_d,
+                                       .shard = shard,
+                                       .d_table = d_table_d.tensor().slice(first, count)},
+                     {&d_table_d});
+    for (std::int64_t i = 0; i < sum.size(); ++i) {
+      ASSERT_TRUE(sum.at(i) == 0 || y.at(i) == 0);
+      sum.set(i, sum.at(i) + y.at(i));
+    }
+  }
+  EXPECT_EQ(sum.values(), whole.values());
+  EXPECT_TRUE(d_table == d_whole);
+}
+
 TEST_P(Embedding, BackwardAddsRepeatedIdsInTokenOrder) {
   const auto [dtype, tokens, vocab, visual, hidden, shift] = parameter();
   Guarded d_y = random_normal(dtype, {tokens, hidden}, 3), ids = sources();

@@ -16,20 +16,24 @@ struct Case {
   DType dtype;
   std::int64_t tokens, k, experts, hidden;
   Routing routing;
+  std::int64_t parts = 1;  // rows of a choice; `experts` counts those of all parts
+  std::int64_t multiple = row_multiple;
   int shift = 0;  // elements by which rows of [hidden] miss their alignment
+
+  std::int64_t slots() const { return k * parts; }
 };
 
 Guarded route(const Case& c) {
-  Guarded out(DType::i32, {c.tokens, c.k});
+  Guarded out(DType::i32, {c.tokens, c.slots()});
   std::mt19937 engine(11);
   for (std::int64_t t = 0; t < c.tokens; ++t) {
     const auto first = static_cast<std::int64_t>(engine() % static_cast<unsigned>(c.experts));
-    for (std::int64_t j = 0; j < c.k; ++j) {
+    for (std::int64_t j = 0; j < c.slots(); ++j) {
       // Distinct within a token, as a router's choices are.
       std::int64_t expert = (c.routing == Routing::one_expert ? c.experts - 1 : first) + j * 3;
       if (c.routing == Routing::none) expert = -1;
       if (c.routing == Routing::some_dropped && (engine() % 3 == 0 || t % 7 == 6)) expert = -1;
-      out.set(t * c.k + j, expert < 0 ? -1.0 : static_cast<double>(expert % c.experts));
+      out.set(t * c.slots() + j, expert < 0 ? -1.0 : static_cast<double>(expert % c.experts));
     }
   }
   return out;
@@ -40,9 +44,11 @@ struct Plan {
   explicit Plan(const Case& c)
       : experts(route(c)),
         row_offsets(DType::i32, {c.experts + 1}),
-        source(DType::i32, {max_expert_rows(c.tokens, c.k, c.experts)}),
-        slot(DType::i32, {c.tokens, c.k}) {}
+        source(DType::i32, {max_expert_rows(c.tokens, c.slots(), c.experts)}),
+        slot(DType::i32, {c.tokens, c.slots()}),
+        multiple(c.multiple) {}
   Guarded experts, row_offsets, source, slot;
+  std::int64_t multiple;
 };
 struct PlanOnDevice {
   PlanOnDevice(Stream& stream, Plan& plan)
@@ -50,9 +56,11 @@ struct PlanOnDevice {
         row_offsets(stream, plan.row_offsets),
         source(stream, plan.source),
         slot(stream, plan.slot) {
-    run(stream,
-        PermutePlan{
-            .experts = experts, .row_offsets = row_offsets, .source = source, .slot = slot});
+    run(stream, PermutePlan{.experts = experts,
+                            .row_offsets = row_offsets,
+                            .source = source,
+                            .slot = slot,
+                            .multiple = plan.multiple});
     for (OnDevice* const output : {&row_offsets, &source, &slot}) output->download();
     stream.synchronize();
   }
@@ -80,7 +88,9 @@ class Permute : public DeviceTest<Case> {
   }
   Shape token_shape() const { return {parameter().tokens, parameter().hidden}; }
   Shape row_shape() const { return {max_rows(), parameter().hidden}; }
-  Guarded gates() const { return random_normal(DType::f32, slot().shape(), 21); }
+  Guarded gates() const {
+    return random_normal(DType::f32, {parameter().tokens, parameter().k}, 21);
+  }
 
   // One rounding to the dtype, and an fp32 sum of at most k + 1 terms of the size of the result's
   // root mean square or below.
@@ -95,13 +105,13 @@ TEST_P(Permute, PlanSortsByExpertThenTokenInPaddedGroups) {
   const Case& c = parameter();
   std::vector<double> offsets = {0}, sources, slots(static_cast<std::size_t>(slot().size()), -1);
   for (std::int64_t e = 0; e < c.experts; ++e) {
-    for (std::int64_t i = 0; i < c.tokens * c.k; ++i) {
+    for (std::int64_t i = 0; i < c.tokens * c.slots(); ++i) {
       if (experts().at(i) != static_cast<double>(e)) continue;
       slots[static_cast<std::size_t>(i)] = static_cast<double>(sources.size());
-      const std::int64_t token = i / c.k;
+      const std::int64_t token = i / c.slots();
       sources.push_back(static_cast<double>(token));
     }
-    while (sources.size() % 32 != 0) sources.push_back(-1);
+    while (sources.size() % static_cast<std::size_t>(c.multiple) != 0) sources.push_back(-1);
     offsets.push_back(static_cast<double>(sources.size()));
   }
   sources.resize(static_cast<std::size_t>(max_rows()), -1);
@@ -149,8 +159,8 @@ TEST_P(Permute, DispatchBackwardSumsChoices) {
     std::vector<double> expected;
     for (std::int64_t i = 0; i < c.tokens * c.hidden; ++i) {
       expected.push_back(with_extra ? d_extra.at(i) : 0);
-      for (std::int64_t j = 0; j < c.k; ++j) {
-        const auto row = static_cast<std::int64_t>(slot().at(i / c.hidden * c.k + j));
+      for (std::int64_t j = 0; j < c.slots(); ++j) {
+        const auto row = static_cast<std::int64_t>(slot().at(i / c.hidden * c.slots() + j));
         if (row >= 0) expected.back() += d_rows.at(row * c.hidden + i % c.hidden);
       }
     }
@@ -169,9 +179,10 @@ TEST_P(Permute, CombineWeighsByGates) {
   std::vector<double> expected;
   for (std::int64_t i = 0; i < c.tokens * c.hidden; ++i) {
     expected.push_back(0);
-    for (std::int64_t j = i / c.hidden * c.k; j < (i / c.hidden + 1) * c.k; ++j) {
+    for (std::int64_t j = i / c.hidden * c.slots(); j < (i / c.hidden + 1) * c.slots(); ++j) {
       const auto row = static_cast<std::int64_t>(slot().at(j));
-      if (row >= 0) expected.back() += weights.at(j) * rows.at(row * c.hidden + i % c.hidden);
+      if (row >= 0)
+        expected.back() += weights.at(j / c.parts) * rows.at(row * c.hidden + i % c.hidden);
     }
   }
   expect_close(y, expected, bound(), "y");
@@ -181,7 +192,7 @@ TEST_P(Permute, CombineBackwardSpreadsTheGradient) {
   const Case& c = parameter();
   Guarded rows = random_normal(c.dtype, row_shape(), 5),
           d_y = random_normal(c.dtype, token_shape(), 6);
-  Guarded d_rows(c.dtype, row_shape()), weights = gates(), d_gates(DType::f32, slot().shape());
+  Guarded d_rows(c.dtype, row_shape()), weights = gates(), d_gates(DType::f32, weights.shape());
   const Guarded untouched = d_rows;
   OnDevice rows_d(stream(), rows, parameter().shift), d_y_d(stream(), d_y, parameter().shift),
       weights_d(stream(), weights);
@@ -201,21 +212,27 @@ TEST_P(Permute, CombineBackwardSpreadsTheGradient) {
       expected_rows[static_cast<std::size_t>(i)] = untouched.at(i);
     }
   }
-  for (std::int64_t j = 0; j < c.tokens * c.k; ++j) {
-    expected_gates.push_back(0);
+  for (std::int64_t j = 0; j < c.tokens * c.slots(); ++j) {
+    if (j % c.parts == 0) expected_gates.push_back(0);
     const auto row = static_cast<std::int64_t>(slot().at(j));
     for (std::int64_t i = 0; i < c.hidden && row >= 0; ++i) {
-      const double gradient = d_y.at(j / c.k * c.hidden + i);
-      expected_rows[static_cast<std::size_t>(row * c.hidden + i)] = weights.at(j) * gradient;
+      const double gradient = d_y.at(j / c.slots() * c.hidden + i);
+      expected_rows[static_cast<std::size_t>(row * c.hidden + i)] =
+          weights.at(j / c.parts) * gradient;
       expected_gates.back() += gradient * rows.at(row * c.hidden + i);
     }
   }
   expect_close(d_rows, expected_rows, bound(), "d_rows");
-  // An fp32 dot product of `hidden` terms of size one.
-  const double terms = std::sqrt(static_cast<double>(c.hidden));
+  // An fp32 dot product of `hidden` terms of size one, for each part.
+  const double terms = std::sqrt(static_cast<double>(c.hidden * c.parts));
   expect_close(d_gates, expected_gates, 8 * terms * unit_roundoff(DType::f32), "d_gates", terms);
 
   const Guarded first = d_rows, first_gates = d_gates;
+  if (c.multiple == 1) {  // without padding, the plan is not needed
+    op.source = op.row_offsets = ConstTensor();
+    run_and_download(stream(), op, {&d_rows_d, &d_gates_d});
+    EXPECT_TRUE(first == d_rows) << "two runs differ";
+  }
   op.d_rows = rows_d.tensor();  // the gradient may take the place of the rows
   run_and_download(stream(), op, {&rows_d, &d_gates_d});
   EXPECT_TRUE(first_gates == d_gates) << "two runs differ";
@@ -224,23 +241,30 @@ TEST_P(Permute, CombineBackwardSpreadsTheGradient) {
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, Permute,
-    ::testing::Combine(every_device(),
-                       ::testing::Values(Case{DType::f32, 1, 1, 1, 1, Routing::random},
-                                         Case{DType::f32, 0, 2, 4, 8, Routing::random},
-                                         Case{DType::f32, 67, 2, 8, 17, Routing::random},
-                                         Case{DType::f32, 129, 2, 8, 64, Routing::some_dropped},
-                                         Case{DType::f32, 32, 1, 8, 33, Routing::one_expert},
-                                         Case{DType::f32, 33, 1, 64, 7, Routing::one_expert},
-                                         Case{DType::f32, 5, 2, 4, 16, Routing::none},
-                                         Case{DType::bf16, 67, 2, 8, 17, Routing::random},
-                                         Case{DType::bf16, 31, 8, 65, 127, Routing::some_dropped},
-                                         Case{DType::bf16, 40, 2, 8, 512, Routing::one_expert},
-                                         Case{DType::bf16, 1, 8, 256, 136, Routing::random},
-                                         Case{DType::bf16, 9, 2, 4, 64, Routing::random, 1},
-                                         Case{DType::f32, 9, 2, 4, 64, Routing::random, 1},
-                                         Case{DType::bf16, 9, 2, 4, 64, Routing::random, 2},
-                                         // several blocks of the counting sort
-                                         Case{DType::f32, 1531, 3, 9, 1, Routing::some_dropped})),
+    ::testing::Combine(
+        every_device(),
+        ::testing::Values(Case{DType::f32, 1, 1, 1, 1, Routing::random},
+                          Case{DType::f32, 0, 2, 4, 8, Routing::random},
+                          Case{DType::f32, 67, 2, 8, 17, Routing::random},
+                          Case{DType::f32, 129, 2, 8, 64, Routing::some_dropped},
+                          Case{DType::f32, 32, 1, 8, 33, Routing::one_expert},
+                          Case{DType::f32, 33, 1, 64, 7, Routing::one_expert},
+                          Case{DType::f32, 5, 2, 4, 16, Routing::none},
+                          Case{DType::bf16, 67, 2, 8, 17, Routing::random},
+                          Case{DType::bf16, 31, 8, 65, 127, Routing::some_dropped},
+                          Case{DType::bf16, 40, 2, 8, 512, Routing::one_expert},
+                          Case{DType::bf16, 1, 8, 256, 136, Routing::random},
+                          Case{DType::bf16, 9, 2, 4, 64, Routing::random, 1, row_multiple, 1},
+                          Case{DType::f32, 9, 2, 4, 64, Routing::random, 1, row_multiple, 1},
+                          Case{DType::bf16, 9, 2, 4, 64, Routing::random, 1, row_multiple, 2},
+                          // several blocks of the counting sort
+                          Case{DType::f32, 1531, 3, 9, 1, Routing::some_dropped},
+                          Case{DType::f32, 67, 2, 12, 17, Routing::random, 2},
+                          Case{DType::f32, 0, 2, 4, 8, Routing::none, 2, 1},
+                          Case{DType::f32, 45, 3, 8, 19, Routing::some_dropped, 1, 1},
+                          Case{DType::bf16, 53, 2, 32, 65, Routing::some_dropped, 4, 1},
+                          Case{DType::bf16, 21, 1, 8, 64, Routing::some_dropped, 2, 1},
+                          Case{DType::f32, 9, 8, 97, 16, Routing::random, 4, 1})),
     device_test_name<Case>);
 
 TEST(PermuteOnGpu, PlansAlikeInEveryOrderOfThreads) {

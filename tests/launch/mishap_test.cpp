@@ -2,8 +2,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <fstream>
+#include <thread>
 
+#include "comm/flight_recorder.h"
 #include "data/atomic_file.h"
 #include "tests/data/corpus.h"
 #include "tests/data/scratch.h"
@@ -15,6 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -144,6 +148,43 @@ TEST_F(Mishap, ALossThatIsNotFiniteEndsAllRanksWithoutACheckpoint) {
                                       Not(HasSubstr("Segmentation"))));
     EXPECT_LT(outcome.seconds, soon);
     EXPECT_FALSE(fs::exists(run_ / "checkpoints/stage1.h5"));
+    fs::remove_all(run_);
+  }
+}
+
+// What becomes of the job when rank 1 gets this signal in the middle of training.
+Outcome signalled(const fs::path& run, const std::string& arguments, int signal) {
+  std::jthread sender([&](const std::stop_token& ended) {
+    const auto begun = [&] { return !fs::is_empty(run / "checkpoints"); };
+    while (!ended.stop_requested()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      if (!fs::exists(run / "checkpoints") || !begun()) continue;
+      ::kill(FlightFile(flight_file(run / "rings", 1)).pid(), signal);
+      return;
+    }
+  });
+  return orchard_on_two_ranks(arguments);
+}
+
+TEST_F(Mishap, ARankThatDiesOrStopsIsNamedAndLeavesWholeCheckpoints) {
+  const std::string endless = arguments(
+      "--set run.checkpoint_every=20 --set run.hang_timeout=10 --set stage1.steps=1000000");
+  struct {
+    int signal;
+    const char* how;
+  } cases[] = {{SIGKILL, "ended without a word"}, {SIGSTOP, "gives no sign of life"}};
+  for (const auto& [signal, how] : cases) {
+    const Outcome outcome = signalled(run_, endless, signal);
+    EXPECT_NE(outcome.code, 0);
+    EXPECT_LT(outcome.seconds, soon);
+    EXPECT_THAT(outcome.output, AllOf(HasSubstr("orchard: rank 1 (pp0 dp1 tp0 |"), HasSubstr(how),
+                                      ContainsRegex("[0-9]+ of group (dp|world)")));
+    for (const auto& entry : fs::directory_iterator(run_ / "checkpoints")) {
+      if (entry.path().extension() != ".h5") continue;  // one that was being written
+      EXPECT_EQ(orchard_alone("inspect --verify " + entry.path().string()).code, 0);
+    }
+    EXPECT_THAT(orchard_alone("inspect " + flight_file(run_ / "rings", 1).string()).output,
+                AllOf(HasSubstr("rank 1"), HasSubstr("reduce-scatter"), HasSubstr("world")));
     fs::remove_all(run_);
   }
 }

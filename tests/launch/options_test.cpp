@@ -216,13 +216,41 @@ TEST(Ranks, MicroBatchesMustDivideEvenly) {
                     HasSubstr("3 ranks")));
 }
 
+TEST(Ranks, TheLayoutMustBePossible) {
+  const auto message = [](const std::vector<Setting>& settings, int ranks) {
+    const ResolvedRun run({.recipe = "tiny", .command_line = settings});
+    return message_of([&] { validate_ranks(run, ranks); });
+  };
+  EXPECT_EQ(message({given("layout.tp", "2")}, 2), "");
+  EXPECT_EQ(message({given("layout.tp", "2")}, 8), "");  // four replicas
+  EXPECT_THAT(message({given("layout.tp", "2")}, 3), HasSubstr("must divide the 3 ranks"));
+  EXPECT_THAT(message({given("layout.tp", "2")}, 1), HasSubstr("there are only 1 ranks"));
+  EXPECT_THAT(message({given("layout.tp", "16")}, 16),
+              AllOf(HasSubstr("tp 16"), HasSubstr("heads"), HasSubstr("nearest possible layout")));
+  EXPECT_THAT(message({given("layout.ep", "2")}, 2), HasSubstr("no experts"));
+  EXPECT_THAT(message({given("layout.tp", "2")}, 16),
+              AllOf(HasSubstr("stage1.global_batch = 32"), HasSubstr("layout.tp = 2")));
+  EXPECT_THAT(
+      message_of([] {
+        ResolvedRun({.recipe = "tiny", .command_line = {given("layout.order", "tp-dp-pp")}});
+      }),
+      HasSubstr("each once"));
+}
+
 TEST(Vocabulary, TheTokenizersMustFit) {
   const ResolvedRun fixed({.recipe = "tiny"});
-  EXPECT_NO_THROW(validate_vocabulary(fixed, 8192));
-  EXPECT_THAT(message_of([&] { validate_vocabulary(fixed, 8193); }),
+  EXPECT_NO_THROW(validate_vocabulary(fixed, 8192, 1));
+  EXPECT_THAT(message_of([&] { validate_vocabulary(fixed, 8193, 1); }),
               AllOf(HasSubstr("decoder.vocabulary = 8192 (tiny.ini:"), HasSubstr("8193")));
   const ResolvedRun open({.recipe = "tiny", .command_line = {given("decoder.vocabulary", "0")}});
-  EXPECT_NO_THROW(validate_vocabulary(open, 8193));
+  EXPECT_NO_THROW(validate_vocabulary(open, 8193, 1));
+  const ResolvedRun cut(
+      {.recipe = "tiny",
+       .command_line = {given("decoder.vocabulary", "0"), given("layout.tp", "2")}});
+  EXPECT_NO_THROW(validate_vocabulary(cut, 8192, 2));
+  EXPECT_THAT(message_of([&] { validate_vocabulary(cut, 8193, 2); }),
+              AllOf(HasSubstr("tp 2"), HasSubstr("vocabulary"), HasSubstr("8193"),
+                    HasSubstr("nearest possible layout")));
   EXPECT_NO_THROW(validate_pictures(open, 0));
   EXPECT_THAT(message_of([&] { validate_pictures(open, 1); }),
               AllOf(HasSubstr("vision.layers = 0"), HasSubstr("holds 1 pictures")));
@@ -263,8 +291,9 @@ TEST(Options, EachFillsItsOwnFieldOnly) {
     RunConfig run = default_run();
     const std::string before = option.print(run);
     std::string value;
-    for (const char* candidate : {"3", "4", "0.25", "simt", "bf16", "last", "blocks", "all_choices",
-                                  "fixed", "fit", "separators", "assistant", "adafactor"}) {
+    for (const char* candidate :
+         {"3", "4", "0.25", "simt", "bf16", "last", "blocks", "all_choices", "fixed", "fit",
+          "separators", "assistant", "adafactor", "no", "dp-tp-ep-pp", "direct"}) {
       if (candidate == before || !option.read(run, candidate)) continue;
       value = candidate;
       break;

@@ -54,6 +54,7 @@ class GoldenBench : public LayerBench {
     for (std::int64_t t = 0; t <= tiles; ++t)
       offsets.push_back(static_cast<std::int32_t>(t * (v.patches() + 1)));
     batch().tiles = tiles;
+    batch().tower_rows = offsets.back();
     batch().tile_offsets = integers(offsets);
     batch().patches = patches;
     return patches;
@@ -103,16 +104,17 @@ class GoldenVision : public GoldenBench {
       : config_(with(features)), model_(store(), config_, Recompute::none) {
     allocate();
     patches(config_, 2);
+    model_.append_to(chain_);
   }
 
   ConstTensor forward() {
     Pass p = pass();
-    return model_.forward(p, batch().patches, saved_);
+    return chain_.forward(p, chain_.whole(), {}, DType::f32, saved_);
   }
 
   void backward(ConstTensor d_y) {
     Pass p = pass();
-    model_.backward(p, d_y, saved_);
+    chain_.backward(p, d_y, saved_, {});
   }
 
   const VisionConfig& config() const { return config_; }
@@ -126,7 +128,8 @@ class GoldenVision : public GoldenBench {
 
   VisionConfig config_;
   VisionTransformer model_;
-  VisionTransformer::Saved saved_;
+  Chain chain_;
+  Chain::Saved saved_;
 };
 
 TEST(VisionGolden, OutputAndGradientsAreThoseOfClip) {
@@ -160,12 +163,15 @@ void expect_connector(const std::string& name, const ModelConfig& config,
   bench.allocate();
   const std::int64_t rows = 2 * (config.vision.patches() + 1);
   const Tensor x = bench.values(name, {rows, config.vision.width});
+  bench.batch().tiles = 2;
+  bench.batch().tower_rows = rows;
   Pass pass = bench.pass();
   Connector::Saved saved;
-  const Tensor y = model.forward(pass, x, saved);
+  const ConstTensor y = model.forward(pass, {x, {}}, saved).sum;
   golden::expect_close(y, output, output_tolerance, name);
   const Tensor d_x = bench.normal("d_x", x.shape());
-  model.backward(pass, bench.values("d " + name, y.shape()), saved, d_x);
+  model.backward_input(pass, bench.values("d " + name, y.shape()), saved, d_x);
+  model.backward_weight(pass, saved);
   bench.expect_gradients(gradients, d_x);
 }
 
@@ -190,10 +196,14 @@ TEST(DecoderGolden, DenseDecoderIsQwen3OnEachDocument) {
   model.prepare(bench.device(), bench.stream());
   bench.pack_documents();
   Pass pass = bench.pass();
-  Decoder::Saved saved;
-  const Tensor y = model.forward(pass, bench.values("decoder", {32, config.hidden}), saved);
+  Chain chain;
+  model.append_to(chain);
+  Chain::Saved saved;
+  const ConstTensor y = chain.forward(
+      pass, chain.whole(), bench.values("decoder", {32, config.hidden}), DType::f32, saved);
   golden::expect_close(y, golden::decoder, output_tolerance, "output");
-  const Tensor d_x = model.backward(pass, bench.values("d decoder", y.shape()), saved);
+  const Tensor d_x = bench.normal("d_x", y.shape());
+  chain.backward(pass, bench.values("d decoder", y.shape()), saved, d_x);
   bench.expect_gradients(golden::decoder_gradients, d_x);
 }
 
@@ -279,12 +289,12 @@ void expect_multimodal(const MoeConfig& moe, std::span<const double> losses, dou
   const LossScales scales{.target = 1.0f / 13, .balance = 0.01f / 2, .z = 0.001f / 28};
   Pass pass = bench.pass(scales);
   MultimodalModel::Saved saved;
-  model.forward(pass, saved, Purpose::train);
-  const ConstTensor each = saved.head.losses.slice(0, 13);
+  model.forward(pass, saved);
+  const ConstTensor each = model.losses(saved).slice(0, 13);
   golden::expect_close(each, losses, output_tolerance, "losses of the targets");
   double sum = 0;
   for (int i = 0; i < 13; ++i) sum += scales.target * each.data<float>()[i];
-  for (const RouterStatistics& s : model.decoder().router_statistics(saved.decoder)) {
+  for (const RouterStatistics& s : model.router_statistics(saved)) {
     for (int i = 0; i < 2; ++i) {
       sum +=
           scales.balance * s.balance_loss.data<float>()[i] + scales.z * s.z_loss.data<float>()[i];

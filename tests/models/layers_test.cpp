@@ -82,6 +82,7 @@ TEST(LayerGradients, VisionAttention) {
   const VisionConfig config{.layers = 2, .width = 24, .heads = 3, .mlp_width = 40};
   const Attention layer(bench.store(), AttentionConfig::of("attention", config));
   bench.allocate_parameters();
+  bench.batch().tower_rows = 10;
   bench.batch().tile_offsets = bench.integers({0, 5, 10});
   check_layer(bench, layer, bench.normal("x", {10, 24}), {10, 24});
 }
@@ -90,6 +91,7 @@ TEST(LayerGradients, SwiGlu) {
   LayerBench bench;
   const SwiGlu layer(bench.store(), "ffn", toy_decoder());
   bench.allocate_parameters();
+  bench.batch().rows = 11;
   check_layer(bench, layer, bench.normal("x", {11, 24}), {11, 24});
 }
 
@@ -98,6 +100,7 @@ TEST(LayerGradients, VisionMlp) {
   const VisionMlp layer(bench.store(), "mlp",
                         {.layers = 2, .width = 12, .heads = 3, .mlp_width = 20});
   bench.allocate_parameters();
+  bench.batch().tower_rows = 11;
   check_layer(bench, layer, bench.normal("x", {11, 12}), {11, 12});
 }
 
@@ -191,15 +194,22 @@ TEST(LayerGradients, Connector) {
   const ModelConfig config = toy_vision();
   const Connector layer(bench.store(), config);
   bench.allocate_parameters();
+  bench.batch().tiles = 2;
+  bench.batch().tower_rows = 2 * 26;
   const Tensor x = bench.normal("x", {2 * 26, 24});
   const Tensor r = bench.normal("r", {2 * 4, 24});
   using Saved = Connector::Saved;
-  expect_gradients(
-      bench,
-      differentiable<Saved>(
-          bench, x, r, [&](Pass& pass, Saved& saved) { return layer.forward(pass, x, saved); },
-          [&](Pass& pass, Saved& saved, Tensor d_x) { layer.backward(pass, r, saved, d_x); }),
-      5e-3);
+  expect_gradients(bench,
+                   differentiable<Saved>(
+                       bench, x, r,
+                       [&](Pass& pass, Saved& saved) {
+                         return layer.forward(pass, {x, {}}, saved).sum;
+                       },
+                       [&](Pass& pass, Saved& saved, Tensor d_x) {
+                         layer.backward_input(pass, r, saved, d_x);
+                         layer.backward_weight(pass, saved);
+                       }),
+                   5e-3);
 }
 
 class VisionGradients : public ::testing::TestWithParam<FeatureLayer> {};
@@ -211,15 +221,21 @@ TEST_P(VisionGradients, VisionTransformer) {
   const VisionTransformer layer(bench.store(), config.vision, Recompute::none);
   bench.allocate_parameters();
   bench.batch().tiles = 2;
+  bench.batch().tiles = 2;
+  bench.batch().tower_rows = 52;
   bench.batch().tile_offsets = bench.integers({0, 26, 52});
-  const Tensor patches = bench.normal("patches", {2, 25, 12});
+  bench.batch().patches = bench.normal("patches", {2, 25, 12});
+  Chain chain;
+  layer.append_to(chain);
   const Tensor r = bench.normal("r", {52, 24});
-  using Saved = VisionTransformer::Saved;
+  using Saved = Chain::Saved;
   expect_gradients(
       bench, differentiable<Saved>(
                  bench, {}, r,
-                 [&](Pass& pass, Saved& saved) { return layer.forward(pass, patches, saved); },
-                 [&](Pass& pass, Saved& saved, Tensor) { layer.backward(pass, r, saved); }));
+                 [&](Pass& pass, Saved& saved) {
+                   return chain.forward(pass, chain.whole(), {}, DType::f32, saved);
+                 },
+                 [&](Pass& pass, Saved& saved, Tensor) { chain.backward(pass, r, saved, {}); }));
 }
 
 INSTANTIATE_TEST_SUITE_P(EveryFeatureLayer, VisionGradients,

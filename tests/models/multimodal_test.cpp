@@ -35,6 +35,7 @@ class ToyModel {
     b.tiles = 1;
     b.patches =
         bench_.normal("patches", {1, config.vision.patches(), config.vision.patch_values()});
+    b.tower_rows = config.vision.patches() + 1;
     b.tile_offsets = bench_.integers({0, static_cast<std::int32_t>(config.vision.patches() + 1)});
   }
 
@@ -44,12 +45,14 @@ class ToyModel {
   double loss(bool gradients) {
     Pass pass = bench_.fresh_pass(scales_, replay_.empty() ? nullptr : &replay_);
     MultimodalModel::Saved saved;
-    model_.forward(pass, saved, gradients ? Purpose::train : Purpose::evaluate);
+    pass.purpose = gradients ? Purpose::train : Purpose::evaluate;
+    model_.forward(pass, saved);
     double total = 0;
-    for (std::int64_t i = 0; i < saved.head.losses.numel(); ++i)
-      total += saved.head.losses.data<float>()[i] * scales_.target;
+    const ConstTensor losses = model_.losses(saved);
+    for (std::int64_t i = 0; i < losses.numel(); ++i)
+      total += losses.data<float>()[i] * scales_.target;
     cross_entropy_ = total;
-    for (const RouterStatistics& s : model_.decoder().router_statistics(saved.decoder)) {
+    for (const RouterStatistics& s : model_.router_statistics(saved)) {
       for (int i = 0; i < 2; ++i) {
         total += scales_.balance * s.balance_loss.data<float>()[i] +
                  scales_.z * s.z_loss.data<float>()[i];
@@ -59,7 +62,7 @@ class ToyModel {
       bench_.store().zero_gradients(bench_.stream());
       // The head adds the table's gradient in forward, so forward runs once more after the zeroing.
       bench_.arena().reset();
-      model_.forward(pass, saved, Purpose::train);
+      model_.forward(pass, saved);
       model_.backward(pass, saved);
     }
     return total;
@@ -72,9 +75,10 @@ class ToyModel {
   void freeze_routing() {
     Pass pass = bench_.fresh_pass(scales_);
     MultimodalModel::Saved saved;
-    model_.forward(pass, saved, Purpose::evaluate);
+    pass.purpose = Purpose::evaluate;
+    model_.forward(pass, saved);
     const auto routers = model_.decoder().routers();
-    const auto statistics = model_.decoder().router_statistics(saved.decoder);
+    const auto statistics = model_.router_statistics(saved);
     for (std::size_t i = 0; i < routers.size(); ++i)
       replay_[routers[i]] = bench_.kept(statistics[i].chosen);
   }
@@ -121,6 +125,7 @@ TEST(Multimodal, TextOnlyBatchLeavesTheVisionTowerAlone) {
   ToyModel toy(toy_model());
   DeviceBatch& b = toy.bench().batch();
   b.tiles = 0;
+  b.tower_rows = 0;
   b.sources = toy.bench().integers(
       {1, 5, 6, 7, 8, 10, 11, 12, 13, 14, 15, 2, 1, 20, 21, 2, 1, 22, 23, 24, 2, 3, 3, 3});
   toy.loss(true);

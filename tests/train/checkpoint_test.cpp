@@ -34,8 +34,8 @@ class Trained {
     };
     for (const Parameter& p : store_.parameters())
       store_.write(*stream_, p, next(p.master.numel()));
-    for (const auto& [name, tensor] : optimizer_->state())
-      std::ranges::copy(next(tensor.numel()), tensor.data<float>());
+    for (const Optimizer::NamedShard& s : optimizer_->state())
+      std::ranges::copy(next(s.tensor.numel()), s.tensor.data<float>());
   }
 
   Stream& stream() { return *stream_; }
@@ -43,7 +43,8 @@ class Trained {
   Optimizer& optimizer() { return *optimizer_; }
 
   void save(const std::filesystem::path& path, const CheckpointInfo& info = {}) {
-    save_checkpoint(path, info, *stream_, store_, *optimizer_);
+    const auto alone = make_single_communicator();
+    save_checkpoint(path, info, *stream_, *alone, store_, *optimizer_);
   }
   void load(const std::filesystem::path& path, PositionTables positions = PositionTables::exact) {
     load_parameters(path, *stream_, store_, positions);
@@ -52,7 +53,7 @@ class Trained {
   std::vector<float> parameters() { return values(store_.flat_masters()); }
   std::vector<std::vector<float>> state() {
     std::vector<std::vector<float>> all;
-    for (const auto& [name, tensor] : optimizer_->state()) all.push_back(values(tensor));
+    for (const Optimizer::NamedShard& s : optimizer_->state()) all.push_back(values(s.tensor));
     return all;
   }
 

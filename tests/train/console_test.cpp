@@ -32,6 +32,12 @@ TEST(StepLine, OfADenseModelHasNoExperts) {
             "eta 5 s");
 }
 
+TEST(StepLine, CountsExpertsWithoutAToken) {
+  StepEvent event = make_step(1, 2);
+  event.report.losses.expert_load = {{0.5, 0.5, 0, 0}, {0, 1, 0, 0}};
+  EXPECT_THAT(step_line(event, 5), HasSubstr(" load 2.00 4.00 dead 5 dropped"));
+}
+
 TEST(StepLine, ShowsTheSpanOfManyLayers) {
   StepEvent event = make_step(1, 2);
   event.report.losses.expert_load.assign(12, {0.5, 0.5});

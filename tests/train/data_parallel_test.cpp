@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <optional>
 
 #include "comm/mpi.h"
+#include "tests/train/replica.h"
 #include "tests/train/toy_run.h"
 
 namespace orchard::testing {
@@ -17,10 +17,6 @@ constexpr std::int64_t steps = 20;
 // Ranks only change the order in which gradients are summed. The project promises 1e-5 over 20
 // steps in fp32, which leaves room for what the optimizer makes of a last bit.
 constexpr double tolerance = 1e-5;
-// Two of a router's scores closer than this may swap places under another order of summation
-// (mm15.md §10).
-constexpr float clear_margin = 1e-4f;
-
 std::unique_ptr<MpiSession> session;
 
 void expect_close(double parallel, double alone, std::int64_t step, const char* what) {
@@ -36,35 +32,46 @@ Recorder trained(RunConfig run, Communicator& ranks, const std::filesystem::path
   return recorder;
 }
 
-TEST(DataParallel, DenseLossesAreThoseOfOneRank) {
+void expect_close(const Recorder& parallel, const Recorder& alone) {
+  ASSERT_EQ(parallel.steps.size(), alone.steps.size());
+  for (std::size_t s = 0; s < alone.steps.size(); ++s) {
+    const StepEvent &a = alone.steps[s], &p = parallel.steps[s];
+    expect_close(p.report.losses.loss, a.report.losses.loss, a.step, "loss");
+    EXPECT_EQ(p.targets, a.targets);
+    EXPECT_EQ(p.tokens, a.tokens);
+  }
+  ASSERT_EQ(parallel.validations.size(), alone.validations.size());
+  for (std::size_t v = 0; v < alone.validations.size(); ++v) {
+    expect_close(parallel.validations[v].report.loss, alone.validations[v].report.loss,
+                 alone.validations[v].step, "held-out loss");
+  }
+}
+
+TEST(Ranks, DenseLossesAreThoseOfOneRank) {
   const Scratch scratch;  // of this rank: ranks agree without sharing a file
   write_toy_training_set(scratch / "set");
   RunConfig run = toy_run(scratch / "set", steps);
   run.model.decoder.moe = {};
   const auto world = session->world(), one = make_single_communicator();
-  const Recorder parallel = trained(run, *world, scratch / "parallel");
   // The observer hears rank 0 only.
+  Recorder alone;
   if (world->rank() == 0) {
-    const Recorder alone = trained(run, *one, scratch / "alone");
+    alone = trained(run, *one, scratch / "alone");
     EXPECT_EQ(alone.steps.size(), static_cast<std::size_t>(steps));
-    EXPECT_EQ(parallel.steps.size(), alone.steps.size());
-    for (std::size_t s = 0; s < std::min(alone.steps.size(), parallel.steps.size()); ++s) {
-      const StepEvent &a = alone.steps[s], &p = parallel.steps[s];
-      expect_close(p.report.losses.loss, a.report.losses.loss, a.step, "loss");
-      EXPECT_EQ(p.targets, a.targets);
-      EXPECT_EQ(p.tokens, a.tokens);
-    }
-    EXPECT_EQ(parallel.validations.size(), 2u);
-    for (std::size_t v = 0; v < parallel.validations.size(); ++v) {
-      expect_close(parallel.validations[v].report.loss, alone.validations[v].report.loss,
-                   alone.validations[v].step, "held-out loss");
-    }
+    EXPECT_EQ(alone.validations.size(), 2u);
+  }
+  for (const int tensor : {1, 2}) {
+    if (world->size() % tensor != 0) continue;
+    run.layout.tensor = tensor;
+    SCOPED_TRACE(fmt::format("tp {}", tensor));
+    const Recorder parallel = trained(run, *world, scratch / fmt::format("tp{}", tensor));
+    if (world->rank() == 0) expect_close(parallel, alone);
   }
   world->barrier();
 }
 
 // Before the first update all ranks hold the same weights, so even the routing is the same.
-TEST(DataParallel, FirstStepOfAMixtureOfExpertsReportsWhatOneRankReports) {
+TEST(Ranks, FirstStepOfAMixtureOfExpertsReportsWhatOneRankReports) {
   const Scratch scratch;
   write_toy_training_set(scratch / "set");
   const RunConfig run = toy_run(scratch / "set", 1);
@@ -78,6 +85,7 @@ TEST(DataParallel, FirstStepOfAMixtureOfExpertsReportsWhatOneRankReports) {
     expect_close(p.losses.z_loss, a.losses.z_loss, 1, "z-loss");
     expect_close(p.gradient_norm, a.gradient_norm, 1, "gradient norm");
     EXPECT_EQ(p.losses.expert_load, a.losses.expert_load);
+    EXPECT_EQ(p.losses.expert_dropped, a.losses.expert_dropped);
     EXPECT_EQ(p.losses.dropped, a.losses.dropped);
   }
   world->barrier();
@@ -90,77 +98,13 @@ ModelConfig stage_model(const RunConfig& run, const TrainingSet& set) {
   return model;
 }
 
+ReplicaOptions options_of(const RunConfig& run) {
+  return {.seed = run.seed, .optimizer = run.stages.front().optimizer};
+}
+
 void expect_no_bad(const BadSample& bad) {
   ADD_FAILURE() << bad.id << ": " << bad.reason;
 }
-
-// What the reference stores of one sparse layer and micro-batch.
-struct Routing {
-  std::vector<std::int32_t> chosen;
-  std::vector<float> margins;
-};
-
-// A model in training.
-class Replica {
- public:
-  Replica(const ModelConfig& config, const RunConfig& run, Communicator& ranks)
-      : device_(make_cpu_device({.threads = 1})),
-        stream_(device_->make_stream()),
-        arena_(*device_),
-        model_(store_, config),
-        uploader_(config, DType::f32) {
-    store_.allocate(*device_, *stream_, DType::f32);
-    model_.prepare(*device_, *stream_);
-    store_.initialise(*stream_, run.seed);
-    optimizer_.emplace(*device_, *stream_, store_, run.stages.front().optimizer);
-    runner_.emplace(*device_, *stream_, ranks, store_, model_);
-  }
-
-  // What the routers prefer with today's weights, of each sparse layer.
-  std::vector<Routing> route(const MicroBatch& micro_batch) {
-    arena_.reset();
-    const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
-    Pass pass{.stream = *stream_, .arena = arena_, .batch = batch};
-    MultimodalModel::Saved saved;
-    model_.forward(pass, saved, Purpose::evaluate);
-    std::vector<Routing> routing;
-    for (const RouterStatistics& layer : model_.decoder().router_statistics(saved.decoder)) {
-      const auto* chosen = layer.chosen.data<std::int32_t>();
-      const auto* margins = layer.margins.data<float>();
-      routing.push_back(
-          {{chosen, chosen + layer.chosen.numel()}, {margins, margins + layer.margins.numel()}});
-    }
-    return routing;
-  }
-
-  // One step in which each micro-batch follows its routing.
-  StepReport step(const std::vector<MicroBatch>& micro_batches, const StepTotals& totals,
-                  std::span<const std::vector<Routing>> routing, double learning_rate,
-                  std::int64_t step) {
-    const auto routers = model_.decoder().routers();
-    std::vector<RoutingReplay> replay(micro_batches.size());
-    for (std::size_t m = 0; m < replay.size(); ++m) {
-      for (std::size_t layer = 0; layer < routers.size(); ++layer) {
-        const Routing& wanted = routing[m][layer];
-        const auto rows = static_cast<std::int64_t>(wanted.margins.size());
-        replay[m][routers[layer]] =
-            ConstTensor(wanted.chosen.data(), DType::i32, {rows, model_.config().decoder.moe.top_k},
-                        DeviceKind::cpu);
-      }
-    }
-    return runner_->train(micro_batches, totals, *optimizer_, learning_rate, step, replay);
-  }
-
- private:
-  std::unique_ptr<Device> device_;
-  std::unique_ptr<Stream> stream_;
-  Arena arena_;
-  ParameterStore store_;
-  MultimodalModel model_;
-  BatchUploader uploader_;
-  std::optional<Optimizer> optimizer_;
-  std::optional<StepRunner> runner_;
-};
 
 TEST(RoutingReplay, AStepSendsRowsWhereItSays) {
   const Scratch scratch;
@@ -169,7 +113,8 @@ TEST(RoutingReplay, AStepSendsRowsWhereItSays) {
   const TrainingSet set = TrainingSet::open(run.training_set);
   StageData data(set, run, run.stages.front());
   const auto one = make_single_communicator();
-  Replica replica(stage_model(run, set), run, *one);
+  const ParallelContext ranks(*one, {});
+  Replica replica(stage_model(run, set), options_of(run), ranks);
   const auto loader = data.make_loader(1, 0, 1, expect_no_bad);
   const std::vector<MicroBatch> batches{loader->next().value()};
   std::vector<std::vector<Routing>> routing{replica.route(batches[0])};
@@ -182,30 +127,7 @@ TEST(RoutingReplay, AStepSendsRowsWhereItSays) {
   EXPECT_EQ(report.losses.expert_load, (std::vector<std::vector<double>>{{0, 0.5, 0, 0.5}}));
 }
 
-// Compares the routers' choices over a run, by rows of real tokens.
-struct ChoiceComparison {
-  std::int64_t rows = 0, clear = 0, flipped = 0;  // flipped: another choice despite a clear margin
-
-  void add(const Routing& own, const Routing& reference) {
-    const std::size_t k = reference.chosen.size() / reference.margins.size();
-    for (std::size_t row = 0; row < reference.margins.size(); ++row) {
-      const auto experts = [&](const Routing& routing) {
-        const auto first = routing.chosen.begin() + static_cast<std::ptrdiff_t>(row * k);
-        std::vector<std::int32_t> sorted(first, first + static_cast<std::ptrdiff_t>(k));
-        std::sort(sorted.begin(), sorted.end());
-        return sorted;
-      };
-      const auto wanted = experts(reference);
-      if (wanted.front() < 0) continue;  // padding
-      ++rows;
-      if (reference.margins[row] <= clear_margin) continue;
-      ++clear;
-      flipped += experts(own) != wanted;
-    }
-  }
-};
-
-TEST(DataParallel, MixtureOfExpertsLossesAreThoseOfOneRank) {
+TEST(Ranks, MixtureOfExpertsLossesAreThoseOfOneRank) {
   const Scratch scratch;
   write_toy_training_set(scratch / "set");
   const RunConfig run = toy_run(scratch / "set", steps);
@@ -214,7 +136,8 @@ TEST(DataParallel, MixtureOfExpertsLossesAreThoseOfOneRank) {
   StageData data(set, run, stage);
   const auto world = session->world(), one = make_single_communicator();
   const ModelConfig config = stage_model(run, set);
-  Replica alone(config, run, *one), parallel(config, run, *world);
+  const ParallelContext single(*one, {}), ranks(*world, {});
+  Replica alone(config, options_of(run), single), parallel(config, options_of(run), ranks);
   const auto all = data.make_loader(1, 0, 1, expect_no_bad);
   const auto mine = data.make_loader(1, world->rank(), world->size(), expect_no_bad);
   ChoiceComparison choices;

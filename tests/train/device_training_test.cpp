@@ -19,20 +19,29 @@ void PrintTo(const Setting& setting, std::ostream* out) {
   *out << setting.name;
 }
 
-// Sums in another order differ by some 1e-7 of their terms, and four steps of an optimizer that
-// divides by the gradient's own size carry a difference on: 1e-4 leaves room for that. In bf16
+// Sums in another order differ by some 1e-7 of their terms, and an optimizer that divides by the
+// gradient's own size carries a difference on from step to step: 1e-4 leaves room for that. In bf16
 // each activation is rounded at 2^-8 and devices round different sums; over the toy's few hundred
 // target tokens the mean loss averages that to below 1 %.
 double tolerance(DType dtype) {
   return dtype == DType::f32 ? 1e-4 : 1e-2;
 }
 
+// In bf16 a router's two best scores may change places between devices. The balance and z losses are
+// means over tokens of what the routers chose: with the toy's few tokens, one that goes elsewhere
+// moves them by a few per cent, and the cross-entropy hardly.
+double router_tolerance(DType dtype) {
+  return dtype == DType::f32 ? tolerance(dtype) : 5e-2;
+}
+
+constexpr std::int64_t stage_steps = 2;  // the emulator takes its time
+
 // AdamW on whole tiles, then AdaFactor on larger ones, fixed and dynamic: the position tables are
 // resized on the way.
 RunConfig three_stages(const std::filesystem::path& set, const Setting& setting) {
-  RunConfig run = toy_run(set, 4);
+  RunConfig run = toy_run(set, stage_steps);
   for (const int number : {2, 3}) {
-    StageConfig stage = toy_stage(number, 4);
+    StageConfig stage = toy_stage(number, stage_steps);
     stage.side = 12;
     stage.tiling.mode = number == 2 ? TilingMode::fixed : TilingMode::dynamic;
     stage.tiling.min_tiles = 1;
@@ -59,32 +68,32 @@ class DeviceTraining : public DeviceTest<Setting> {};
 
 TEST_P(DeviceTraining, LossesAreThoseOfTheCpu) {
   const Scratch scratch;
-  write_toy_training_set(scratch / "set");
+  write_toy_training_set(scratch / "set", 20);
   const RunConfig run = three_stages(scratch / "set", parameter());
   const auto cpu = make_cpu_device({.threads = 1});
   const Recorder expected = trained(run, *cpu, scratch / "cpu");
   const Recorder actual = trained(run, stream().device(), scratch / "device");
   ASSERT_EQ(actual.steps.size(), expected.steps.size());
-  ASSERT_EQ(actual.steps.size(), 12u);
-  const auto expect_near = [&](double value, double reference, const StepEvent& at,
+  ASSERT_EQ(actual.steps.size(), 3u * stage_steps);
+  const auto expect_near = [&](double value, double reference, double within, const StepEvent& at,
                                const char* what) {
-    EXPECT_NEAR(value, reference, tolerance(run.dtype) * std::abs(reference))
+    EXPECT_NEAR(value, reference, within * std::abs(reference))
         << what << " of stage " << at.stage << " step " << at.step;
   };
+  const double close = tolerance(run.dtype), router_close = router_tolerance(run.dtype);
   for (std::size_t s = 0; s < expected.steps.size(); ++s) {
     const StepEvent &a = actual.steps[s], &e = expected.steps[s];
-    expect_near(a.report.losses.loss, e.report.losses.loss, e, "loss");
-    expect_near(a.report.losses.balance_loss, e.report.losses.balance_loss, e, "balance loss");
-    expect_near(a.report.losses.z_loss, e.report.losses.z_loss, e, "z-loss");
+    const LossReport &own = a.report.losses, &wanted = e.report.losses;
+    expect_near(own.loss, wanted.loss, close, e, "loss");
+    expect_near(own.balance_loss, wanted.balance_loss, router_close, e, "balance loss");
+    expect_near(own.z_loss, wanted.z_loss, router_close, e, "z-loss");
     // A norm is dominated by few large gradients, whose rounding does not average out.
-    EXPECT_NEAR(a.report.gradient_norm, e.report.gradient_norm,
-                10 * tolerance(run.dtype) * e.report.gradient_norm)
-        << "stage " << e.stage << " step " << e.step;
+    expect_near(a.report.gradient_norm, e.report.gradient_norm, 10 * close, e, "gradient norm");
   }
   ASSERT_EQ(actual.validations.size(), expected.validations.size());
   for (std::size_t v = 0; v < expected.validations.size(); ++v) {
     EXPECT_NEAR(actual.validations[v].report.loss, expected.validations[v].report.loss,
-                tolerance(run.dtype) * expected.validations[v].report.loss);
+                close * expected.validations[v].report.loss);
   }
 }
 

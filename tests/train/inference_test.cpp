@@ -34,15 +34,16 @@ class InferenceTest : public ::testing::TestWithParam<DType> {
   InferenceTest()
       : device_(make_cpu_device()),
         stream_(device_->make_stream()),
-        alone_(make_single_communicator()),
+        world_(make_single_communicator()),
+        alone_(*world_, {}),
         model_(store_, toy_model()) {
     store_.allocate(*device_, *stream_, GetParam());
     // Wide enough that the likeliest token is clearly so.
     store_.initialise(*stream_, 3, 5);
     model_.prepare(*device_, *stream_);
     const Optimizer optimizer(*device_, *stream_, store_, {});
-    save_checkpoint(scratch_ / "c.h5", {.model = model_json(model_.config())}, *stream_, store_,
-                    optimizer);
+    save_checkpoint(scratch_ / "c.h5", {.model = model_json(model_.config())}, *stream_, *world_,
+                    store_, optimizer);
   }
 
   InferenceModel load() { return {scratch_ / "c.h5", *device_, GetParam(), 0, 16}; }
@@ -51,13 +52,14 @@ class InferenceTest : public ::testing::TestWithParam<DType> {
   Scratch scratch_;
   std::unique_ptr<Device> device_;
   std::unique_ptr<Stream> stream_;
-  std::unique_ptr<Communicator> alone_;
+  std::unique_ptr<Communicator> world_;
+  ParallelContext alone_;
   ParameterStore store_;
   MultimodalModel model_;
 };
 
 TEST_P(InferenceTest, LossesAreThoseOfTheTrainedModel) {
-  StepRunner trained(*device_, *stream_, *alone_, store_, model_);
+  StepRunner trained(*device_, *stream_, alone_, store_, model_);
   InferenceModel asked = load();
   const std::vector<float> expected = trained.evaluate(document(prompt_));
   EXPECT_EQ(expected.size(), prompt_.size() - 1);

@@ -38,10 +38,29 @@ TEST(Metrics, AreOneFlatObjectAStep) {
             R"({"kind":"step","stage":1,"step":2,"steps":8,"loss":3.55,"balance_loss":2.25,)"
             R"("z_loss":11.5,"grad_norm":0.875,"lr":0.0005,"tokens":4002,"targets":1502,)"
             R"("tiles":12,"expert_load":[[0.4,0.2,0.2,0.2],[0.25,0.25,0.125,0.375]],)"
+            R"("expert_dropped":[[0.075,0.0,0.0,0.0],[0.02,0.02,0.0,0.0]],)"
             R"("dropped":[0.03,0.01],"tokens_per_s":1883.2941176470588,"step_seconds":2.125,)"
             R"("data_seconds":0.125,"forward_seconds":0.5,"backward_seconds":1.0,)"
             R"("reduce_seconds":0.0625,"optimizer_seconds":0.25,"bad_samples":3})"
             "\n");
+}
+
+TEST(Metrics, OfAnEarlierVersionCanBeRead) {
+  Scratch scratch;
+  const auto path = scratch / "metrics.jsonl";
+  {
+    MetricsFile metrics(scratch / "", start);
+    metrics.on_step(make_step(1, 2));
+  }
+  std::string text = read_text(path);
+  const std::size_t from = text.find("\"expert_dropped\""), to = text.find("\"dropped\"");
+  ASSERT_LT(from, to);
+  text.erase(from, to - from);
+  write_file(path, text);
+  const RunMetrics read = read_metrics(scratch / "");
+  ASSERT_EQ(read.steps.size(), 1u);
+  EXPECT_TRUE(read.steps[0].report.losses.expert_dropped.empty());
+  EXPECT_EQ(read.steps[0].report.losses.dropped, make_step(1, 2).report.losses.dropped);
 }
 
 TEST(Metrics, AreReadBackBitForBit) {
@@ -63,6 +82,7 @@ TEST(Metrics, AreReadBackBitForBit) {
   EXPECT_EQ(s.report.losses.balance_loss, step.report.losses.balance_loss);
   EXPECT_EQ(s.report.losses.z_loss, step.report.losses.z_loss);
   EXPECT_EQ(s.report.losses.expert_load, step.report.losses.expert_load);
+  EXPECT_EQ(s.report.losses.expert_dropped, step.report.losses.expert_dropped);
   EXPECT_EQ(s.report.losses.dropped, step.report.losses.dropped);
   EXPECT_EQ(s.report.gradient_norm, step.report.gradient_norm);
   EXPECT_EQ(s.report.seconds.forward, step.report.seconds.forward);

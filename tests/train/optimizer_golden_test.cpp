@@ -46,7 +46,7 @@ class OptimizerGolden : public ::testing::Test {
     stream_->synchronize();
     std::map<std::string, ConstTensor> results;
     for (const Parameter& p : store_.parameters()) results[p.spec.name] = p.master;
-    for (const Optimizer::NamedTensor& s : optimizer_->state()) results[s.name] = s.tensor;
+    for (const Optimizer::NamedShard& s : optimizer_->state()) results[s.name] = s.tensor;
     EXPECT_EQ(results.size(), goldens.size());
     for (const golden::Values& golden : goldens) {
       const std::string name(golden.name);

@@ -157,7 +157,9 @@ TEST(TensorBoard, WritesScalarsThatReadersUnderstand) {
       {"stage1/expert_load/layer0", 1.6f},
       {"stage1/expert_load/layer1", 1.5f},
       {"stage1/dropped/layer0", 0.03f},
-      {"stage1/dropped/layer1", 0.01f}};
+      {"stage1/dropped/layer1", 0.01f},
+      {"stage1/dead_experts/layer0", 0.0f},
+      {"stage1/dead_experts/layer1", 0.0f}};
   EXPECT_EQ(events[1].scalars, expected);
   EXPECT_EQ(events[2].step, 400u);  // a varint of two bytes
   const std::map<std::string, float> validation{{"stage2/validation/loss", 3.25f},

@@ -31,14 +31,14 @@ inline Sample toy_sample(const Tokenizer& tokenizer, int i, const std::string& t
   return sample;
 }
 
-// `folder` does not exist yet.
-inline void write_toy_training_set(const std::filesystem::path& folder) {
+// `folder` does not exist yet. Every tenth sample is held out.
+inline void write_toy_training_set(const std::filesystem::path& folder, int samples = 60) {
   const auto sentences = some_sentences(200);
   const auto model = train_tokenizer(sentences, {.vocabulary = 340});
   const Tokenizer tokenizer(model, "toy");
   std::filesystem::create_directories(folder);
   TrainingSetWriter writer(folder, {"text", "caption"}, model, {.shard_bytes = 8000});
-  for (int i = 0; i < 60; ++i) {
+  for (int i = 0; i < samples; ++i) {
     writer.add(toy_sample(tokenizer, i, sentences[static_cast<std::size_t>(i)].substr(0, 30)),
                i % 10 ? Split::train : Split::held_out);
   }

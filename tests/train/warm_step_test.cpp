@@ -147,14 +147,16 @@ TEST_P(WarmStepTest, AllocatesNothingWhateverTheRouting) {
   const ModelConfig config = model_config();
   const auto device = make_cpu_device({.threads = 2});
   const auto stream = device->make_stream();
-  const auto ranks = make_single_communicator();
+  const auto world = make_single_communicator();
+  const ParallelContext ranks(*world, {});
   ParameterStore store;
   MultimodalModel model(store, config);
-  store.allocate(*device, *stream, GetParam());
+  store.allocate(*device, *stream, GetParam(), ParameterUse::training_on_shards);
+  const FlatShards shards(*device, *stream, ranks, store);
   model.prepare(*device, *stream);
   store.initialise(*stream, 1);
-  Optimizer optimizer(*device, *stream, store, {});
-  StepRunner runner(*device, *stream, *ranks, store, model);
+  Optimizer optimizer(*device, *stream, store, {}, &shards);
+  StepRunner runner(*device, *stream, ranks, store, model, &shards);
 
   constexpr std::int64_t warm_up = 2, steps = 6, accumulated = 2;
   std::vector<std::vector<MicroBatch>> batches(steps);

@@ -1,0 +1,28 @@
+// The kinds of operations that groups perform.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace orchard {
+
+enum class CommOp : std::uint8_t {
+  all_reduce,
+  reduce_scatter,
+  all_gather,
+  broadcast,
+  all_to_all,
+  exchange,
+  barrier,
+  host,  // values of the host: sums, maxima, gathered counts
+};
+inline constexpr std::size_t comm_ops = 8;
+
+constexpr std::string_view name_of(CommOp op) {
+  constexpr std::string_view names[comm_ops] = {"all-reduce", "reduce-scatter", "all-gather",
+                                                "broadcast",  "all-to-all",     "exchange",
+                                                "barrier",    "host values"};
+  return names[static_cast<std::size_t>(op)];
+}
+
+}  // namespace orchard

@@ -1,0 +1,99 @@
+#include "comm/diagnosis.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace orchard {
+namespace {
+
+std::string seconds(std::int64_t ns) {
+  return fmt::format("{:.1f} s", 1e-9 * static_cast<double>(ns));
+}
+
+std::string last_operation(const FlightLog& log, std::int64_t now_ns) {
+  if (log.operations.empty()) return "it has begun no operation";
+  if (const FlightOperation* const operation = log.under_way()) {
+    return fmt::format("it is in {}, since {}", log.describe(*operation),
+                       seconds(now_ns - operation->enqueued_ns));
+  }
+  const FlightOperation& last = log.operations.back();
+  return fmt::format("its last operation, {}, ended {} ago", log.describe(last),
+                     seconds(now_ns - last.ended_ns));
+}
+
+// How many operations of its kind the rank has begun in the group that the other's is of.
+std::int64_t begun(const FlightLog& log, const FlightLog& other, const FlightOperation& operation) {
+  const FlightLog::Group& wanted = other.groups[static_cast<std::size_t>(operation.group)];
+  for (const FlightLog::Group& group : log.groups) {
+    if (group.name == wanted.name && group.members == wanted.members)
+      return operation.op == CommOp::exchange ? group.exchanges : group.collectives;
+  }
+  return 0;
+}
+
+// The members of the operation's group that have not begun it.
+std::vector<int> missing(const Observation& o, const FlightLog& own,
+                         const FlightOperation& operation) {
+  if (operation.op == CommOp::exchange)  // each rank counts its own
+    return operation.peer < 0 ? std::vector<int>{} : std::vector<int>{operation.peer};
+  std::vector<int> ranks;
+  for (const int member : own.groups[static_cast<std::size_t>(operation.group)].members) {
+    const FlightLog& log = o.ranks[static_cast<std::size_t>(member)].log;
+    if (begun(log, own, operation) <= operation.sequence) ranks.push_back(member);
+  }
+  return ranks;
+}
+
+// Follows who waits for whom from the observer to a rank that waits for nobody else; the last one
+// before ranks wait for each other in a circle.
+int root_of(const Observation& o, const FlightOperation& operation) {
+  std::vector<bool> seen(o.ranks.size(), false);
+  int rank = o.observer;
+  const FlightOperation* waits_in = &operation;
+  while (waits_in != nullptr && !seen[static_cast<std::size_t>(rank)]) {
+    seen[static_cast<std::size_t>(rank)] = true;
+    const FlightLog& log = o.ranks[static_cast<std::size_t>(rank)].log;
+    const std::vector<int> next = missing(o, log, *waits_in);
+    if (next.empty()) break;
+    const auto idle = std::ranges::find_if(next, [&](int r) {
+      return o.ranks[static_cast<std::size_t>(r)].log.under_way() == nullptr;
+    });
+    rank = idle == next.end() ? next.front() : *idle;
+    waits_in = o.ranks[static_cast<std::size_t>(rank)].log.under_way();
+  }
+  return rank;
+}
+
+}  // namespace
+
+std::optional<std::string> diagnose(const Observation& o) {
+  const FlightLog& own = o.ranks[static_cast<std::size_t>(o.observer)].log;
+  const FlightOperation* const waits_in = own.under_way();
+  const auto say = [&](const FlightLog& culprit, std::string_view how) {
+    const std::string observer =
+        waits_in == nullptr
+            ? fmt::format("{} waits for nothing", own.rank_name)
+            : fmt::format("{} has waited {} in {}", own.rank_name,
+                          seconds(o.now_ns - waits_in->enqueued_ns), own.describe(*waits_in));
+    return fmt::format("{} on {} (process {}) {}; {}; {}", culprit.rank_name, culprit.host,
+                       culprit.pid, how, last_operation(culprit, o.now_ns), observer);
+  };
+  const auto first = [&](Liveness liveness) {
+    return std::ranges::find(o.ranks, liveness, &ObservedRank::liveness);
+  };
+  if (const auto gone = first(Liveness::gone); gone != o.ranks.end())
+    return say(gone->log, "ended without a word");
+  if (const auto silent = first(Liveness::silent); silent != o.ranks.end())
+    return say(silent->log, "exists but gives no sign of life");
+  if (waits_in == nullptr || o.now_ns - waits_in->enqueued_ns < o.timeout_ns) return {};
+  const int root = root_of(o, *waits_in);
+  if (root == o.observer) {
+    return fmt::format("{} has waited {} in {}, which every rank of the group has begun",
+                       own.rank_name, seconds(o.now_ns - waits_in->enqueued_ns),
+                       own.describe(*waits_in));
+  }
+  return say(o.ranks[static_cast<std::size_t>(root)].log, "keeps the others waiting");
+}
+
+}  // namespace orchard

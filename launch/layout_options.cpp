@@ -1,0 +1,57 @@
+#include "launch/layout_options.h"
+
+#include "launch/option_fields.h"
+
+namespace orchard {
+namespace {
+
+constexpr ChoiceNames<SequenceParallel, 2> sequence_parallels{
+    {{"yes", SequenceParallel::yes}, {"no", SequenceParallel::no}}};
+
+constexpr ChoiceNames<ExpertDispatch, 3> expert_dispatches{
+    {{"automatic", ExpertDispatch::automatic},
+     {"direct", ExpertDispatch::direct},
+     {"by_node", ExpertDispatch::by_node}}};
+
+RunOption order_option() {
+  return {.name = "layout.order",
+          .help = "of ranks, from neighbours to the farthest",
+          .values = "tp, ep, dp and pp, each once, as in tp-ep-dp-pp",
+          .read =
+              [](RunConfig& run, std::string_view text) {
+                try {
+                  run.layout.order = parse_rank_order(text);
+                } catch (const Error&) {
+                  return false;
+                }
+                return true;
+              },
+          .print = [](const RunConfig& run) { return to_string(run.layout.order); }};
+}
+
+}  // namespace
+
+void add_layout(std::vector<RunOption>& options) {
+  constexpr IntegerBounds size{.least = 1, .most = 1 << 20};
+  options.push_back(integer_option(
+      {"layout.tp", "tensor parallel size: ranks that share each dense layer"}, size,
+      [](auto& r) -> auto& { return r.layout.tensor; }));
+  options.push_back(choice_option(
+      {"layout.sequence_parallel", "tensor ranks share rows between their products"},
+      sequence_parallels, [](auto& r) -> auto& { return r.sequence_parallel; }));
+  options.push_back(integer_option(
+      {"layout.ep", "expert parallel size: ranks that share the experts of a layer"}, size,
+      [](auto& r) -> auto& { return r.layout.expert; }));
+  options.push_back(integer_option(
+      {"layout.etp", "expert tensor parallel size: ranks that share each expert"}, size,
+      [](auto& r) -> auto& { return r.layout.expert_tensor; }));
+  options.push_back(order_option());
+  options.push_back(integer_option(
+      {"layout.moe_chunks", "parts in which rows go to the experts, to overlap with their work"},
+      {.least = 1, .most = 64}, [](auto& r) -> auto& { return r.experts.chunks; }));
+  options.push_back(choice_option(
+      {"layout.moe_dispatch", "how rows go to experts on other nodes: large messages direct"},
+      expert_dispatches, [](auto& r) -> auto& { return r.experts.dispatch; }));
+}
+
+}  // namespace orchard

@@ -1,0 +1,171 @@
+#include "parallel/expert_dispatcher.h"
+
+#include <algorithm>
+
+#include "kernels/permute/exchange.h"
+#include "kernels/permute/permute.h"
+#include "parallel/expert_routes.h"
+
+namespace orchard {
+namespace {
+
+constexpr std::int64_t room_multiple = 256;
+
+// Bytes of the mean message between two ranks on different nodes.
+std::int64_t mean_message(const ExpertPlacement& placement, const ExpertTraffic& traffic,
+                          std::int64_t row_bytes) {
+  std::int64_t rows = 0, pairs = 0;
+  for (int source = 0; source < placement.size(); ++source) {
+    for (std::int64_t target = 0; target < placement.targets(); ++target) {
+      if (placement.node_of(source) == placement.node_of(placement.place_of(target))) continue;
+      rows += traffic.rows(source, target);
+      pairs += target % placement.local_experts() == 0;
+    }
+  }
+  return pairs == 0 ? 0 : rows * row_bytes / pairs;
+}
+
+}  // namespace
+
+ExpertDispatcher::ExpertDispatcher(std::int64_t experts) : placement_(experts) {}
+
+ExpertDispatcher::ExpertDispatcher(Device& device, Stream& stream, const ExpertPlacement& placement,
+                                   Communicator& ranks, const ExpertDispatchOptions& options)
+    : placement_(placement), options_(options), ranks_(&ranks) {
+  require(ranks.size() == placement.size() && ranks.rank() == placement.place(),
+          "experts are placed on {} ranks, and group {} has {}", placement.size(), ranks.name(),
+          ranks.size());
+  // On one rank a node, or on one node, there is nothing to put together.
+  if (placement.nodes() > 1 && placement.nodes() < placement.size() &&
+      options.dispatch != ExpertDispatch::direct) {
+    node_ranks_ =
+        ranks.make_group(ranks.name() + " of a node", placement.members(placement.node()));
+  }
+  std::vector<std::int32_t> host;
+  for (const auto& table :
+       {placement.target_table(), placement.node_table(), placement.own_node_table()})
+    host.insert(host.end(), table.begin(), table.end());
+  const Shape shape{static_cast<std::int64_t>(host.size())};
+  tables_ = device.allocate(host.size() * sizeof(std::int32_t));
+  const Tensor tables = tables_.tensor(DType::i32, shape);
+  stream.copy(tables, ConstTensor(host.data(), DType::i32, shape, DeviceKind::cpu));
+  stream.synchronize();
+  const std::int64_t pairs = placement.experts() * placement.parts();
+  const Shape pair_shape{placement.experts(), placement.parts()};
+  target_table_ = tables.slice(0, pairs).reshape(pair_shape);
+  node_table_ = tables.slice(pairs, pairs).reshape(pair_shape);
+  own_node_table_ = tables.slice(2 * pairs, placement.targets()).reshape({placement.targets(), 1});
+}
+
+std::unique_ptr<ExpertDispatcher> ExpertDispatcher::of(Device& device, Stream& stream,
+                                                       const ParallelContext& ranks,
+                                                       std::int64_t experts,
+                                                       const ExpertDispatchOptions& options) {
+  if (experts == 0) return nullptr;
+  Communicator& group = ranks[MeshGroup::expert_layer];
+  return std::make_unique<ExpertDispatcher>(
+      device, stream, ExpertPlacement::of(ranks.mesh(), ranks.rank(), experts, group.nodes()),
+      group, options);
+}
+
+std::int64_t ExpertDispatcher::room_for(std::int64_t rows, std::int64_t even_share) {
+  if (rows > room_) {
+    // A quarter more than is needed now: routing changes from batch to batch.
+    const std::int64_t wanted = std::max(rows + rows / 4, room_ == 0 ? even_share * 3 / 2 : 0);
+    const std::int64_t before = room_;
+    room_ = (wanted + room_multiple - 1) / room_multiple * room_multiple;
+    if (before > 0) {
+      ++growths_;
+      if (on_growth_) {
+        on_growth_(
+            fmt::format("{} rows arrive at this rank's experts at once: buffers grow from {} "
+                        "to {} rows",
+                        rows, before, room_));
+      }
+    }
+  }
+  return room_;
+}
+
+std::vector<std::shared_ptr<const ExpertRoutes>> ExpertDispatcher::plan(
+    Stream& stream, Arena& arena, std::span<const ConstTensor> experts, std::int64_t row_bytes) {
+  std::vector<std::shared_ptr<const ExpertRoutes>> routes;
+  if (placement_.size() == 1) {
+    for (const ConstTensor& part : experts)
+      routes.push_back(std::make_shared<LocalRoutes>(stream, arena, part, placement_.experts()));
+    return routes;
+  }
+  const auto parts = static_cast<std::int64_t>(experts.size());
+  const std::int64_t targets = placement_.targets(), nodes = node_ranks_ ? placement_.nodes() : 0;
+  const std::int64_t stride = targets + 1 + (nodes > 0 ? nodes + 1 : 0);
+  const Tensor mine = arena.allocate(DType::i32, {parts * stride});
+  const Tensor all = arena.allocate(DType::i32, {placement_.size(), parts * stride});
+  std::vector<ExpertSends> sends;
+  for (std::int64_t part = 0; part < parts; ++part)
+    sends.push_back(sort(stream, arena, experts[static_cast<std::size_t>(part)],
+                         mine.slice(part * stride, stride)));
+  ranks_->all_gather(stream, all, mine).wait(stream);
+  gathered_.resize(static_cast<std::size_t>(all.numel()));
+  stream.copy(Tensor(gathered_.data(), DType::i32, all.shape(), DeviceKind::cpu), all);
+  stream.synchronize();  // the one wait of the host: shapes of all messages follow from here
+
+  for (std::int64_t part = 0; part < parts; ++part) {
+    const ExpertTraffic traffic(
+        placement_.size(), targets, nodes,
+        std::span<const std::int32_t>(gathered_).subspan(static_cast<std::size_t>(part * stride)),
+        parts * stride);
+    std::int64_t rows = 0;
+    for (int source = 0; source < placement_.size(); ++source) rows += traffic.rows_of(source);
+    const std::int64_t even_share =
+        rows / placement_.size() + placement_.local_experts() * row_multiple;
+    const ExpertLinks links{
+        .layer = ranks_,
+        .node = node_ranks_.get(),
+        .overlap = options_.overlap,
+        .room = room_for(expert_row_offsets(placement_, traffic).back(), even_share)};
+    const ExpertSends& own = sends[static_cast<std::size_t>(part)];
+    const bool small = mean_message(placement_, traffic, row_bytes) < options_.small_message_bytes;
+    if (node_ranks_ && (options_.dispatch == ExpertDispatch::by_node || small)) {
+      routes.push_back(std::make_shared<NodeRoutes>(stream, arena, placement_, traffic, own, links,
+                                                    own_node_table_));
+    } else {
+      routes.push_back(
+          std::make_shared<DirectRoutes>(stream, arena, placement_, traffic, own, links));
+    }
+  }
+  return routes;
+}
+
+ExpertSends ExpertDispatcher::sort(Stream& stream, Arena& arena, ConstTensor experts,
+                                   Tensor offsets) const {
+  const std::int64_t tokens = experts.dim(0), slots = experts.dim(1) * placement_.parts();
+  const std::int64_t targets = placement_.targets();
+  const auto by = [&](ConstTensor goals, Tensor goal_offsets) {
+    return PermutePlan{.experts = goals,
+                       .row_offsets = goal_offsets,
+                       .source = arena.allocate(DType::i32, {tokens * slots}),
+                       .slot = arena.allocate(DType::i32, {tokens, slots}),
+                       .multiple = 1};
+  };
+  const Tensor mapped = arena.allocate(DType::i32, {tokens, slots});
+  run(stream, MapChoices{.experts = experts, .table = target_table_, .targets = mapped});
+  const PermutePlan plan = by(mapped, offsets.slice(0, targets + 1));
+  run(stream, plan);
+  ExpertSends sends{.targets = mapped,
+                    .slot = plan.slot,
+                    .source = plan.source,
+                    .offsets = plan.row_offsets,
+                    .node_source = {}};
+  if (node_ranks_) {
+    const Tensor nodes = arena.allocate(DType::i32, {tokens, slots});
+    run(stream,
+        MapChoices{
+            .experts = experts, .table = node_table_, .targets = nodes, .repeats = Repeats::drop});
+    const PermutePlan node_plan = by(nodes, offsets.slice(targets + 1, placement_.nodes() + 1));
+    run(stream, node_plan);
+    sends.node_source = node_plan.source;
+  }
+  return sends;
+}
+
+}  // namespace orchard

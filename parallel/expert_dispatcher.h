@@ -1,0 +1,152 @@
+// Brings tokens to their experts and what the experts made of them back.
+//
+//   routes = dispatcher.plan(...)                       once a layer and direction: where every row goes
+//   rows = routes.dispatch(x).finish()                  to the experts, padded
+//   results = routes.collect(results).finish()          back to the tokens' owners, not yet reduced
+//   CombineForward{.rows = results, .slot = routes.slot(), ...}
+//
+// and backward, where the gradient of `collect` is `distribute`, and that of `dispatch` is `collect`
+// with a sum over each token's choices (DispatchBackward):
+//
+//   d_results = routes.distribute(d_owned).finish()     CombineBackward's rows
+//   d_rows = routes.collect(d_rows).finish()
+//
+// Rows are never changed on their way, so whichever way they take, the result has the same bits.
+//
+// A layer on several ranks costs each rank one all-gather of its counts and one wait for them on the
+// host, then one all-to-all (by node: three) for dispatch, collect and distribute each.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "kernels/device/arena.h"
+#include "kernels/device/device.h"
+#include "parallel/expert_placement.h"
+#include "parallel/overlap.h"
+#include "parallel/parallel_context.h"
+
+namespace orchard {
+
+// Rows under way.
+class [[nodiscard]] ExpertTransfer {
+ public:
+  explicit ExpertTransfer(ConstTensor arrived) : arrived_(arrived) {}
+  ExpertTransfer(Pending pending, std::function<ConstTensor(Stream&)> unload)
+      : pending_(std::move(pending)), unload_(std::move(unload)) {}
+
+  // Later work on the stream sees the rows. Once.
+  ConstTensor finish(Stream& stream) {
+    pending_.wait(stream);
+    return unload_ ? unload_(stream) : arrived_;
+  }
+  // Waits for the message under way, if nothing is to overlap with it.
+  void settle(Stream& stream) { pending_.wait(stream); }
+
+ private:
+  Pending pending_;
+  std::function<ConstTensor(Stream&)> unload_;  // what is left to do once the message is there
+  ConstTensor arrived_;
+};
+
+// The ways of one part of a micro-batch. All ranks of the group call the same members in the same
+// order. Tensors come from the arena and live until it is rewound; the routes live as long as what
+// they started.
+class ExpertRoutes {
+ public:
+  virtual ~ExpertRoutes() = default;
+  ExpertRoutes(const ExpertRoutes&) = delete;
+  ExpertRoutes& operator=(const ExpertRoutes&) = delete;
+
+  // i32 [tokens, k · parts]: where the owner has the row of each choice.
+  ConstTensor slot() const { return slot_; }
+  // i32 [local experts + 1]: multiples of row_multiple, into the experts' rows.
+  ConstTensor row_offsets() const { return row_offsets_; }
+  // Present where the owner's rows are padded, as CombineBackward takes them.
+  ConstTensor padded_source() const { return padded_source_; }
+  ConstTensor padded_offsets() const { return padded_source_ ? row_offsets_ : ConstTensor(); }
+
+  // x [tokens, hidden] -> the experts' rows [at least those in use, hidden].
+  virtual ExpertTransfer dispatch(Stream&, Arena&, ConstTensor x) const = 0;
+  // The experts' rows -> the owner's [its rows, hidden].
+  virtual ExpertTransfer collect(Stream&, Arena&, ConstTensor rows) const = 0;
+  // The owner's rows -> the experts', with zeros for padding.
+  virtual ExpertTransfer distribute(Stream&, Arena&, ConstTensor rows) const = 0;
+
+ protected:
+  ExpertRoutes() = default;
+  ConstTensor slot_, row_offsets_, padded_source_;
+};
+
+enum class ExpertDispatch : std::uint8_t {
+  automatic,  // by node where messages between nodes would be small
+  direct,
+  by_node,
+};
+
+struct ExpertDispatchOptions {
+  ExpertDispatch dispatch = ExpertDispatch::automatic;
+  // With `automatic`: the mean message from a rank to a rank of another node below which messages
+  // of a node are put together. A message of this size takes a 100 Gbit/s network some 20 us, ten
+  // times what starting it takes; putting together costs two more copies inside the node.
+  std::int64_t small_message_bytes = 256 << 10;
+  Overlap overlap = Overlap::yes;  // no: every message is waited for when it starts
+  int chunks = 1;                  // parts in which a layer sends a rank's rows
+};
+
+struct ExpertSends;
+
+class ExpertDispatcher {
+ public:
+  // One rank that holds all experts.
+  explicit ExpertDispatcher(std::int64_t experts);
+  // `ranks` is the group of the placement; it must outlive the dispatcher. All of its ranks call
+  // together: those of a node make a group of their own where the way may be by node.
+  ExpertDispatcher(Device& device, Stream& stream, const ExpertPlacement& placement,
+                   Communicator& ranks, const ExpertDispatchOptions& options = {});
+
+  // Of the group of `ranks` that holds the experts of a layer together; null for a model without
+  // experts. All of the group's ranks call together.
+  static std::unique_ptr<ExpertDispatcher> of(Device& device, Stream& stream,
+                                              const ParallelContext& ranks, std::int64_t experts,
+                                              const ExpertDispatchOptions& options = {});
+
+  const ExpertPlacement& placement() const { return placement_; }
+  const ExpertDispatchOptions& options() const { return options_; }
+
+  // `experts` of each part: i32 [tokens, k], -1 where a choice has no expert. `row_bytes` of x.
+  std::vector<std::shared_ptr<const ExpertRoutes>> plan(Stream& stream, Arena& arena,
+                                                        std::span<const ConstTensor> experts,
+                                                        std::int64_t row_bytes);
+
+  // Called with a message for the log when rows of messages or experts outgrow what they had.
+  void on_growth(std::function<void(const std::string&)> listener) {
+    on_growth_ = std::move(listener);
+  }
+  std::int64_t growths() const { return growths_; }
+
+ private:
+  // Sorts this rank's choices by where they go; `offsets` are what the others need to know.
+  ExpertSends sort(Stream& stream, Arena& arena, ConstTensor experts, Tensor offsets) const;
+  // Room for at least `rows` rows that arrive on this rank: as much as ever before, so that memory
+  // follows the largest load, not each one.
+  std::int64_t room_for(std::int64_t rows, std::int64_t even_share);
+
+  ExpertPlacement placement_;
+  ExpertDispatchOptions options_;
+  Communicator* ranks_ = nullptr;
+  std::unique_ptr<Communicator> node_ranks_;  // where the way may be by node
+  Buffer tables_;
+  ConstTensor target_table_, node_table_, own_node_table_;
+  std::vector<std::int32_t> gathered_;  // every rank's counts, on the host
+  std::int64_t room_ = 0, growths_ = 0;
+  std::function<void(const std::string&)> on_growth_;
+};
+
+}  // namespace orchard

@@ -1,0 +1,45 @@
+#include "parallel/sharded_step.h"
+
+namespace orchard {
+namespace {
+
+void wait_for_all(Stream& stream, std::vector<Pending>& pending) {
+  for (Pending& p : pending) p.wait(stream);
+  pending.clear();
+}
+
+}  // namespace
+
+void GradientReducer::begin(Stream& stream) {
+  stream_ = &stream;
+  pending_.clear();
+}
+
+void GradientReducer::final_from(std::size_t declared) {
+  const std::vector<FlatBucket>& buckets = shards_.buckets();
+  while (pending_.size() < buckets.size() && buckets[pending_.size()].first_declared >= declared)
+    pending_.push_back(shards_.reduce(*stream_, buckets[pending_.size()]));
+}
+
+void GradientReducer::finish(Stream& stream) {
+  stream_ = &stream;
+  final_from(0);
+  wait_for_all(stream, pending_);
+}
+
+void ValueGatherer::updated(Stream& stream, const FlatBucket& bucket) {
+  const std::size_t before = pending_.size();
+  pending_.push_back(shards_.gather_values(stream, bucket));
+  for (const Parameter* p : bucket.parameters) {
+    if (p->spec.forward_reads == ForwardReads::master && p->master.raw() != p->value.raw())
+      pending_.push_back(shards_.gather_masters(stream, bucket, *p));
+  }
+  if (overlap_ == Overlap::no)
+    for (std::size_t i = before; i < pending_.size(); ++i) pending_[i].wait(stream);
+}
+
+void ValueGatherer::finish(Stream& stream) {
+  wait_for_all(stream, pending_);
+}
+
+}  // namespace orchard

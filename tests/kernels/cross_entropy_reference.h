@@ -1,0 +1,68 @@
+// Softmax cross-entropy in fp64, row by row.
+#pragma once
+
+#include "tests/kernels/checks.h"
+
+namespace orchard::testing {
+
+using Values = std::vector<double>;
+
+inline Values reference_losses(const Values& logits, std::size_t vocab,
+                               const std::vector<int>& targets) {
+  Values losses;
+  for (std::size_t row = 0; row < targets.size(); ++row) {
+    const double* const x = logits.data() + row * vocab;
+    const double maximum = *std::max_element(x, x + vocab);
+    double sum = 0;
+    for (std::size_t j = 0; j < vocab; ++j) sum += std::exp(x[j] - maximum);
+    const int target = targets[row];
+    losses.push_back(target < 0 ? 0 : maximum + std::log(sum) - x[target]);
+  }
+  return losses;
+}
+
+inline Values reference_gradients(const Values& logits, std::size_t vocab,
+                                  const std::vector<int>& targets, double scale) {
+  Values d(logits.size());
+  for (std::size_t row = 0; row < targets.size(); ++row) {
+    if (targets[row] < 0) continue;
+    const double* const x = logits.data() + row * vocab;
+    const double maximum = *std::max_element(x, x + vocab);
+    double sum = 0;
+    for (std::size_t j = 0; j < vocab; ++j) sum += std::exp(x[j] - maximum);
+    for (std::size_t j = 0; j < vocab; ++j) {
+      const double is_target = static_cast<int>(j) == targets[row];
+      d[row * vocab + j] = scale * (std::exp(x[j] - maximum) / sum - is_target);
+    }
+  }
+  return d;
+}
+
+// Spread over the vocabulary, its ends included; every fifth row has none.
+inline std::vector<int> make_targets(std::int64_t rows, std::int64_t vocab) {
+  std::vector<int> targets;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    targets.push_back(row % 5 == 4 ? -1 : static_cast<int>((row * 7919 + vocab - 1) % vocab));
+  }
+  return targets;
+}
+
+// Each gradient carries the relative error of its exponential and of the sum, `fp32`, then one
+// rounding to its dtype; at the target p - 1 cancels, in terms of size `scale`. Column j of `d` is
+// token first_id + j.
+inline void expect_gradients_close(const Guarded& d, const Values& expected, std::size_t vocab,
+                                   const std::vector<int>& targets, double scale, double fp32,
+                                   std::int64_t first_id = 0) {
+  const std::int64_t columns = d.shape()[1];
+  for (std::int64_t i = 0; i < d.size(); ++i) {
+    const auto row = static_cast<std::size_t>(i / columns);
+    const std::int64_t token = first_id + i % columns;
+    const double wanted = expected[row * vocab + static_cast<std::size_t>(token)];
+    const double terms = token == targets[row] ? scale : std::abs(wanted);
+    ASSERT_TRUE(std::abs(d.at(i) - wanted) <=
+                unit_roundoff(d.dtype()) * std::abs(wanted) + fp32 * terms + 1e-37)
+        << i << ": " << d.at(i) << ", expected " << wanted;
+  }
+}
+
+}  // namespace orchard::testing

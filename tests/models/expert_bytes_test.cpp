@@ -1,0 +1,210 @@
+// The bytes that a sparse layer sends, forward and backward, are those that its routing asks for: a
+// message too many would show. Run under mpirun.
+#include <gtest/gtest.h>
+
+#include "kernels/permute/exchange.h"
+#include "tests/comm/ranks_test.h"
+#include "tests/models/sparse_layer.h"
+
+namespace orchard::testing {
+namespace {
+
+constexpr std::int64_t hidden = 32, experts = 8, k = 2, f32_bytes = 4;
+
+// A row that travels: of one token, to one part of one expert.
+struct Row {
+  int owner = 0, holder = 0;  // places in the group: of the token, of the expert's part
+  std::int64_t token = 0;
+};
+
+class ExpertBytes : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    world_ = session->world({.ranks_per_node = 2});
+    device_ = make_cpu_device({.threads = 1});
+  }
+
+  void expect_formula(const LayerCase& c) {
+    SCOPED_TRACE(c.to_string());
+    if (world_->rank() >= c.ranks || world_->size() < c.ranks) return;
+    std::vector<int> places(static_cast<std::size_t>(c.ranks));
+    std::iota(places.begin(), places.end(), 0);
+    const auto group = world_->make_group("first", places);
+    const LayerResult alone = run_alone(*device_, c, c.layout.data(c.ranks));
+    const ParallelContext parallel(*group, c.layout, c.sequence_parallel);
+    SparseLayer layer(*device_, c, &parallel);
+    const int data = parallel.coordinates().data;
+    Communicator& of_layer = parallel[MeshGroup::expert_layer];
+    const std::string of_node = of_layer.name() + " of a node";
+    const auto done = [&](std::string_view name, CommOp op) {
+      return of_layer.log().statistics(name, op);
+    };
+    struct Counted {
+      std::int64_t calls, bytes;
+      bool operator==(const Counted&) const = default;
+    };
+    const auto counted = [&](std::string_view name, CommOp op, const auto& body) {
+      const OperationStatistics before = done(name, op);
+      body();
+      const OperationStatistics after = done(name, op);
+      return Counted{after.calls - before.calls, after.bytes - before.bytes};
+    };
+    Counted node{}, gathers{}, tensor{};
+    const auto& chosen = alone.micro_batches[static_cast<std::size_t>(data)].chosen;
+    const Counted messages = counted(of_layer.name(), CommOp::all_to_all, [&] {
+      node = counted(of_node, CommOp::all_to_all, [&] {
+        gathers = counted(of_layer.name(), CommOp::all_gather, [&] {
+          tensor = counted("tp", CommOp::all_gather, [&] { layer.step(data, &chosen); });
+        });
+      });
+    });
+
+    const Expected expected = expect(c, parallel, alone);
+    EXPECT_EQ(messages.bytes, expected.layer);
+    EXPECT_EQ(node.bytes, expected.node);
+    EXPECT_EQ(tensor.bytes, expected.tensor);
+    EXPECT_EQ(messages.calls, 4 * c.options.chunks);
+    EXPECT_EQ(node.calls, expected.by_node ? 8 * c.options.chunks : 0);
+    EXPECT_EQ(gathers.calls, 1) << "one exchange of counts";
+    const std::int64_t size = of_layer.size();
+    const std::int64_t counts = experts / c.layout.expert * size + 1 +
+                                (expected.by_node ? layer.dispatcher().placement().nodes() + 1 : 0);
+    EXPECT_EQ(gathers.bytes, size * c.options.chunks * counts * f32_bytes);
+  }
+
+  struct Expected {
+    bool by_node = false;
+    std::int64_t layer = 0, node = 0, tensor = 0;
+  };
+
+  // What this rank sends, itself included, by a walk over every choice of every rank.
+  static Expected expect(const LayerCase& c, const ParallelContext& parallel,
+                         const LayerResult& alone) {
+    const Communicator& group = parallel[MeshGroup::expert_layer];
+    const std::vector<int> members =
+        parallel.mesh().group(MeshGroup::expert_layer, parallel.rank());
+    const int me = group.rank(), tp = c.layout.tensor;
+    const auto share = [tp](std::int64_t rows) { return (rows + tp - 1) / tp; };
+    std::vector<Row> rows;
+    for (int owner = 0; owner < group.size(); ++owner) {
+      const MeshCoordinates at =
+          parallel.mesh().coordinates(members[static_cast<std::size_t>(owner)]);
+      const auto& chosen = alone.micro_batches[static_cast<std::size_t>(at.data)].chosen;
+      const std::int64_t all = std::ssize(chosen) / k, part = share(all);
+      for (std::int64_t token = at.tensor * part; token < std::min((at.tensor + 1) * part, all);
+           ++token) {
+        for (std::int64_t j = 0; j < k; ++j) {
+          const std::int32_t expert = chosen[static_cast<std::size_t>(token * k + j)];
+          for (int holder = 0; holder < group.size() && expert >= 0; ++holder) {
+            const MeshCoordinates there =
+                parallel.mesh().coordinates(members[static_cast<std::size_t>(holder)]);
+            if (there.expert == expert / (experts / c.layout.expert))
+              rows.push_back({owner, holder, token});
+          }
+        }
+      }
+    }
+
+    Expected expected;
+    const auto node_of = [&](int place) { return group.nodes()[static_cast<std::size_t>(place)]; };
+    const auto members_of = [&](int node) {
+      std::vector<int> found;
+      for (int place = 0; place < group.size(); ++place)
+        if (node_of(place) == node) found.push_back(place);
+      return found;
+    };
+    const auto nodes = [&] {
+      std::vector<int> found;
+      for (int place = 0; place < group.size(); ++place)
+        if (std::ranges::find(found, node_of(place)) == found.end())
+          found.push_back(node_of(place));
+      return found;
+    }();
+    expected.by_node = c.options.dispatch == ExpertDispatch::by_node && nodes.size() > 1 &&
+                       static_cast<int>(nodes.size()) < group.size();
+    // The rank of `node` that talks to `other`: they take turns in the order of the nodes.
+    const auto gateway = [&](int node, int other) {
+      const std::vector<int> here = members_of(node);
+      const auto at = std::ranges::find(nodes, other) - nodes.begin();
+      return here[static_cast<std::size_t>(at) % here.size()];
+    };
+    const auto first_stop = [&](const Row& row) {
+      const int from = node_of(row.owner), to = node_of(row.holder);
+      return from == to ? row.owner : gateway(from, to);
+    };
+    const auto last_stop = [&](const Row& row, int at_home) {
+      const int from = node_of(row.owner), to = node_of(row.holder);
+      return from == to ? at_home : gateway(to, from);
+    };
+
+    const std::int64_t row_bytes = hidden * f32_bytes;
+    const std::int64_t token_bytes =
+        packed_row_bytes(hidden, DType::f32, k * c.layout.expert_tensor);
+    std::vector<std::tuple<int, std::int64_t, int>> tokens;  // owner, token, node: each once
+    for (const Row& row : rows) {
+      const std::tuple token{row.owner, row.token, node_of(row.holder)};
+      const bool is_new = std::ranges::find(tokens, token) == tokens.end();
+      if (is_new) tokens.push_back(token);
+      if (!expected.by_node) {
+        // Out on dispatch and distribute; back on both collects.
+        expected.layer += 2 * row_bytes * ((row.owner == me) + (row.holder == me));
+        continue;
+      }
+      // Dispatch: the token to its node, once, then the row to its expert.
+      if (is_new) {
+        expected.node += token_bytes * (row.owner == me);
+        expected.layer += token_bytes * (first_stop(row) == me);
+      }
+      expected.node += row_bytes * (last_stop(row, row.owner) == me);
+      // Distribute: the row by three hops. Both collects: the same backwards.
+      expected.node += row_bytes * ((row.owner == me) + (last_stop(row, row.owner) == me));
+      expected.layer += row_bytes * (first_stop(row) == me);
+      const bool same = node_of(row.owner) == node_of(row.holder);
+      expected.node +=
+          2 * row_bytes * ((row.holder == me) + ((same ? row.holder : first_stop(row)) == me));
+      expected.layer += 2 * row_bytes * (last_stop(row, row.holder) == me);
+    }
+
+    if (tp > 1) {
+      const std::int64_t own = std::ssize(
+          alone.micro_batches[static_cast<std::size_t>(parallel.coordinates().data)].chosen);
+      const std::int64_t all = own / k;
+      expected.tensor = own * f32_bytes;  // d_gates
+      expected.tensor += c.sequence_parallel == SequenceParallel::yes
+                             ? share(all) * tp * experts * f32_bytes  // logits
+                             : 2 * all * row_bytes;                   // y and d_x
+    }
+    return expected;
+  }
+
+  std::unique_ptr<Communicator> world_;
+  std::unique_ptr<Device> device_;
+};
+
+TEST_F(ExpertBytes, FollowFromTheRouting) {
+  int cases = 0;
+  for (const int ranks : {2, 4, 8}) {
+    for (const auto& [tp, ep, etp] :
+         {std::tuple{1, 2, 1}, {2, 2, 1}, {1, 4, 1}, {2, 2, 2}, {1, 2, 4}, {2, 8, 1}, {1, 1, 4}}) {
+      if (ranks % tp || ranks % (ep * etp)) continue;
+      for (const ExpertDispatch way : {ExpertDispatch::direct, ExpertDispatch::by_node}) {
+        for (const SequenceParallel shared : {SequenceParallel::no, SequenceParallel::yes}) {
+          expect_formula({.layout = {.tensor = tp, .expert = ep, .expert_tensor = etp},
+                          .ranks = ranks,
+                          .micro_batches = {{{17, 40}, 3}, {{1}, 0}, {{0}, 5}, {{33, 1, 9}, 2}},
+                          .sequence_parallel = shared,
+                          .options = {.dispatch = way, .chunks = 1 + cases % 2}});
+          ++cases;
+        }
+      }
+    }
+  }
+  EXPECT_GE(cases, 40);
+}
+
+}  // namespace
+}  // namespace orchard::testing
+
+int main(int argc, char** argv) {
+  return orchard::testing::rank_tests_main(argc, argv);
+}

@@ -1,0 +1,151 @@
+// Training with experts on several ranks is training on one: losses over steps and every gradient.
+// One program of 8 ranks under mpirun; meshes of fewer ranks run beside each other.
+#include <gtest/gtest.h>
+
+#include "tests/comm/ranks_test.h"
+#include "tests/parallel/layout_harness.h"
+#include "tests/parallel/toy_batches.h"
+
+namespace orchard::testing {
+namespace {
+
+// Two layers, the second one sparse, and pictures.
+ModelConfig sparse_model(float capacity_factor) {
+  ModelConfig config;
+  config.vision = {.layers = 1, .width = 32, .heads = 4, .mlp_width = 48, .patch = 2, .side = 6};
+  config.connector = {.hidden = 12, .depth = 1, .out_side = 2};
+  config.decoder = {.layers = 2,
+                    .hidden = 32,
+                    .ffn = 64,
+                    .heads = 8,
+                    .kv_heads = 2,
+                    .head_dim = 8,
+                    .vocabulary = 48,
+                    .max_positions = 16,
+                    .moe = {.experts = 8, .every = 2, .capacity_factor = capacity_factor}};
+  return config;
+}
+
+LayoutTask sparse_task(float capacity_factor, Recompute recompute = Recompute::none) {
+  LayoutTask task{.name = fmt::format("sparse, capacity {}", capacity_factor),
+                  .model = sparse_model(capacity_factor)};
+  task.model.recompute = recompute;
+  task.steps = mixed_steps(task.model);
+  return task;
+}
+
+LayoutOutcome reference_of(const LayoutTask& task) {
+  const auto alone = make_single_communicator();
+  return run_layout(task, {.ranks = ParallelContext(*alone, {})});
+}
+
+struct Case {
+  int ranks = 1;
+  int tp = 1, ep = 1, etp = 1;
+  SequenceParallel sequence_parallel = SequenceParallel::yes;
+  ExpertDispatchOptions options = {};
+
+  Layout layout() const { return {.tensor = tp, .expert = ep, .expert_tensor = etp}; }
+  std::string to_string() const {
+    return fmt::format("{} ranks, {}, sequence parallelism {}, dispatch {}, {} chunks", ranks,
+                       layout().to_string(),
+                       sequence_parallel == SequenceParallel::yes ? "on" : "off",
+                       static_cast<int>(options.dispatch), options.chunks);
+  }
+};
+
+// Both factorisations of a number of ranks. Chunks go along in turn.
+std::vector<Case> all_cases(int ranks) {
+  std::vector<Case> cases;
+  for (const int tp : {1, 2, 4}) {
+    for (const int ep : {1, 2, 4, 8}) {
+      for (const int etp : {1, 2, 4}) {
+        if (ranks % tp || ranks % (ep * etp) || tp * ep * etp == 1) continue;
+        for (const SequenceParallel rows : {SequenceParallel::yes, SequenceParallel::no}) {
+          if (rows == SequenceParallel::no && tp == 1) continue;
+          const int chunks = 1 + static_cast<int>(cases.size()) % 2;
+          cases.push_back({ranks, tp, ep, etp, rows, {.chunks = chunks}});
+        }
+      }
+    }
+  }
+  return cases;
+}
+
+class ExpertLayouts : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() { world_ = session->world({.ranks_per_node = 2}); }
+  static void TearDownTestSuite() { world_.reset(); }
+
+  // This rank's mesh of `ranks`, several of which may run the same case; null where there are too
+  // few ranks.
+  static std::unique_ptr<Communicator> mesh_of(int ranks) {
+    if (ranks > world_->size()) return nullptr;
+    std::vector<int> places(static_cast<std::size_t>(ranks));
+    std::iota(places.begin(), places.end(), world_->rank() / ranks * ranks);
+    return world_->make_group("mesh", places);
+  }
+
+  static LayoutOutcome run(LayoutTask task, const Case& c, Communicator& mesh,
+                           const LayoutOutcome& reference) {
+    task.options.experts = c.options;
+    return run_layout(task, {.ranks = ParallelContext(mesh, c.layout(), c.sequence_parallel),
+                             .reference = &reference});
+  }
+
+  static inline std::unique_ptr<Communicator> world_;
+};
+
+// Dropless and with a capacity, in turn. Meshes of fewer ranks share the cases.
+TEST_F(ExpertLayouts, LossesAndGradientsAreThoseOfOneRank) {
+  const LayoutTask tasks[] = {sparse_task(0), sparse_task(1)};
+  const LayoutOutcome references[] = {reference_of(tasks[0]), reference_of(tasks[1])};
+  for (const int ranks : {2, 4, 8}) {
+    const auto mesh = mesh_of(ranks);
+    if (!mesh) continue;
+    const int meshes = world_->size() / ranks;
+    int number = 0;
+    for (const Case& c : all_cases(ranks)) {
+      ++number;
+      if (number % meshes != world_->rank() / ranks) continue;
+      const int which = number / meshes % 2;
+      EXPECT_EQ(differences(run(tasks[which], c, *mesh, references[which]), references[which], {}),
+                "")
+          << tasks[which].name << ", " << c.to_string();
+    }
+    EXPECT_GE(number, 3 * ranks);
+  }
+}
+
+// Three ways to do the same additions in the same order.
+TEST_F(ExpertLayouts, DispatcherOverlapAndRecomputationChangeNoBit) {
+  const LayoutTask kept = sparse_task(0), recomputed = sparse_task(0, Recompute::blocks);
+  const LayoutOutcome reference = reference_of(kept);
+  for (const int chunks : {1, 2}) {
+    for (const auto& [tp, ep, etp] : {std::tuple{1, 4, 1}, {2, 4, 2}, {4, 2, 4}}) {
+      const auto mesh = mesh_of(8);
+      if (!mesh) return;
+      const Case direct{.ranks = 8,
+                        .tp = tp,
+                        .ep = ep,
+                        .etp = etp,
+                        .options = {.dispatch = ExpertDispatch::direct, .chunks = chunks}};
+      Case by_node = direct, waiting = direct;
+      by_node.options.dispatch = ExpertDispatch::by_node;
+      waiting.options.overlap = Overlap::no;
+      const LayoutOutcome first = run(kept, direct, *mesh, reference);
+      EXPECT_EQ(differences(first, reference, {}), "") << direct.to_string();
+      EXPECT_TRUE(run(kept, direct, *mesh, reference).has_bits_of(first)) << "a second run";
+      EXPECT_TRUE(run(kept, by_node, *mesh, reference).has_bits_of(first)) << by_node.to_string();
+      EXPECT_TRUE(run(kept, waiting, *mesh, reference).has_bits_of(first)) << "without overlap";
+      EXPECT_TRUE(run(recomputed, direct, *mesh, reference).has_bits_of(first)) << "recomputed";
+    }
+  }
+}
+
+}  // namespace
+}  // namespace orchard::testing
+
+int main(int argc, char** argv) {
+  return orchard::testing::rank_tests_main(argc, argv);
+}

@@ -1,0 +1,92 @@
+// Ranks that train on devices learn what one of them learns alone, in every way of sharing the work.
+// Run under mpirun.
+#include <cmath>
+
+#include "tests/comm/ranks_test.h"
+#include "tests/kernels/device_test.h"
+#include "tests/train/toy_run.h"
+
+namespace orchard::testing {
+namespace {
+
+struct Setting {
+  const char* name;
+  Layout layout;  // of two ranks
+  OptimizerKind optimizer = OptimizerKind::adamw;
+};
+
+void PrintTo(const Setting& setting, std::ostream* out) {
+  *out << setting.name;
+}
+
+// Ranks only change the order in which numbers are summed.
+constexpr double tolerance = 1e-5;
+
+Recorder trained(RunConfig run, Device& device, Communicator& ranks,
+                 const std::filesystem::path& folder) {
+  run.run_folder = folder;
+  Recorder recorder;
+  train(run, {}, device, ranks, recorder);
+  return recorder;
+}
+
+class DeviceRanks : public DeviceTest<Setting> {};
+
+TEST_P(DeviceRanks, LossesAreThoseOfOneRank) {
+  const auto world = session->world();
+  if (world->size() != 2) GTEST_SKIP() << "needs two ranks";
+  const Scratch scratch;  // of this rank: ranks agree without sharing a file
+  write_toy_training_set(scratch / "set", 20);
+  // Two steps: the second one uses what the first one's optimizer made.
+  RunConfig run = toy_run(scratch / "set", 2);
+  run.stages.front().optimizer = {.kind = parameter().optimizer, .factor_threshold = 8};
+  Recorder alone;
+  if (world->rank() == 0) {  // whom alone the observer hears
+    const auto one = make_single_communicator();
+    alone = trained(run, stream().device(), *one, scratch / "alone");
+  }
+  run.layout = parameter().layout;
+  const Recorder together = trained(run, stream().device(), *world, scratch / "together");
+  if (world->rank() == 0) {
+    const auto expect_near = [](double value, double reference, const StepEvent& at,
+                                const char* what) {
+      EXPECT_NEAR(value, reference, tolerance * std::abs(reference)) << what << " of " << at.step;
+    };
+    ASSERT_EQ(together.steps.size(), 2u);
+    ASSERT_EQ(alone.steps.size(), 2u);
+    for (std::size_t s = 0; s < 2; ++s) {
+      const StepReport &own = together.steps[s].report, &wanted = alone.steps[s].report;
+      expect_near(own.losses.loss, wanted.losses.loss, alone.steps[s], "loss");
+      expect_near(own.losses.balance_loss, wanted.losses.balance_loss, alone.steps[s], "balance");
+      expect_near(own.losses.z_loss, wanted.losses.z_loss, alone.steps[s], "z-loss");
+      expect_near(own.gradient_norm, wanted.gradient_norm, alone.steps[s], "gradient norm");
+    }
+    ASSERT_EQ(together.validations.size(), alone.validations.size());
+    for (std::size_t v = 0; v < alone.validations.size(); ++v) {
+      EXPECT_NEAR(together.validations[v].report.loss, alone.validations[v].report.loss,
+                  tolerance * alone.validations[v].report.loss);
+    }
+  }
+  world->barrier();
+}
+
+constexpr Setting settings[] = {
+    {.name = "data", .layout = {}},
+    {.name = "data_adafactor", .layout = {}, .optimizer = OptimizerKind::adafactor},
+    {.name = "tensor", .layout = {.tensor = 2}, .optimizer = OptimizerKind::adafactor},
+    {.name = "expert", .layout = {.expert = 2}},
+};
+
+INSTANTIATE_TEST_SUITE_P(Toys, DeviceRanks,
+                         ::testing::Combine(every_gpu(), ::testing::ValuesIn(settings)),
+                         [](const auto& test) {
+                           return std::string(name_of(std::get<0>(test.param))) + "_" +
+                                  std::get<1>(test.param).name;
+                         });
+
+}  // namespace
+}  // namespace orchard::testing
+
+int main(int argc, char** argv) {
+  return orchard::testing::rank_tests_main(argc, argv);
+}

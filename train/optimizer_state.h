@@ -1,0 +1,37 @@
+// What optimizers remember between steps, and how they are configured.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "parallel/parameter.h"
+
+namespace orchard {
+
+enum class OptimizerKind : std::uint8_t { adamw, adafactor };
+
+struct OptimizerConfig {
+  OptimizerKind kind = OptimizerKind::adamw;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double epsilon = 1e-8;
+  double weight_decay = 0.1;  // AdamW, of parameters that decay: p -= lr · weight_decay · p
+  double clip_norm = 1.0;     // global gradient norm, AdamW; 0: none
+  double block_clip = 1.0;    // AdaFactor: largest rms of a block's update
+  std::int64_t factor_threshold =
+      128;  // AdaFactor: matrices with both sides at least this are factored
+
+  // Of the whole parameter: how it is cut must not change how it is optimised.
+  bool is_factored(const Shape& shape) const {
+    return kind == OptimizerKind::adafactor && shape.rank() == 2 &&
+           std::min(shape[0], shape[1]) >= factor_threshold;
+  }
+};
+
+// Of one parameter's owned rows; those that the optimizer and the parameter's factoring call for.
+// v_col has all columns of the whole parameter.
+struct OptimizerSlots {
+  Tensor m, v, v_row, v_col;
+};
+
+}  // namespace orchard
