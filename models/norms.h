@@ -1,6 +1,6 @@
-// Norm layers, of local rows (see tensor_parallel.h), that also carry the residual stream: they add the pending delta, keep the sum for the
-// stream and return its normalised value. In backward the stream's own gradient joins d_x in the
-// same pass.
+// Norm layers, of local rows (see tensor_parallel.h), that also carry the residual stream: they add
+// the pending delta, keep the sum for the stream and return its normalised value. In backward the
+// stream's own gradient joins d_x in the same pass.
 #pragma once
 
 #include "models/layer.h"
