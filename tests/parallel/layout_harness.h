@@ -26,6 +26,7 @@ struct LayoutOutcome {
   std::map<std::string, std::vector<float>> gradients;     // of step 1, whole
   std::vector<std::vector<std::vector<Routing>>> routing;  // [step][micro-batch][sparse layer]
   ChoiceComparison choices;                                // of this rank against the reference
+  std::string unequal_copies;                              // see Replica
 
   bool has_bits_of(const LayoutOutcome& other) const {
     const auto loss = [](const LossReport& report) { return report.loss; };
@@ -67,8 +68,10 @@ inline LayoutOutcome run_layout(const LayoutTask& task, const LayoutRun& run) {
     if (reference) {
       for (std::size_t m = 0; m < count; ++m) {
         const std::vector<Routing>& wanted = reference->routing[step][first + m];
-        for (std::size_t layer = 0; layer < wanted.size(); ++layer)
-          outcome.choices.add(routing[m][layer], wanted[layer]);
+        for (std::size_t layer = 0; layer < wanted.size(); ++layer) {
+          if (!routing[m][layer].chosen.empty())
+            outcome.choices.add(routing[m][layer], wanted[layer]);
+        }
         routing[m] = wanted;
       }
     }
@@ -80,6 +83,7 @@ inline LayoutOutcome run_layout(const LayoutTask& task, const LayoutRun& run) {
     if (step > 0) continue;
     for (const Parameter* p : replica.store().catalogue())
       outcome.gradients[p->spec.name] = replica.gradient(*p, comparing ? *comparing : ranks);
+    outcome.unequal_copies = replica.unequal_copies();
   }
   return outcome;
 }
@@ -139,6 +143,8 @@ inline std::string differences(const LayoutOutcome& outcome, const LayoutOutcome
     text += fmt::format("gradient of {} is off by {} of norm {}, allowed {}\n", name, off,
                         norm(wanted), bound);
   }
+  if (!outcome.unequal_copies.empty())
+    text += fmt::format("stages differ in the gradient of {}\n", outcome.unequal_copies);
   if (outcome.choices.flipped > 0)
     text += fmt::format("{} of {} clear choices are others\n", outcome.choices.flipped,
                         outcome.choices.clear);
