@@ -151,4 +151,27 @@ inline std::string differences(const LayoutOutcome& outcome, const LayoutOutcome
   return text;
 }
 
+// bf16 rounds activations to 8 bits under every layout, but not at the same places: what one rank,
+// `alone`, is away from fp32, `exact`, is what a layout may be, too; twice that where a parameter has
+// few elements to average over. A part of a gradient that went missing would be ten times as much.
+inline std::string rounding_differences(const LayoutOutcome& outcome, const LayoutOutcome& alone,
+                                        const LayoutOutcome& exact) {
+  std::string text;
+  for (std::size_t step = 0; step < alone.losses.size(); ++step) {
+    const double own = outcome.losses.at(step).loss, wanted = alone.losses[step].loss;
+    // A quarter of one rounding of a logit.
+    if (std::abs(own - wanted) <= wanted * 0x1p-10) continue;
+    text += fmt::format("loss of step {} is {}, alone {}\n", step + 1, own, wanted);
+  }
+  const double floor = 1e-3 * 0x1p-8 * gradient_density(exact);
+  for (const auto& [name, gradient] : exact.gradients) {
+    const double own = distance(outcome.gradients.at(name), gradient);
+    const double allowed = 2 * distance(alone.gradients.at(name), gradient) +
+                           floor * std::sqrt(static_cast<double>(gradient.size()));
+    if (own <= allowed) continue;
+    text += fmt::format("gradient of {} is off by {}, allowed {}\n", name, own, allowed);
+  }
+  return text;
+}
+
 }  // namespace orchard::testing

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -54,6 +55,8 @@ struct ReplicaOptions {
   ExpertDispatchOptions experts = {};
   FlatShardOptions shards;
   Overlap overlap = Overlap::yes;
+  // What a test does to the parameters before they get their memory.
+  std::function<void(ParameterStore&)> meddle = {};
 };
 
 class Replica {
@@ -67,6 +70,7 @@ class Replica {
         store_(ranks.place()),
         model_(store_, config),
         uploader_(config, options.dtype) {
+    if (options.meddle) options.meddle(store_);
     store_.allocate(*device_, *stream_, options.dtype, ParameterUse::training_on_shards);
     shards_ = std::make_unique<FlatShards>(*device_, *stream_, ranks, store_, options.shards);
     model_.prepare(*device_, *stream_);
