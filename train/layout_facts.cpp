@@ -11,7 +11,7 @@ LayoutFacts layout_facts(const RunConfig& run, const StageConfig& stage, const M
                     .experts = d.moe.experts,
                     .expert_ffn = d.moe.experts > 0 ? d.ffn : 0,
                     .blocks = link_count(model),
-                    .chunks = run.layout.pipeline > 1 ? run.pipeline.chunks_of_rank() : 1,
+                    .chunks = run.pipeline.chunks_of_rank(),
                     .global_batch = stage.global_batch,
                     .micro_batch = run.micro_batch};
   if (model.has_vision()) {
