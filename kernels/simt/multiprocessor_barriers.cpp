@@ -327,9 +327,9 @@ std::string Multiprocessor::place() const {
 }
 
 std::string Multiprocessor::state_of(const Thread& thread) {
+  if (thread.returned) return "returned";
   const Waiting& waiting = thread.waiting;
   const std::string where = text(waiting.where);
-  if (thread.returned) return "returned";
   switch (waiting.what) {
     case Waiting::For::warp_operation:
       return fmt::format("in {} of lanes {:#010x} at {}", waiting.operation->name, waiting.mask,
