@@ -3,7 +3,7 @@
 // L2 cache, which holds rows of 100 000 tokens. Keeping the exponentials costs less than a second
 // evaluation: they wait in the gradient's own row, or in workspace where that is bf16. Bytes: 4 per
 // logit, and 4 (f32) or 2 (bf16) per gradient; about 20 FLOPs a logit. Bound by memory,
-// if that fetches the next row during the second pass, the one that computes.
+// as the second pass, which computes, fetches the row that the next first pass reads.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/loss/loss_cpu.cpp"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
