@@ -10,12 +10,11 @@
 #include <sys/resource.h>
 
 #include <algorithm>
-#include <boost/program_options.hpp>
 #include <chrono>
-#include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "bench/command_line.h"
 #include "kernels/gemm/peak.h"
 #include "launch/device.h"
 #include "launch/options.h"
@@ -150,27 +149,18 @@ void measure(const Setting& setting) {
 
 // Nothing where only the help was asked for.
 std::optional<Setting> parse(int argc, char** argv) {
-  namespace po = boost::program_options;
   Setting setting;
-  std::string dtype;
-  po::options_description options("Training speed of the small text models");
-  const auto with_default = [](auto* target) { return po::value(target)->default_value(*target); };
-  options.add_options()("help,h", "print this text");
-  options.add_options()("model", with_default(&setting.model), "tiny | tiny-moe");
-  options.add_options()("dtype", po::value(&dtype)->default_value("f32"), "f32 | bf16");
-  options.add_options()("sequence", with_default(&setting.sequence), "tokens");
-  options.add_options()("micro-batch", with_default(&setting.micro_batch), "sequences");
-  options.add_options()("device", with_default(&setting.device), "cpu | cuda");
-  options.add_options()("steps", with_default(&setting.steps), "timed, after two to warm up");
-  options.add_options()("threads", with_default(&setting.threads), "");
-  options.add_options()("json", po::bool_switch(&setting.json), "print a JSON line");
-  po::variables_map values;
-  po::store(po::parse_command_line(argc, argv, options), values);
-  po::notify(values);
-  if (values.count("help")) {
-    std::cout << options;
-    return {};
-  }
+  std::string dtype = "f32";
+  bench::CommandLine options("Training speed of the small text models");
+  options.option("model", setting.model, "tiny | tiny-moe");
+  options.option("dtype", dtype, "f32 | bf16");
+  options.option("sequence", setting.sequence, "tokens");
+  options.option("micro-batch", setting.micro_batch, "sequences");
+  options.option("device", setting.device, "cpu | cuda");
+  options.option("steps", setting.steps, "timed, after two to warm up");
+  options.option("threads", setting.threads, "of the CPU");
+  options.flag("json", setting.json, "print a JSON line");
+  if (!options.parse(argc, argv)) return {};
   require(dtype == "f32" || dtype == "bf16", "--dtype is f32 or bf16, not {}", dtype);
   require(setting.device == "cpu" || setting.device == "cuda", "--device is cpu or cuda, not {}",
           setting.device);
