@@ -81,6 +81,24 @@ std::string Heap::locate(const void* address) const {
   return fmt::format("at byte {} of an allocation of {} bytes", offset - owner.begin, owner.bytes);
 }
 
+std::vector<std::byte> Heap::save() const {
+  std::vector<std::byte> out;
+  for (const Allocation& allocation : allocations_) {
+    const std::byte* const data = base_ + allocation.begin;
+    if (allocation.live) out.insert(out.end(), data, data + allocation.bytes);
+  }
+  return out;
+}
+
+void Heap::restore(const std::vector<std::byte>& saved) {
+  const std::byte* from = saved.data();
+  for (const Allocation& allocation : allocations_) {
+    if (!allocation.live) continue;
+    std::memcpy(base_ + allocation.begin, from, allocation.bytes);
+    from += allocation.bytes;
+  }
+}
+
 void Heap::check_red_zones(const std::string& writer) {
   for (const Allocation& allocation : allocations_) {
     if (!allocation.live) continue;

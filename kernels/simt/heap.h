@@ -31,6 +31,10 @@ class Heap {
   // Where the bytes lie instead, for a message: "4 bytes past the end of an allocation of ...".
   std::string locate(const void* address) const;
 
+  // The bytes of all live allocations, and back into the same ones.
+  std::vector<std::byte> save() const;
+  void restore(const std::vector<std::byte>& saved);
+
   // Throws Error when a byte of a live allocation's red zone was written; `writer` is to blame.
   void check_red_zones(const std::string& writer);
 

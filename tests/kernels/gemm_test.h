@@ -33,7 +33,7 @@ inline Device& device_with(const std::string& library) {
   static std::map<std::string, std::unique_ptr<Device>> devices;
   auto& device = devices[library];
   if (!device && library == "simt90") {
-    device = make_simt_device({.compute_capability = 90});
+    device = make_emulator({.compute_capability = 90});
   } else if (!device && (library == "simt" || library == "cuda")) {
     FoundDevice found = find_device(library == "simt" ? DeviceKind::simt : DeviceKind::cuda);
     require(found.device != nullptr, "{}: {}", library, found.absence);

@@ -167,7 +167,7 @@ INSTANTIATE_TEST_SUITE_P(FourRanks, ShardedCrossEntropyRange,
 
 // A GPU cannot refuse: the loss says so.
 TEST(ShardedCrossEntropyOnGpu, ATargetOutsideTheVocabularyGivesANaNLossAndNoGradient) {
-  const auto device = make_simt_device();
+  const auto device = make_emulator();
   const auto stream = device->make_stream();
   const Guarded logits = random_normal(DType::f32, {3, 64}, 1);
   Guarded targets = integers({3}, std::vector<int>{64, -2, 5});
