@@ -8,6 +8,7 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <iostream>
 #include <map>
 #include <memory>
 #include <string>
@@ -68,6 +69,7 @@ class ComparingFrontEnd final : public simt::FrontEnd {
 
   void write_report() const {
     std::ofstream file(report_);
+    if (!file) std::cerr << "cannot write " << report_ << '\n', std::abort();
     for (const auto& [kernel, r] : records_) {
       file << r.launches << '\t' << r.unequal << '\t' << r.compiled_bytes << '\t' << r.ptx_bytes
            << '\t' << r.compiled_sectors << '\t' << r.ptx_sectors << '\t' << r.compiled_requests

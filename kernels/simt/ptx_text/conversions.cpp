@@ -32,10 +32,18 @@ To truncate(From value) {
   return static_cast<To>(whole);
 }
 
-// From the integer type named to a wider or narrower one.
+// The source may be a wider register than its type, which then is its lower part.
 template <class To, class From>
 void add_integer(Opcodes& to, const std::string& types) {
-  to.add("cvt." + types, [](From a) { return static_cast<To>(a); });
+  const std::string_view letters = "hwd";
+  const auto letter_of = [](std::size_t bytes) { return bytes == 8 ? 2u : bytes == 4 ? 1u : 0u; };
+  for (const char source : letters.substr(letter_of(sizeof(From)))) {
+    to.add("cvt." + types, std::string{'=', letters[letter_of(sizeof(To))], source},
+           [](Frame& frame, const Instruction& i) {
+             frame.write(frame.operand(i, 0),
+                         static_cast<To>(frame.read<From>(frame.operand(i, 1))));
+           });
+  }
 }
 
 template <class From>

@@ -44,6 +44,12 @@ enum Special : std::uint32_t {
   nctaid_z, laneid, special_count
 };
 
+// The sums of a wgmma that is in flight (warpgroup_operations.cpp).
+struct SumsInFlight {
+  std::uint32_t tag;
+  std::vector<float> values;
+};
+
 // A thread that executes a kernel.
 struct Frame {
   const Kernel& kernel;
@@ -52,6 +58,7 @@ struct Frame {
   std::size_t shared_bytes;
   std::vector<std::uint32_t> registers;
   std::size_t next = 0;  // instruction
+  std::vector<SumsInFlight> sums = {};
 
   std::uint32_t operand(const Instruction& i, std::size_t n) const {
     return kernel.operands[i.first + n];

@@ -1,5 +1,8 @@
 // wgmma and setmaxnreg, which the four warps of a group execute alike.
+#include <algorithm>
+#include <bit>
 #include <cstdint>
+#include <vector>
 
 #include "kernels/core/error.h"
 #include "kernels/simt/ptx_text/opcodes.h"
@@ -10,16 +13,51 @@ namespace {
 
 constexpr unsigned whole_warp = 0xffffffffu;
 
-// The thread's sums, which must stay where they are until the wait: the registers themselves.
-float* sums(Frame& frame, const Instruction& i, std::uint32_t count) {
-  const std::uint32_t first = frame.operand(i, 0);
-  for (std::uint32_t k = 1; k < count; ++k) {
-    if (frame.operand(i, k) != first + k) {
-      fail("{}:{}: the sums of a wgmma must be registers of consecutive numbers",
-           frame.kernel.file, i.line);
+// From issue to wait the sums lie in a place of their own, and each of the registers that will hold
+// them has a signalling NaN that says which sum of which wgmma: PTX moves sums in flight between
+// registers, which the assembler makes no moves of. Whatever computes with one gets a NaN without
+// the name of a sum.
+constexpr std::uint32_t tag_base = 0xffa40000, tag_step = 1 << 8;
+
+SumsInFlight& sums_of(Frame& frame, const Instruction& i, std::uint32_t count) {
+  const auto word = [&](std::uint32_t k) {
+    return frame.read<std::uint32_t>(frame.operand(i, k));
+  };
+  for (SumsInFlight& known : frame.sums) {
+    if (word(0) != known.tag) continue;
+    for (std::uint32_t k = 0; k < count; ++k) {
+      if (word(k) == known.tag + k) continue;
+      fail("{}:{}: sum {} was touched while a wgmma was in flight", frame.kernel.file, i.line, k);
     }
+    return known;
   }
-  return reinterpret_cast<float*>(frame.registers.data() + first);
+  const std::uint32_t tag = frame.sums.empty() ? tag_base : frame.sums.back().tag + tag_step;
+  SumsInFlight& fresh = frame.sums.emplace_back(SumsInFlight{tag, {}});
+  for (std::uint32_t k = 0; k < count; ++k) {
+    fresh.values.push_back(frame.read<float>(frame.operand(i, k)));
+    frame.write(frame.operand(i, k), tag + k);
+  }
+  return fresh;
+}
+
+bool is_in_flight(const SumsInFlight& sums) {
+  return std::bit_cast<std::uint32_t>(sums.values[0]) == wgmma_poison;
+}
+
+// The registers that hold the names of these sums get the sums.
+void deliver(Frame& frame, const Instruction& i, const SumsInFlight& sums) {
+  std::vector<bool> delivered(sums.values.size());
+  for (std::uint32_t& word : frame.registers) {
+    const std::uint32_t k = word - sums.tag;
+    if (k >= sums.values.size()) continue;
+    word = std::bit_cast<std::uint32_t>(sums.values[k]);
+    delivered[k] = true;
+  }
+  const auto lost = std::find(delivered.begin(), delivered.end(), false);
+  if (lost != delivered.end()) {
+    fail("{}:{}: sum {} was overwritten while a wgmma was in flight", frame.kernel.file, i.line,
+         lost - delivered.begin());
+  }
 }
 
 void require_one(const Frame& frame, const Instruction& i, std::size_t n) {
@@ -34,7 +72,7 @@ void multiply(Frame& frame, const Instruction& i) {
   constexpr std::size_t after = n / 2;
   require_one(frame, i, after + 3);
   require_one(frame, i, after + 4);
-  WgmmaArguments arguments{.d = sums(frame, i, after),
+  WgmmaArguments arguments{.d = sums_of(frame, i, after).values.data(),
                            .n = n,
                            .a = frame.read<std::uint64_t>(frame.operand(i, after)),
                            .b = frame.read<std::uint64_t>(frame.operand(i, after + 1)),
@@ -52,7 +90,7 @@ void multiply_registers(Frame& frame, const Instruction& i) {
   require_one(frame, i, after + 7);
   unsigned a[4];
   for (std::size_t k = 0; k < 4; ++k) a[k] = frame.read<unsigned>(frame.operand(i, after + k));
-  WgmmaArguments arguments{.d = sums(frame, i, after),
+  WgmmaArguments arguments{.d = sums_of(frame, i, after).values.data(),
                            .n = n,
                            .b = frame.read<std::uint64_t>(frame.operand(i, after + 4)),
                            .b_is_mn = frame.operand(i, after + 8) != 0,
@@ -72,6 +110,10 @@ void commit(Frame& frame, const Instruction& i) {
 void wait(Frame& frame, const Instruction& i) {
   unsigned pending = frame.operand(i, 0);
   warp_collective(wgmma_wait_operation, whole_warp, &pending, frame.where(i));
+  for (const SumsInFlight& sums : frame.sums) {
+    if (!is_in_flight(sums)) deliver(frame, i, sums);
+  }
+  std::erase_if(frame.sums, [](const SumsInFlight& sums) { return !is_in_flight(sums); });
 }
 
 void set_register_count(Frame& frame, const Instruction& i) {
