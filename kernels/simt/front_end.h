@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/gpu/launch_shape.h"
+#include "kernels/simt/heap.h"
 
 namespace orchard::simt {
 
@@ -26,9 +27,9 @@ class LaunchSite {
   virtual ~LaunchSite() = default;
   // Runs `thread` once per thread of the launch; throws Error at a fault.
   virtual void run(const std::function<void()>& thread) = 0;
-  // The device's memory, as bytes that restore_memory takes.
-  virtual std::vector<std::byte> save_memory() const = 0;
-  virtual void restore_memory(const std::vector<std::byte>& saved) = 0;
+  // The device's memory.
+  virtual HeapImage save_memory() const = 0;
+  virtual void restore_memory(const HeapImage& saved) = 0;
   virtual const Counters& counters() const = 0;
 };
 

@@ -15,17 +15,17 @@ namespace orchard {
 namespace simt {
 namespace {
 
-class Site final : public LaunchSite {
+class QueuedLaunch final : public LaunchSite {
  public:
-  Site(const LaunchShape& shape, Heap& heap, Multiprocessor& multiprocessor)
+  QueuedLaunch(const LaunchShape& shape, Heap& heap, Multiprocessor& multiprocessor)
       : shape_(shape), heap_(heap), multiprocessor_(multiprocessor) {}
 
   void run(const std::function<void()>& thread) override {
     multiprocessor_.run(shape_, thread);
     heap_.check_red_zones(fmt::format("kernel {}", shape_.kernel));
   }
-  std::vector<std::byte> save_memory() const override { return heap_.save(); }
-  void restore_memory(const std::vector<std::byte>& saved) override { heap_.restore(saved); }
+  HeapImage save_memory() const override { return heap_.save(); }
+  void restore_memory(const HeapImage& saved) override { heap_.restore(saved); }
   const Counters& counters() const override { return multiprocessor_.counters(); }
 
  private:
@@ -55,6 +55,7 @@ class SimtStream final : public Stream {
       check_operand("source", source);
       check_operand("destination", destination);
       std::memcpy(destination.raw(), source.raw(), source.size_bytes());
+      mark_copied(destination, source);
     });
   }
 
@@ -63,12 +64,13 @@ class SimtStream final : public Stream {
     queue_.emplace_back([this, destination] {
       check_operand("destination", destination);
       std::memset(destination.raw(), 0, destination.size_bytes());
+      heap_.initialised().mark(heap_.offset_of(destination.raw()), destination.size_bytes());
     });
   }
 
   void launch(const LaunchShape& shape, KernelCall call) {
     queue_.emplace_back([this, shape, call = std::move(call)] {
-      Site site(shape, heap_, multiprocessor_);
+      QueuedLaunch site(shape, heap_, multiprocessor_);
       if (FrontEnd* const front_end = multiprocessor_.options().front_end) {
         front_end->launch(shape, call, site);
       } else {
@@ -82,6 +84,17 @@ class SimtStream final : public Stream {
     require(tensor.device() == DeviceKind::cpu || heap_.contains(tensor.raw(), tensor.size_bytes()),
             "copy or fill: the {} of {} bytes is {}", role, tensor.size_bytes(),
             heap_.locate(tensor.raw()));
+  }
+
+  // What was never written stays so when it is copied.
+  void mark_copied(const Tensor& destination, const ConstTensor& source) {
+    if (destination.device() == DeviceKind::cpu) return;
+    const std::size_t to = heap_.offset_of(destination.raw()), bytes = source.size_bytes();
+    if (source.device() == DeviceKind::cpu) {
+      heap_.initialised().mark(to, bytes);
+    } else {
+      heap_.initialised().copy(to, heap_.initialised(), heap_.offset_of(source.raw()), bytes);
+    }
   }
 
   Heap& heap_;

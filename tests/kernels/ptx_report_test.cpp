@@ -6,7 +6,7 @@
 #include <filesystem>
 #include <map>
 
-#include "tests/kernels/emulator.h"
+#include "tests/kernels/ptx_front_end.h"
 
 namespace orchard::testing {
 namespace {

@@ -29,13 +29,19 @@ inline std::byte* shared_access(const Frame& frame, const Instruction& i, std::s
   return address;
 }
 
-inline std::byte* global_access(const Frame& frame, const Instruction& i, std::size_t n,
-                                std::size_t bytes, Access kind) {
+// Not that of shared memory, but otherwise not checked.
+inline std::byte* global_pointer(const Frame& frame, const Instruction& i, std::size_t n) {
   auto* const address = reinterpret_cast<std::byte*>(address_value(frame, i, n));
   if (address >= frame.shared && address < frame.shared + frame.shared_bytes) {
     fail("{}:{}: an access to global memory has an address of shared memory", frame.kernel.file,
          i.line);
   }
+  return address;
+}
+
+inline std::byte* global_access(const Frame& frame, const Instruction& i, std::size_t n,
+                                std::size_t bytes, Access kind) {
+  std::byte* const address = global_pointer(frame, i, n);
   access(address, bytes, kind, frame.where(i));
   return address;
 }

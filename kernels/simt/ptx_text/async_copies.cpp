@@ -93,7 +93,13 @@ void prefetch_map(Frame& frame, const Instruction& i) {
   static_cast<void>(tensor_map(frame, i, address_value(frame, i, 0)));
 }
 
-void nothing(Frame&, const Instruction&) {}
+void fence_from_generic_proxy(Frame&, const Instruction&) {
+  fence_proxy();
+}
+
+void fence_initialisation(Frame&, const Instruction&) {
+  fence_mbarrier_init();
+}
 
 }  // namespace
 
@@ -112,9 +118,8 @@ void add_async_copies(Opcodes& to) {
   to.add("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes", "ata",
          load_box);
   to.add("prefetch.tensormap", "a", prefetch_map);
-  // The emulator's copies see all that was written before them.
-  to.add("fence.mbarrier_init.release.cluster", "", nothing);
-  to.add("fence.proxy.async.shared::cta", "", nothing);
+  to.add("fence.mbarrier_init.release.cluster", "", fence_initialisation);
+  to.add("fence.proxy.async.shared::cta", "", fence_from_generic_proxy);
 }
 
 }  // namespace orchard::simt::ptx

@@ -20,7 +20,10 @@ class Decoder {
   Decoder(const EntryText& entry, const Opcodes& opcodes)
       : opcodes_(opcodes), reader_(entry.file, entry.text, entry.line) {
     kernel_.name = entry.name;
-    kernel_.file = entry.file;
+    // Line numbers of the emulator have 16 bits: far down a file, they count from the entry's first.
+    constexpr unsigned most = 1u << 15;
+    if (entry.line > most) first_line_ = entry.line;
+    kernel_.file = first_line_ ? fmt::format("{}+{}", entry.file, first_line_) : entry.file;
     if (!entry.shared_memory.empty()) symbols_[entry.shared_memory] = 0;
   }
 
@@ -49,6 +52,7 @@ class Decoder {
   const Opcodes& opcodes_;
   StatementReader reader_;
   Kernel kernel_;
+  unsigned first_line_ = 0;
   Registers registers_;
   std::unordered_map<std::string_view, std::uint64_t> symbols_;  // offsets in their memory
   std::unordered_map<std::string_view, std::uint32_t> labels_;
@@ -132,8 +136,8 @@ void Decoder::read_body() {
 }
 
 void Decoder::read_instruction(const Statement& statement) {
-  Instruction out{nullptr, static_cast<std::uint32_t>(kernel_.operands.size()), statement.line, -1,
-                  statement.guard_is_negated};
+  Instruction out{nullptr, static_cast<std::uint32_t>(kernel_.operands.size()),
+                  statement.line - first_line_, -1, statement.guard_is_negated};
   if (!statement.guard.empty()) {
     const Register* const guard = registers_.find(statement.guard);
     if (!guard || guard->letter != 'p') {
@@ -164,7 +168,7 @@ void Decoder::resolve_labels() {
   for (const Jump& jump : jumps_) {
     const auto target = labels_.find(jump.label);
     if (target == labels_.end()) {
-      fail("{}:{}: there is no label {}", kernel_.file, jump.line, jump.label);
+      fail("{}:{}: there is no label {}", kernel_.file, jump.line - first_line_, jump.label);
     }
     kernel_.operands[jump.operand] = target->second;
   }

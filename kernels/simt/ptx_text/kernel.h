@@ -30,7 +30,7 @@ struct Parameter {
 // are registers, too, which the image holds from the start. A predicate is 0 or 1.
 struct Kernel {
   std::string name;  // as in C++
-  std::string file;  // of the PTX text
+  std::string file;  // of the PTX text; "file+n": lines count from its line n
   std::vector<Parameter> parameters;
   std::size_t parameter_bytes = 0;
   std::vector<Instruction> code;

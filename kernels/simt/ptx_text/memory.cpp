@@ -79,9 +79,9 @@ void add_type(Opcodes& to, const std::string& type) {
 
 // Threads run one at a time, so that it is atomic as it stands.
 void add_to_global(Frame& frame, const Instruction& i) {
-  global_access(frame, i, 1, sizeof(std::uint32_t), Access::read);
-  std::byte* const at = global_access(frame, i, 1, sizeof(std::uint32_t), Access::write);
+  std::byte* const at = global_pointer(frame, i, 1);
   std::uint32_t before;
+  atomic_access(at, sizeof before, frame.where(i));
   std::memcpy(&before, at, sizeof before);
   const std::uint32_t after = before + frame.read<std::uint32_t>(frame.operand(i, 4));
   std::memcpy(at, &after, sizeof after);

@@ -116,12 +116,16 @@ void wait(Frame& frame, const Instruction& i) {
   std::erase_if(frame.sums, [](const SumsInFlight& sums) { return !is_in_flight(sums); });
 }
 
+template <bool grow>
 void set_register_count(Frame& frame, const Instruction& i) {
   const std::uint32_t count = frame.operand(i, 0);
   if (count < 24 || count > 256 || count % 8) {
     fail("{}:{}: {} registers are not a multiple of 8 within 24 .. 256", frame.kernel.file, i.line,
          count);
   }
+  SetRegistersArguments arguments{count, grow};
+  warp_collective(set_registers_operation, whole_warp, &arguments, frame.where(i));
+  if (grow) wait_for_registers(frame.where(i));
 }
 
 template <int n>
@@ -141,8 +145,8 @@ void add_warpgroup_operations(Opcodes& to) {
   to.add("wgmma.fence.sync.aligned", "", fence);
   to.add("wgmma.commit_group.sync.aligned", "", commit);
   to.add("wgmma.wait_group.sync.aligned", "i", wait);
-  to.add("setmaxnreg.dec.sync.aligned.u32", "i", set_register_count);
-  to.add("setmaxnreg.inc.sync.aligned.u32", "i", set_register_count);
+  to.add("setmaxnreg.dec.sync.aligned.u32", "i", set_register_count<false>);
+  to.add("setmaxnreg.inc.sync.aligned.u32", "i", set_register_count<true>);
 }
 
 }  // namespace orchard::simt::ptx

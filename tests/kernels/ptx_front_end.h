@@ -1,6 +1,6 @@
-// The emulator as the tests of kernels make it. With the environment variable ORCHARD_PTX_MODULES, which
-// names a file that lists PTX modules, it runs what nvcc made of the kernels in place of what the host
-// compiler made of them, so that every test of a kernel is one of its PTX, too.
+// With the environment variable ORCHARD_PTX_MODULES, which names a file that lists PTX modules, the tests'
+// emulator runs what nvcc made of the kernels in place of what the host compiler made of them, so that
+// every test of a kernel is one of its PTX, too.
 //
 // With ORCHARD_PTX_REPORT in addition, each launch runs both on the same memory, the PTX last, and the
 // file of that name gets a line for each kernel, which ptx_report_test reads.
@@ -38,10 +38,10 @@ class ComparingFrontEnd final : public simt::FrontEnd {
 
   void launch(const LaunchShape&, const simt::KernelCall& call, simt::LaunchSite& site) override {
     const simt::ptx::Kernel& kernel = program_.find(simt::ptx::entry_of(call.kernel));
-    const std::vector<std::byte> before = site.save_memory();
+    const simt::HeapImage before = site.save_memory();
     const simt::Counters start = site.counters();
     site.run(call.thread);
-    const std::vector<std::byte> expected = site.save_memory();
+    const std::vector<std::byte> expected = site.save_memory().bytes;
     const simt::Counters middle = site.counters();
     site.restore_memory(before);
     site.run(simt::ptx::Program::thread_of(kernel, call.parameters));
@@ -49,7 +49,7 @@ class ComparingFrontEnd final : public simt::FrontEnd {
 
     ComparedLaunches& record = records_[kernel.name];
     ++record.launches;
-    record.unequal += site.save_memory() != expected;
+    record.unequal += site.save_memory().bytes != expected;
     record.compiled_bytes += bytes(middle) - bytes(start);
     record.ptx_bytes += bytes(end) - bytes(middle);
     record.compiled_sectors += sectors(middle) - sectors(start);
@@ -93,10 +93,10 @@ inline simt::FrontEnd* front_end() {
   return &comparing;
 }
 
-inline std::unique_ptr<SimtDevice> make_emulator(SimtOptions options = {}) {
+inline SimtOptions with_front_end(SimtOptions options) {
   options.front_end = front_end();
   if (std::getenv("ORCHARD_PTX_REPORT")) options.counting = simt::Counting::on;
-  return make_simt_device(options);
+  return options;
 }
 
 }  // namespace orchard::testing
