@@ -110,7 +110,7 @@ void Multiprocessor::returned() {
   if (const std::size_t count = self.copies.in_flight()) {
     fail("{}: returns with {} asynchronous copies that it has not waited for", place(), count);
   }
-  if (const std::size_t count = self.bulk.untaken()) {
+  if (const std::size_t count = self.bulk.in_flight()) {
     fail("{}: returns with {} copies out of shared memory that it has not waited for", place(),
          count);
   }
@@ -258,8 +258,9 @@ void Multiprocessor::complete(Warp& warp, std::size_t index) {
   } catch (const Fault&) {
     throw;
   } catch (const Error& error) {
-    fail("{}: {} at {}: {}", place(), collective.operation->name, text(current_->waiting.where),
-         error.what());
+    const auto first = static_cast<std::size_t>(std::countr_zero(collective.arrived));
+    fail("{}: {} at {}: {}", place(), collective.operation->name,
+         text(warp.lanes[first]->waiting.where), error.what());
   }
 }
 
