@@ -71,7 +71,7 @@ Residual LanguageModelHead::forward(Pass& pass, const Residual& stream, Saved& s
     run(pass.stream, Gemm{.a = loss.d_logits, .b = table_->value, .c = d_target.slice(begin, n)});
     run(pass.stream, Gemm{.a = loss.d_logits,
                           .b = x,
-                          .c = table_->gradient,
+                          .c = table_->tied_gradient,
                           .transpose_a = Transpose::yes,
                           .accumulate = Accumulate::add});
   }
@@ -111,7 +111,8 @@ void LanguageModelHead::backward_input(Pass& pass, ConstTensor, Saved& saved, Te
 }
 
 Tensor LanguageModelHead::logits(Pass& pass, ConstTensor h) const {
-  require(tensor_place(pass).size == 1, "one rank generates: the logits of a shard choose no token");
+  require(tensor_place(pass).size == 1,
+          "one rank generates: the logits of a shard choose no token");
   const Tensor y = pass.allocate(DType::f32, {h.dim(0), table_->value.dim(0)});
   run(pass.stream, Gemm{.a = h, .b = table_->value, .c = y, .transpose_b = Transpose::yes});
   return y;

@@ -87,7 +87,7 @@ std::optional<std::string> broken_model_rule(int world, const Layout& l, const L
   if (facts.kv_heads % l.tensor != 0 && l.tensor % facts.kv_heads != 0)
     return fmt::format("tp {}: must divide the {} kv heads, or be a multiple of them", l.tensor,
                        facts.kv_heads);
-  const std::int64_t stages = std::int64_t{l.pipeline} * facts.chunks;
+  const std::int64_t stages = l.pipeline > 1 ? std::int64_t{l.pipeline} * facts.chunks : 1;
   if (facts.blocks > 0 && stages > facts.blocks)
     return fmt::format(
         "pp {} x {} chunks = {} stages: the model has {} blocks, and each stage "

@@ -17,13 +17,18 @@ void GradientReducer::begin(Stream& stream) {
 
 void GradientReducer::final_from(std::size_t declared) {
   const std::vector<FlatBucket>& buckets = shards_.buckets();
-  while (pending_.size() < buckets.size() && buckets[pending_.size()].first_declared >= declared)
-    pending_.push_back(shards_.reduce(*stream_, buckets[pending_.size()]));
+  while (pending_.size() < buckets.size()) {
+    const FlatBucket& bucket = buckets[pending_.size()];
+    if (bucket.is_tied() || bucket.first_declared < declared) return;
+    pending_.push_back(shards_.reduce(*stream_, bucket));
+  }
 }
 
 void GradientReducer::finish(Stream& stream) {
   stream_ = &stream;
-  final_from(0);
+  // Those that two stages share come last, when neither has anything left that the other waits for.
+  for (std::size_t i = pending_.size(); i < shards_.buckets().size(); ++i)
+    pending_.push_back(shards_.reduce(stream, shards_.buckets()[i]));
   wait_for_all(stream, pending_);
 }
 

@@ -13,10 +13,10 @@ namespace orchard::simt {
 namespace {
 
 constexpr int warp_rows = 16, depth = 16;
-const float poison = std::bit_cast<float>(0xffa5a5a5u);
+const float poison = std::bit_cast<float>(wgmma_poison);
 
 bool is_poison(float value) {
-  return std::bit_cast<std::uint32_t>(value) == std::bit_cast<std::uint32_t>(poison);
+  return std::bit_cast<std::uint32_t>(value) == wgmma_poison;
 }
 
 const WgmmaArguments& arguments_of(void* lane) {

@@ -27,6 +27,9 @@ struct WgmmaArguments {
   const unsigned* a_registers = nullptr;  // [4] of a lane: a lies there, not in shared memory
 };
 
+// The bits of an accumulator in flight.
+constexpr std::uint32_t wgmma_poison = 0xffa5a5a5;
+
 class WgmmaQueue {
  public:
   void reset() { *this = WgmmaQueue(); }
