@@ -11,7 +11,8 @@ LayoutFacts layout_facts(const RunConfig& run, const StageConfig& stage, const M
                     .experts = d.moe.experts,
                     .expert_ffn = d.moe.experts > 0 ? d.ffn : 0,
                     .global_batch = stage.global_batch,
-                    .micro_batch = run.micro_batch};
+                    .micro_batch = run.micro_batch,
+                    .rows = run.micro_batch * stage.sequence_length};
   if (model.has_vision()) {
     facts.vision_heads = model.vision.heads;
     facts.vision_mlp = model.vision.mlp_width;

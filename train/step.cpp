@@ -163,7 +163,8 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
               .scales = scales(totals),
               .replay = replay.empty() ? nullptr : &replay[m],
               .parallel = &ranks_,
-              .dispatcher = dispatcher_.get()};
+              .dispatcher = dispatcher_.get(),
+              .overlap = overlap_};
     MultimodalModel::Saved saved;
     {
       const Stopwatch watch(report.seconds.forward);

@@ -145,4 +145,29 @@ inline std::string differences(const LayoutOutcome& outcome, const LayoutOutcome
   return text;
 }
 
+// The same in bf16. It rounds activations to 8 bits under every layout, but not at the same places:
+// what one rank is away from fp32, `exact`, is what a layout may be, too; twice that where a
+// parameter has few elements to average over. A part of a gradient that went missing would be ten
+// times as much.
+inline std::string bf16_differences(const LayoutOutcome& outcome, const LayoutOutcome& alone,
+                                    const LayoutOutcome& exact) {
+  std::string text;
+  for (std::size_t step = 0; step < alone.losses.size(); ++step) {
+    const double own = outcome.losses[step].loss, loss = alone.losses[step].loss;
+    // A quarter of one rounding of a logit. Once there were updates a whole one: an element whose
+    // gradient is smaller than its rounding moves by the learning rate in either direction.
+    if (!(std::abs(own - loss) <= loss * (step == 0 ? 0x1p-10 : 0x1p-8)))
+      text += fmt::format("loss of step {} is {}, alone {}\n", step + 1, own, loss);
+  }
+  const double floor = 1e-3 * 0x1p-8 * gradient_density(exact);
+  for (const auto& [name, gradient] : exact.gradients) {
+    const double own = distance(outcome.gradients.at(name), gradient);
+    const double bound = 2 * distance(alone.gradients.at(name), gradient) +
+                         floor * std::sqrt(static_cast<double>(gradient.size()));
+    if (!(own <= bound))
+      text += fmt::format("gradient of {} is off by {}, allowed {}\n", name, own, bound);
+  }
+  return text;
+}
+
 }  // namespace orchard::testing
