@@ -17,8 +17,12 @@ void GradientReducer::begin(Stream& stream) {
 
 void GradientReducer::final_from(std::size_t declared) {
   const std::vector<FlatBucket>& buckets = shards_.buckets();
-  while (pending_.size() < buckets.size() && buckets[pending_.size()].first_declared >= declared)
-    pending_.push_back(shards_.reduce(*stream_, buckets[pending_.size()]));
+  while (pending_.size() < buckets.size() && buckets[pending_.size()].first_declared >= declared) {
+    const std::size_t bucket = pending_.size();
+    evidence_.before(*stream_, bucket);
+    pending_.push_back(shards_.reduce(*stream_, buckets[bucket]));
+    evidence_.after(bucket);
+  }
 }
 
 void GradientReducer::finish(Stream& stream) {

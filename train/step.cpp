@@ -146,6 +146,17 @@ void StepRunner::require_finite_loss(double loss) const {
        who, operation);
 }
 
+void StepRunner::require_finite_norm(double norm, std::int64_t step) const {
+  if (std::isfinite(norm)) return;  // a sum over all ranks, so all decide alike
+  const std::optional<GradientFault> fault = reducer_->evidence().first_fault(stream_);
+  const std::string cause =
+      fault ? fmt::format("that of {} was not finite on {} before {}", fault->parameter,
+                          ranks_.mesh().name(fault->rank), fault->operation)
+            : "no rank's own gradients are";
+  fail("the gradient norm of step {} is {} ({}): lower the learning rate, or look for bad data",
+       step, norm, cause);
+}
+
 StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
                                   const StepTotals& totals, std::span<const RoutingReplay> replay) {
   require(replay.empty() || replay.size() == micro_batches.size(),
@@ -193,9 +204,7 @@ StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const St
   report.gradient_norm =
       gradient_norm(stream_, ranks_[MeshGroup::world], store_.flat_gradients(), counted_,
                     squares_.tensor(DType::f32, {std::ssize(counted_)}));
-  require(std::isfinite(report.gradient_norm),
-          "the gradient norm of step {} is {}: lower the learning rate, or look for bad data", step,
-          report.gradient_norm);
+  require_finite_norm(report.gradient_norm, step);
   optimizer.update(stream_, learning_rate, report.gradient_norm, step, &*gatherer_);
   gatherer_->finish(stream_);
   stream_.synchronize();

@@ -88,6 +88,8 @@ class StepRunner {
   // Throws Error on every rank unless the loss over all of them is finite, naming the first rank
   // whose own is not.
   void require_finite_loss(double loss) const;
+  // The same of the gradient norm, naming the first rank and parameter too.
+  void require_finite_norm(double norm, std::int64_t step) const;
 
   Stream& stream_;
   const ParallelContext& ranks_;
