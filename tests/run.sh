@@ -4,7 +4,7 @@
 # usage: tests/run.sh [--full]
 #
 # --full (at most two hours) adds clang-tidy on every source, the tests under the address and
-# undefined-behaviour sanitizers, and the demo.
+# undefined-behaviour sanitizers, every layout, and the demo.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -25,6 +25,7 @@ ctest --preset release -j2
 if [[ $full == yes ]]; then
   launch/setup.sh clang-tidy || true  # tidy.sh says so where it is missing
   tests/tidy.sh --all
+  ctest --preset release -C full -L full
   launch/build.sh asan
   # Open MPI and oneDNN keep what they allocate until the process ends.
   ASAN_OPTIONS=detect_leaks=0 ctest --preset asan -j2
