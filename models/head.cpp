@@ -71,7 +71,7 @@ Residual LanguageModelHead::forward(Pass& pass, const Residual& stream, Saved& s
     run(pass.stream, Gemm{.a = loss.d_logits, .b = table_->value, .c = d_target.slice(begin, n)});
     run(pass.stream, Gemm{.a = loss.d_logits,
                           .b = x,
-                          .c = table_->gradient,
+                          .c = table_->tied_gradient,
                           .transpose_a = Transpose::yes,
                           .accumulate = Accumulate::add});
   }

@@ -5,9 +5,12 @@
 namespace orchard {
 namespace {
 
+bool rows_are_cut(const ParallelContext* parallel) {
+  return parallel && parallel->place().sequence_parallel == SequenceParallel::yes &&
+         parallel->place().tensor.size > 1;
+}
 bool rows_are_cut(const Pass& pass) {
-  return pass.parallel && pass.parallel->place().sequence_parallel == SequenceParallel::yes &&
-         tensor_place(pass).size > 1;
+  return rows_are_cut(pass.parallel);
 }
 
 Communicator& tensor_ranks(const Pass& pass) {
@@ -30,10 +33,14 @@ Place tensor_place(const Pass& pass) {
   return pass.parallel ? pass.parallel->place().tensor : Place{};
 }
 
-std::int64_t local_rows(const Pass& pass, std::int64_t rows) {
-  if (!rows_are_cut(pass)) return rows;
-  const int ranks = tensor_place(pass).size;
+std::int64_t local_rows(const ParallelContext* parallel, std::int64_t rows) {
+  if (!rows_are_cut(parallel)) return rows;
+  const int ranks = parallel->place().tensor.size;
   return (rows + ranks - 1) / ranks;
+}
+
+std::int64_t local_rows(const Pass& pass, std::int64_t rows) {
+  return local_rows(pass.parallel, rows);
 }
 
 ConstTensor gather_rows(const Pass& pass, ConstTensor x, std::int64_t rows) {

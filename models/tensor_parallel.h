@@ -21,6 +21,7 @@ Place tensor_place(const Pass& pass);
 
 // Rows of the local share of `rows` rows.
 std::int64_t local_rows(const Pass& pass, std::int64_t rows);
+std::int64_t local_rows(const ParallelContext* parallel, std::int64_t rows);  // as Pass has it
 
 // [local rows, width] -> [rows, width]: those of all tensor ranks. x itself where nothing is cut.
 ConstTensor gather_rows(const Pass& pass, ConstTensor x, std::int64_t rows);

@@ -21,33 +21,39 @@ bool is_finite(float x) {
 
 }  // namespace
 
-void GradientEvidence::before(Stream& stream, std::size_t bucket) {
-  const auto buckets = std::ssize(shards_.buckets());
-  reductions_.resize(static_cast<std::size_t>(buckets));
-  if (shards_.ranks()[MeshGroup::world].size() == 1) return;
-  if (squares_.data() == nullptr)
-    squares_ = stream.device().allocate(reductions_.size() * sizeof(float));
-  const FlatRange range = shards_.buckets()[bucket].range;
-  run(stream,
-      SumOfSquares{
-          .x = shards_.store().flat_gradients().slice(range.begin, range.count),
-          .result =
-              squares_.tensor(DType::f32, {buckets}).slice(static_cast<std::int64_t>(bucket), 1)});
+Tensor GradientEvidence::squares(std::size_t bucket) const {
+  return squares_.tensor(DType::f32, {std::ssize(reductions_), 2})
+      .slice(static_cast<std::int64_t>(bucket), 1)
+      .reshape({2});
 }
 
-void GradientEvidence::after(std::size_t bucket) {
-  reductions_[bucket] = shards_.ranks()[shards_.buckets()[bucket].group].last_number();
+void GradientEvidence::before(Stream& stream, std::size_t number) {
+  reductions_.resize(shards_.buckets().size());
+  if (shards_.ranks()[MeshGroup::world].size() == 1) return;
+  if (squares_.data() == nullptr) {
+    squares_ = stream.device().allocate(reductions_.size() * 2 * sizeof(float));
+    stream.fill_zero(squares_.tensor(DType::f32, {std::ssize(reductions_), 2}));
+  }
+  const FlatBucket& bucket = shards_.buckets()[number];
+  run(stream, SumOfSquares{.x = shards_.store().flat_gradients().slice(bucket.range.begin,
+                                                                       bucket.range.count),
+                           .result = squares(number).slice(0, 1)});
+  for (const Parameter* p : bucket.parameters)
+    if (p->shard.tied_here)
+      run(stream, SumOfSquares{.x = p->tied_gradient, .result = squares(number).slice(1, 1)});
+}
+
+void GradientEvidence::after(std::size_t number) {
+  reductions_[number] = shards_.ranks()[shards_.buckets()[number].group].last_number();
 }
 
 // A rank whose own part of a bucket was not finite finds the parameter in what is left there: its
 // own part or, in its shard, the sum, which is not finite either.
 std::optional<GradientEvidence::Finding> GradientEvidence::own_finding(Stream& stream) const {
-  std::vector<float> squares;
-  if (squares_.data() != nullptr)
-    squares = on_host(stream, squares_.tensor(DType::f32, {std::ssize(shards_.buckets())}));
   std::optional<Finding> last;
   for (std::size_t b = 0; b < shards_.buckets().size(); ++b) {
-    if (!squares.empty() && is_finite(squares[b])) continue;
+    if (squares_.data() != nullptr && std::ranges::all_of(on_host(stream, squares(b)), is_finite))
+      continue;
     for (const Parameter* p : shards_.buckets()[b].parameters) {
       if (last && p->declared < last->declared) continue;
       if (!std::ranges::all_of(on_host(stream, p->gradient), is_finite)) last = {p->declared, b};

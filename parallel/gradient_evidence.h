@@ -26,8 +26,8 @@ class GradientEvidence {
   explicit GradientEvidence(const FlatShards& shards) : shards_(shards) {}
 
   // Before and after a bucket's reduction is started.
-  void before(Stream& stream, std::size_t bucket);
-  void after(std::size_t bucket);
+  void before(Stream& stream, std::size_t number);
+  void after(std::size_t number);
 
   // Of the step, all of whose buckets have been reduced: where backward first made a gradient that
   // is not finite. If several ranks had one in a parameter, the first of them. Nothing where each
@@ -40,9 +40,11 @@ class GradientEvidence {
     std::size_t declared, bucket;
   };
   std::optional<Finding> own_finding(Stream& stream) const;
+  Tensor squares(std::size_t bucket) const;
 
   const FlatShards& shards_;
-  Buffer squares_;                        // f32 [buckets] of this rank's own gradients
+  // f32 [buckets, 2], of this rank's own gradients and of tied ones that are kept apart.
+  Buffer squares_;
   std::vector<std::int64_t> reductions_;  // numbers of the buckets' reductions
 };
 

@@ -29,6 +29,8 @@ class GradientReducer final : public GradientListener {
   const GradientEvidence& evidence() const { return evidence_; }
 
  private:
+  void send_next();
+
   const FlatShards& shards_;
   GradientEvidence evidence_;
   Stream* stream_ = nullptr;

@@ -45,6 +45,7 @@ std::byte* Heap::allocate(std::size_t bytes) {
           "asked for",
           reserved, top_, bytes);
   top_ = allocation.red_zone_end();
+  initialised_.grow_to(top_);
   page_owner_.resize(top_ / page, static_cast<std::uint32_t>(allocations_.size()));
   allocations_.push_back(allocation);
   const HeapAccess access(*this);

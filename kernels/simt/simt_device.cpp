@@ -35,6 +35,7 @@ class SimtStream final : public Stream {
       check_operand("source", source);
       check_operand("destination", destination);
       std::memcpy(destination.raw(), source.raw(), source.size_bytes());
+      mark_copied(destination, source);
     });
   }
 
@@ -43,6 +44,7 @@ class SimtStream final : public Stream {
     queue_.emplace_back([this, destination] {
       check_operand("destination", destination);
       std::memset(destination.raw(), 0, destination.size_bytes());
+      heap_.initialised().mark(heap_.offset_of(destination.raw()), destination.size_bytes());
     });
   }
 
@@ -58,6 +60,17 @@ class SimtStream final : public Stream {
     require(tensor.device() == DeviceKind::cpu || heap_.contains(tensor.raw(), tensor.size_bytes()),
             "copy or fill: the {} of {} bytes is {}", role, tensor.size_bytes(),
             heap_.locate(tensor.raw()));
+  }
+
+  // What was never written stays so when it is copied.
+  void mark_copied(const Tensor& destination, const ConstTensor& source) {
+    if (destination.device() == DeviceKind::cpu) return;
+    const std::size_t to = heap_.offset_of(destination.raw()), bytes = source.size_bytes();
+    if (source.device() == DeviceKind::cpu) {
+      heap_.initialised().mark(to, bytes);
+    } else {
+      heap_.initialised().copy(to, heap_.initialised(), heap_.offset_of(source.raw()), bytes);
+    }
   }
 
   Heap& heap_;

@@ -33,11 +33,13 @@ class WgmmaQueue {
 
   void fence() { fenced_ = true; }
   void issue(const std::array<void*, 32>& lanes, std::span<const std::byte> shared,
-             unsigned warp_of_group, AsyncCompletion completion);
+             unsigned warp_of_group, bool at_once);
   void commit();
   void wait(std::size_t pending_groups, std::span<const std::byte> shared);
 
   std::size_t in_flight() const { return products_.size() - done_; }
+  // Something else that all warps of a group must do alike.
+  void note(std::uint64_t word) { fingerprint_ = (fingerprint_ ^ word) * 0x9e3779b97f4a7c15u; }
   std::uint64_t fingerprint() const { return fingerprint_; }
 
  private:
@@ -66,8 +68,13 @@ class WgmmaQueue {
   std::uint64_t fingerprint_ = 0;
 };
 
+struct SetRegistersArguments {
+  unsigned count;
+  bool grow;
+};
+
 // What a warp does together; the argument of the wait is a pointer to the number of groups.
 extern const WarpOperation wgmma_operation, wgmma_fence_operation, wgmma_commit_operation,
-    wgmma_wait_operation;
+    wgmma_wait_operation, set_registers_operation;
 
 }  // namespace orchard::simt

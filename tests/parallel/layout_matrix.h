@@ -12,20 +12,22 @@
 #include "tests/parallel/covering.h"
 #include "tests/parallel/layout_harness.h"
 #include "tests/parallel/toy_batches.h"
+#include "train/pipeline_cut.h"
 
 namespace orchard::testing {
 
-// Pipelines would be two more axes: stages, which is_legal multiplies into the world, and schedule.
 enum MatrixAxis : std::uint8_t {
   // The layout.
   tp_axis,
   dp_axis,
+  pp_axis,
   ep_axis,
   etp_axis,
-  rows_axis,
   model_axis,
+  rows_axis,
   // What goes with every layout.
   stage_axis,
+  schedule_axis,
   optimizer_axis,
   capacity_axis,
   dispatch_axis,
@@ -40,11 +42,13 @@ inline constexpr int layout_axes = stage_axis;
 inline const std::array<std::vector<std::string>, matrix_axes> matrix_levels = {{
     {"tp1", "tp2", "tp4"},
     {"dp1", "dp2", "dp4"},
+    {"pp1", "pp2", "pp4"},
     {"ep1", "ep2", "ep4"},
     {"etp1", "etp2", "etp4"},
-    {"same-rows", "shared-rows"},
     {"dense", "sparse"},
+    {"same-rows", "shared-rows"},
     {"stage1", "stage2", "stage3"},
+    {"gpipe", "1f1b", "interleaved", "zb-h1", "zb-v"},
     {"adamw", "adafactor"},
     {"dropless", "capacity"},
     {"direct", "by-node"},
@@ -58,11 +62,13 @@ struct MatrixCase {
 
   int at(MatrixAxis axis) const { return levels[axis]; }
   int size(MatrixAxis axis) const { return 1 << levels[axis]; }
-  int ranks() const { return size(tp_axis) * size(dp_axis); }
+  int ranks_of_stage() const { return size(tp_axis) * size(dp_axis); }
+  int ranks() const { return ranks_of_stage() * size(pp_axis); }
   bool is_sparse() const { return at(model_axis) == 1; }
 
   Layout layout() const {
     return {.tensor = size(tp_axis),
+            .pipeline = size(pp_axis),
             .expert = size(ep_axis),
             .expert_tensor = size(etp_axis),
             .tensor_chunks = size(tp_chunks_axis)};
@@ -70,6 +76,7 @@ struct MatrixCase {
   SequenceParallel rows() const {
     return at(rows_axis) == 1 ? SequenceParallel::yes : SequenceParallel::no;
   }
+  PipelineStages stages() const;
   std::string name() const {
     std::string text;
     for (std::size_t axis = 0; axis < levels.size(); ++axis)
@@ -82,24 +89,24 @@ struct MatrixCase {
 inline bool is_legal(const Combination& levels) {
   const MatrixCase c{levels};
   const int experts_ranks = c.size(ep_axis) * c.size(etp_axis);
-  if (c.ranks() > 8 || c.ranks() % experts_ranks != 0) return false;
+  if (c.ranks() > 8 || c.ranks_of_stage() % experts_ranks != 0) return false;
+  if (c.size(pp_axis) == 1 && c.at(schedule_axis) > 0) return false;
   if (c.size(tp_axis) == 1 && (c.at(rows_axis) > 0 || c.at(tp_chunks_axis) > 0)) return false;
   if (!c.is_sparse() && (experts_ranks > 1 || c.at(capacity_axis) > 0 || c.at(moe_chunks_axis) > 0))
     return false;
   return experts_ranks > 1 || c.at(dispatch_axis) == 0;
 }
 
-// A layout by number: its levels as digits.
-inline int number_of_layout(const Combination& levels) {
+// Of the first so many axes, by number: the levels as digits.
+inline int number_of(const Combination& levels, int axes) {
   int number = 0;
-  for (int axis = 0; axis < layout_axes; ++axis)
+  for (int axis = 0; axis < axes; ++axis)
     number = number * 3 + levels[static_cast<std::size_t>(axis)];
   return number;
 }
-inline constexpr int layout_numbers = 3 * 3 * 3 * 3 * 3 * 3;
 
 enum class MatrixSize : std::uint8_t {
-  covering,  // every pair of levels, and every layout
+  covering,  // every pair of levels, and every layout, with shared rows or without
   complete,  // every layout with every level of what goes with it, and every pair of those
 };
 
@@ -108,11 +115,13 @@ inline std::vector<MatrixCase> matrix_cases(MatrixSize size) {
   for (const auto& names : matrix_levels) levels.push_back(static_cast<int>(names.size()));
   const auto features = [&](const Combination& c) {
     std::vector<int> all = pairs_of(c);
-    const int layouts = pair_features(matrix_axes), layout = number_of_layout(c);
-    all.push_back(layouts + layout);
-    if (size == MatrixSize::complete) {
+    const int layouts = pair_features(matrix_axes);
+    if (size == MatrixSize::covering) {
+      all.push_back(layouts + number_of(c, rows_axis));
+    } else {
+      const int layout = number_of(c, layout_axes);
       for (int axis = layout_axes; axis < matrix_axes; ++axis)
-        all.push_back(layouts + layout_numbers + (layout * matrix_axes + axis) * most_levels +
+        all.push_back(layouts + (layout * matrix_axes + axis) * most_levels +
                       c[static_cast<std::size_t>(axis)]);
     }
     return all;
@@ -143,6 +152,13 @@ inline ModelConfig matrix_model(const MatrixCase& c) {
     config.decoder.moe = {
         .experts = 8, .every = 2, .capacity_factor = c.at(capacity_axis) == 1 ? 1.0f : 0.0f};
   return config;
+}
+
+inline PipelineStages MatrixCase::stages() const {
+  return cut_pipeline(matrix_model(*this),
+                      {.schedule = schedule_kinds[static_cast<std::size_t>(at(schedule_axis))]},
+                      size(pp_axis),
+                      {.tokens = 12, .document_length = 6, .targets = 8, .tiles = 1});
 }
 
 // In stage 3 two of three targets are somebody else's words, which nobody learns to say.

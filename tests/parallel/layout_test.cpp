@@ -3,8 +3,6 @@
 // sub-communicators, several of them at a time.
 #include <gtest/gtest.h>
 
-#include <numeric>
-
 #include "tests/comm/ranks_test.h"
 #include "tests/parallel/faulty_communicator.h"
 #include "tests/parallel/layout_harness.h"
@@ -53,13 +51,6 @@ struct Case {
                        sequence_parallel == SequenceParallel::yes ? "on" : "off");
   }
 };
-
-// The ranks are cut into groups of `size`; this rank's.
-std::unique_ptr<Communicator> group_of(Communicator& world, int size) {
-  std::vector<int> places(static_cast<std::size_t>(size));
-  std::iota(places.begin(), places.end(), world.rank() / size * size);
-  return world.make_group(fmt::format("mesh-{}", size), places);
-}
 
 // Runs the cases, those of the same size next to each other.
 void expect_same_everywhere(const LayoutTask& task, std::vector<Case> cases,
@@ -256,7 +247,8 @@ TEST(Layouts, RoundAsOneRankDoesInBf16) {
                              {4, {.tensor = 2}},
                              {8, {.tensor = 4}}}) {
     if (layout.ranks > session->world()->size()) continue;
-    EXPECT_EQ(bf16_differences(run_with(narrow, layout), alone, exact), "") << layout.to_string();
+    EXPECT_EQ(rounding_differences(run_with(narrow, layout), alone, exact), "")
+        << layout.to_string();
   }
 }
 
