@@ -9,15 +9,14 @@
 #include <mpi.h>
 
 #include <algorithm>
-#include <boost/program_options.hpp>
 #include <chrono>
 #include <functional>
-#include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "bench/command_line.h"
 #include "comm/mpi.h"
 #include "kernels/device/device.h"
 
@@ -203,21 +202,12 @@ class Bench {
 
 // Nothing where only the help was asked for.
 std::optional<Setting> parse(int argc, char** argv) {
-  namespace po = boost::program_options;
   Setting setting;
-  po::options_description options("Collectives against plain MPI calls; run it under mpirun");
-  const auto with_default = [](auto* target) { return po::value(target)->default_value(*target); };
-  options.add_options()("help,h", "print this text");
-  options.add_options()("pairs", with_default(&setting.pairs), "of measurements, interleaved");
-  options.add_options()("max-bytes", with_default(&setting.max_bytes), "the largest buffer");
-  options.add_options()("json", po::bool_switch(&setting.json), "print JSON lines");
-  po::variables_map values;
-  po::store(po::parse_command_line(argc, argv, options), values);
-  po::notify(values);
-  if (values.count("help")) {
-    std::cout << options;
-    return {};
-  }
+  bench::CommandLine options("Collectives against plain MPI calls; run it under mpirun");
+  options.option("pairs", setting.pairs, "of measurements, interleaved");
+  options.option("max-bytes", setting.max_bytes, "the largest buffer");
+  options.flag("json", setting.json, "print JSON lines");
+  if (!options.parse(argc, argv)) return {};
   require(setting.pairs > 0 && setting.max_bytes >= 1024, "--pairs and --max-bytes are too small");
   return setting;
 }

@@ -6,8 +6,9 @@
 #include <fmt/core.h>
 
 #include <cstdio>
-#include <string_view>
+#include <optional>
 
+#include "bench/command_line.h"
 #include "bench/gpu/cublaslt.h"
 #include "bench/gpu/gpu_bench.h"
 
@@ -19,18 +20,13 @@ struct Options {
   std::string filter;
 };
 
-Options parse(int argc, char** argv) {
+// Nothing where only the help was asked for.
+std::optional<Options> parse(int argc, char** argv) {
   Options options;
-  for (int i = 1; i < argc; ++i) {
-    const std::string_view word = argv[i];
-    if (word == "--json") {
-      options.json = true;
-    } else if (word == "--filter" && i + 1 < argc) {
-      options.filter = argv[++i];
-    } else {
-      fail("usage: bench_gpu [--json] [--filter TEXT]");
-    }
-  }
+  CommandLine line("Operations on the GPU at the shapes of the presets");
+  line.option("filter", options.filter, "of the cases, those whose name has this in it");
+  line.flag("json", options.json, "print JSON lines");
+  if (!line.parse(argc, argv)) return {};
   return options;
 }
 
@@ -73,7 +69,8 @@ int run_all(const Options& options) {
 }  // namespace orchard::bench
 
 int main(int argc, char** argv) try {
-  return orchard::bench::run_all(orchard::bench::parse(argc, argv));
+  const auto options = orchard::bench::parse(argc, argv);
+  return options ? orchard::bench::run_all(*options) : 0;
 } catch (const std::exception& error) {
   fmt::print(stderr, "bench_gpu: {}\n", error.what());
   return 1;

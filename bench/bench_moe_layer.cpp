@@ -15,14 +15,13 @@
 #include <mpi.h>
 
 #include <algorithm>
-#include <boost/program_options.hpp>
 #include <chrono>
 #include <cstring>
 #include <functional>
-#include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "bench/command_line.h"
 #include "comm/mpi.h"
 #include "kernels/activation/activation.h"
 #include "kernels/cpu/parallel.h"
@@ -349,27 +348,18 @@ class Bench {
 
 // Nothing where only the help was asked for.
 std::optional<Setting> parse(int argc, char** argv) {
-  namespace po = boost::program_options;
   Setting setting;
-  po::options_description options("One mixture-of-experts layer over the ranks of mpirun");
-  const auto with_default = [](auto* target) { return po::value(target)->default_value(*target); };
-  options.add_options()("help,h", "print this text");
-  options.add_options()("tokens", with_default(&setting.tokens), "of each rank");
-  options.add_options()("hidden", with_default(&setting.hidden), "hidden size");
-  options.add_options()("ffn", with_default(&setting.ffn), "of an expert");
-  options.add_options()("experts", with_default(&setting.experts), "of the layer");
-  options.add_options()("top-k", with_default(&setting.top_k), "experts of a token");
-  options.add_options()("chunks", with_default(&setting.chunks), "parts that rows are sent in");
-  options.add_options()("steps", with_default(&setting.steps), "that are measured");
-  options.add_options()("pairs", with_default(&setting.pairs), "of all-to-alls, interleaved");
-  options.add_options()("json", po::bool_switch(&setting.json), "print JSON lines");
-  po::variables_map values;
-  po::store(po::parse_command_line(argc, argv, options), values);
-  po::notify(values);
-  if (values.count("help")) {
-    std::cout << options;
-    return {};
-  }
+  bench::CommandLine options("One mixture-of-experts layer over the ranks of mpirun");
+  options.option("tokens", setting.tokens, "of each rank");
+  options.option("hidden", setting.hidden, "hidden size");
+  options.option("ffn", setting.ffn, "of an expert");
+  options.option("experts", setting.experts, "of the layer");
+  options.option("top-k", setting.top_k, "experts of a token");
+  options.option("chunks", setting.chunks, "parts that rows are sent in");
+  options.option("steps", setting.steps, "that are measured");
+  options.option("pairs", setting.pairs, "of all-to-alls, interleaved");
+  options.flag("json", setting.json, "print JSON lines");
+  if (!options.parse(argc, argv)) return {};
   require(setting.steps > 0 && setting.pairs > 0 && setting.chunks > 0 && setting.tokens > 0,
           "--steps, --pairs, --chunks and --tokens are at least 1");
   return setting;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/gpu/gpu_properties.h"
+#include "kernels/simt/front_end.h"
 #include "kernels/simt/heap.h"
 #include "kernels/simt/multiprocessor.h"
 #include "kernels/simt/runtime.h"
@@ -13,6 +14,25 @@
 namespace orchard {
 namespace simt {
 namespace {
+
+class QueuedLaunch final : public LaunchSite {
+ public:
+  QueuedLaunch(const LaunchShape& shape, Heap& heap, Multiprocessor& multiprocessor)
+      : shape_(shape), heap_(heap), multiprocessor_(multiprocessor) {}
+
+  void run(const std::function<void()>& thread) override {
+    multiprocessor_.run(shape_, thread);
+    heap_.check_red_zones(fmt::format("kernel {}", shape_.kernel));
+  }
+  HeapImage save_memory() const override { return heap_.save(); }
+  void restore_memory(const HeapImage& saved) override { heap_.restore(saved); }
+  const Counters& counters() const override { return multiprocessor_.counters(); }
+
+ private:
+  const LaunchShape& shape_;
+  Heap& heap_;
+  Multiprocessor& multiprocessor_;
+};
 
 class SimtStream final : public Stream {
  public:
@@ -35,6 +55,7 @@ class SimtStream final : public Stream {
       check_operand("source", source);
       check_operand("destination", destination);
       std::memcpy(destination.raw(), source.raw(), source.size_bytes());
+      mark_copied(destination, source);
     });
   }
 
@@ -43,13 +64,18 @@ class SimtStream final : public Stream {
     queue_.emplace_back([this, destination] {
       check_operand("destination", destination);
       std::memset(destination.raw(), 0, destination.size_bytes());
+      heap_.initialised().mark(heap_.offset_of(destination.raw()), destination.size_bytes());
     });
   }
 
-  void launch(const LaunchShape& shape, std::function<void()> thread) {
-    queue_.emplace_back([this, shape, thread = std::move(thread)] {
-      multiprocessor_.run(shape, thread);
-      heap_.check_red_zones(fmt::format("kernel {}", shape.kernel));
+  void launch(const LaunchShape& shape, KernelCall call) {
+    queue_.emplace_back([this, shape, call = std::move(call)] {
+      QueuedLaunch site(shape, heap_, multiprocessor_);
+      if (FrontEnd* const front_end = multiprocessor_.options().front_end) {
+        front_end->launch(shape, call, site);
+      } else {
+        site.run(call.thread);
+      }
     });
   }
 
@@ -60,6 +86,17 @@ class SimtStream final : public Stream {
             heap_.locate(tensor.raw()));
   }
 
+  // What was never written stays so when it is copied.
+  void mark_copied(const Tensor& destination, const ConstTensor& source) {
+    if (destination.device() == DeviceKind::cpu) return;
+    const std::size_t to = heap_.offset_of(destination.raw()), bytes = source.size_bytes();
+    if (source.device() == DeviceKind::cpu) {
+      heap_.initialised().mark(to, bytes);
+    } else {
+      heap_.initialised().copy(to, heap_.initialised(), heap_.offset_of(source.raw()), bytes);
+    }
+  }
+
   Heap& heap_;
   Multiprocessor& multiprocessor_;
   std::vector<std::function<void()>> queue_;
@@ -67,11 +104,11 @@ class SimtStream final : public Stream {
 
 }  // namespace
 
-void enqueue(Stream& stream, const LaunchShape& shape, std::function<void()> thread) {
+void enqueue(Stream& stream, const LaunchShape& shape, KernelCall call) {
   require(stream.device().kind() == DeviceKind::simt,
           "emulated kernel {} was launched on a stream of device {}", shape.kernel,
           name_of(stream.device().kind()));
-  static_cast<SimtStream&>(stream).launch(shape, std::move(thread));
+  static_cast<SimtStream&>(stream).launch(shape, std::move(call));
 }
 
 }  // namespace simt

@@ -22,6 +22,7 @@ namespace orchard {
 
 namespace simt {
 
+class FrontEnd;
 class Heap;
 class Multiprocessor;
 
@@ -32,9 +33,12 @@ enum class ThreadOrder : std::uint8_t { fifo, reverse, random };
 enum class Counting : std::uint8_t { off, on };
 
 // When an asynchronous copy happens: as early as a GPU may do it, where it is issued, or as late,
-// where it is waited for. Until then its destination is poison (0xff bytes). A correct kernel does
-// not depend on it.
-enum class AsyncCompletion : std::uint8_t { eager, lazy };
+// where it is waited for, or now so, now so. Until then its destination is poison (0xff bytes). A
+// correct kernel does not depend on it.
+enum class AsyncCompletion : std::uint8_t { eager, lazy, random };
+
+// Whether accesses to the same memory are looked at that nothing orders; race_checker.h says how.
+enum class Races : std::uint8_t { ignore, find };
 
 void register_operations(OperationTable&);
 
@@ -42,12 +46,14 @@ void register_operations(OperationTable&);
 
 struct SimtOptions {
   simt::ThreadOrder order = simt::ThreadOrder::fifo;
-  std::uint64_t seed = 0;                         // of ThreadOrder::random
+  std::uint64_t seed = 0;                         // of both kinds of random
   simt::Counting counting = simt::Counting::off;  // of accesses
   simt::AsyncCompletion completion = simt::AsyncCompletion::lazy;
+  simt::Races races = simt::Races::ignore;
   int compute_capability = 80;                  // which kernels are chosen: 90 for those of sm_90a
   int multiprocessors = 2;                      // that persistent kernels fill
   std::size_t shared_bytes_limit = 227 * 1024;  // per block; sm_80 has 163 KiB, sm_90 227 KiB
+  simt::FrontEnd* front_end = nullptr;          // that outlives the device; none: compiled kernels
 };
 
 class SimtDevice final : public Device {

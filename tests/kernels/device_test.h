@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels/simt/simt_device.h"
+#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/op_test.h"
 #ifdef ORCHARD_HAS_CUDA
 #include "kernels/cuda/cuda_device.h"
@@ -30,7 +31,7 @@ inline FoundDevice find_device(DeviceKind kind) {
     case DeviceKind::cpu:
       return {make_cpu_device(), {}};
     case DeviceKind::simt:
-      return {make_simt_device(), {}};
+      return {make_policy_device(), {}};
     case DeviceKind::cuda:
 #ifdef ORCHARD_HAS_CUDA
       try {
