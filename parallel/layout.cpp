@@ -95,7 +95,7 @@ std::optional<std::string> broken_model_rule(int world, const Layout& l, const L
       {"the experts", facts.experts, "ep", l.expert},
       {"the ffn columns of an expert", facts.expert_ffn, "etp", l.expert_tensor},
   };
-  if (const auto broken = broken_division(divisions)) return broken;
+  if (auto broken = broken_division(divisions)) return broken;
   // A key-value head that several ranks need is copied to each of them.
   if (facts.kv_heads % l.tensor != 0 && l.tensor % facts.kv_heads != 0)
     return fmt::format("tp {}: must divide the {} kv heads, or be a multiple of them", l.tensor,

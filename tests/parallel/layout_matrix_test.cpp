@@ -118,9 +118,7 @@ TEST(Covering, FewCombinationsShowEveryPair) {
 // What the lists promise, counted without the features that made them.
 TEST(Covering, TheMatrixHasEveryLayoutAndPair) {
   if (session->world()->rank() > 0) GTEST_SKIP() << "one rank counts for all";
-  std::vector<int> levels;
-  for (const auto& names : matrix_levels) levels.push_back(static_cast<int>(names.size()));
-  const std::vector<Combination> all = all_combinations(levels, is_legal);
+  const std::vector<Combination> all = legal_combinations();
   const auto layouts_with_options = [](const auto& combinations) {
     std::set<std::pair<Combination, int>> seen;
     for (const Combination& c : combinations) {
