@@ -104,7 +104,7 @@ std::optional<std::string> broken_model_rule(int world, const Layout& l, const L
     return fmt::format(
         "tp-chunks {}: must be at most {}, a tensor rank's share of the {} rows of a micro-batch",
         l.tensor_chunks, most, facts.rows);
-  const std::int64_t stages = std::int64_t{l.pipeline} * facts.chunks;
+  const std::int64_t stages = l.pipeline > 1 ? std::int64_t{l.pipeline} * facts.chunks : 1;
   if (facts.blocks > 0 && stages > facts.blocks)
     return fmt::format(
         "pp {} x {} chunks = {} stages: the model has {} blocks, and each stage "

@@ -10,6 +10,8 @@ LayoutFacts layout_facts(const RunConfig& run, const StageConfig& stage, const M
                     .vocabulary = d.vocabulary,
                     .experts = d.moe.experts,
                     .expert_ffn = d.moe.experts > 0 ? d.ffn : 0,
+                    .blocks = link_count(model),
+                    .chunks = run.pipeline.chunks_of_rank(),
                     .global_batch = stage.global_batch,
                     .micro_batch = run.micro_batch,
                     .rows = run.micro_batch * stage.sequence_length};

@@ -82,6 +82,25 @@ std::string Heap::locate(const void* address) const {
   return fmt::format("at byte {} of an allocation of {} bytes", offset - owner.begin, owner.bytes);
 }
 
+HeapImage Heap::save() const {
+  HeapImage out{{}, initialised_};
+  for (const Allocation& allocation : allocations_) {
+    const std::byte* const data = base_ + allocation.begin;
+    if (allocation.live) out.bytes.insert(out.bytes.end(), data, data + allocation.bytes);
+  }
+  return out;
+}
+
+void Heap::restore(const HeapImage& saved) {
+  initialised_ = saved.initialised;
+  const std::byte* from = saved.bytes.data();
+  for (const Allocation& allocation : allocations_) {
+    if (!allocation.live) continue;
+    std::memcpy(base_ + allocation.begin, from, allocation.bytes);
+    from += allocation.bytes;
+  }
+}
+
 void Heap::check_red_zones(const std::string& writer) {
   for (const Allocation& allocation : allocations_) {
     if (!allocation.live) continue;

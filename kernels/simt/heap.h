@@ -12,6 +12,12 @@
 
 namespace orchard::simt {
 
+// What was in a heap's live allocations.
+struct HeapImage {
+  std::vector<std::byte> bytes;
+  Initialised initialised;
+};
+
 class Heap {
  public:
   Heap();
@@ -41,6 +47,10 @@ class Heap {
 
   // Where the bytes lie instead, for a message: "4 bytes past the end of an allocation of ...".
   std::string locate(const void* address) const;
+
+  // All live allocations, and back into the same ones.
+  HeapImage save() const;
+  void restore(const HeapImage& saved);
 
   // Throws Error when a byte of a live allocation's red zone was written; `writer` is to blame.
   void check_red_zones(const std::string& writer);

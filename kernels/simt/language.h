@@ -7,10 +7,14 @@
 #include <concepts>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <span>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/core/dtype.h"
+#include "kernels/simt/front_end.h"
 #include "kernels/simt/runtime.h"
 #include "kernels/simt/types.h"
 
@@ -299,9 +303,15 @@ void launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Parameters.
             Arguments&&... arguments) {
   static_assert((std::is_trivially_copyable_v<Parameters> && ...),
                 "kernel parameters travel as bytes");
-  enqueue(stream, shape, [kernel, copies = std::tuple<Parameters...>(arguments...)] {
-    std::apply(kernel, copies);
-  });
+  const auto copies = std::make_shared<const std::tuple<Parameters...>>(arguments...);
+  KernelCall call{[kernel, copies] { std::apply(kernel, *copies); },
+                  reinterpret_cast<const void*>(kernel)};
+  std::apply(
+      [&](const Parameters&... parameters) {
+        (call.parameters.push_back(std::as_bytes(std::span(&parameters, 1))), ...);
+      },
+      *copies);
+  enqueue(stream, shape, std::move(call));
 }
 
 // NOLINTEND(bugprone-reserved-identifier)

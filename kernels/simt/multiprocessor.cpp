@@ -260,6 +260,11 @@ void Multiprocessor::check_end(const Block& block) const {
             "{}: warps {} and {} of one warpgroup executed different wgmma or setmaxnreg",
             place_of(block), warp / 4 * 4, warp);
   }
+  for (std::size_t number = 0; number < block.barriers.size(); ++number) {
+    const BlockBarrier& barrier = block.barriers[number];
+    require(barrier.arrived == 0, "{}: barrier {} is left with {} of {} threads", place_of(block),
+            number, barrier.arrived, barrier.expected);
+  }
   const std::ptrdiff_t damage = shared_.damage(block.slot, shape_->shared_bytes);
   require(damage < 0, "{} wrote at byte {} of its {} bytes of shared memory", place_of(block),
           shape_->shared_bytes + static_cast<std::size_t>(damage), shape_->shared_bytes);

@@ -110,7 +110,7 @@ void Multiprocessor::returned() {
   if (const std::size_t count = self.copies.in_flight()) {
     fail("{}: returns with {} asynchronous copies that it has not waited for", place(), count);
   }
-  if (const std::size_t count = self.bulk.untaken()) {
+  if (const std::size_t count = self.bulk.in_flight()) {
     fail("{}: returns with {} copies out of shared memory that it has not waited for", place(),
          count);
   }
@@ -258,8 +258,9 @@ void Multiprocessor::complete(Warp& warp, std::size_t index) {
   } catch (const Fault&) {
     throw;
   } catch (const Error& error) {
-    fail("{}: {} at {}: {}", place(), collective.operation->name, text(current_->waiting.where),
-         error.what());
+    const auto first = static_cast<std::size_t>(std::countr_zero(collective.arrived));
+    fail("{}: {} at {}: {}", place(), collective.operation->name,
+         text(warp.lanes[first]->waiting.where), error.what());
   }
 }
 
@@ -326,9 +327,9 @@ std::string Multiprocessor::place() const {
 }
 
 std::string Multiprocessor::state_of(const Thread& thread) {
+  if (thread.returned) return "returned";
   const Waiting& waiting = thread.waiting;
   const std::string where = text(waiting.where);
-  if (thread.returned) return "returned";
   switch (waiting.what) {
     case Waiting::For::warp_operation:
       return fmt::format("in {} of lanes {:#010x} at {}", waiting.operation->name, waiting.mask,

@@ -6,7 +6,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <string_view>
 
@@ -20,6 +19,7 @@ struct SimtOptions;
 namespace simt {
 
 struct Counters;
+struct KernelCall;
 struct TensorLoad;
 struct TensorStore;
 class WgmmaQueue;
@@ -143,8 +143,8 @@ bool happens_at_once();
 Counters& counters();
 const SimtOptions& options();
 
-// Queues a launch on a stream of a SIMT device; `thread` is the kernel, called once per thread.
-void enqueue(Stream& stream, const LaunchShape& shape, std::function<void()> thread);
+// Queues a launch on a stream of a SIMT device.
+void enqueue(Stream& stream, const LaunchShape& shape, KernelCall call);
 
 }  // namespace simt
 }  // namespace orchard

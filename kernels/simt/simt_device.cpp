@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/gpu/gpu_properties.h"
+#include "kernels/simt/front_end.h"
 #include "kernels/simt/heap.h"
 #include "kernels/simt/multiprocessor.h"
 #include "kernels/simt/runtime.h"
@@ -13,6 +14,25 @@
 namespace orchard {
 namespace simt {
 namespace {
+
+class QueuedLaunch final : public LaunchSite {
+ public:
+  QueuedLaunch(const LaunchShape& shape, Heap& heap, Multiprocessor& multiprocessor)
+      : shape_(shape), heap_(heap), multiprocessor_(multiprocessor) {}
+
+  void run(const std::function<void()>& thread) override {
+    multiprocessor_.run(shape_, thread);
+    heap_.check_red_zones(fmt::format("kernel {}", shape_.kernel));
+  }
+  HeapImage save_memory() const override { return heap_.save(); }
+  void restore_memory(const HeapImage& saved) override { heap_.restore(saved); }
+  const Counters& counters() const override { return multiprocessor_.counters(); }
+
+ private:
+  const LaunchShape& shape_;
+  Heap& heap_;
+  Multiprocessor& multiprocessor_;
+};
 
 class SimtStream final : public Stream {
  public:
@@ -48,10 +68,14 @@ class SimtStream final : public Stream {
     });
   }
 
-  void launch(const LaunchShape& shape, std::function<void()> thread) {
-    queue_.emplace_back([this, shape, thread = std::move(thread)] {
-      multiprocessor_.run(shape, thread);
-      heap_.check_red_zones(fmt::format("kernel {}", shape.kernel));
+  void launch(const LaunchShape& shape, KernelCall call) {
+    queue_.emplace_back([this, shape, call = std::move(call)] {
+      QueuedLaunch site(shape, heap_, multiprocessor_);
+      if (FrontEnd* const front_end = multiprocessor_.options().front_end) {
+        front_end->launch(shape, call, site);
+      } else {
+        site.run(call.thread);
+      }
     });
   }
 
@@ -80,11 +104,11 @@ class SimtStream final : public Stream {
 
 }  // namespace
 
-void enqueue(Stream& stream, const LaunchShape& shape, std::function<void()> thread) {
+void enqueue(Stream& stream, const LaunchShape& shape, KernelCall call) {
   require(stream.device().kind() == DeviceKind::simt,
           "emulated kernel {} was launched on a stream of device {}", shape.kernel,
           name_of(stream.device().kind()));
-  static_cast<SimtStream&>(stream).launch(shape, std::move(thread));
+  static_cast<SimtStream&>(stream).launch(shape, std::move(call));
 }
 
 }  // namespace simt

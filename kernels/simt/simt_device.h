@@ -22,6 +22,7 @@ namespace orchard {
 
 namespace simt {
 
+class FrontEnd;
 class Heap;
 class Multiprocessor;
 
@@ -52,6 +53,7 @@ struct SimtOptions {
   int compute_capability = 80;                  // which kernels are chosen: 90 for those of sm_90a
   int multiprocessors = 2;                      // that persistent kernels fill
   std::size_t shared_bytes_limit = 227 * 1024;  // per block; sm_80 has 163 KiB, sm_90 227 KiB
+  simt::FrontEnd* front_end = nullptr;          // that outlives the device; none: compiled kernels
 };
 
 class SimtDevice final : public Device {

@@ -10,8 +10,10 @@
 
 namespace orchard::simt {
 
+// As large as CUDA's, so that a kernel's parameters lie where they do on a GPU.
 struct alignas(64) TensorMap {
   TensorBox box;
+  std::byte unused[128 - sizeof(TensorBox)] = {};
 };
 
 // Throws Error where the driver would refuse.

@@ -27,6 +27,9 @@ struct WgmmaArguments {
   const unsigned* a_registers = nullptr;  // [4] of a lane: a lies there, not in shared memory
 };
 
+// The bits of an accumulator in flight.
+constexpr std::uint32_t wgmma_poison = 0xffa5a5a5;
+
 class WgmmaQueue {
  public:
   void reset() { *this = WgmmaQueue(); }
@@ -57,7 +60,7 @@ class WgmmaQueue {
   };
 
   Accumulator& accumulator(const std::array<void*, 32>& lanes, int n);
-  void multiply(const Product& product, std::span<const std::byte> shared);
+  void perform(Product& product, std::span<const std::byte> shared);
   void finish(const Product& product);
 
   std::vector<Accumulator> accumulators_;

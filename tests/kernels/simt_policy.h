@@ -14,6 +14,7 @@
 
 #include "kernels/core/error.h"
 #include "kernels/simt/simt_device.h"
+#include "tests/kernels/ptx_front_end.h"
 
 namespace orchard::testing {
 
@@ -46,7 +47,7 @@ inline SimtOptions under_policy(SimtOptions options) {
 }
 
 inline std::unique_ptr<SimtDevice> make_policy_device(const SimtOptions& options = {}) {
-  return make_simt_device(under_policy(options));
+  return make_simt_device(with_front_end(under_policy(options)));
 }
 
 }  // namespace orchard::testing
