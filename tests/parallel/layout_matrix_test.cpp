@@ -5,11 +5,13 @@
 //
 // The covering cases run everywhere; tests/run.sh --full runs all:
 //   mpirun -n 8 layout_matrix_test --gtest_also_run_disabled_tests --gtest_filter='*Complete'
+// LAYOUT_CASES=text leaves those with that text in their names.
 #include "tests/parallel/layout_matrix.h"
 
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <set>
 
 #include "tests/comm/ranks_test.h"
@@ -71,7 +73,12 @@ std::string differences_of(const MatrixCase& c, Communicator& ranks,
 
 // Cases of as many ranks next to each other.
 void run_cases(std::vector<MatrixCase> cases) {
+  const std::size_t all = cases.size();
+  if (const char* const part = std::getenv("LAYOUT_CASES"))
+    std::erase_if(cases,
+                  [&](const MatrixCase& c) { return c.name().find(part) == std::string::npos; });
   const auto world = session->world({.ranks_per_node = 2});
+  if (world->rank() == 0) fmt::print("[ CASES    ] {} of {}\n", cases.size(), all);
   const auto references = references_of(cases, *world);
   std::ranges::stable_sort(cases, {}, &MatrixCase::ranks);
   for (std::size_t first = 0; first < cases.size();) {
