@@ -100,6 +100,10 @@ void add_layout(std::vector<RunOption>& options) {
       [](auto& r) -> auto& { return r.layout.expert_tensor; }));
   options.push_back(order_option());
   options.push_back(integer_option(
+      {"layout.tp_chunks",
+       "parts in which tensor ranks exchange rows, to overlap with their products"},
+      {.least = 1, .most = 64}, [](auto& r) -> auto& { return r.layout.tensor_chunks; }));
+  options.push_back(integer_option(
       {"layout.moe_chunks", "parts in which rows go to the experts, to overlap with their work"},
       {.least = 1, .most = 64}, [](auto& r) -> auto& { return r.experts.chunks; }));
   options.push_back(choice_option(

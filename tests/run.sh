@@ -4,7 +4,7 @@
 # usage: tests/run.sh [--full]
 #
 # --full (at most two hours) adds clang-tidy on every source, the tests of kernels with the emulator's
-# race checker and in other orders of threads and copies, the tests under the address and
+# race checker and in other orders of threads and copies, every layout, the tests under the address and
 # undefined-behaviour sanitizers, and the demo.
 set -euo pipefail
 
@@ -30,6 +30,7 @@ if [[ $full == yes ]]; then
     echo "tests of kernels on the emulator with $policy"
     ORCHARD_SIMT_POLICY=$policy ctest --preset release -j2 --label-regex kernels --exclude-regex _races
   done
+  ctest --preset release -C full -L full
   launch/build.sh asan
   # Open MPI and oneDNN keep what they allocate until the process ends.
   ASAN_OPTIONS=detect_leaks=0 ctest --preset asan -j2

@@ -6,10 +6,12 @@
 #include <cmath>
 #include <optional>
 
+#include "data/atomic_file.h"
 #include "train/checkpoint.h"
 #include "train/checkpoint_folder.h"
 #include "train/layout_facts.h"
 #include "train/model_json.h"
+#include "train/pipeline_picture.h"
 #include "train/schedule.h"
 #include "train/stage_data.h"
 
@@ -77,7 +79,8 @@ class StageTrainer {
         model_config_(stage_model(run, stage, set)),
         data_(set, run, stage),
         ranks_(world, run.layout, run.sequence_parallel,
-               cut_pipeline(model_config_, run.pipeline, run.layout.pipeline, workload())),
+               cut_pipeline(model_config_, run.pipeline, run.layout.pipeline,
+                            run.layout.pipeline > 1 ? data_.first_workload() : Workload{})),
         stream_(device.make_stream()),
         store_(ranks_.place()),
         model_(store_, model_config_) {
@@ -122,9 +125,7 @@ class StageTrainer {
   // Trains up to `budget` further steps (none: to the end). Returns the steps taken.
   std::int64_t run(std::optional<std::int64_t> budget) {
     observer_.message(data_.report());
-    if (ranks_.stages().ranks() > 1)
-      observer_.message(
-          fmt::format("stage {}: pipeline {}", stage_.number, ranks_.stages().to_string()));
+    tell_pipeline();
     if (done_ == 0) validate_and_report();
     const std::int64_t first = done_,
                        last = budget ? std::min(stage_.steps, done_ + *budget) : stage_.steps;
@@ -146,19 +147,15 @@ class StageTrainer {
   }
 
  private:
-  // What the first step holds, whichever step comes next: a resumed run is cut as it was.
-  Workload workload() {
-    const StepPlan plan = data_.step_plan(1);
-    std::int64_t samples = 0;
-    for (const MicroBatchPlan& batch : plan.micro_batches) {
-      for (const PackedSequence& sequence : batch.sequences)
-        samples += std::ssize(sequence.samples);
-    }
-    return {.tokens = plan.real_rows,
-            .document_length = static_cast<double>(plan.real_rows) /
-                               static_cast<double>(std::max<std::int64_t>(samples, 1)),
-            .targets = plan.targets,
-            .tiles = plan.tiles};
+  void tell_pipeline() {
+    const PipelineStages& stages = ranks_.stages();
+    if (stages.ranks() == 1) return;
+    observer_.message(fmt::format("stage {}: pipeline {}", stage_.number, stages.to_string()));
+    if (ranks_.rank() != 0) return;
+    const auto micro_batches =
+        static_cast<int>(stage_.global_batch / run_.micro_batch / replicas().size());
+    write_file(pipeline_picture_path(run_.run_folder, stage_.number),
+               pipeline_picture(stages, model_config_, data_.first_workload(), micro_batches));
   }
 
   // The ranks that hold what this one holds and see other samples.
