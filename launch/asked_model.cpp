@@ -41,16 +41,27 @@ bool has_layout(const RunSources& sources) {
   });
 }
 
+// Cut for sequences of text with a picture each: what will be asked is not known. The cut of the
+// training need not be the same.
+PipelineStages stages_of(const AskedModel& asked) {
+  const std::int64_t rows = asked.stage.sequence_length;
+  const bool sees = asked.run.model.has_vision();
+  ModelConfig model = asked.run.model;
+  if (sees) model.vision.side = asked.stage.side;
+  return cut_pipeline(model, asked.run.pipeline, asked.run.layout.pipeline,
+                      {.tokens = rows,
+                       .document_length = static_cast<double>(rows),
+                       .targets = rows,
+                       .tiles = sees ? 1 : 0});
+}
+
 void check_layout(const AskedModel& asked, int ranks) {
   const Layout& layout = asked.run.layout;
-  require_configuration(layout.pipeline == 1,
-                        "pp {}: a model is asked without pipelines; name a layout with pp 1, or "
-                        "ask on one rank",
-                        layout.pipeline);
   LayoutFacts facts = layout_facts(asked.run, asked.stage, asked.run.model);
   facts.global_batch = facts.rows = 0;  // asking has no steps
   try {
     require_possible(ranks, layout, facts);
+    stages_of(asked);
   } catch (const Error& error) {
     throw ConfigurationError(error.what());
   }
@@ -96,6 +107,10 @@ AskedModel find_model(const CommandLine& line, int ranks) {
   if (ranks == 1 && !has_layout(sources)) asked.run.layout = {};
   check_layout(asked, ranks);
   return asked;
+}
+
+ParallelContext context_of(const AskedModel& asked, Communicator& ranks) {
+  return ParallelContext(ranks, asked.run.layout, asked.run.sequence_parallel, stages_of(asked));
 }
 
 std::unique_ptr<InferenceModel> load_model(const AskedModel& asked, Device& device,

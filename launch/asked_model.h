@@ -26,6 +26,9 @@ struct AskedModel {
 // whatever the run's layout was, unless one is given on the command line or in the environment.
 AskedModel find_model(const CommandLine& line, int ranks);
 
+// The layout in which it is asked, over the job's ranks. All of them call it.
+ParallelContext context_of(const AskedModel& asked, Communicator& ranks);
+
 // `longest`: rows of the longest document it will see, answers included. All ranks call it.
 std::unique_ptr<InferenceModel> load_model(const AskedModel& asked, Device& device,
                                            const ParallelContext& ranks, std::int64_t longest);

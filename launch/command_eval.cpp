@@ -165,7 +165,7 @@ int command_eval(Arguments arguments) {
     const TrainingSet set = TrainingSet::open(asked.run.training_set);
     const StageData data(set, asked.run, asked.stage);
     const std::unique_ptr<Device> device = open_device(asked.run.device, job.ranks().rank());
-    const ParallelContext ranks(job.ranks(), asked.run.layout, asked.run.sequence_parallel);
+    const ParallelContext ranks = context_of(asked, job.ranks());
     const std::unique_ptr<InferenceModel> model = load_model(
         asked, *device, ranks, asked.stage.sequence_length + request->options.longest_answer);
     const EvaluationReport report =

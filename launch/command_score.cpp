@@ -179,7 +179,7 @@ int command_score(Arguments arguments) {
     for (const ScoreRequest& one : requests) longest = std::max(longest, one.tokens.size());
     const AskedModel& asked = request->asked;
     const std::unique_ptr<Device> device = open_device(asked.run.device, job.ranks().rank());
-    const ParallelContext ranks(job.ranks(), asked.run.layout, asked.run.sequence_parallel);
+    const ParallelContext ranks = context_of(asked, job.ranks());
     const std::unique_ptr<InferenceModel> model =
         load_model(asked, *device, ranks, static_cast<std::int64_t>(longest));
     TilingOptions tiling = asked.stage.tiling;

@@ -21,6 +21,13 @@ Shape ChainShape::of(const DeviceBatch& batch, const ParallelContext* parallel) 
   return {0, width};
 }
 
+ConstTensor added_up(Pass& pass, const Residual& stream) {
+  if (!stream.delta) return stream.sum;
+  const Tensor y = pass.allocate_like(stream.sum);
+  run(pass.stream, Add{.a = stream.sum, .b = stream.delta, .y = y});
+  return y;
+}
+
 // The last link hands nothing on and always runs.
 bool Chain::runs(const Pass& pass, int i) const {
   const ChainShape& output = link(i).output();
@@ -45,10 +52,7 @@ ConstTensor Chain::forward(Pass& pass, LinkRange range, ConstTensor x, DType dty
     saved.links.push_back(link(i).make_saved());
     if (runs(pass, i)) stream = link(i).forward(pass, stream, *saved.links.back());
   }
-  if (!stream.delta) return stream.sum;
-  const Tensor y = pass.allocate_like(stream.sum);
-  run(pass.stream, Add{.a = stream.sum, .b = stream.delta, .y = y});
-  return y;
+  return added_up(pass, stream);
 }
 
 void Chain::run_backward(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const {

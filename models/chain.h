@@ -38,6 +38,9 @@ struct ChainShape {
   Shape of(const Pass& pass) const { return of(pass.batch, pass.parallel); }
 };
 
+// The stream's value.
+ConstTensor added_up(Pass& pass, const Residual& stream);
+
 class ChainLink {
  public:
   struct Saved {

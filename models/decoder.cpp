@@ -1,5 +1,7 @@
 #include "models/decoder.h"
 
+#include <algorithm>
+
 #include "kernels/norm/norm.h"
 
 namespace orchard {
@@ -86,10 +88,13 @@ std::vector<KeyValueCache> Decoder::make_caches(Arena& arena, DType dtype,
   return caches;
 }
 
-ConstTensor Decoder::forward_cached(Pass& pass, ConstTensor x, std::vector<KeyValueCache>& caches,
+ConstTensor Decoder::forward_cached(Pass& pass, LinkRange links, ConstTensor x,
+                                    std::vector<KeyValueCache>& caches,
                                     ConstTensor key_offsets) const {
   Residual stream{x, {}};
-  for (std::size_t l = 0; l < blocks_.size(); ++l) {
+  const auto blocks = static_cast<int>(blocks_.size());
+  for (int i = links.first; i < std::min(links.last, blocks); ++i) {
+    const auto l = static_cast<std::size_t>(i);
     stream = std::visit(
         [&]<class Block>(const Block& block) -> Residual {
           typename Block::Saved s;
@@ -104,7 +109,8 @@ ConstTensor Decoder::forward_cached(Pass& pass, ConstTensor x, std::vector<KeyVa
         blocks_[l]);
   }
   FinalNorm::Saved saved;
-  return final_norm_.forward(pass, stream, saved).sum;
+  if (links.contains(blocks)) stream = final_norm_.forward(pass, stream, saved);
+  return added_up(pass, stream);
 }
 
 }  // namespace orchard

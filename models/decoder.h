@@ -59,8 +59,9 @@ class Decoder {
 
   // Generation: one cache a layer; x holds the new tokens' embeddings.
   std::vector<KeyValueCache> make_caches(Arena& arena, DType dtype, std::int64_t max_tokens) const;
-  ConstTensor forward_cached(Pass& pass, ConstTensor x, std::vector<KeyValueCache>& caches,
-                             ConstTensor key_offsets) const;
+  // Links of the decoder: the blocks from 0, then the final norm.
+  ConstTensor forward_cached(Pass& pass, LinkRange links, ConstTensor x,
+                             std::vector<KeyValueCache>& caches, ConstTensor key_offsets) const;
 
  private:
   DecoderConfig config_;

@@ -1,5 +1,7 @@
 #include "models/multimodal.h"
 
+#include <algorithm>
+
 namespace orchard {
 
 MultimodalModel::MultimodalModel(ParameterStore& store, const ModelConfig& config)
@@ -52,11 +54,19 @@ ConstTensor MultimodalModel::losses(const Saved& saved) const {
   return LayerLink<LanguageModelHead>::state(saved.link(head)).losses;
 }
 
-Tensor MultimodalModel::forward_cached(Pass& pass, std::vector<KeyValueCache>& caches,
-                                       ConstTensor key_offsets) const {
-  Saved saved;
-  const ConstTensor x = forward(pass, {0, lookup_ + 1}, {}, saved);
-  return head_.last_logits(pass, decoder_.forward_cached(pass, x, caches, key_offsets));
+ConstTensor MultimodalModel::forward_cached(Pass& pass, LinkRange range, ConstTensor x,
+                                            std::vector<KeyValueCache>& caches,
+                                            ConstTensor key_offsets) const {
+  const int first_block = lookup_ + 1, head = chain_.size() - 1;
+  if (range.first < first_block) {
+    Saved saved;
+    x = forward(pass, {range.first, std::min(range.last, first_block)}, x, saved);
+  }
+  const LinkRange links{std::max(range.first, first_block) - first_block,
+                        std::min(range.last, head) - first_block};
+  if (links.first < links.last) x = decoder_.forward_cached(pass, links, x, caches, key_offsets);
+  if (!range.contains(head)) return x;
+  return head_.last_logits(pass, x);
 }
 
 }  // namespace orchard

@@ -57,11 +57,11 @@ class MultimodalModel {
     return Decoder::sparse_layers(chain_, {0, saved.range.first});
   }
 
-  // Generation: embeds pass.batch's rows (and pictures), runs them through the caches, returns f32
-  // logits [1, vocab] of the last row. Tensor ranks, and those that hold experts together, do it
-  // together.
-  Tensor forward_cached(Pass& pass, std::vector<KeyValueCache>& caches,
-                        ConstTensor key_offsets) const;
+  // Generation: links of the chain on pass.batch's rows (and pictures), the decoder's through the
+  // caches. `x` and what it returns as forward; behind the head, the logits of the last row, f32
+  // [1, vocab]. Tensor ranks, and those that hold experts together, do it together.
+  ConstTensor forward_cached(Pass& pass, LinkRange range, ConstTensor x,
+                             std::vector<KeyValueCache>& caches, ConstTensor key_offsets) const;
 
   const Decoder& decoder() const { return decoder_; }
   const ModelConfig& config() const { return config_; }

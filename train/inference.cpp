@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "train/model_json.h"
+#include "train/pipeline_forward.h"
 
 namespace orchard {
 namespace {
@@ -33,7 +34,10 @@ class Decoding {
               .purpose = Purpose::evaluate,
               .parallel = &ranks_,
               .dispatcher = dispatcher_};
-    const Tensor logits = model_.forward_cached(pass, caches_, key_offsets);
+    const ConstTensor own = pass_through_stages(pass, model_, [&](LinkRange links, ConstTensor x) {
+      return model_.forward_cached(pass, links, x, caches_, key_offsets);
+    });
+    const ConstTensor logits = from_last_stage(pass, own, {1, model_.config().decoder.vocabulary});
     length_ += batch.rows;
     last_.resize(static_cast<std::size_t>(logits.dim(1)));
     stream_.copy(Tensor(last_.data(), DType::f32, logits.shape(), DeviceKind::cpu), logits);
