@@ -25,7 +25,7 @@ inline std::byte* shared_pointer(const Frame& frame, const Instruction& i, std::
 inline std::byte* shared_access(const Frame& frame, const Instruction& i, std::size_t n,
                                 std::size_t bytes, Access kind) {
   std::byte* const address = shared_pointer(frame, i, n);
-  simt::shared_access(address, bytes, kind, frame.where(i));
+  simt::shared_access(address, bytes, kind, frame.where(i), i.used_bytes ? i.used_bytes : bytes);
   return address;
 }
 

@@ -20,6 +20,7 @@ struct Instruction {
   std::uint32_t line;   // of the PTX text
   std::int32_t guard;   // slot of the predicate, or -1
   bool guard_is_negated;
+  std::uint8_t used_bytes;  // of a load (statements.h); 0: all
 };
 
 struct Parameter {
