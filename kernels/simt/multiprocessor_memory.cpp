@@ -66,7 +66,8 @@ Block& Multiprocessor::check_shared(const void* address, std::size_t bytes, Acce
 
 void Multiprocessor::check_initialised(const void* shared, std::size_t bytes, Site site) {
   const std::size_t offset = shared_.offset_of(shared) % SharedMemories::window;
-  if (!sees_all_writes || shared_.initialised(shared_.slot_of(shared)).covers(offset, bytes)) return;
+  if (!sees_all_writes || shared_.initialised(shared_.slot_of(shared)).covers(offset, bytes))
+    return;
   refuse(bytes, Access::read, site,
          fmt::format("at byte {} of shared memory, where nothing has been written", offset));
 }
@@ -74,15 +75,16 @@ void Multiprocessor::check_initialised(const void* shared, std::size_t bytes, Si
 // ---- accesses --------------------------------------------------------------------------------
 
 void Multiprocessor::access(const void* address, std::size_t bytes, Access kind, Where where) {
-  if (memory_of(address) == Memory::shared) return shared_access(address, bytes, kind, where, bytes);
+  if (memory_of(address) == Memory::shared)
+    return shared_access(address, bytes, kind, where, bytes);
   check_global(address, bytes, kind, where);
   check_alignment(address, bytes, kind, where);
   touch_global(address, bytes, kind, mode_of(kind), where);
   log_access(address, bytes, kind, Space::global, where);
 }
 
-void Multiprocessor::shared_access(const void* address, std::size_t bytes, Access kind,
-                                   Where where, std::size_t used_bytes) {
+void Multiprocessor::shared_access(const void* address, std::size_t bytes, Access kind, Where where,
+                                   std::size_t used_bytes) {
   Block& owner = check_shared(address, bytes, kind, where);
   check_alignment(address, bytes, kind, where);
   touch_shared(owner, address, used_bytes, kind, mode_of(kind), where);
@@ -134,8 +136,8 @@ void Multiprocessor::touch_global(const void* address, std::size_t bytes, Access
   races_->access(current_->knowledge, at, mode, site);
 }
 
-void Multiprocessor::touch_shared(Block& block, const void* address, std::size_t bytes,
-                                  Access kind, AccessMode mode, Site site) {
+void Multiprocessor::touch_shared(Block& block, const void* address, std::size_t bytes, Access kind,
+                                  AccessMode mode, Site site) {
   const std::size_t offset = shared_.offset_of(address) % SharedMemories::window;
   if (kind == Access::write) {
     shared_.initialised(block.slot).mark(offset, bytes);

@@ -37,8 +37,8 @@ Operation product_by(const Kernel& kernel, Transpose transpose_b) {
       return out;
     };
     Guarded a = small_integers({72, 200}, 1);
-    Guarded b = small_integers(
-        transpose_b == Transpose::yes ? Shape{136, 200} : Shape{200, 136}, 2);
+    Guarded b =
+        small_integers(transpose_b == Transpose::yes ? Shape{136, 200} : Shape{200, 136}, 2);
     Guarded c = zeros(DType::f32, {72, 136});
     OnDevice a_d(stream, a), b_d(stream, b), c_d(stream, c);
     kernel(stream, {.a = a_d, .b = b_d, .c = c_d, .transpose_b = transpose_b});
@@ -94,7 +94,7 @@ Change exchange_in_group(const std::string& opcode, int n) {
     const std::size_t comma = line.find(',', at), end = line.find_first_of(",}", comma + 1);
     const std::string first = line.substr(at, comma - at);
     const std::string second = line.substr(comma + 2, end - comma - 2);
-    line.replace(at, end - at, second + ", " + first);
+    line.replace(at, end - at, fmt::format("{}, {}", second, first));
   };
 }
 
@@ -164,8 +164,8 @@ std::vector<Fault> faults() {
          std::istringstream words(line.substr(at));
          std::string opcode, d, high, low;
          words >> opcode >> d >> high >> low;
-         line = "{ " + opcode + " " + d + " " + low.substr(0, low.find(';')) + ", " +
-                high.substr(0, high.find(',')) + ";}";
+         high.pop_back(), low.resize(low.find(';'));
+         line = fmt::format("{{ {} {} {}, {};}}", opcode, d, low, high);
        },
        convert_to_bf16, ""},
   };
@@ -175,7 +175,7 @@ ModuleText module_of(const Fault& fault) {
   static const std::vector<ModuleText> modules =
       simt::ptx::read_modules(std::getenv("ORCHARD_PTX_MODULES"));
   for (const ModuleText& module : modules) {
-    if (module.file == std::string(fault.module) + ".ptx") return module;
+    if (module.file == fmt::format("{}.ptx", fault.module)) return module;
   }
   throw Error(fmt::format("there is no module {}", fault.module));
 }
@@ -194,7 +194,8 @@ class PtxFault : public ::testing::TestWithParam<std::size_t> {};
 
 TEST_P(PtxFault, IsNoticed) {
   if (!std::getenv("ORCHARD_PTX_MODULES")) {
-    GTEST_SKIP() << "ORCHARD_PTX_MODULES names no PTX: the build has no nvcc, or CTest does not run";
+    GTEST_SKIP()
+        << "ORCHARD_PTX_MODULES names no PTX: the build has no nvcc, or CTest does not run";
   }
   const Fault fault = faults()[GetParam()];
   SCOPED_TRACE(fault.what);

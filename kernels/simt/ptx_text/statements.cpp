@@ -40,9 +40,8 @@ std::string_view StatementReader::peek() {
   if (text_[0] == '"') return text_.substr(0, text_.find('"', 1) + 1);
   std::size_t length = 0;
   // "::" lies inside of modifiers, a single ":" ends a label.
-  while (length < text_.size() &&
-         (is_word(text_[length]) || text_.substr(length, 2) == "::" ||
-          (length > 0 && text_.substr(length - 1, 2) == "::"))) {
+  while (length < text_.size() && (is_word(text_[length]) || text_.substr(length, 2) == "::" ||
+                                   (length > 0 && text_.substr(length - 1, 2) == "::"))) {
     ++length;
   }
   return text_.substr(0, std::max(length, std::size_t{1}));
