@@ -144,10 +144,12 @@ std::vector<Fault> faults() {
        [](std::string& line) {
          replace("arrive.expect_tx.shared", "arrive.shared")(line);
          const std::size_t at = line.find("mbarrier.arrive.shared");
-         if (at != std::string::npos) line.replace(line.find(']') + 1, std::string::npos, ";");
+         if (at == std::string::npos) return;
+         line.resize(line.find(']') + 1);
+         line += ';';
        },
        wide_nt, ""},
-      {"mbarrier: the other parity", "gemm_sm90",
+      {"mbarrier: in another state space", "gemm_sm90",
        replace("mbarrier.try_wait.parity.shared::cta.b64 p,",
                "mbarrier.try_wait.parity.shared::cluster.b64 p,"),
        wide_nt, "the opcode mbarrier.try_wait.parity.shared::cluster.b64 is not known"},

@@ -47,7 +47,7 @@ constexpr Difference differences[] = {
 // Kernels that make more sectors as PTX than as source, by more than a twentieth: nvcc unrolled a loop
 // of which the lanes of a warp make different numbers of turns, and then some of them are in its
 // unrolled part and some in its rest, so that what the source counts as one request is two.
-constexpr const char* diverging[] = {"pool<", "add_to_table<", "copy_rows<"};
+constexpr const char* diverging[] = {"pool<", "add_to_table<", "copy_rows<", "attention_row_dots<"};
 
 // Instances that no launch can choose as yet: rows are of f32 and bf16, so of an even number of bytes.
 constexpr const char* out_of_reach = "<unsigned char";
