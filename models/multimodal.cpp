@@ -56,7 +56,7 @@ Tensor MultimodalModel::forward_cached(Pass& pass, std::vector<KeyValueCache>& c
                                        ConstTensor key_offsets) const {
   Saved saved;
   const ConstTensor x = forward(pass, {0, lookup_ + 1}, {}, saved);
-  return head_.logits(pass, decoder_.forward_cached(pass, x, caches, key_offsets));
+  return head_.last_logits(pass, decoder_.forward_cached(pass, x, caches, key_offsets));
 }
 
 }  // namespace orchard

@@ -58,7 +58,8 @@ class MultimodalModel {
   }
 
   // Generation: embeds pass.batch's rows (and pictures), runs them through the caches, returns f32
-  // logits [rows, vocab].
+  // logits [1, vocab] of the last row. Tensor ranks, and those that hold experts together, do it
+  // together.
   Tensor forward_cached(Pass& pass, std::vector<KeyValueCache>& caches,
                         ConstTensor key_offsets) const;
 

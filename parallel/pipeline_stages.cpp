@@ -12,11 +12,11 @@ PipelineStages::PipelineStages(ScheduleKind kind, int ranks, int chunks, std::ve
       cuts_(std::move(cuts)) {
   map_.actions.clear();
   require(std::ssize(cuts_) == count() + 1 && cuts_.front() == 0,
-          "{} stages of {} ranks with {} chunks need as many first links and the end, not {}",
+          "{} stages of {} ranks with {} chunks need as many first blocks and the end, not {}",
           count(), ranks, chunks, cuts_.size());
   for (int stage = 0; stage < count(); ++stage) {
     const LinkRange range = links(stage);
-    require(range.first < range.last, "stage {} has no link: it would begin at {} and end at {}",
+    require(range.first < range.last, "stage {} has no block: it would begin at {} and end at {}",
             stage, range.first, range.last);
   }
 }
@@ -49,7 +49,7 @@ std::string PipelineStages::to_string() const {
   std::string text;
   for (int stage = 0; stage < count() && !cuts_.empty(); ++stage) {
     const LinkRange range = links(stage);
-    text += fmt::format("{}{}-{}", stage == 0 ? ", links " : " | ", range.first, range.last - 1);
+    text += fmt::format("{}{}-{}", stage == 0 ? ", blocks " : " | ", range.first, range.last - 1);
   }
   return std::string(name_of(kind_)) + text;
 }

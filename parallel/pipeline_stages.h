@@ -38,7 +38,7 @@ class PipelineStages {
   // What the ranks do in a step of so many micro-batches.
   PipelineSchedule schedule(int micro_batches) const;
 
-  // "1f1b, links 0-3 | 4-9".
+  // "1f1b, blocks 0-3 | 4-9".
   std::string to_string() const;
 
  private:

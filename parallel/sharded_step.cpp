@@ -15,20 +15,26 @@ void GradientReducer::begin(Stream& stream) {
   pending_.clear();
 }
 
+void GradientReducer::send_next() {
+  const std::size_t bucket = pending_.size();
+  evidence_.before(*stream_, bucket);
+  pending_.push_back(shards_.reduce(*stream_, shards_.buckets()[bucket]));
+  evidence_.after(bucket);
+}
+
 void GradientReducer::final_from(std::size_t declared) {
   const std::vector<FlatBucket>& buckets = shards_.buckets();
   while (pending_.size() < buckets.size()) {
     const FlatBucket& bucket = buckets[pending_.size()];
     if (bucket.is_tied() || bucket.first_declared < declared) return;
-    pending_.push_back(shards_.reduce(*stream_, bucket));
+    send_next();
   }
 }
 
 void GradientReducer::finish(Stream& stream) {
   stream_ = &stream;
   // Those that two stages share come last, when neither has anything left that the other waits for.
-  for (std::size_t i = pending_.size(); i < shards_.buckets().size(); ++i)
-    pending_.push_back(shards_.reduce(stream, shards_.buckets()[i]));
+  while (pending_.size() < shards_.buckets().size()) send_next();
   wait_for_all(stream, pending_);
 }
 

@@ -10,16 +10,17 @@
 namespace orchard {
 namespace {
 
-std::vector<int> cuts_asked_for(const ModelConfig& model, const std::vector<int>& stage_links,
+std::vector<int> cuts_asked_for(const ModelConfig& model, const std::vector<int>& stage_blocks,
                                 int stages) {
   const int links = link_count(model);
-  require(std::ssize(stage_links) == stages,
-          "stage links {} are of {} stages, and the pipeline has {}", fmt::join(stage_links, ","),
-          stage_links.size(), stages);
-  std::vector<int> cuts(stage_links.size() + 1);
-  std::partial_sum(stage_links.begin(), stage_links.end(), cuts.begin() + 1);
-  require(cuts.back() == links, "stage links {} are {} in all, and the model is a chain of {}",
-          fmt::join(stage_links, ","), cuts.back(), links);
+  require(std::ssize(stage_blocks) == stages,
+          "stage_blocks {} are of {} stages, and the pipeline has {}", fmt::join(stage_blocks, ","),
+          stage_blocks.size(), stages);
+  std::vector<int> cuts(stage_blocks.size() + 1);
+  std::partial_sum(stage_blocks.begin(), stage_blocks.end(), cuts.begin() + 1);
+  require(cuts.back() == links,
+          "stage_blocks {} are {} in all, and the model is a chain of {} blocks",
+          fmt::join(stage_blocks, ","), cuts.back(), links);
   return cuts;
 }
 
@@ -29,8 +30,8 @@ PipelineStages cut_pipeline(const ModelConfig& model, const PipelineOptions& opt
                             const Workload& work) {
   if (ranks == 1) return {};
   const int chunks = options.chunks_of_rank(), stages = ranks * chunks;
-  if (!options.stage_links.empty())
-    return {options.schedule, ranks, chunks, cuts_asked_for(model, options.stage_links, stages)};
+  if (!options.stage_blocks.empty())
+    return {options.schedule, ranks, chunks, cuts_asked_for(model, options.stage_blocks, stages)};
   std::vector<double> costs;
   for (const FlopCounts& link : count_link_flops(model, work)) costs.push_back(link.training);
   return {options.schedule, ranks, chunks, balanced_cuts(costs, stages)};

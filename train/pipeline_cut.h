@@ -10,8 +10,8 @@ namespace orchard {
 
 struct PipelineOptions {
   ScheduleKind schedule = ScheduleKind::one_forward_one_backward;
-  int chunks = 0;                // stages that a rank has; 0: as the schedule has them
-  std::vector<int> stage_links;  // how many links each stage has; empty: balanced
+  int chunks = 0;                 // stages that a rank has; 0: as the schedule has them
+  std::vector<int> stage_blocks;  // how many links each stage has; empty: balanced
 
   int chunks_of_rank() const { return chunks > 0 ? chunks : default_chunks(schedule); }
 };

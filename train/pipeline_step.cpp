@@ -82,7 +82,8 @@ Pass PipelineStep::pass_of(Keep& keep, int micro_batch) {
           .replay = work_->replay.empty() ? nullptr
                                           : &work_->replay[static_cast<std::size_t>(micro_batch)],
           .parallel = &parts_.ranks,
-          .dispatcher = parts_.dispatcher};
+          .dispatcher = parts_.dispatcher,
+          .overlap = work_->overlap};
 }
 
 ConstTensor PipelineStep::forward(int chunk, int micro_batch, ConstTensor input) {

@@ -67,7 +67,8 @@ void StepRunner::run_in_turn(const StepWork& work, PhaseSeconds& seconds) {
               .scales = work.scales,
               .replay = work.replay.empty() ? nullptr : &work.replay[m],
               .parallel = &ranks_,
-              .dispatcher = dispatcher_.get()};
+              .dispatcher = dispatcher_.get(),
+              .overlap = work.overlap};
     MultimodalModel::Saved saved;
     {
       const Stopwatch watch(seconds.forward);
@@ -79,6 +80,17 @@ void StepRunner::run_in_turn(const StepWork& work, PhaseSeconds& seconds) {
     model_.backward(pass, saved);
     stream_.synchronize();
   }
+}
+
+void StepRunner::require_finite_norm(double norm, std::int64_t step) const {
+  if (std::isfinite(norm)) return;  // a sum over all ranks, so all decide alike
+  const std::optional<GradientFault> fault = reducer_->evidence().first_fault(stream_);
+  const std::string cause =
+      fault ? fmt::format("that of {} was not finite on {} before {}", fault->parameter,
+                          ranks_.mesh().name(fault->rank), fault->operation)
+            : "no rank's own gradients are";
+  fail("the gradient norm of step {} is {} ({}): lower the learning rate, or look for bad data",
+       step, norm, cause);
 }
 
 StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
@@ -93,7 +105,8 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
   const StepWork work{.micro_batches = micro_batches,
                       .scales = scales(totals),
                       .replay = replay,
-                      .listener = overlap_ == Overlap::yes ? &*reducer_ : nullptr};
+                      .listener = overlap_ == Overlap::yes ? &*reducer_ : nullptr,
+                      .overlap = overlap_};
   if (pipeline_) {
     pipeline_->run(work, report.seconds);
   } else {
@@ -115,9 +128,7 @@ StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const St
   report.gradient_norm =
       gradient_norm(stream_, ranks_[MeshGroup::world], store_.flat_gradients(), counted_,
                     squares_.tensor(DType::f32, {std::ssize(counted_)}));
-  require(std::isfinite(report.gradient_norm),
-          "the gradient norm of step {} is {}: lower the learning rate, or look for bad data", step,
-          report.gradient_norm);
+  require_finite_norm(report.gradient_norm, step);
   optimizer.update(stream_, learning_rate, report.gradient_norm, step, &*gatherer_);
   gatherer_->finish(stream_);
   stream_.synchronize();

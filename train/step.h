@@ -58,6 +58,9 @@ class StepRunner {
   LossScales scales(const StepTotals& totals) const;
   // Forward and backward of every micro-batch, one after the other, as without a pipeline.
   void run_in_turn(const StepWork& work, PhaseSeconds& seconds);
+  // Throws Error on every rank unless the norm is finite, naming the first rank whose own gradients
+  // are not, and the parameter.
+  void require_finite_norm(double norm, std::int64_t step) const;
 
   Stream& stream_;
   const ParallelContext& ranks_;

@@ -17,6 +17,7 @@ struct BulkCopy {
   std::function<void()> write;  // leaves it at the destination
   Operation reading = 0, writing = 0;
   bool taken = false, left = false;
+  bool waited_for = false;  // at least for its reading
 
   void take() {
     if (!std::exchange(taken, true)) read();
@@ -40,10 +41,10 @@ class BulkGroups {
     const std::size_t end = ends_.size() > pending ? ends_[ends_.size() - pending - 1] : 0;
     return {copies_.data(), end};
   }
-  // Whose source has not been taken.
-  std::size_t untaken() const {
+  // That nobody has waited for.
+  std::size_t in_flight() const {
     std::size_t count = 0;
-    for (const BulkCopy& copy : copies_) count += !copy.taken;
+    for (const BulkCopy& copy : copies_) count += !copy.waited_for;
     return count;
   }
   void leave_all() {

@@ -218,7 +218,7 @@ class Multiprocessor {
   struct Announced {
     std::uintptr_t begin = 0;
     std::size_t bytes = 0;
-    Access kind = Access::read;
+    AccessMode mode = AccessMode::read;  // atomic: it reads and writes
   } announced_;
   boost::context::fiber host_;
   StackBounds host_stack_;

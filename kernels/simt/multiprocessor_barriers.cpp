@@ -51,8 +51,8 @@ void Multiprocessor::barrier(BarrierUse use, bool wait, Where where) {
     barrier.warps.assign(block.warps.size(), {});
   }
   if (barrier.expected != use.threads) {
-    refuse_use(fmt::format("{} threads, others who are there gave {}", use.threads,
-                           barrier.expected));
+    refuse_use(
+        fmt::format("{} threads, others who are there gave {}", use.threads, barrier.expected));
   }
   BlockBarrier::OfWarp& own = barrier.warps[warp_index()];
   if (own.lanes == 0) own.where = where;
@@ -110,7 +110,7 @@ void Multiprocessor::returned() {
   if (const std::size_t count = self.copies.in_flight()) {
     fail("{}: returns with {} asynchronous copies that it has not waited for", place(), count);
   }
-  if (const std::size_t count = self.bulk.untaken()) {
+  if (const std::size_t count = self.bulk.in_flight()) {
     fail("{}: returns with {} copies out of shared memory that it has not waited for", place(),
          count);
   }
@@ -258,8 +258,9 @@ void Multiprocessor::complete(Warp& warp, std::size_t index) {
   } catch (const Fault&) {
     throw;
   } catch (const Error& error) {
-    fail("{}: {} at {}: {}", place(), collective.operation->name, text(current_->waiting.where),
-         error.what());
+    const auto first = static_cast<std::size_t>(std::countr_zero(collective.arrived));
+    fail("{}: {} at {}: {}", place(), collective.operation->name,
+         text(warp.lanes[first]->waiting.where), error.what());
   }
 }
 
@@ -290,8 +291,8 @@ void Multiprocessor::grant_registers(Block& block) {
     block.free_registers -= more;
     warp.registers = std::exchange(warp.wanted_registers, 0);
     for (Thread* const thread : warp.lanes) {
-      const auto waiting = std::find(block.waiting_for_registers.begin(),
-                                     block.waiting_for_registers.end(), thread);
+      const auto waiting =
+          std::find(block.waiting_for_registers.begin(), block.waiting_for_registers.end(), thread);
       if (waiting == block.waiting_for_registers.end()) continue;
       queue_.push(thread);
       block.waiting_for_registers.erase(waiting);
@@ -326,9 +327,9 @@ std::string Multiprocessor::place() const {
 }
 
 std::string Multiprocessor::state_of(const Thread& thread) {
+  if (thread.returned) return "returned";
   const Waiting& waiting = thread.waiting;
   const std::string where = text(waiting.where);
-  if (thread.returned) return "returned";
   switch (waiting.what) {
     case Waiting::For::warp_operation:
       return fmt::format("in {} of lanes {:#010x} at {}", waiting.operation->name, waiting.mask,
@@ -341,9 +342,9 @@ std::string Multiprocessor::state_of(const Thread& thread) {
       if (waiting.barrier.threads == 0) {
         return fmt::format("in {} at {}", name_of(waiting.barrier, true), where);
       }
-      return fmt::format(
-          "in {} at {}, where {} of {} threads are", name_of(waiting.barrier, true), where,
-          thread.block->barriers[waiting.barrier.number].arrived, waiting.barrier.threads);
+      return fmt::format("in {} at {}, where {} of {} threads are", name_of(waiting.barrier, true),
+                         where, thread.block->barriers[waiting.barrier.number].arrived,
+                         waiting.barrier.threads);
     case Waiting::For::cluster:
       return fmt::format("in barrier.cluster.wait at {}", where);
     case Waiting::For::grid:

@@ -327,6 +327,7 @@ void Multiprocessor::wait_bulk(unsigned pending_groups, bool only_read) {
   Participant& self = current_->knowledge;
   if (races_) ++self.epoch;
   for (BulkCopy& copy : current_->bulk.before(pending_groups)) {
+    copy.waited_for = true;
     copy.take();
     if (!only_read) copy.leave();
     if (!races_) continue;

@@ -110,7 +110,10 @@ void Multiprocessor::atomic_access(const void* address, std::size_t bytes, Where
 void Multiprocessor::plain_access(const void* address, std::size_t bytes, Access kind,
                                   const void* return_address) {
   const auto begin = reinterpret_cast<std::uintptr_t>(address);
-  if (begin - announced_.begin < announced_.bytes && kind == announced_.kind) return;
+  if (begin - announced_.begin < announced_.bytes &&
+      (announced_.mode == AccessMode::atomic || announced_.mode == mode_of(kind))) {
+    return;
+  }
   const Site site = Site::of_code(return_address);
   if (memory_of(address) == Memory::global) {
     check_global(address, bytes, kind, site);
@@ -129,7 +132,7 @@ void Multiprocessor::touch_global(const void* address, std::size_t bytes, Access
   } else if (!heap_.initialised().covers(offset, bytes)) {
     refuse(bytes, kind, site, heap_.locate(address) + ", where nothing has been written");
   }
-  announced_ = {reinterpret_cast<std::uintptr_t>(address), bytes, kind};
+  announced_ = {reinterpret_cast<std::uintptr_t>(address), bytes, mode};
   if (!races_) return;
   const Bytes at{Space::global, 0, offset, bytes};
   if (mode == AccessMode::atomic) races_->exchange(current_->knowledge, at);
@@ -144,7 +147,7 @@ void Multiprocessor::touch_shared(Block& block, const void* address, std::size_t
   } else {
     check_initialised(address, bytes, site);
   }
-  announced_ = {reinterpret_cast<std::uintptr_t>(address), bytes, kind};
+  announced_ = {reinterpret_cast<std::uintptr_t>(address), bytes, mode};
   if (!races_) return;
   const Bytes at{Space::shared, block.slot, offset, bytes};
   if (mode == AccessMode::atomic) races_->exchange(current_->knowledge, at);
@@ -249,7 +252,7 @@ void Multiprocessor::record_wgmma_read(std::size_t offset) {
   constexpr std::size_t chunk = 16;
   Warp& warp = *current_->warp;
   const Block& block = *current_->block;
-  const Where where = current_->waiting.where;
+  const Where where = warp.lanes[0]->waiting.where;
   check_initialised(shared_.begin(block.slot) + offset, chunk, where);
   if (!races_) return;
   races_->access(warp.lanes[0]->knowledge, races_->open(warp.products),

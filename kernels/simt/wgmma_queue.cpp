@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "kernels/core/dtype.h"
 #include "kernels/core/error.h"
@@ -146,14 +147,16 @@ void WgmmaQueue::issue(const std::array<void*, 32>& lanes, std::span<const std::
   if (!own.a_registers) for_each_chunk(left_operand(own, warp_of_group), shared.size(), record);
   for_each_chunk(right_operand(own), shared.size(), record);
   ++accumulator(lanes, own.n).in_flight;
-  Product product{own, {}, warp_of_group, at_once};
+  Product product{own, {}, warp_of_group, false};
   if (own.a_registers) product.a = gather_operand(lanes);
-  if (product.happened) multiply(product, shared);
   products_.push_back(product);
+  // In order: later products add to what earlier ones leave.
+  for (std::size_t i = done_; at_once && i < products_.size(); ++i) perform(products_[i], shared);
   counters().tensor_flops += static_cast<std::uint64_t>(2 * warp_rows * own.n * depth);
 }
 
-void WgmmaQueue::multiply(const Product& product, std::span<const std::byte> shared) {
+void WgmmaQueue::perform(Product& product, std::span<const std::byte> shared) {
+  if (std::exchange(product.happened, true)) return;
   const WgmmaArguments& op = product.arguments;
   const auto n = static_cast<std::size_t>(op.n);
   std::vector<float> a = product.a, b;
@@ -187,7 +190,7 @@ void WgmmaQueue::commit() {
 void WgmmaQueue::wait(std::size_t pending_groups, std::span<const std::byte> shared) {
   while (group_ends_.size() - done_groups_ > pending_groups) {
     for (const std::size_t end = group_ends_[done_groups_++]; done_ < end; ++done_) {
-      if (!products_[done_].happened) multiply(products_[done_], shared);
+      perform(products_[done_], shared);
       finish(products_[done_]);
     }
   }
@@ -215,18 +218,18 @@ void WgmmaQueue::finish(const Product& product) {
   }
 }
 
-const WarpOperation wgmma_operation{
-    "wgmma", [](const std::array<void*, 32>& lanes) {
-      wgmma_queue().issue(lanes, block_shared_memory(), warp_index() % 4, happens_at_once());
-    }};
+const WarpOperation wgmma_operation{"wgmma", [](const std::array<void*, 32>& lanes) {
+                                      wgmma_queue().issue(lanes, block_shared_memory(),
+                                                          warp_index() % 4, happens_at_once());
+                                    }};
 const WarpOperation wgmma_fence_operation{
     "wgmma.fence", [](const std::array<void*, 32>&) { wgmma_queue().fence(); }};
 const WarpOperation wgmma_commit_operation{"wgmma.commit_group",
                                            [](const std::array<void*, 32>&) { commit_wgmma(); }};
-const WarpOperation wgmma_wait_operation{
-    "wgmma.wait_group", [](const std::array<void*, 32>& lanes) {
-      wait_wgmma(*static_cast<const unsigned*>(lanes[0]));
-    }};
+const WarpOperation wgmma_wait_operation{"wgmma.wait_group",
+                                         [](const std::array<void*, 32>& lanes) {
+                                           wait_wgmma(*static_cast<const unsigned*>(lanes[0]));
+                                         }};
 
 const WarpOperation set_registers_operation{
     "setmaxnreg", [](const std::array<void*, 32>& lanes) {

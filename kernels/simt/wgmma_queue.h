@@ -60,7 +60,7 @@ class WgmmaQueue {
   };
 
   Accumulator& accumulator(const std::array<void*, 32>& lanes, int n);
-  void multiply(const Product& product, std::span<const std::byte> shared);
+  void perform(Product& product, std::span<const std::byte> shared);
   void finish(const Product& product);
 
   std::vector<Accumulator> accumulators_;

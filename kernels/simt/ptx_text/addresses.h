@@ -31,6 +31,7 @@ inline std::byte* shared_access(const Frame& frame, const Instruction& i, std::s
 
 // Not that of shared memory, but otherwise not checked.
 inline std::byte* global_pointer(const Frame& frame, const Instruction& i, std::size_t n) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): registers hold addresses as numbers.
   auto* const address = reinterpret_cast<std::byte*>(address_value(frame, i, n));
   if (address >= frame.shared && address < frame.shared + frame.shared_bytes) {
     fail("{}:{}: an access to global memory has an address of shared memory", frame.kernel.file,
