@@ -16,8 +16,8 @@ struct Counters;
 
 // A compiled kernel with its arguments.
 struct KernelCall {
-  std::function<void()> thread;  // runs it, for one thread
-  const void* kernel = nullptr;  // its address
+  std::function<void()> thread;                        // runs it, for one thread
+  const void* kernel = nullptr;                        // its address
   std::vector<std::span<const std::byte>> parameters;  // their bytes; they live as long as `thread`
 };
 

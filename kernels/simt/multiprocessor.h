@@ -60,7 +60,8 @@ class Multiprocessor {
   void* map_to_rank(const void* address, unsigned rank, Where where);
 
   void access(const void* address, std::size_t bytes, Access kind, Where where);
-  void shared_access(const void* address, std::size_t bytes, Access kind, Where where);
+  void shared_access(const void* address, std::size_t bytes, Access kind, Where where,
+                     std::size_t used_bytes);
   void atomic_access(const void* address, std::size_t bytes, Where where);
   // An access to a watched address that the compiler announces.
   void plain_access(const void* address, std::size_t bytes, Access kind,

@@ -73,7 +73,7 @@ void Multiprocessor::touch_mbarrier(const std::uint64_t* barrier, Where where) {
 }
 
 void Multiprocessor::initialise_mbarrier(std::uint64_t* barrier, unsigned arrivals, Where where) {
-  shared_access(barrier, sizeof *barrier, Access::write, where);
+  shared_access(barrier, sizeof *barrier, Access::write, where, sizeof *barrier);
   Block& block = *current_->block;
   naming("mbarrier.init", where, [&] {
     require(shared_.slot_of(barrier) == block.slot, "the mbarrier is in another block's memory");

@@ -75,18 +75,19 @@ void Multiprocessor::check_initialised(const void* shared, std::size_t bytes, Si
 // ---- accesses --------------------------------------------------------------------------------
 
 void Multiprocessor::access(const void* address, std::size_t bytes, Access kind, Where where) {
-  if (memory_of(address) == Memory::shared) return shared_access(address, bytes, kind, where);
+  if (memory_of(address) == Memory::shared)
+    return shared_access(address, bytes, kind, where, bytes);
   check_global(address, bytes, kind, where);
   check_alignment(address, bytes, kind, where);
   touch_global(address, bytes, kind, mode_of(kind), where);
   log_access(address, bytes, kind, Space::global, where);
 }
 
-void Multiprocessor::shared_access(const void* address, std::size_t bytes, Access kind,
-                                   Where where) {
+void Multiprocessor::shared_access(const void* address, std::size_t bytes, Access kind, Where where,
+                                   std::size_t used_bytes) {
   Block& owner = check_shared(address, bytes, kind, where);
   check_alignment(address, bytes, kind, where);
-  touch_shared(owner, address, bytes, kind, mode_of(kind), where);
+  touch_shared(owner, address, used_bytes, kind, mode_of(kind), where);
   log_access(address, bytes, kind, Space::shared, where);
 }
 

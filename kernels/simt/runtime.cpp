@@ -49,7 +49,12 @@ void access(const void* address, std::size_t bytes, Access kind, Where where) {
 }
 
 void shared_access(const void* address, std::size_t bytes, Access kind, Where where) {
-  running("an access to shared memory").shared_access(address, bytes, kind, where);
+  running("an access to shared memory").shared_access(address, bytes, kind, where, bytes);
+}
+
+void shared_access(const void* address, std::size_t bytes, Access kind, Where where,
+                   std::size_t used_bytes) {
+  running("an access to shared memory").shared_access(address, bytes, kind, where, used_bytes);
 }
 
 void atomic_access(const void* address, std::size_t bytes, Where where) {

@@ -89,6 +89,9 @@ void access(const void* address, std::size_t bytes, Access kind, Where where);
 
 // As access, in shared memory alone: of the block, or of another of its cluster.
 void shared_access(const void* address, std::size_t bytes, Access kind, Where where);
+// The same where only the first `used_bytes` matter: the others come along, written or not.
+void shared_access(const void* address, std::size_t bytes, Access kind, Where where,
+                   std::size_t used_bytes);
 
 // As access, by an atomic operation that reads and writes.
 void atomic_access(const void* address, std::size_t bytes, Where where);

@@ -6,8 +6,8 @@
 #include <limits>
 #include <numeric>
 
-#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
 namespace {
@@ -323,7 +323,7 @@ const auto shapes = ::testing::Values(
     Case{b16, 1, 1, 1, {1}}, Case{b16, 2, 1, 64, {63, 64, 65}},
     Case{b16, 8, 1, 24, {0, 5, 127, 1}, {}, Mask::causal, 3},
     Case{b16, 2, 2, 80, {257}, {}, Mask::full}, Case{b16, 2, 1, 128, {1, 2}, {300, 65}},
-    Case{b16, 2, 1, 256, {70}});
+    Case{b16, 2, 1, 256, {70}}, Case{b16, 2, 1, 100, {65, 3}});
 
 // What the tensor-core kernels treat in a way of its own: more than one tile of queries and keys,
 // each instance and head_dims that are padded to it, queries that see no key, rows in no document.

@@ -189,7 +189,9 @@ INSTANTIATE_TEST_SUITE_P(
                           Case{DType::bf16, 35, 1024, true}, Case{DType::bf16, 19, 1280, false},
                           Case{DType::bf16, 9, 2056, true}, Case{DType::bf16, 5, 8192, true},
                           Case{DType::bf16, 3, 8200, true}, Case{DType::f32, 19, 516, true},
-                          Case{DType::f32, 5, 1280, true}, Case{DType::f32, 3, 8196, false})),
+                          Case{DType::f32, 5, 1280, true}, Case{DType::f32, 3, 8196, false},
+                          Case{DType::f32, 5, 200, true}, Case{DType::f32, 5, 500, false},
+                          Case{DType::f32, 3, 4096, true}, Case{DType::f32, 3, 8192, false})),
     device_test_name<Case>);
 
 TEST(LayerNormReference, GradientsAreThoseOfTheForward) {

@@ -26,6 +26,14 @@ struct ComparedLaunches {
   std::uint64_t compiled_bytes = 0, ptx_bytes = 0;
   std::uint64_t compiled_sectors = 0, ptx_sectors = 0;
   std::uint64_t compiled_requests = 0, ptx_requests = 0;
+
+  ComparedLaunches& operator+=(const ComparedLaunches& other) {
+    launches += other.launches, unequal += other.unequal;
+    compiled_bytes += other.compiled_bytes, ptx_bytes += other.ptx_bytes;
+    compiled_sectors += other.compiled_sectors, ptx_sectors += other.ptx_sectors;
+    compiled_requests += other.compiled_requests, ptx_requests += other.ptx_requests;
+    return *this;
+  }
 };
 
 class ComparingFrontEnd final : public simt::FrontEnd {
@@ -47,15 +55,14 @@ class ComparingFrontEnd final : public simt::FrontEnd {
     site.run(simt::ptx::Program::thread_of(kernel, call.parameters));
     const simt::Counters& end = site.counters();
 
-    ComparedLaunches& record = records_[kernel.name];
-    ++record.launches;
-    record.unequal += site.save_memory().bytes != expected;
-    record.compiled_bytes += bytes(middle) - bytes(start);
-    record.ptx_bytes += bytes(end) - bytes(middle);
-    record.compiled_sectors += sectors(middle) - sectors(start);
-    record.ptx_sectors += sectors(end) - sectors(middle);
-    record.compiled_requests += requests(middle) - requests(start);
-    record.ptx_requests += requests(end) - requests(middle);
+    records_[kernel.name] += {.launches = 1,
+                              .unequal = site.save_memory().bytes != expected,
+                              .compiled_bytes = bytes(middle) - bytes(start),
+                              .ptx_bytes = bytes(end) - bytes(middle),
+                              .compiled_sectors = sectors(middle) - sectors(start),
+                              .ptx_sectors = sectors(end) - sectors(middle),
+                              .compiled_requests = requests(middle) - requests(start),
+                              .ptx_requests = requests(end) - requests(middle)};
   }
 
  private:

@@ -43,8 +43,7 @@ std::vector<std::uint32_t> run_probe(const std::string& body, std::vector<std::u
   const void* const address = on_device.raw();
   const auto parameter = std::as_bytes(std::span(&address, 1));
   stream->copy(on_device, on_host);
-  simt::enqueue(*stream,
-                {.kernel = "probe", .block = {threads}, .shared_bytes = shared_bytes},
+  simt::enqueue(*stream, {.kernel = "probe", .block = {threads}, .shared_bytes = shared_bytes},
                 {.thread = Program::thread_of(program.find({"", "probe"}), {{parameter}})});
   stream->copy(on_host, on_device);
   stream->synchronize();
@@ -110,10 +109,10 @@ TEST(PtxInterpreter, FloatsRoundAndTreatNaNs) {
 
 TEST(PtxInterpreter, ComparisonsWithNaNs) {
   const auto holds = [](const std::string& relation, float a, float b) {
-    const std::vector<std::uint32_t> out = run_probe(
-        "ld.global.v2.f32 {%f0, %f1}, [%rd0];\nsetp." + relation +
-            ".f32 %p1, %f0, %f1;\nselp.u32 %r0, 1, 0, %p1;\nst.global.u32 [%rd0], %r0;",
-        {std::bit_cast<std::uint32_t>(a), std::bit_cast<std::uint32_t>(b)});
+    const std::vector<std::uint32_t> out =
+        run_probe("ld.global.v2.f32 {%f0, %f1}, [%rd0];\nsetp." + relation +
+                      ".f32 %p1, %f0, %f1;\nselp.u32 %r0, 1, 0, %p1;\nst.global.u32 [%rd0], %r0;",
+                  {std::bit_cast<std::uint32_t>(a), std::bit_cast<std::uint32_t>(b)});
     return out[0] == 1;
   };
   const float nan = std::numeric_limits<float>::quiet_NaN();

@@ -1,8 +1,9 @@
 // What the tests named *_as_ptx found, over all of them: every kernel of the PTX modules was launched;
-// what it wrote is what the host compiler's kernel wrote, bit for bit where the two compute the same;
-// and its accesses to global memory move no more than the source says.
+// what it wrote is what the host compiler's kernel wrote, bit for bit, but where the two compute
+// differently; and it moves no more of global memory than the source says.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 
@@ -11,7 +12,113 @@
 namespace orchard::testing {
 namespace {
 
-TEST(PtxReport, Read) {}
+// Kernels whose results may differ in some bits. Each is held to the bounds of its fp64 reference by
+// the test that ran it, with the PTX's result. nvcc fuses products and sums where the source writes
+// both; CUDA's functions are not the host's, though each is within its own bound.
+struct Difference {
+  const char* kernel;  // in its name
+  const char* reason;
+};
+constexpr Difference differences[] = {
+    {"adafactor_measure<", "fused sums"},
+    {"adafactor_update<", "fused sums"},
+    {"attention_forward_mma<", "logf, and fused sums"},
+    {"attention_forward_rows<", "logf, and fused sums"},
+    {"attention_forward_wgmma", "logf, and fused sums"},
+    {"choose<", "expf, logf"},
+    {"cross_entropy<", "expf, logf"},
+    {"cross_entropy_of_shards<", "expf"},
+    {"softmax_of_shard<", "expf"},
+    {"excite_backward<", "expf, in the sigmoid"},
+    {"excite_forward<", "expf, in the sigmoid"},
+    {"ScaleGradient<", "expf, in the sigmoid"},
+    {"ActivateBackward<", "expf, in the sigmoid"},
+    {"Activate<", "expf, in the sigmoid"},
+    {"Gate<", "expf, in the sigmoid"},
+    {"GateBackward<", "expf, in the sigmoid"},
+    {"make_filter(", "fused sums"},
+    {"norm_any_row<", "fused sums, rsqrtf"},
+    {"norm_backward_any_row<", "fused sums"},
+    {"norm_backward_rows<", "fused sums"},
+    {"norm_rows<", "fused sums, rsqrtf"},
+    {"qk_norm_rope_forward<", "fused sums, rsqrtf"},
+};
+
+// Kernels that make more sectors as PTX than as source, by more than a twentieth: nvcc unrolled a loop
+// of which the lanes of a warp make different numbers of turns, and then some of them are in its
+// unrolled part and some in its rest, so that what the source counts as one request is two.
+constexpr const char* diverging[] = {"pool<", "add_to_table<", "copy_rows<", "attention_row_dots<"};
+
+// Instances that no launch can choose as yet: rows are of f32 and bf16, so of an even number of bytes.
+constexpr const char* out_of_reach = "<unsigned char";
+
+std::map<std::string, ComparedLaunches> read_reports(const std::string& folder) {
+  std::map<std::string, ComparedLaunches> out;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    std::ifstream file(entry.path());
+    ComparedLaunches r;
+    std::string kernel;
+    while (file >> r.launches >> r.unequal >> r.compiled_bytes >> r.ptx_bytes >>
+               r.compiled_sectors >> r.ptx_sectors >> r.compiled_requests >> r.ptx_requests &&
+           std::getline(file >> std::ws, kernel)) {
+      out[kernel] += r;
+    }
+  }
+  return out;
+}
+
+class PtxReport : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const char* const reports = std::getenv("ORCHARD_PTX_REPORTS");
+    const char* const modules = std::getenv("ORCHARD_PTX_MODULES");
+    if (!reports || !modules) {
+      GTEST_SKIP() << "no reports on PTX: the build has no nvcc, or CTest does not run";
+    }
+    records_ = read_reports(reports);
+    entries_ = simt::ptx::Program(simt::ptx::read_modules(modules)).entries();
+  }
+
+  std::map<std::string, ComparedLaunches> records_;
+  std::vector<simt::ptx::EntryName> entries_;
+};
+
+TEST_F(PtxReport, EveryKernelRan) {
+  EXPECT_GT(entries_.size(), 0u);
+  for (const simt::ptx::EntryName& entry : entries_) {
+    if (entry.name.find(out_of_reach) != std::string::npos) continue;
+    EXPECT_TRUE(records_.contains(text(entry))) << text(entry) << " was never launched";
+  }
+}
+
+TEST_F(PtxReport, ResultsAreTheCompiledKernels) {
+  std::map<std::string, bool> is_used;
+  for (const auto& [kernel, record] : records_) {
+    if (record.unequal == 0) continue;
+    const auto known = std::find_if(
+        std::begin(differences), std::end(differences),
+        [&name = kernel](const Difference& d) { return name.find(d.kernel) != std::string::npos; });
+    EXPECT_NE(known, std::end(differences))
+        << kernel << ": " << record.unequal << " of " << record.launches << " launches differ";
+    if (known != std::end(differences)) is_used[known->kernel] = true;
+  }
+  for (const Difference& difference : differences) {
+    EXPECT_TRUE(is_used[difference.kernel]) << difference.kernel << " gives the same bits";
+  }
+}
+
+TEST_F(PtxReport, MovesNoMoreThanTheSource) {
+  for (const auto& [kernel, record] : records_) {
+    EXPECT_LE(record.ptx_bytes, record.compiled_bytes) << kernel;
+    const bool diverges = std::any_of(
+        std::begin(diverging), std::end(diverging),
+        [&name = kernel](const char* part) { return name.find(part) != std::string::npos; });
+    if (diverges) continue;
+    EXPECT_LE(static_cast<double>(record.ptx_sectors),
+              1.05 * static_cast<double>(record.compiled_sectors))
+        << kernel;
+  }
+}
 
 }  // namespace
 }  // namespace orchard::testing

@@ -223,6 +223,7 @@ INSTANTIATE_TEST_SUITE_P(
             Case{1, 1, 0, BalanceCounts::first_choice, {1}, {1}},
             Case{2, 2, 1.0f, BalanceCounts::first_choice, {9, 3}, {9, 3}},
             Case{8, 2, 0, BalanceCounts::first_choice, {33}, {33}},
+            Case{100, 4, 1.0f, BalanceCounts::first_choice, {20}, {20}},
             Case{8, 2, 1.0f, BalanceCounts::first_choice, {20, 1, 5, 0, 13}, {17, 1, 0, 0, 13}},
             Case{8, 1, 0.5f, BalanceCounts::all_choices, {29}, {29}},
             Case{17, 3, 1.25f, BalanceCounts::all_choices, {23, 6}, {19, 6}},

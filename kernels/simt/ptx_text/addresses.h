@@ -25,12 +25,13 @@ inline std::byte* shared_pointer(const Frame& frame, const Instruction& i, std::
 inline std::byte* shared_access(const Frame& frame, const Instruction& i, std::size_t n,
                                 std::size_t bytes, Access kind) {
   std::byte* const address = shared_pointer(frame, i, n);
-  simt::shared_access(address, bytes, kind, frame.where(i));
+  simt::shared_access(address, bytes, kind, frame.where(i), i.used_bytes ? i.used_bytes : bytes);
   return address;
 }
 
 // Not that of shared memory, but otherwise not checked.
 inline std::byte* global_pointer(const Frame& frame, const Instruction& i, std::size_t n) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): registers hold addresses as numbers.
   auto* const address = reinterpret_cast<std::byte*>(address_value(frame, i, n));
   if (address >= frame.shared && address < frame.shared + frame.shared_bytes) {
     fail("{}:{}: an access to global memory has an address of shared memory", frame.kernel.file,

@@ -14,6 +14,7 @@ namespace {
 
 // [to], [from], bytes, source bytes
 void copy(Frame& frame, const Instruction& i) {
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): registers hold addresses as numbers.
   auto* const from = reinterpret_cast<const std::byte*>(address_value(frame, i, 3));
   issue_async_copy({shared_pointer(frame, i, 0), from, frame.operand(i, 6),
                     frame.read<std::uint32_t>(frame.operand(i, 7))},

@@ -136,8 +136,12 @@ void Decoder::read_body() {
 }
 
 void Decoder::read_instruction(const Statement& statement) {
-  Instruction out{nullptr, static_cast<std::uint32_t>(kernel_.operands.size()),
-                  statement.line - first_line_, -1, statement.guard_is_negated};
+  Instruction out{nullptr,
+                  static_cast<std::uint32_t>(kernel_.operands.size()),
+                  statement.line - first_line_,
+                  -1,
+                  statement.guard_is_negated,
+                  static_cast<std::uint8_t>(statement.used_bytes)};
   if (!statement.guard.empty()) {
     const Register* const guard = registers_.find(statement.guard);
     if (!guard || guard->letter != 'p') {

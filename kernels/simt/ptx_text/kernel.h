@@ -20,6 +20,7 @@ struct Instruction {
   std::uint32_t line;   // of the PTX text
   std::int32_t guard;   // slot of the predicate, or -1
   bool guard_is_negated;
+  std::uint8_t used_bytes;  // of a load (statements.h); 0: all
 };
 
 struct Parameter {
@@ -40,8 +41,20 @@ struct Kernel {
 
 // Slots of the special registers.
 enum Special : std::uint32_t {
-  tid_x, tid_y, tid_z, ntid_x, ntid_y, ntid_z, ctaid_x, ctaid_y, ctaid_z, nctaid_x, nctaid_y,
-  nctaid_z, laneid, special_count
+  tid_x,
+  tid_y,
+  tid_z,
+  ntid_x,
+  ntid_y,
+  ntid_z,
+  ctaid_x,
+  ctaid_y,
+  ctaid_z,
+  nctaid_x,
+  nctaid_y,
+  nctaid_z,
+  laneid,
+  special_count
 };
 
 // The sums of a wgmma that is in flight (warpgroup_operations.cpp).

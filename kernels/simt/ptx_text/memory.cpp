@@ -92,7 +92,6 @@ void add_to_global(Frame& frame, const Instruction& i) {
 
 void add_memory(Opcodes& to) {
   add_type<std::uint8_t>(to, "u8");
-  add_type<std::int8_t>(to, "s8");
   add_type<std::uint16_t>(to, "u16");
   add_type<std::int16_t>(to, "s16");
   add_type<std::uint32_t>(to, "u32");

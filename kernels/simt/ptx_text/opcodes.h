@@ -58,8 +58,7 @@ class Opcodes {
   void add_function(const std::string& name, Result (*)(Arguments...)) {
     add(name, std::string{'=', letter<Result>, letter<Arguments>...},
         [](Frame& frame, const Instruction& i) {
-          apply<Function, Result, Arguments...>(frame, i,
-                                                  std::index_sequence_for<Arguments...>());
+          apply<Function, Result, Arguments...>(frame, i, std::index_sequence_for<Arguments...>());
         });
   }
 

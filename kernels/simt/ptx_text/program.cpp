@@ -78,12 +78,12 @@ void Program::scan(const ModuleText& module) {
   for (std::size_t at = 0; (at = text.find(marker, at)) != std::string_view::npos;) {
     const std::string_view mangled = word_after(marker, at);
     at = static_cast<std::size_t>(mangled.end() - text.begin());
-    line += static_cast<unsigned>(
-        std::count(text.begin() + static_cast<std::ptrdiff_t>(counted),
-                   text.begin() + static_cast<std::ptrdiff_t>(at), '\n'));
+    line += static_cast<unsigned>(std::count(text.begin() + static_cast<std::ptrdiff_t>(counted),
+                                             text.begin() + static_cast<std::ptrdiff_t>(at), '\n'));
     counted = at;
     // Entries that other modules see are the same in all of them; the first one serves.
-    const std::size_t begin = static_cast<std::size_t>(mangled.begin() - text.begin()) - marker.size();
+    const std::size_t begin =
+        static_cast<std::size_t>(mangled.begin() - text.begin()) - marker.size();
     const bool is_local = begin == 0 || text[begin - 1] == '\n';
     const EntryName name{is_local ? module.file.substr(0, module.file.rfind('.')) : "",
                          plain_name(std::string(mangled))};

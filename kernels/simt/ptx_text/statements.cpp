@@ -1,7 +1,9 @@
 #include "kernels/simt/ptx_text/statements.h"
 
+#include <bit>
 #include <cctype>
 #include <charconv>
+#include <utility>
 
 #include "kernels/core/error.h"
 
@@ -38,9 +40,8 @@ std::string_view StatementReader::peek() {
   if (text_[0] == '"') return text_.substr(0, text_.find('"', 1) + 1);
   std::size_t length = 0;
   // "::" lies inside of modifiers, a single ":" ends a label.
-  while (length < text_.size() &&
-         (is_word(text_[length]) || text_.substr(length, 2) == "::" ||
-          (length > 0 && text_.substr(length - 1, 2) == "::"))) {
+  while (length < text_.size() && (is_word(text_[length]) || text_.substr(length, 2) == "::" ||
+                                   (length > 0 && text_.substr(length - 1, 2) == "::"))) {
     ++length;
   }
   return text_.substr(0, std::max(length, std::size_t{1}));
@@ -108,11 +109,23 @@ Operand StatementReader::operand() {
   return out;
 }
 
+// "used_bytes_mask 4095" is a bit for each byte of the next load. "nounroll" binds the assembler.
+void StatementReader::pragma() {
+  constexpr std::string_view mask_name = "\"used_bytes_mask ";
+  const std::string_view text = token();
+  expect(";");
+  if (!text.starts_with(mask_name)) return;
+  std::string_view digits = text.substr(mask_name.size());
+  digits.remove_suffix(1);
+  const std::uint64_t mask = number(digits);
+  used_bytes_ = static_cast<unsigned>(std::bit_width(mask));
+  if (!std::has_single_bit(mask + 1)) refuse(fmt::format("{} leaves out bytes within", text));
+}
+
 // After a word that begins with a dot.
 Statement StatementReader::directive(Statement statement) {
   if (statement.opcode == ".pragma") {
-    while (token() != ";") {
-    }
+    pragma();
     return next();
   }
   if (statement.opcode != ".reg") {
@@ -153,6 +166,7 @@ Statement StatementReader::next() {
     return statement;
   }
   statement.kind = Statement::Kind::instruction;
+  statement.used_bytes = std::exchange(used_bytes_, 0);
   while (peek() != ";") {
     if (peek().empty()) refuse("the text ends within an instruction");
     statement.operands.push_back(operand());

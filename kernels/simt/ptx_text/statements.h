@@ -37,6 +37,9 @@ struct Statement {
   std::string_view guard;   // the predicate of @p, or empty
   bool guard_is_negated = false;
   std::vector<Operand> operands;  // the two of d|p count as two
+  // Of what a load brings, as the compiler says: the first bytes matter, the others need not have been
+  // written. 0: all.
+  unsigned used_bytes = 0;
 };
 
 class StatementReader {
@@ -61,10 +64,12 @@ class StatementReader {
   std::vector<Operand> members();  // up to the closing brace
   std::uint64_t number(std::string_view token);
   Statement directive(Statement statement);
+  void pragma();
 
   std::string file_;
   std::string_view text_;
   unsigned line_;
+  unsigned used_bytes_ = 0;  // by the next instruction
 };
 
 }  // namespace orchard::simt::ptx

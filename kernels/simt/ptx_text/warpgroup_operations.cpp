@@ -20,9 +20,7 @@ constexpr unsigned whole_warp = 0xffffffffu;
 constexpr std::uint32_t tag_base = 0xffa40000, tag_step = 1 << 8;
 
 SumsInFlight& sums_of(Frame& frame, const Instruction& i, std::uint32_t count) {
-  const auto word = [&](std::uint32_t k) {
-    return frame.read<std::uint32_t>(frame.operand(i, k));
-  };
+  const auto word = [&](std::uint32_t k) { return frame.read<std::uint32_t>(frame.operand(i, k)); };
   for (SumsInFlight& known : frame.sums) {
     if (word(0) != known.tag) continue;
     for (std::uint32_t k = 0; k < count; ++k) {
@@ -130,8 +128,7 @@ void set_register_count(Frame& frame, const Instruction& i) {
 
 template <int n>
 void add_product(Opcodes& to) {
-  const std::string opcode =
-      fmt::format("wgmma.mma_async.sync.aligned.m64n{}k16.f32.bf16.bf16", n);
+  const std::string opcode = fmt::format("wgmma.mma_async.sync.aligned.m64n{}k16.f32.bf16.bf16", n);
   const std::string d = group("=w", n / 2);
   to.add(opcode, d + "ddpiiii", multiply<n>);
   to.add(opcode, d + "{wwww}dpiii", multiply_registers<n>);
