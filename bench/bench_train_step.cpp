@@ -73,7 +73,7 @@ void measure(const Setting& setting) {
   config.decoder.max_positions = std::max(config.decoder.max_positions, setting.sequence);
   const std::unique_ptr<Device> device = setting.device == "cpu"
                                              ? make_cpu_device({.threads = setting.threads})
-                                             : open_device(DeviceKind::cuda);
+                                             : open_device({.device = DeviceKind::cuda});
   const std::unique_ptr<Stream> stream = device->make_stream();
   const std::unique_ptr<Communicator> world = make_single_communicator();
   const ParallelContext ranks(*world, {});

@@ -134,7 +134,7 @@ int command_eval(Arguments arguments) {
   open_tokenizer(asked);  // refuses the wrong training set
   const TrainingSet set = TrainingSet::open(asked.run.training_set);
   const StageData data(set, asked.run, asked.stage);
-  const std::unique_ptr<Device> device = open_device(asked.run.device);
+  const std::unique_ptr<Device> device = open_device(asked.run);
   const std::unique_ptr<InferenceModel> model =
       load_model(asked, *device, asked.stage.sequence_length + options.longest_answer);
   const EvaluationReport report = evaluate(*model, set, data, asked.run.micro_batch, options);

@@ -96,7 +96,7 @@ int command_generate(Arguments arguments) {
                         "the model is text-only: it takes no --image");
   const Tokenizer tokenizer = open_tokenizer(asked);
   const std::unique_ptr<Device> host = make_cpu_device();  // renders pictures
-  const std::unique_ptr<Device> device = open_device(asked.run.device);
+  const std::unique_ptr<Device> device = open_device(asked.run);
   Draft draft = make_draft(line.required("prompt"), images, plain ? Frame::none : Frame::chat,
                            line.text("templates"));
   const MicroBatch prompt =

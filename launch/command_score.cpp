@@ -98,7 +98,7 @@ int command_score(Arguments arguments) {
   std::size_t longest = 1;
   for (const ScoreRequest& request : requests) longest = std::max(longest, request.tokens.size());
   const std::unique_ptr<Device> host = make_cpu_device();  // renders pictures
-  const std::unique_ptr<Device> device = open_device(asked.run.device);
+  const std::unique_ptr<Device> device = open_device(asked.run);
   const std::unique_ptr<InferenceModel> model =
       load_model(asked, *device, static_cast<std::int64_t>(longest));
   TilingOptions tiling = asked.stage.tiling;

@@ -220,7 +220,7 @@ int command_train(Arguments arguments) {
       if (job.is_first()) add_observers(observers, run, request->options, terminal);
     });
     if (!changes.empty()) observers.on_message("changed since the run began: " + changes);
-    const std::unique_ptr<Device> device = open_device(run.device, job.ranks().rank());
+    const std::unique_ptr<Device> device = open_device(run, rank_on_node(job.ranks()));
     train(run, request->options, *device, job.ranks(), observers);
     return 0;
   });

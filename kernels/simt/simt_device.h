@@ -16,6 +16,7 @@
 #include <memory>
 
 #include "kernels/device/device.h"
+#include "kernels/gpu/gpu_properties.h"
 #include "kernels/simt/counters.h"
 
 namespace orchard {
@@ -49,6 +50,13 @@ struct SimtOptions {
   int multiprocessors = 2;                      // that persistent kernels fill
   std::size_t shared_bytes_limit = 227 * 1024;  // per block; sm_80 has 163 KiB, sm_90 227 KiB
 };
+
+// The GPU for which kernels of this architecture are chosen, with its shared memory (CUDA C++
+// Programming Guide, "Compute Capabilities").
+constexpr SimtOptions simt_options(GpuArch arch) {
+  if (arch == GpuArch::sm_90a) return {.compute_capability = 90, .shared_bytes_limit = 227 * 1024};
+  return {.compute_capability = 80, .shared_bytes_limit = 163 * 1024};
+}
 
 class SimtDevice final : public Device {
  public:

@@ -25,12 +25,12 @@ struct FoundDevice {
   std::string absence;
 };
 
-inline FoundDevice find_device(DeviceKind kind) {
+inline FoundDevice find_device(DeviceKind kind, const SimtOptions& simt = {}) {
   switch (kind) {
     case DeviceKind::cpu:
       return {make_cpu_device(), {}};
     case DeviceKind::simt:
-      return {make_simt_device(), {}};
+      return {make_simt_device(simt), {}};
     case DeviceKind::cuda:
 #ifdef ORCHARD_HAS_CUDA
       try {
@@ -124,11 +124,14 @@ class DeviceTest : public ::testing::TestWithParam<std::tuple<DeviceKind, Case>>
  protected:
   void SetUp() override {
     const DeviceKind kind = std::get<0>(this->GetParam());
-    auto [device, absence] = find_device(kind);
+    auto [device, absence] = find_device(kind, simt_options());
     if (!device) GTEST_SKIP() << name_of(kind) << ": " << absence;
     device_ = std::move(device);
     stream_ = device_->make_stream();
   }
+
+  // What the emulator is made with, for tests to override.
+  virtual SimtOptions simt_options() const { return {}; }
 
   const Case& parameter() const { return std::get<1>(this->GetParam()); }
   DeviceKind kind() const { return std::get<0>(this->GetParam()); }
