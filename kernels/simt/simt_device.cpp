@@ -9,6 +9,7 @@
 #include "kernels/simt/heap.h"
 #include "kernels/simt/multiprocessor.h"
 #include "kernels/simt/runtime.h"
+#include "kernels/simt/work_queue.h"
 
 namespace orchard {
 namespace simt {
@@ -16,15 +17,12 @@ namespace {
 
 class SimtStream final : public Stream {
  public:
-  SimtStream(Device& device, Heap& heap, Multiprocessor& multiprocessor)
-      : Stream(device), heap_(heap), multiprocessor_(multiprocessor) {}
+  SimtStream(Device& device, Heap& heap, Multiprocessor& multiprocessor, WorkQueues& queues)
+      : Stream(device), heap_(heap), multiprocessor_(multiprocessor), queue_(queues) {}
 
-  void synchronize() override {
-    const std::vector<std::function<void()>> work = std::exchange(queue_, {});
-    if (work.empty()) return;
-    const HeapAccess access(heap_);
-    for (const auto& run : work) run();
-  }
+  void synchronize() override { queue_.run(); }
+  void wait(Event& event) override;
+  std::unique_ptr<Graph> capture(std::function<void()> work) override;
 
   void copy(Tensor destination, ConstTensor source) override {
     require(destination.dtype() == source.dtype() && destination.numel() == source.numel(),
@@ -48,10 +46,13 @@ class SimtStream final : public Stream {
 
   void launch(const LaunchShape& shape, std::function<void()> thread) {
     queue_.emplace_back([this, shape, thread = std::move(thread)] {
+      queue_.launches().note(shape);
       multiprocessor_.run(shape, thread);
       heap_.check_red_zones(fmt::format("kernel {}", shape.kernel));
     });
   }
+
+  WorkQueue& queue() { return queue_; }
 
  private:
   void check_operand(std::string_view role, const ConstTensor& tensor) const {
@@ -62,8 +63,53 @@ class SimtStream final : public Stream {
 
   Heap& heap_;
   Multiprocessor& multiprocessor_;
-  std::vector<std::function<void()>> queue_;
+  WorkQueue queue_;
 };
+
+WorkQueue& queue_of(Stream& stream, std::string_view what) {
+  require(stream.device().kind() == DeviceKind::simt,
+          "{} of an emulated device was given a stream of device {}", what,
+          name_of(stream.device().kind()));
+  return static_cast<SimtStream&>(stream).queue();
+}
+
+class SimtEvent final : public Event {
+ public:
+  explicit SimtEvent(WorkQueues& queues) : queues_(queues) {}
+
+  void record(Stream& stream) override { point_ = queue_of(stream, "an event").add_point(); }
+  bool is_done() override { return !point_ || point_->queue == nullptr; }
+  void synchronize() override {
+    if (!is_done()) queues_.run_until(*point_->queue, [this] { return is_done(); });
+    require(!point_ || !point_->dropped, "the work that an event stands for was dropped");
+  }
+  const std::shared_ptr<WorkPoint>& point() const { return point_; }
+
+ private:
+  WorkQueues& queues_;
+  std::shared_ptr<WorkPoint> point_;
+};
+
+class SimtGraph final : public Graph {
+ public:
+  explicit SimtGraph(std::vector<WorkQueue::Work> work) : work_(std::move(work)) {}
+  void replay(Stream& stream) override {
+    WorkQueue& queue = queue_of(stream, "a graph");
+    for (const WorkQueue::Work& piece : work_) queue.emplace_back(piece);
+  }
+
+ private:
+  std::vector<WorkQueue::Work> work_;
+};
+
+void SimtStream::wait(Event& event) {
+  const auto& point = static_cast<SimtEvent&>(event).point();
+  if (point) queue_.add_wait(point);
+}
+
+std::unique_ptr<Graph> SimtStream::capture(std::function<void()> work) {
+  return std::make_unique<SimtGraph>(queue_.record(work));
+}
 
 }  // namespace
 
@@ -74,12 +120,17 @@ void enqueue(Stream& stream, const LaunchShape& shape, std::function<void()> thr
   static_cast<SimtStream&>(stream).launch(shape, std::move(thread));
 }
 
+void enqueue_polled(Stream& stream, std::function<bool()> poll) {
+  queue_of(stream, "communication").add_polled(std::move(poll));
+}
+
 }  // namespace simt
 
 SimtDevice::SimtDevice(const SimtOptions& options)
     : Device(DeviceKind::simt),
       heap_(std::make_unique<simt::Heap>()),
-      multiprocessor_(std::make_unique<simt::Multiprocessor>(options, *heap_, counters_)) {
+      multiprocessor_(std::make_unique<simt::Multiprocessor>(options, *heap_, counters_)),
+      queues_(std::make_unique<simt::WorkQueues>(*heap_)) {
   extension<GpuProperties>() = {.compute_capability = options.compute_capability,
                                 .multiprocessors = options.multiprocessors};
   simt::register_operations(operations());
@@ -88,7 +139,20 @@ SimtDevice::SimtDevice(const SimtOptions& options)
 SimtDevice::~SimtDevice() = default;
 
 std::unique_ptr<Stream> SimtDevice::make_stream() {
-  return std::make_unique<simt::SimtStream>(*this, *heap_, *multiprocessor_);
+  return std::make_unique<simt::SimtStream>(*this, *heap_, *multiprocessor_, *queues_);
+}
+
+std::unique_ptr<Event> SimtDevice::make_event() {
+  return std::make_unique<simt::SimtEvent>(*queues_);
+}
+
+void SimtDevice::advance() {
+  queues_->advance();
+}
+
+void SimtDevice::require_memory(const void* data, std::size_t bytes, std::string_view role) const {
+  require(bytes == 0 || heap_->contains(data, bytes), "{} of {} bytes is {}", role, bytes,
+          heap_->locate(data));
 }
 
 std::byte* SimtDevice::allocate_bytes(std::size_t bytes) {

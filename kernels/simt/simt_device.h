@@ -3,8 +3,9 @@
 // it says nothing about time. docs/simt.md shows how to run a kernel of one's own.
 //
 // Work is deferred: launches, copies and fills run, in order, inside Stream::synchronize. So a
-// missing wait shows as data that is not there. What was queued and never waited for does not run.
-// A fault throws Error from synchronize and drops the rest of that stream's queue.
+// missing wait, for a stream or between two, shows as data that is not there. What was queued and
+// never waited for does not run. A fault throws Error from synchronize and drops the rest of that
+// stream's queue.
 //
 // Device memory is not the host's: between synchronizes it is unmapped, and host code that touches
 // it crashes. Fresh memory is filled with 0xff bytes (NaN, or -1), which a read of uninitialised
@@ -13,7 +14,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <string_view>
 
 #include "kernels/device/device.h"
 #include "kernels/gpu/gpu_properties.h"
@@ -25,6 +28,7 @@ namespace simt {
 
 class Heap;
 class Multiprocessor;
+class WorkQueues;
 
 // Which of the threads that can run runs next, and the order of blocks. A correct kernel does not
 // depend on it.
@@ -38,6 +42,10 @@ enum class Counting : std::uint8_t { off, on };
 enum class AsyncCompletion : std::uint8_t { eager, lazy };
 
 void register_operations(OperationTable&);
+
+// Queues work that needs other ranks to act, too: called again and again, while somebody waits for
+// the stream, until it returns true.
+void enqueue_polled(Stream& stream, std::function<bool()> poll);
 
 }  // namespace simt
 
@@ -63,6 +71,11 @@ class SimtDevice final : public Device {
   explicit SimtDevice(const SimtOptions& options);
   ~SimtDevice() override;
   std::unique_ptr<Stream> make_stream() override;
+  std::unique_ptr<Event> make_event() override;
+  void advance() override;
+
+  // Throws Error, naming the role, unless all of these bytes lie in one live allocation.
+  void require_memory(const void* data, std::size_t bytes, std::string_view role) const;
 
   // Of all launches since the last reset. Accesses are counted with Counting::on.
   const simt::Counters& counters() const { return counters_; }
@@ -75,6 +88,7 @@ class SimtDevice final : public Device {
   simt::Counters counters_;
   std::unique_ptr<simt::Heap> heap_;
   std::unique_ptr<simt::Multiprocessor> multiprocessor_;
+  std::unique_ptr<simt::WorkQueues> queues_;
 };
 
 // The emulated GPU with every CUDA operation registered.

@@ -305,7 +305,7 @@ TEST(Options, EachFillsItsOwnFieldOnly) {
     std::string value;
     for (const char* candidate :
          {"3", "4", "0.25", "simt", "bf16", "last", "blocks", "all_choices", "fixed", "fit",
-          "separators", "assistant", "adafactor", "no", "dp-tp-ep-pp", "direct"}) {
+          "separators", "assistant", "adafactor", "no", "dp-tp-ep-pp", "direct", "sm_90a"}) {
       if (candidate == before || !option.read(run, candidate)) continue;
       value = candidate;
       break;
