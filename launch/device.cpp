@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "comm/emulated_nccl.h"
+#include "comm/nccl.h"
 #include "kernels/simt/simt_device.h"
 #include "launch/configuration_error.h"
 #ifdef ORCHARD_HAS_CUDA
@@ -9,6 +11,47 @@
 #endif
 
 namespace orchard {
+namespace {
+
+// Why this rank's GPU cannot communicate by itself, or the library with which it does.
+struct FoundNccl {
+  std::shared_ptr<NcclLibrary> library;
+  std::string obstacle;
+};
+
+int gpus_of_node() {
+#ifdef ORCHARD_HAS_CUDA
+  return cuda_device_count();
+#else
+  return 0;
+#endif
+}
+
+FoundNccl find_nccl(const Communicator& world) {
+  const auto nodes = world.nodes();
+  const auto here = std::ranges::count(nodes, nodes[static_cast<std::size_t>(world.rank())]);
+  if (here > gpus_of_node())
+    return {nullptr, fmt::format("{} ranks share the {} GPUs of a node", here, gpus_of_node())};
+  try {
+    return {load_nccl(), {}};
+  } catch (const Error& error) {
+    return {nullptr, error.what()};
+  }
+}
+
+}  // namespace
+
+DeviceRanks connect_devices(Communicator& world, Device& device) {
+  if (world.size() == 1 || device.kind() == DeviceKind::cpu) return {};
+  if (device.kind() == DeviceKind::simt)
+    return {make_nccl_world(world, {.device = device, .library = make_emulated_nccl()}), {}};
+  FoundNccl found = find_nccl(world);
+  double missing = found.library ? 0 : 1;
+  world.max_on_host({&missing, 1});
+  if (missing > 0)
+    return {nullptr, found.obstacle.empty() ? "another rank lacks NCCL" : found.obstacle};
+  return {make_nccl_world(world, {.device = device, .library = found.library}), {}};
+}
 
 std::unique_ptr<Device> open_device(const RunConfig& run, int rank_on_node) {
   switch (run.device) {

@@ -2,6 +2,8 @@
 // Run under mpirun.
 #include <cmath>
 
+#include "comm/emulated_nccl.h"
+#include "comm/nccl.h"
 #include "tests/comm/ranks_test.h"
 #include "tests/kernels/device_test.h"
 #include "tests/train/toy_run.h"
@@ -9,12 +11,15 @@
 namespace orchard::testing {
 namespace {
 
+enum class Transport { nccl, host };
+
 struct Setting {
   const char* name;
   Layout layout;  // of two ranks
   OptimizerKind optimizer = OptimizerKind::adamw;
   DType dtype = DType::f32;
   GpuArch simt_arch = GpuArch::sm_80;
+  Transport transport = Transport::nccl;
 };
 
 void PrintTo(const Setting& setting, std::ostream* out) {
@@ -41,6 +46,11 @@ Recorder trained(RunConfig run, Device& device, Communicator& ranks,
 
 class DeviceRanks : public DeviceTest<Setting> {
  protected:
+  // As `orchard train` connects them; null: over the host, as where there is no NCCL.
+  std::unique_ptr<Communicator> connected(Communicator& world) const {
+    if (kind() != DeviceKind::simt || parameter().transport == Transport::host) return nullptr;
+    return make_nccl_world(world, {.device = stream().device(), .library = make_emulated_nccl()});
+  }
   SimtOptions simt_options() const override { return orchard::simt_options(parameter().simt_arch); }
 };
 
@@ -60,7 +70,9 @@ TEST_P(DeviceRanks, LossesAreThoseOfOneRank) {
     alone = trained(run, stream().device(), *one, scratch / "alone");
   }
   run.layout = parameter().layout;
-  const Recorder together = trained(run, stream().device(), *world, scratch / "together");
+  const auto ranks = connected(*world);
+  const Recorder together =
+      trained(run, stream().device(), ranks ? *ranks : *world, scratch / "together");
   if (world->rank() == 0) {
     const auto expect_near = [](double value, double reference, double relative,
                                 const StepEvent& at, const char* what) {
@@ -88,6 +100,7 @@ TEST_P(DeviceRanks, LossesAreThoseOfOneRank) {
 
 constexpr Setting settings[] = {
     {.name = "data", .layout = {}},
+    {.name = "data_over_the_host", .layout = {}, .transport = Transport::host},
     {.name = "data_adafactor", .layout = {}, .optimizer = OptimizerKind::adafactor},
     {.name = "tensor", .layout = {.tensor = 2}, .optimizer = OptimizerKind::adafactor},
     {.name = "expert", .layout = {.expert = 2}},
