@@ -141,7 +141,7 @@ void PrintTo(const Counts& counts, std::ostream* out) {
        << counts.arena_growths << " arena growths";
 }
 
-class WarmStepTest : public ::testing::TestWithParam<DType> {};
+class WarmStepTest : public ::testing::TestWithParam<std::tuple<DeviceKind, DType>> {};
 
 TEST_P(WarmStepTest, AllocatesNothingWhateverTheRouting) {
   const ModelConfig config = model_config();
