@@ -132,12 +132,40 @@ void cross_entropy(benchmark::State& state, Operands& t, DType e, Shape s) {
                                 .d_logits = t.once(e, s)});
 }
 
+// The two halves of a cross-entropy over shards, of one that has the whole vocabulary.
+void softmax_of_shard(benchmark::State& state, Operands& t, DType, Shape s) {
+  t.measure(state, SoftmaxOfShard{.logits = t.once(f32, s),
+                                  .targets = t.once(DType::i32, {s[0]}),
+                                  .statistics = t.once(f32, {s[0], softmax_statistics}),
+                                  .exponentials = t.once(f32, s)});
+}
+
+void cross_entropy_of_shards(benchmark::State& state, Operands& t, DType e, Shape s) {
+  Operands own;
+  const SoftmaxOfShard softmax{.logits = own.once(f32, s),
+                               .targets = t.once(DType::i32, {s[0]}),
+                               .statistics = t.once(f32, {s[0], softmax_statistics}),
+                               .exponentials = t.once(f32, s)};
+  const auto stream = cpu_device().make_stream();
+  run(*stream, softmax);
+  stream->synchronize();
+  t.measure(state, CrossEntropyOfShards{
+                       .statistics = softmax.statistics.reshape({1, s[0], softmax_statistics}),
+                       .targets = softmax.targets,
+                       .losses = t.once(f32, {s[0]}),
+                       .exponentials = softmax.exponentials,
+                       .d_logits = t.once(e, s)});
+}
+
 const bool registered = [] {
   for (const auto& [name, body] : pointwise) {
     for (const std::int64_t cols : {512, 1408}) add_benchmark_of_both(name, body, {4096, cols});
   }
-  for (const std::int64_t vocab : {8192, 49152})
+  for (const std::int64_t vocab : {8192, 49152}) {
     add_benchmark_of_both("CrossEntropy", cross_entropy, {256, vocab});
+    add_benchmark("SoftmaxOfShard", softmax_of_shard, f32, {256, vocab});
+    add_benchmark_of_both("CrossEntropyOfShards", cross_entropy_of_shards, {256, vocab});
+  }
   return true;
 }();
 

@@ -3,6 +3,7 @@
 // operands.h for what is counted.
 #include "bench/operands.h"
 #include "kernels/embedding/embedding.h"
+#include "kernels/permute/exchange.h"
 #include "kernels/permute/permute.h"
 #include "kernels/router/router.h"
 
@@ -161,13 +162,50 @@ const std::vector<std::pair<const char*, Body>> of_rows = {
                  ScatterRows{
                      .x = t.once(e, s), .indices = t.integers({s[0]}, itself), .y = t.once(e, s)});
      }},
+    {"PackRows",
+     [](benchmark::State& state, Operands& t, DType e, Shape s) {
+       const auto turned = [n = s[0]](std::int64_t i) { return i * 7919 % n; };
+       t.measure(state,
+                 PackRows{.x = t.once(e, s),
+                          .targets = t.once(i32, {s[0], k}),
+                          .source = t.integers({s[0]}, turned),
+                          .packed = t.once(DType::u8, {s[0], packed_row_bytes(s[1], e, k)})});
+     }},
+    {"UnpackRows",
+     [](benchmark::State& state, Operands& t, DType e, Shape s) {
+       t.measure(state,
+                 UnpackRows{.packed = t.once(DType::u8, {s[0], packed_row_bytes(s[1], e, k)}),
+                            .x = t.once(e, s),
+                            .targets = t.once(i32, {s[0], k})});
+     }},
+    // Runs of 64 rows, in reverse.
+    {"CopyRuns",
+     [](benchmark::State& state, Operands& t, DType e, Shape s) {
+       const std::int64_t length = 64, runs = s[0] / length;
+       const auto entry = [=](std::int64_t i) {
+         const std::int64_t run = i / 3;
+         return i % 3 == 0 ? run * length : i % 3 == 1 ? (runs - 1 - run) * length : length;
+       };
+       t.measure(
+           state,
+           CopyRuns{.x = t.once(e, s), .runs = t.integers({runs, 3}, entry), .y = t.once(e, s)});
+     }},
 };
+
+void map_choices(benchmark::State& state, Operands& t, DType, Shape s) {
+  t.measure(state,
+            MapChoices{.experts = t.integers(s, [](std::int64_t i) { return i % experts; }),
+                       .table = t.integers({experts, 1}, [](std::int64_t i) { return i / 2; }),
+                       .targets = t.once(i32, s),
+                       .repeats = Repeats::drop});
+}
 
 const bool registered = [] {
   const std::int64_t tokens = 4096;
   add_benchmark("RouterForward", router_forward, f32, {tokens, experts});
   add_benchmark("RouterBackward", router_backward, f32, {tokens, experts});
   add_benchmark("PermutePlan", permute_plan, i32, {tokens, k});
+  add_benchmark("MapChoices", map_choices, i32, {tokens, k});
   for (const auto& [name, body] : of_rows) {
     for (const std::int64_t hidden : {512, 2048})
       add_benchmark_of_both(name, body, {tokens, hidden});

@@ -3,10 +3,12 @@
 //
 //   bench_train_step [--model tiny|tiny-moe] [--dtype f32|bf16] [--sequence 512] [--micro-batch 8]
 //                    [--steps 10] [--threads 2] [--device cpu|cuda] [--json]
+//   mpirun -n 2 bench_train_step --threads 1 --tp 2 ...
 //
 // Tokens are random and every sequence is one document, so nothing but the model's arithmetic is
 // measured. The first two steps warm up. Model FLOPs count what the mathematics needs
-// (models/flops.h), not what is executed.
+// (models/flops.h), not what is executed. Of several ranks tokens and peak are those of all
+// together, memory and phases those of the worst.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -15,11 +17,13 @@
 #include <optional>
 
 #include "bench/command_line.h"
+#include "comm/mpi.h"
 #include "kernels/gemm/peak.h"
 #include "launch/device.h"
 #include "launch/options.h"
 #include "models/flops.h"
 #include "parallel/random.h"
+#include "train/layout_facts.h"
 #include "train/step.h"
 
 namespace orchard {
@@ -30,15 +34,17 @@ struct Setting {
   DType dtype = DType::f32;
   std::int64_t sequence = 512;
   std::int64_t micro_batch = 8;
+  std::int64_t micro_batches = 1;  // of a step, over all ranks
   std::int64_t steps = 10;
-  int threads = 2;  // of the CPU device
+  int threads = 2;  // of the CPU device of a rank
+  Layout layout;
   std::string device = "cpu";
   bool json = false;
 };
 
-MicroBatch random_batch(const ModelConfig& model, const Setting& setting) {
+MicroBatch random_batch(const ModelConfig& model, const Setting& setting, std::int64_t index) {
   MicroBatch batch{.sequences = setting.micro_batch, .length = setting.sequence};
-  const CounterRandom random(1, "bench_train_step");
+  const CounterRandom random(1, fmt::format("bench_train_step {}", index));
   const auto rows = static_cast<std::uint64_t>(setting.micro_batch * setting.sequence);
   for (std::uint64_t r = 0; r < rows; ++r) {
     const auto position = static_cast<std::int64_t>(r) % setting.sequence;
@@ -68,16 +74,24 @@ double peak_memory_bytes(Device& device) {
   return static_cast<double>(usage.ru_maxrss) * 1024;
 }
 
-void measure(const Setting& setting) {
+// The largest of all ranks.
+double worst(Communicator& world, double value) {
+  world.max_on_host({&value, 1});
+  return value;
+}
+
+void measure(const Setting& setting, Communicator& world) {
   ModelConfig config = load_recipe(setting.model).model;
   config.decoder.max_positions = std::max(config.decoder.max_positions, setting.sequence);
   const std::unique_ptr<Device> device = setting.device == "cpu"
                                              ? make_cpu_device({.threads = setting.threads})
                                              : open_device({.device = DeviceKind::cuda});
   const std::unique_ptr<Stream> stream = device->make_stream();
-  const std::unique_ptr<Communicator> world = make_single_communicator();
-  const ParallelContext ranks(*world, {});
-  ParameterStore store;
+  require_possible(
+      world.size(), setting.layout,
+      layout_facts({.micro_batch = 1}, {.global_batch = setting.micro_batches}, config));
+  const ParallelContext ranks(world, setting.layout);
+  ParameterStore store(ranks.place());
   MultimodalModel model(store, config);
   store.allocate(*device, *stream, setting.dtype, ParameterUse::training_on_shards);
   const FlatShards shards(*device, *stream, ranks, store);
@@ -86,17 +100,22 @@ void measure(const Setting& setting) {
   Optimizer optimizer(*device, *stream, store, {}, &shards);
   StepRunner runner(*device, *stream, ranks, store, model, &shards);
 
-  const MicroBatch batch = random_batch(config, setting);
-  const StepTotals totals{.targets = batch.target_count,
-                          .real_rows = setting.micro_batch * setting.sequence,
-                          .sequences = setting.micro_batch};
+  const Communicator& replicas = ranks[MeshGroup::data];
+  std::vector<MicroBatch> batches;
+  for (std::int64_t i = replicas.rank(); i < setting.micro_batches; i += replicas.size()) {
+    batches.push_back(random_batch(config, setting, i));
+  }
+  const std::int64_t sequences = setting.micro_batches * setting.micro_batch;
+  const StepTotals totals{.targets = sequences * (setting.sequence - 1),
+                          .real_rows = sequences * setting.sequence,
+                          .sequences = sequences};
   constexpr std::int64_t warm_up = 2;
   std::vector<double> seconds;
   PhaseSeconds phases;
   double loss = 0;
   for (std::int64_t step = 1; step <= warm_up + setting.steps; ++step) {
     const auto start = std::chrono::steady_clock::now();
-    const StepReport report = runner.train({&batch, 1}, totals, optimizer, 1e-4, step);
+    const StepReport report = runner.train(batches, totals, optimizer, 1e-4, step);
     if (step <= warm_up) continue;
     seconds.push_back(
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
@@ -108,21 +127,30 @@ void measure(const Setting& setting) {
   }
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
-  const double memory = peak_memory_bytes(*device);
+  const double memory = worst(world, peak_memory_bytes(*device));
 
   const double tokens_per_s = static_cast<double>(totals.real_rows) / median;
   const Workload work{.tokens = totals.real_rows,
                       .document_length = static_cast<double>(setting.sequence),
                       .targets = totals.targets};
   const double flops = count_flops(config, work).training / median;
-  const double peak = measure_gemm_peak(*stream, setting.dtype);
+  world.barrier();
+  double peak = measure_gemm_peak(*stream, setting.dtype);
+  world.sum_on_host({&peak, 1});
   const double n = static_cast<double>(setting.steps);
+  for (double* phase : {&phases.forward, &phases.backward, &phases.reduce, &phases.optimizer}) {
+    *phase = worst(world, *phase) / n;
+  }
+  if (world.rank() != 0) return;
   if (setting.json) {
     const nlohmann::json line{{"model", setting.model},
                               {"dtype", std::string(name_of(setting.dtype))},
+                              {"ranks", world.size()},
+                              {"layout", setting.layout.to_string()},
                               {"threads", setting.threads},
                               {"sequence", setting.sequence},
                               {"micro_batch", setting.micro_batch},
+                              {"micro_batches", setting.micro_batches},
                               {"parameters", store.count()},
                               {"tokens_per_s", tokens_per_s},
                               {"step_s_median", median},
@@ -131,20 +159,22 @@ void measure(const Setting& setting) {
                               {"gemm_peak_gflop_per_s", peak / 1e9},
                               {"fraction_of_peak", flops / peak},
                               {"peak_memory_bytes", memory},
-                              {"forward_s", phases.forward / n},
-                              {"backward_s", phases.backward / n},
-                              {"optimizer_s", phases.optimizer / n},
+                              {"forward_s", phases.forward},
+                              {"backward_s", phases.backward},
+                              {"reduce_s", phases.reduce},
+                              {"optimizer_s", phases.optimizer},
                               {"loss", loss}};
     fmt::print("{}\n", line.dump());
     return;
   }
   fmt::print(
-      "{:9} {:4} {} threads {}x{}: {:8.0f} tokens/s  {:7.1f} GFLOP/s of {:7.1f} GEMM peak = "
-      "{:4.1f} %  {:5.0f} MB  "
-      "forward {:.0f} backward {:.0f} optimizer {:.0f} ms\n",
-      setting.model, name_of(setting.dtype), setting.threads, setting.micro_batch, setting.sequence,
-      tokens_per_s, flops / 1e9, peak / 1e9, 100 * flops / peak, memory / 1e6,
-      1e3 * phases.forward / n, 1e3 * phases.backward / n, 1e3 * phases.optimizer / n);
+      "{:9} {:4} {} x {} threads, {} x {}x{}: {:8.0f} tokens/s  {:7.1f} GFLOP/s of {:7.1f} GEMM "
+      "peak = {:4.1f} %  {:5.0f} MB  forward {:.0f} backward {:.0f} reduce {:.0f} optimizer {:.0f} "
+      "ms\n",
+      setting.model, name_of(setting.dtype), world.size(), setting.threads, setting.micro_batches,
+      setting.micro_batch, setting.sequence, tokens_per_s, flops / 1e9, peak / 1e9,
+      100 * flops / peak, memory / 1e6, 1e3 * phases.forward, 1e3 * phases.backward,
+      1e3 * phases.reduce, 1e3 * phases.optimizer);
 }
 
 // Nothing where only the help was asked for.
@@ -156,6 +186,9 @@ std::optional<Setting> parse(int argc, char** argv) {
   options.option("dtype", dtype, "f32 | bf16");
   options.option("sequence", setting.sequence, "tokens");
   options.option("micro-batch", setting.micro_batch, "sequences");
+  options.option("micro-batches", setting.micro_batches, "of a step, dealt to the replicas");
+  options.option("tp", setting.layout.tensor, "tensor ranks");
+  options.option("ep", setting.layout.expert, "expert ranks");
   options.option("device", setting.device, "cpu | cuda");
   options.option("steps", setting.steps, "timed, after two to warm up");
   options.option("threads", setting.threads, "of the CPU");
@@ -173,7 +206,11 @@ std::optional<Setting> parse(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   try {
-    if (const auto setting = orchard::parse(argc, argv)) orchard::measure(*setting);
+    const auto setting = orchard::parse(argc, argv);
+    if (!setting) return 0;
+    const orchard::MpiSession session(argc, argv);
+    const auto world = session.world();
+    orchard::measure(*setting, *world);
   } catch (const std::exception& error) {
     fmt::print(stderr, "bench_train_step: {}\n", error.what());
     return 1;

@@ -31,3 +31,15 @@ if(ORCHARD_SANITIZE)
   target_compile_options(orchard_compiler INTERFACE -fsanitize=${ORCHARD_SANITIZE} -fno-omit-frame-pointer)
   target_link_options(orchard_compiler INTERFACE -fsanitize=${ORCHARD_SANITIZE})
 endif()
+
+# How the host compiler compiles kernels for the emulator. Unrolling pragmas are nvcc's; tensor maps are passed by value,
+# which old compilers did otherwise; kernels view their shared memory as more than one type.
+set(ORCHARD_SIMT_OPTIONS -Wno-unknown-pragmas -Wno-psabi -fno-strict-aliasing)
+# Plain accesses to memory call the emulator (kernels/simt/plain_accesses.cpp), and keep the lines they are on. The
+# compiler can do that for one sanitizer alone.
+set(ORCHARD_SIMT_PLAIN_ACCESSES OFF)
+if(NOT ORCHARD_SANITIZE AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  set(ORCHARD_SIMT_PLAIN_ACCESSES ON)
+  list(APPEND ORCHARD_SIMT_OPTIONS -fsanitize=thread --param=tsan-instrument-func-entry-exit=0
+    -fno-tree-vectorize -fno-tree-slp-vectorize -g1)
+endif()

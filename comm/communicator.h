@@ -104,6 +104,7 @@ class Communicator {
 
   // The last operation of this group, as messages name it: "all-reduce 17 of group dp".
   std::string last_operation() const;
+  std::int64_t last_number() const { return last_.sequence; }
 
   // Lets operations under way advance where nothing but the host moves them: for long computations.
   virtual void progress() {}

@@ -38,8 +38,7 @@ class Exchange {
     for (std::size_t i = 0; i < messages_.size(); ++i) {
       const Message& message = messages_[i];
       if (message.way != Message::Way::receive) continue;
-      device_.require_memory(message.device, message.bytes, "what a message is received in");
-      std::memcpy(message.device, host_[i].get(), message.bytes);
+      device_.write(message.device, host_[i].get(), message.bytes);
     }
     return true;
   }
@@ -54,8 +53,7 @@ class Exchange {
       const int count = static_cast<int>(message.bytes);
       MPI_Request& request = requests_.emplace_back();
       if (message.way == Message::Way::send) {
-        device_.require_memory(message.device, message.bytes, "what a message is sent from");
-        std::memcpy(host, message.device, message.bytes);
+        device_.read(host, message.device, message.bytes);
         check_mpi(MPI_Isend(host, count, MPI_BYTE, message.peer, 0, communicator_, &request),
                   "MPI_Isend");
       } else {

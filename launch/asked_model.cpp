@@ -4,6 +4,7 @@
 
 #include "launch/configuration_error.h"
 #include "train/checkpoint_folder.h"
+#include "train/layout_facts.h"
 #include "train/model_json.h"
 
 namespace orchard {
@@ -34,6 +35,27 @@ StageConfig stage_of(const RunConfig& run, int number, const fs::path& checkpoin
   return *found;
 }
 
+bool has_layout(const RunSources& sources) {
+  return std::ranges::any_of(run_options(), [&](const RunOption& option) {
+    return option.section() == "layout" && !given_value(sources, option.name).empty();
+  });
+}
+
+void check_layout(const AskedModel& asked, int ranks) {
+  const Layout& layout = asked.run.layout;
+  require_configuration(layout.pipeline == 1,
+                        "pp {}: a model is asked without pipelines; name a layout with pp 1, or "
+                        "ask on one rank",
+                        layout.pipeline);
+  LayoutFacts facts = layout_facts(asked.run, asked.stage, asked.run.model);
+  facts.global_batch = facts.rows = 0;  // asking has no steps
+  try {
+    require_possible(ranks, layout, facts);
+  } catch (const Error& error) {
+    throw ConfigurationError(error.what());
+  }
+}
+
 }  // namespace
 
 void add_model_arguments(CommandLine& line) {
@@ -46,7 +68,7 @@ void add_model_arguments(CommandLine& line) {
   add_run_arguments(line);
 }
 
-AskedModel find_model(const CommandLine& line) {
+AskedModel find_model(const CommandLine& line, int ranks) {
   AskedModel asked;
   RunSources sources = run_sources(line);
   fs::path run_folder = given_value(sources, "run.run_folder");
@@ -71,13 +93,18 @@ AskedModel find_model(const CommandLine& line) {
   asked.run.model.decoder.vocabulary = stored.decoder.vocabulary;
   asked.stage = stage_of(asked.run, line.has("stage") ? line.get<int>("stage") : info.stage,
                          asked.checkpoint);
+  if (ranks == 1 && !has_layout(sources)) asked.run.layout = {};
+  check_layout(asked, ranks);
   return asked;
 }
 
 std::unique_ptr<InferenceModel> load_model(const AskedModel& asked, Device& device,
-                                           std::int64_t longest) {
-  const std::int64_t side = asked.run.model.has_vision() ? asked.stage.side : 0;
-  return std::make_unique<InferenceModel>(asked.checkpoint, device, asked.run.dtype, side, longest);
+                                           const ParallelContext& ranks, std::int64_t longest) {
+  const InferenceOptions options{.dtype = asked.run.dtype,
+                                 .side = asked.run.model.has_vision() ? asked.stage.side : 0,
+                                 .longest = longest,
+                                 .experts = asked.run.experts};
+  return std::make_unique<InferenceModel>(asked.checkpoint, device, ranks, options);
 }
 
 Tokenizer open_tokenizer(const AskedModel& asked) {

@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "launch/asked_model.h"
 #include "launch/command.h"
 #include "launch/device.h"
+#include "launch/job.h"
 #include "train/evaluate.h"
 #include "train/predictions.h"
 #include "train/report.h"
@@ -17,7 +19,8 @@ namespace {
 constexpr const char* usage =
     "usage: orchard eval --run-folder FOLDER [options]\n\n"
     "Measures a checkpoint on held-out samples: loss of each category, loss with pictures swapped\n"
-    "between samples, and how many answers are exactly right.";
+    "between samples, and how many answers are exactly right. Under mpirun the ranks share the\n"
+    "model as the layout says.";
 
 const CategoryAccuracy* find(const EvaluationReport& report, const std::string& category) {
   for (const CategoryAccuracy& accuracy : report.accuracy) {
@@ -109,13 +112,18 @@ std::string json_text(const EvaluationReport& report, const AskedModel& asked) {
       .dump();
 }
 
-}  // namespace
-
-int command_eval(Arguments arguments) {
-  using program_options::value;
+struct Request {
   EvaluateOptions options;
   std::int64_t shown = 2;
   bool json = false, report_wanted = false;
+  AskedModel asked;
+};
+
+// Empty when only help was wanted.
+std::optional<Request> parse(Arguments arguments, int ranks) {
+  using program_options::value;
+  Request request;
+  auto& [options, shown, json, report_wanted, asked] = request;
   CommandLine line(usage);
   line.options().add_options()  //
       ("answers",
@@ -128,25 +136,45 @@ int command_eval(Arguments arguments) {
        "write predictions.jsonl and report.html into the run folder")  //
       ("json", program_options::bool_switch(&json), "print one JSON object instead");
   add_model_arguments(line);
-  if (line.parse(arguments, run_option_names()) == CommandLine::Outcome::helped) return 0;
-
-  const AskedModel asked = find_model(line);
+  if (line.parse(arguments, run_option_names()) == CommandLine::Outcome::helped) return {};
+  asked = find_model(line, ranks);
   open_tokenizer(asked);  // refuses the wrong training set
-  const TrainingSet set = TrainingSet::open(asked.run.training_set);
-  const StageData data(set, asked.run, asked.stage);
-  const std::unique_ptr<Device> device = open_device(asked.run);
-  const std::unique_ptr<InferenceModel> model =
-      load_model(asked, *device, asked.stage.sequence_length + options.longest_answer);
-  const EvaluationReport report = evaluate(*model, set, data, asked.run.micro_batch, options);
-  if (report_wanted) write_run_report(report, asked);
-  if (json) {
-    std::cout << json_text(report, asked) << "\n";
-    return 0;
+  return request;
+}
+
+void tell(const Request& request, const EvaluationReport& report) {
+  if (request.report_wanted) write_run_report(report, request.asked);
+  if (request.json) {
+    std::cout << json_text(report, request.asked) << "\n";
+    return;
   }
   print_table(report);
-  if (shown > 0) print_answers(report, shown);
-  if (report_wanted) fmt::print("\n{}\n", (asked.run_folder / "report.html").string());
-  return 0;
+  if (request.shown > 0) print_answers(report, request.shown);
+  if (request.report_wanted)
+    fmt::print("\n{}\n", (request.asked.run_folder / "report.html").string());
+}
+
+}  // namespace
+
+int command_eval(Arguments arguments) {
+  return run_job([&](Job& job) {
+    std::optional<Request> request;
+    job.together([&] { request = parse(arguments, job.ranks().size()); });
+    if (!request) return 0;
+    const AskedModel& asked = request->asked;
+    const TrainingSet set = TrainingSet::open(asked.run.training_set);
+    const StageData data(set, asked.run, asked.stage);
+    const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
+    const DeviceRanks connected = connect_devices(job.ranks(), *device);
+    const ParallelContext ranks(connected.of(job.ranks()), asked.run.layout,
+                                asked.run.sequence_parallel);
+    const std::unique_ptr<InferenceModel> model = load_model(
+        asked, *device, ranks, asked.stage.sequence_length + request->options.longest_answer);
+    const EvaluationReport report =
+        evaluate(*model, set, data, asked.run.micro_batch, request->options);
+    if (job.is_first()) tell(*request, report);
+    return 0;
+  });
 }
 
 }  // namespace orchard

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <iostream>
+#include <optional>
 
 #include "data/atomic_file.h"
 #include "data/chat.h"
@@ -9,6 +10,7 @@
 #include "launch/command.h"
 #include "launch/configuration_error.h"
 #include "launch/device.h"
+#include "launch/job.h"
 #include "train/prompt.h"
 
 namespace orchard {
@@ -71,40 +73,72 @@ Draft make_draft(std::string text, const std::vector<std::string>& images, Frame
   return draft;
 }
 
-}  // namespace
-
-int command_generate(Arguments arguments) {
-  using program_options::value;
+struct Request {
+  std::string text, templates;
+  std::vector<std::string> images;
   std::int64_t longest = 128;
   bool plain = false;
+  AskedModel asked;
+};
+
+// Empty when only help was wanted.
+std::optional<Request> parse(Arguments arguments, int ranks) {
+  using program_options::value;
+  Request request;
+  std::int64_t& longest = request.longest;
   CommandLine line(usage);
   line.options().add_options()                                                           //
       ("prompt", value<std::string>(), "text; also without --prompt")                    //
       ("image", value<std::vector<std::string>>(), "JPEG or PNG file; may be repeated")  //
-      ("plain", program_options::bool_switch(&plain),
+      ("plain", program_options::bool_switch(&request.plain),
        "go on with the prompt itself, without the frame of a chat")                               //
       ("templates", value<std::string>(), "folder of chat templates that replace built-in ones")  //
       ("tokens", value(&longest)->default_value(longest), "most tokens of the answer");
   add_model_arguments(line);
   line.collect_positional("prompt");
-  if (line.parse(arguments, run_option_names()) == CommandLine::Outcome::helped) return 0;
+  if (line.parse(arguments, run_option_names()) == CommandLine::Outcome::helped) return {};
   require_configuration(longest > 0, "--tokens {}: must be positive", longest);
 
-  const AskedModel asked = find_model(line);
-  const std::vector<std::string> images = line.list("image");
-  require_configuration(images.empty() || asked.run.model.has_vision(),
+  request.asked = find_model(line, ranks);
+  request.images = line.list("image");
+  require_configuration(request.images.empty() || request.asked.run.model.has_vision(),
                         "the model is text-only: it takes no --image");
-  const Tokenizer tokenizer = open_tokenizer(asked);
-  const std::unique_ptr<Device> host = make_cpu_device();  // renders pictures
-  const std::unique_ptr<Device> device = open_device(asked.run);
-  Draft draft = make_draft(line.required("prompt"), images, plain ? Frame::none : Frame::chat,
-                           line.text("templates"));
-  const MicroBatch prompt =
-      prompt_batch(std::move(draft), tokenizer, asked.run, asked.stage, *host);
-  const std::unique_ptr<InferenceModel> model = load_model(asked, *device, prompt.length + longest);
-  constexpr std::int32_t stop[] = {token_end, token_turn_end};
-  fmt::print("{}\n", tokenizer.decode(model->generate(prompt, longest, stop)));
-  return 0;
+  request.text = line.required("prompt");
+  request.templates = line.text("templates");
+  return request;
+}
+
+}  // namespace
+
+int command_generate(Arguments arguments) {
+  return run_job([&](Job& job) {
+    std::optional<Request> request;
+    std::optional<Tokenizer> tokenizer;
+    std::optional<MicroBatch> prompt;
+    job.together([&] {
+      request = parse(arguments, job.ranks().size());
+      if (!request) return;
+      const AskedModel& asked = request->asked;
+      tokenizer.emplace(open_tokenizer(asked));
+      const std::unique_ptr<Device> host = make_cpu_device();  // renders pictures
+      prompt =
+          prompt_batch(make_draft(request->text, request->images,
+                                  request->plain ? Frame::none : Frame::chat, request->templates),
+                       *tokenizer, asked.run, asked.stage, *host);
+    });
+    if (!request) return 0;
+    const AskedModel& asked = request->asked;
+    const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
+    const DeviceRanks connected = connect_devices(job.ranks(), *device);
+    const ParallelContext ranks(connected.of(job.ranks()), asked.run.layout,
+                                asked.run.sequence_parallel);
+    const std::unique_ptr<InferenceModel> model =
+        load_model(asked, *device, ranks, prompt->length + request->longest);
+    constexpr std::int32_t stop[] = {token_end, token_turn_end};
+    const std::string answer = tokenizer->decode(model->generate(*prompt, request->longest, stop));
+    if (job.is_first()) fmt::print("{}\n", answer);
+    return 0;
+  });
 }
 
 }  // namespace orchard

@@ -4,11 +4,15 @@
 #include <iostream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+#include <sstream>
 
 #include "launch/asked_model.h"
 #include "launch/command.h"
 #include "launch/configuration_error.h"
 #include "launch/device.h"
+#include "launch/job.h"
 #include "train/score.h"
 
 namespace orchard {
@@ -23,7 +27,8 @@ constexpr const char* usage =
     "image token (4) stands once for each visual token, tile by tile. Writes for each a line\n"
     "{\"logprobs\": [...]}: entry i is ln p(token i | all before it), null for the first token "
     "and\n"
-    "for visual tokens.";
+    "for visual tokens. Under mpirun the ranks share the model as the layout says, and replicas\n"
+    "the requests.";
 
 // JSON's own conversion would cut 2.5 to 2 and 2^32 + 1 to 1.
 std::int32_t token_of(const Json& json) {
@@ -64,8 +69,9 @@ std::string answer_text(const std::vector<std::optional<double>>& logprobs) {
 }
 
 // One document at a time, so the longest it may be is that of the file.
-std::vector<ScoreRequest> read_requests(std::istream& in) {
+std::vector<ScoreRequest> parse_requests(const std::string& lines) {
   std::vector<ScoreRequest> requests;
+  std::istringstream in(lines);
   std::string text;
   while (std::getline(in, text)) {
     try {
@@ -77,40 +83,112 @@ std::vector<ScoreRequest> read_requests(std::istream& in) {
   return requests;
 }
 
-std::vector<ScoreRequest> read_requests(const std::string& path) {
-  if (path.empty()) return read_requests(std::cin);
-  std::ifstream file(path);
-  require_configuration(file.is_open(), "--input {}: cannot be opened", path);
-  return read_requests(file);
+std::string read_all(const std::string& path) {
+  std::ostringstream text;
+  if (path.empty()) {
+    text << std::cin.rdbuf();
+  } else {
+    std::ifstream file(path);
+    require_configuration(file.is_open(), "--input {}: cannot be opened", path);
+    text << file.rdbuf();
+  }
+  return text.str();
+}
+
+struct Request {
+  std::string input;
+  AskedModel asked;
+};
+
+// Empty when only help was wanted.
+std::optional<Request> parse(Arguments arguments, int ranks) {
+  CommandLine line(usage);
+  line.options().add_options()("input", program_options::value<std::string>(),
+                               "file of requests; else standard input");
+  add_model_arguments(line);
+  if (line.parse(arguments, run_option_names()) == CommandLine::Outcome::helped) return {};
+  return Request{line.text("input"), find_model(line, ranks)};
+}
+
+using Logprobs = std::vector<std::optional<double>>;
+
+// What each rank of the group has for its own request of a round, on all of them.
+std::vector<Logprobs> exchange(Communicator& replicas, std::span<const ScoreRequest> round,
+                               const Logprobs& own) {
+  std::size_t tokens = 0;
+  for (const ScoreRequest& request : round) tokens += request.tokens.size();
+  std::vector<double> values(2 * tokens);  // of each token whether it has a value, and which
+  const auto walk = [&](auto&& visit) {
+    std::size_t at = 0;
+    for (std::size_t r = 0; r < round.size(); ++r) {
+      for (std::size_t i = 0; i < round[r].tokens.size(); ++i, at += 2)
+        visit(r, i, values[at], values[at + 1]);
+    }
+  };
+  walk([&](std::size_t r, std::size_t i, double& present, double& value) {
+    if (r != static_cast<std::size_t>(replicas.rank()) || !own[i]) return;
+    present = 1;
+    value = *own[i];
+  });
+  replicas.sum_on_host(values);
+  std::vector<Logprobs> all(round.size());
+  walk([&](std::size_t r, std::size_t, double present, double value) {
+    all[r].push_back(present > 0 ? std::optional(value) : std::nullopt);
+  });
+  return all;
+}
+
+// Requests are dealt out to the replicas in rounds. Where replicas hold experts for each other, one
+// that has none left goes along with the first of the round.
+void answer(InferenceModel& model, const TilingOptions& tiling,
+            std::span<const ScoreRequest> requests, bool prints) {
+  const std::unique_ptr<Device> host = make_cpu_device();  // renders pictures
+  Communicator& replicas = model.ranks()[MeshGroup::data];
+  const auto size = static_cast<std::size_t>(replicas.size());
+  const auto rank = static_cast<std::size_t>(replicas.rank());
+  for (std::size_t first = 0; first < requests.size(); first += size) {
+    const auto round = requests.subspan(first, std::min(size, requests.size() - first));
+    const std::size_t own = rank < round.size() ? rank : 0;
+    Logprobs logprobs;
+    try {
+      if (rank < round.size() || model.runner().evaluates_together())
+        logprobs = score(model, *host, tiling, round[own]);
+    } catch (const Error& error) {
+      fail("line {} of the requests: {}", first + own + 1, error.what());
+    }
+    for (const Logprobs& answer : exchange(replicas, round, logprobs))
+      if (prints) std::cout << answer_text(answer) << "\n";
+  }
 }
 
 }  // namespace
 
 int command_score(Arguments arguments) {
-  CommandLine line(usage);
-  line.options().add_options()("input", program_options::value<std::string>(),
-                               "file of requests; else standard input");
-  add_model_arguments(line);
-  if (line.parse(arguments, run_option_names()) == CommandLine::Outcome::helped) return 0;
-
-  const AskedModel asked = find_model(line);
-  const std::vector<ScoreRequest> requests = read_requests(line.text("input"));
-  std::size_t longest = 1;
-  for (const ScoreRequest& request : requests) longest = std::max(longest, request.tokens.size());
-  const std::unique_ptr<Device> host = make_cpu_device();  // renders pictures
-  const std::unique_ptr<Device> device = open_device(asked.run);
-  const std::unique_ptr<InferenceModel> model =
-      load_model(asked, *device, static_cast<std::int64_t>(longest));
-  TilingOptions tiling = asked.stage.tiling;
-  tiling.side = model->config().vision.side;
-  for (std::size_t i = 0; i < requests.size(); ++i) {
-    try {
-      std::cout << answer_text(score(*model, *host, tiling, requests[i])) << "\n";
-    } catch (const Error& error) {
-      fail("line {} of the requests: {}", i + 1, error.what());
-    }
-  }
-  return 0;
+  return run_job([&](Job& job) {
+    std::optional<Request> request;
+    std::string text;
+    job.together([&] {
+      request = parse(arguments, job.ranks().size());
+      if (request && job.is_first()) text = read_all(request->input);
+    });
+    if (!request) return 0;
+    text = job.from_first(std::move(text));
+    std::vector<ScoreRequest> requests;
+    job.together([&] { requests = parse_requests(text); });
+    std::size_t longest = 1;
+    for (const ScoreRequest& one : requests) longest = std::max(longest, one.tokens.size());
+    const AskedModel& asked = request->asked;
+    const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
+    const DeviceRanks connected = connect_devices(job.ranks(), *device);
+    const ParallelContext ranks(connected.of(job.ranks()), asked.run.layout,
+                                asked.run.sequence_parallel);
+    const std::unique_ptr<InferenceModel> model =
+        load_model(asked, *device, ranks, static_cast<std::int64_t>(longest));
+    TilingOptions tiling = asked.stage.tiling;
+    tiling.side = model->config().vision.side;
+    answer(*model, tiling, requests, job.is_first());
+    return 0;
+  });
 }
 
 }  // namespace orchard

@@ -7,6 +7,7 @@
 #include <exception>
 #include <thread>
 
+#include "kernels/device/device.h"
 #include "launch/command.h"
 
 namespace orchard {
@@ -50,6 +51,20 @@ void Job::together(const std::function<void()>& action) {
   const bool reports = code != 0 && worst[1] == ranks_.size() - ranks_.rank();
   if (reports && !is_first()) text = fmt::format("{}: {}", name_, text);
   throw SharedFailure(static_cast<int>(worst[0]), reports ? text : "");
+}
+
+std::string Job::from_first(std::string text) {
+  if (ranks_.size() == 1) return text;
+  std::array<double, 1> size{is_first() ? static_cast<double>(text.size()) : 0};
+  ranks_.max_on_host(size);
+  text.resize(static_cast<std::size_t>(size[0]));
+  if (text.empty()) return text;
+  const std::unique_ptr<Device> host = make_cpu_device();
+  const std::unique_ptr<Stream> stream = host->make_stream();
+  ranks_.broadcast(*stream, Tensor(text.data(), DType::u8, {std::ssize(text)}, DeviceKind::cpu), 0)
+      .wait(*stream);
+  stream->synchronize();
+  return text;
 }
 
 int run_job(const std::function<int(Job&)>& body) {

@@ -24,6 +24,9 @@ class Job {
   // communicates nothing by itself: reading options, opening files.
   void together(const std::function<void()>& action);
 
+  // The first rank's text, on every rank: under mpirun it alone has a standard input.
+  std::string from_first(std::string text);
+
  private:
   Communicator& ranks_;
   std::string name_;

@@ -25,11 +25,6 @@ std::optional<Number> parse_number(std::string_view text) {
   return number;
 }
 
-int chunks_of(ScheduleKind kind, const PlanRequest& request) {
-  if (request.chunks > 0) return request.chunks;
-  return kind == ScheduleKind::interleaved || kind == ScheduleKind::zero_bubble_v ? 2 : 1;
-}
-
 }  // namespace
 
 double Plan::utilisation() const {
@@ -72,10 +67,11 @@ std::vector<double> parse_blocks(const std::string& list) {
 
 Plan make_plan(ScheduleKind kind, const PlanRequest& request) {
   Plan plan{.kind = kind};
-  plan.schedule = make_schedule({.kind = kind,
-                                 .ranks = request.stages,
-                                 .chunks = chunks_of(kind, request),
-                                 .micro_batches = request.micro_batches});
+  plan.schedule =
+      make_schedule({.kind = kind,
+                     .ranks = request.stages,
+                     .chunks = request.chunks > 0 ? request.chunks : default_chunks(kind),
+                     .micro_batches = request.micro_batches});
   PipelineCosts costs = PipelineCosts::even(plan.schedule, request.cost);
   if (!request.blocks.empty()) {
     plan.cuts = balanced_cuts(request.blocks, plan.schedule.stages());

@@ -114,6 +114,18 @@ void check_layout(int ranks, const Layout& layout, const LayoutFacts& facts) {
   }
 }
 
+// That the model has enough blocks is a rule of the layout.
+void check_pipeline(const ResolvedRun& run, const RunConfig& config) {
+  try {
+    cut_pipeline(config.model, config.pipeline, config.layout.pipeline, {});
+  } catch (const Error& error) {
+    const bool cut = !config.pipeline.stage_blocks.empty();
+    throw ConfigurationError(fmt::format(
+        "{}, {}: {}", run.describe("layout.pp"),
+        run.describe(cut ? "layout.stage_blocks" : "layout.pipeline_chunks"), error.what()));
+  }
+}
+
 }  // namespace
 
 void validate(const ResolvedRun& run, const RunConfig& config) {
@@ -138,13 +150,15 @@ void validate_ranks(const ResolvedRun& run, int ranks) {
     LayoutFacts facts = layout_facts(config, stage, config.model);
     facts.global_batch = 0;  // blamed on an option, below
     check_layout(ranks, config.layout, facts);
+    check_pipeline(run, config);
     const std::int64_t micro_batches = stage.global_batch / config.micro_batch;
     const int replicas = config.layout.data(ranks);
     Rules(run).check(
         micro_batches % replicas == 0, fmt::format("stage{}.global_batch", stage.number),
         "with {} that makes {} micro-batches, which do not divide evenly among the {} replicas of "
-        "the model on {} ranks with {}",
-        run.describe("run.micro_batch"), micro_batches, replicas, ranks, run.describe("layout.tp"));
+        "the model on {} ranks with {}, {}",
+        run.describe("run.micro_batch"), micro_batches, replicas, ranks, run.describe("layout.tp"),
+        run.describe("layout.pp"));
   }
 }
 

@@ -7,14 +7,14 @@
 
 namespace orchard {
 
-Shape ChainShape::of(const Pass& pass) const {
+Shape ChainShape::of(const DeviceBatch& batch, const ParallelContext* parallel) const {
   switch (kind) {
     case ChainRows::tower:
-      return {local_rows(pass, pass.batch.tower_rows), width};
+      return {local_rows(parallel, batch.tower_rows), width};
     case ChainRows::visual:
-      return {pass.batch.tiles * rows_per_tile, width};
+      return {batch.tiles * rows_per_tile, width};
     case ChainRows::tokens:
-      return {local_rows(pass, pass.batch.rows), width};
+      return {local_rows(parallel, batch.rows), width};
     case ChainRows::none:
       break;
   }
@@ -85,8 +85,11 @@ void Chain::backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x
 }
 
 void Chain::backward_weight(Pass& pass, Saved& saved) const {
-  for (int i = saved.range.last; i-- > saved.range.first;)
-    if (runs(pass, i)) link(i).backward_weight(pass, saved.link(i));
+  for (int i = saved.range.last; i-- > saved.range.first;) {
+    if (!runs(pass, i)) continue;
+    link(i).backward_weight(pass, saved.link(i));
+    if (const auto declared = link(i).first_declared()) pass.gradients_final_from(*declared);
+  }
 }
 
 }  // namespace orchard

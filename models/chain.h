@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "models/layer.h"
+#include "parallel/pipeline_stages.h"
 
 namespace orchard {
 
@@ -32,7 +33,9 @@ struct ChainShape {
   std::int64_t rows_per_tile = 0;  // of visual
   std::int64_t width = 0;
 
-  Shape of(const Pass& pass) const;
+  // Follows from the counts of the batch; its tensors may be absent. `parallel` as in Pass.
+  Shape of(const DeviceBatch& batch, const ParallelContext* parallel) const;
+  Shape of(const Pass& pass) const { return of(pass.batch, pass.parallel); }
 };
 
 class ChainLink {
@@ -94,12 +97,6 @@ class LayerLink final : public ChainLink {
   const Layer& layer_;
 };
 
-// Links [first, last).
-struct LinkRange {
-  int first = 0, last = 0;
-  bool operator==(const LinkRange&) const = default;
-};
-
 // How the halves of backward come: one link after the other runs both, and its memory is given
 // back; or all weight halves come later.
 enum class BackwardHalves : std::uint8_t { in_turn, apart };
@@ -137,7 +134,7 @@ class Chain {
 
   // Both halves, as saved.halves = in_turn. d_x: shape of x, absent where x was.
   void backward(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const;
-  // The halves by themselves, as saved.halves = apart. d_y and d_x must stay until the weight half
+  // The halves by themselves, as saved.halves = apart. x and d_y must stay until the weight half
   // has run.
   void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const;
   void backward_weight(Pass& pass, Saved& saved) const;

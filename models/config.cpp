@@ -65,4 +65,10 @@ void ModelConfig::validate() const {
   require_positive("connector.out_side", connector.out_side);
 }
 
+int link_count(const ModelConfig& model) {
+  // Stem, blocks, output and connector; lookup, layers, final norm and head.
+  const std::int64_t tower = model.has_vision() ? model.vision.active_layers() + 3 : 0;
+  return static_cast<int>(tower + model.decoder.layers + 3);
+}
+
 }  // namespace orchard

@@ -28,6 +28,10 @@ struct VisionConfig {
   std::int64_t grid() const { return side / patch; }        // patches a side
   std::int64_t patches() const { return grid() * grid(); }  // of a tile, class token apart
   std::int64_t patch_values() const { return 3 * patch * patch; }
+  // Blocks that run: all but the last where features come from the one before it.
+  std::int64_t active_layers() const {
+    return layers - (features == FeatureLayer::penultimate ? 1 : 0);
+  }
 };
 
 // C-Abstractor (Cha et al. 2023; three bottlenecks, pool, three bottlenecks, two-layer readout).
@@ -85,5 +89,8 @@ struct ModelConfig {
   // Throws Error naming the dimension, its value and the rule.
   void validate() const;
 };
+
+// Of the chain that MultimodalModel is (models/chain.h).
+int link_count(const ModelConfig& model);
 
 }  // namespace orchard

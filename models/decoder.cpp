@@ -3,10 +3,20 @@
 #include "kernels/norm/norm.h"
 
 namespace orchard {
+namespace {
+
+using SparseLink = LayerLink<Decoder::SparseBlock>;
+
+bool is_sparse(const ChainLink& link) {
+  return dynamic_cast<const SparseLink*>(&link) != nullptr;
+}
+
+}  // namespace
 
 Decoder::Decoder(ParameterStore& store, const DecoderConfig& config, Recompute recompute)
     : config_(config), final_norm_([&]() -> FinalNorm {
         for (std::int64_t l = 0; l < config.layers; ++l) {
+          store.next_link();
           const std::string name = fmt::format("decoder.layers.{}", l);
           const auto attention = AttentionConfig::of(name + ".attention", config_, &rotation_);
           if (config.is_sparse(l)) {
@@ -17,6 +27,7 @@ Decoder::Decoder(ParameterStore& store, const DecoderConfig& config, Recompute r
                                  recompute);
           }
         }
+        store.next_link();
         return {store, "decoder.final_norm", config.hidden};
       }()) {}
 
@@ -41,11 +52,16 @@ std::vector<RouterStatistics> Decoder::router_statistics(const Chain& chain,
                                                          const Chain::Saved& saved) {
   std::vector<RouterStatistics> statistics;
   for (int i = saved.range.first; i < saved.range.last; ++i) {
-    using Link = LayerLink<SparseBlock>;
-    if (dynamic_cast<const Link*>(&chain.link(i)))
-      statistics.push_back(Link::state(saved.link(i)).feed_forward.statistics);
+    if (is_sparse(chain.link(i)))
+      statistics.push_back(SparseLink::state(saved.link(i)).feed_forward.statistics);
   }
   return statistics;
+}
+
+std::size_t Decoder::sparse_layers(const Chain& chain, LinkRange range) {
+  std::size_t count = 0;
+  for (int i = range.first; i < range.last; ++i) count += is_sparse(chain.link(i));
+  return count;
 }
 
 std::vector<const Parameter*> Decoder::routers() const {

@@ -37,7 +37,7 @@ class Decoder {
   using DenseBlock = TransformerBlock<RmsNorm, SwiGlu>;
   using SparseBlock = TransformerBlock<RmsNorm, MixtureOfExperts>;
 
-  // Declares decoder.layers.<l>.* and decoder.final_norm.
+  // Declares decoder.layers.<l>.* and decoder.final_norm, each block for a link of its own.
   Decoder(ParameterStore& store, const DecoderConfig& config, Recompute recompute);
   Decoder(const Decoder&) = delete;
   Decoder& operator=(const Decoder&) = delete;
@@ -53,6 +53,9 @@ class Decoder {
   // Statistics of those sparse layers that a micro-batch has passed, in layer order.
   static std::vector<RouterStatistics> router_statistics(const Chain& chain,
                                                          const Chain::Saved& saved);
+
+  // How many there are in a range of links.
+  static std::size_t sparse_layers(const Chain& chain, LinkRange range);
 
   // Generation: one cache a layer; x holds the new tokens' embeddings.
   std::vector<KeyValueCache> make_caches(Arena& arena, DType dtype, std::int64_t max_tokens) const;

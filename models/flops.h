@@ -2,6 +2,8 @@
 // two.
 #pragma once
 
+#include <vector>
+
 #include "models/config.h"
 
 namespace orchard {
@@ -23,5 +25,8 @@ struct Workload {
 };
 
 FlopCounts count_flops(const ModelConfig& model, const Workload& work);
+
+// Of each link of the chain that MultimodalModel is, in order: link_count(model) of them.
+std::vector<FlopCounts> count_link_flops(const ModelConfig& model, const Workload& work);
 
 }  // namespace orchard

@@ -71,7 +71,7 @@ Residual LanguageModelHead::forward(Pass& pass, const Residual& stream, Saved& s
     run(pass.stream, Gemm{.a = loss.d_logits, .b = table_->value, .c = d_target.slice(begin, n)});
     run(pass.stream, Gemm{.a = loss.d_logits,
                           .b = x,
-                          .c = table_->gradient,
+                          .c = table_->tied_gradient,
                           .transpose_a = Transpose::yes,
                           .accumulate = Accumulate::add});
   }
@@ -110,11 +110,18 @@ void LanguageModelHead::backward_input(Pass& pass, ConstTensor, Saved& saved, Te
   sum.finish();
 }
 
-Tensor LanguageModelHead::logits(Pass& pass, ConstTensor h) const {
-  require(tensor_place(pass).size == 1, "one rank generates: the logits of a shard choose no token");
-  const Tensor y = pass.allocate(DType::f32, {h.dim(0), table_->value.dim(0)});
-  run(pass.stream, Gemm{.a = h, .b = table_->value, .c = y, .transpose_b = Transpose::yes});
-  return y;
+Tensor LanguageModelHead::last_logits(Pass& pass, ConstTensor h) const {
+  const Place place = tensor_place(pass);
+  const std::int64_t share = table_->value.dim(0);
+  const Tensor all = pass.allocate(DType::f32, {place.size, share});
+  const Tensor mine = all.slice(place.index, 1);
+  run(pass.stream, Gemm{.a = gather_rows(pass, h, pass.batch.rows).slice(pass.batch.rows - 1, 1),
+                        .b = table_->value,
+                        .c = mine,
+                        .transpose_b = Transpose::yes});
+  if (place.size > 1)
+    (*pass.parallel)[MeshGroup::tensor].all_gather(pass.stream, all, mine).wait(pass.stream);
+  return all.reshape({1, place.size * share});
 }
 
 }  // namespace orchard

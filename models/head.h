@@ -31,8 +31,9 @@ class LanguageModelHead {
   void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_h) const;
   void backward_weight(Pass&, Saved&) const {}
 
-  // Logits of every row of h, f32 [rows, vocab]: for generation, on one rank.
-  Tensor logits(Pass& pass, ConstTensor h) const;
+  // Logits of the last row of h [local rows, hidden], f32 [1, vocab], on every tensor rank: for
+  // generation.
+  Tensor last_logits(Pass& pass, ConstTensor h) const;
 
  private:
   // `loss` over the shards of the tensor ranks. Overwrites `exponentials`, f32, the logits' memory.

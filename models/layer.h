@@ -46,6 +46,7 @@ struct Pass {
   const ParallelContext* parallel = nullptr;  // null: this rank has all of the model
   ExpertDispatcher* dispatcher = nullptr;     // null: this rank has all experts
   GradientListener* gradients = nullptr;      // null, too, where more micro-batches follow
+  Overlap overlap = Overlap::yes;             // of tensor ranks' messages with their products
 
   ConstTensor replay_of(const Parameter* router) const {
     if (!replay) return {};

@@ -70,19 +70,28 @@ Tensor RowLinear::forward(Pass& pass, ConstTensor x, Saved& saved) const {
   const Tensor y = pass.allocate(x.dtype(), {local_rows(pass, rows), linear_.out()});
   RowSum sum(pass, rows, y);
   // The bias goes into one of the parts, so that the sum is still rounded once.
-  const bool first = tensor_place(pass).index == 0;
-  linear_.multiply(pass, x, sum.part(), first ? Linear::Bias::add : Linear::Bias::skip);
+  const bool is_first = tensor_place(pass).index == 0;
+  sum.compute([&](std::int64_t first, Tensor part) {
+    linear_.multiply(pass, x.slice(first, part.dim(0)), part,
+                     is_first ? Linear::Bias::add : Linear::Bias::skip);
+  });
   sum.finish();
   return y;
 }
 
 void RowLinear::backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const {
-  saved.d_y = gather_rows(pass, d_y, d_x.dim(0));
-  linear_.multiply_transposed(pass, saved.d_y, d_x, Accumulate::overwrite);
+  RowGathering gathering(pass, d_y, d_x.dim(0));
+  saved.d_y = gathering.in_chunks();
+  gathering.for_each_piece([&](std::int64_t first, ConstTensor piece) {
+    linear_.multiply_transposed(pass, piece, d_x.slice(first, piece.dim(0)), Accumulate::overwrite);
+  });
 }
 
 void RowLinear::backward_weight(Pass& pass, Saved& saved) const {
-  linear_.add_weight_gradient(pass, saved.d_y, saved.x);
+  gathered_chunks(pass, saved.x.dim(0))
+      .for_each_piece(saved.d_y, [&](std::int64_t first, ConstTensor d_y) {
+        linear_.add_weight_gradient(pass, d_y, saved.x.slice(first, d_y.dim(0)));
+      });
 }
 
 }  // namespace orchard

@@ -2,6 +2,7 @@
 // pairs (see tensor_parallel.h).
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -51,7 +52,7 @@ class Linear {
 
 // Linear layers that read one input, cut by their output columns: the first half of a pair. Under
 // sequence parallelism what is saved of the input is its local share, gathered once more for the
-// weight gradient.
+// weight gradient. Where rows come in chunks, weight gradients are added up chunk by chunk.
 template <std::size_t count>
 class ColumnLinears {
  public:
@@ -75,25 +76,31 @@ class ColumnLinears {
     for (std::size_t i = 0; i < count; ++i)
       y[i] = pass.allocate(x.dtype(), {rows, linears_[i].out()});
     const ArenaScope scope(pass.arena);
-    const ConstTensor all = gather_rows(pass, x, rows);
-    for (std::size_t i = 0; i < count; ++i) linears_[i].multiply(pass, all, y[i]);
+    RowGathering(pass, x, rows).for_each_piece([&](std::int64_t first, ConstTensor piece) {
+      for (std::size_t i = 0; i < count; ++i)
+        linears_[i].multiply(pass, piece, y[i].slice(first, piece.dim(0)));
+    });
     return y;
   }
 
   void backward_input(Pass& pass, const Outputs& d_y, Saved& saved, Tensor d_x) const {
+    std::ranges::copy(d_y, saved.d_y.begin());
     RowSum sum(pass, d_y[0].dim(0), d_x);
-    for (std::size_t i = 0; i < count; ++i) {
-      saved.d_y[i] = d_y[i];
-      linears_[i].multiply_transposed(pass, d_y[i], sum.part(),
-                                      i == 0 ? Accumulate::overwrite : Accumulate::add);
-    }
+    sum.compute([&](std::int64_t first, Tensor part) {
+      for (std::size_t i = 0; i < count; ++i)
+        linears_[i].multiply_transposed(pass, d_y[i].slice(first, part.dim(0)), part,
+                                        i == 0 ? Accumulate::overwrite : Accumulate::add);
+    });
     sum.finish();
   }
 
   void backward_weight(Pass& pass, Saved& saved) const {
     const ArenaScope scope(pass.arena);
-    const ConstTensor x = gather_rows(pass, saved.x, saved.d_y[0].dim(0));
-    for (std::size_t i = 0; i < count; ++i) linears_[i].add_weight_gradient(pass, saved.d_y[i], x);
+    RowGathering gathering(pass, saved.x, saved.d_y[0].dim(0));
+    gathering.for_each_piece([&](std::int64_t first, ConstTensor x) {
+      for (std::size_t i = 0; i < count; ++i)
+        linears_[i].add_weight_gradient(pass, saved.d_y[i].slice(first, x.dim(0)), x);
+    });
   }
 
   // Columns that this rank computes of layer `i`.
@@ -110,7 +117,7 @@ class RowLinear {
 
   struct Saved {
     ConstTensor x;    // [rows, in of this rank]
-    ConstTensor d_y;  // [rows, out]
+    ConstTensor d_y;  // [rows, out], under sequence parallelism padded and in the order of chunks
   };
 
   // x: [rows, in of this rank]. Returns [local rows, out].

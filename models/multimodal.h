@@ -26,7 +26,8 @@ class MultimodalModel {
 
   using Saved = Chain::Saved;
 
-  // The links in order: the tower's, the connector, the embedding, the decoder's, the head.
+  // The links in order: the tower's, the connector, the embedding, the decoder's, the head. There
+  // are link_count(config()) of them.
   const Chain& chain() const { return chain_; }
 
   // Links [range.first, range.last) of the micro-batch pass.batch, see Chain::forward. After
@@ -35,6 +36,14 @@ class MultimodalModel {
   // The whole chain, and its backward, which adds the micro-batch's share of every gradient.
   void forward(Pass& pass, Saved& saved) const { forward(pass, chain_.whole(), {}, saved); }
   void backward(Pass& pass, Saved& saved) const { chain_.backward(pass, {}, saved, {}); }
+  // Of a range, see Chain.
+  void backward(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const {
+    chain_.backward(pass, d_y, saved, d_x);
+  }
+  void backward_input(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) const {
+    chain_.backward_input(pass, d_y, saved, d_x);
+  }
+  void backward_weight(Pass& pass, Saved& saved) const { chain_.backward_weight(pass, saved); }
 
   // What forward left of the losses. Of a range with the head: f32 [padded targets], in the order of
   // batch.target_rows; else absent.
@@ -43,16 +52,23 @@ class MultimodalModel {
   std::vector<RouterStatistics> router_statistics(const Saved& saved) const {
     return Decoder::router_statistics(chain_, saved);
   }
+  // How many sparse layers come before the range.
+  std::size_t first_sparse_layer(const Saved& saved) const {
+    return Decoder::sparse_layers(chain_, {0, saved.range.first});
+  }
 
   // Generation: embeds pass.batch's rows (and pictures), runs them through the caches, returns f32
-  // logits [rows, vocab].
+  // logits [1, vocab] of the last row. Tensor ranks, and those that hold experts together, do it
+  // together.
   Tensor forward_cached(Pass& pass, std::vector<KeyValueCache>& caches,
                         ConstTensor key_offsets) const;
 
   const Decoder& decoder() const { return decoder_; }
   const ModelConfig& config() const { return config_; }
+  DType dtype() const { return store_.dtype(); }  // of values and of the residual stream
 
  private:
+  const ParameterStore& store_;
   ModelConfig config_;
   std::optional<VisionTransformer> vision_;
   std::optional<Connector> connector_;

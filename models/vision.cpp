@@ -73,20 +73,20 @@ VisionTransformer::VisionTransformer(ParameterStore& store, const VisionConfig& 
     : config_(config), stem_(store, config), output_([&]() -> VisionOutput {
         for (std::int64_t l = 0; l < config.layers; ++l) {
           const std::string name = fmt::format("vision.layers.{}", l);
+          // A last block that does not run goes with the output.
+          if (l <= config.active_layers()) store.next_link();
           blocks_.emplace_back(store, name, AttentionConfig::of(name + ".attention", config),
                                config, recompute);
         }
+        if (config.active_layers() == config.layers) store.next_link();
         return {store, config};
       }()) {}
-
-std::size_t VisionTransformer::active_blocks() const {
-  return blocks_.size() - (config_.features == FeatureLayer::penultimate ? 1 : 0);
-}
 
 void VisionTransformer::append_to(Chain& chain) const {
   const ChainShape tower{.kind = ChainRows::tower, .width = config_.width};
   chain.add(stem_, tower);
-  for (std::size_t l = 0; l < active_blocks(); ++l) chain.add(blocks_[l], tower);
+  for (std::int64_t l = 0; l < config_.active_layers(); ++l)
+    chain.add(blocks_[static_cast<std::size_t>(l)], tower);
   chain.add(output_, tower);
 }
 

@@ -65,9 +65,6 @@ class VisionTransformer {
   void append_to(Chain& chain) const;
 
  private:
-  // Blocks that run: all but the last when features come from the penultimate block.
-  std::size_t active_blocks() const;
-
   VisionConfig config_;
   VisionStem stem_;
   std::deque<Block> blocks_;

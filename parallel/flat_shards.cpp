@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/elementwise/elementwise.h"
+
 namespace orchard {
 namespace {
 
@@ -46,7 +48,28 @@ FlatShards::FlatShards(Device& device, Stream& stream, const ParallelContext& ra
   make_buckets(options.bucket_bytes);
   for (FlatBucket& bucket : buckets_) cut(bucket);
   own(device, stream);
-  std::ranges::stable_sort(buckets_, std::greater{}, &FlatBucket::first_declared);
+  std::ranges::stable_sort(buckets_, [](const FlatBucket& a, const FlatBucket& b) {
+    if (a.is_tied() != b.is_tied()) return b.is_tied();
+    return a.first_declared > b.first_declared;
+  });
+  meet_tied_stage();
+}
+
+void FlatShards::meet_tied_stage() {
+  std::vector<int> members;
+  for (const FlatBucket& bucket : buckets_) {
+    if (!bucket.is_tied()) continue;
+    for (const Parameter* p : bucket.parameters) {
+      const Sharding& sharding = p->spec.sharding;
+      const PipelineStages& stages = ranks_.stages();
+      std::vector<int> pair = ranks_.mesh().embedding_group(
+          ranks_.rank(), stages.rank_of(sharding.link), stages.rank_of(sharding.tied_link));
+      require(members.empty() || members == pair, "{} is tied to another stage than others",
+              p->spec.name);
+      members = std::move(pair);
+    }
+  }
+  if (!members.empty()) tied_ = ranks_[MeshGroup::world].make_group("pp-tied", members);
 }
 
 void FlatShards::make_buckets(std::int64_t bucket_bytes) {
@@ -57,7 +80,7 @@ void FlatShards::make_buckets(std::int64_t bucket_bytes) {
   for (const ParameterSegment& segment : store_.segments()) {
     const std::int64_t end = segment.begin + segment.count;
     for (std::int64_t begin = segment.begin; begin < end;) {
-      FlatBucket bucket{.reduction = segment.reduction, .replica = segment.replica};
+      FlatBucket bucket{.reduction = segment.reduction, .counts_once = segment.counts};
       if (bucket.reduction.parameter_class == ParameterClass::expert)
         bucket.group = MeshGroup::expert_data;
       const auto is_full = [&](std::int64_t until) {
@@ -131,18 +154,24 @@ bool FlatShards::is_first_owner(const Parameter& parameter) const {
 std::vector<FlatRange> FlatShards::counted_once() const {
   std::vector<FlatRange> ranges;
   for (const FlatBucket& bucket : buckets_)
-    if (bucket.counts_once()) ranges.push_back(bucket.own);
+    if (bucket.counts_once) ranges.push_back(bucket.own);
   return ranges;
 }
 
 Pending FlatShards::reduce(Stream& stream, const FlatBucket& bucket) const {
   const Tensor gradients = store_.flat_gradients(),
                all = gradients.slice(bucket.range.begin, bucket.range.count);
+  for (const Parameter* p : bucket.parameters)
+    if (p->shard.tied_here)
+      run(stream, Add{.a = p->gradient, .b = p->tied_gradient, .y = p->gradient});
   // Of norms and the like, which are short: worth no second operation in flight.
   if (bucket.reduction.partial)
     ranks_.replicas(bucket.reduction.replicas).all_reduce_sum(stream, all).wait(stream);
-  return ranks_[bucket.group].reduce_scatter_sum(
-      stream, gradients.slice(bucket.own.begin, bucket.own.count), all, bucket.counts);
+  const Tensor own = gradients.slice(bucket.own.begin, bucket.own.count);
+  Pending scattered = ranks_[bucket.group].reduce_scatter_sum(stream, own, all, bucket.counts);
+  if (!bucket.is_tied() || bucket.own.count == 0) return scattered;
+  scattered.wait(stream);
+  return tied_->all_reduce_sum(stream, own);
 }
 
 Pending FlatShards::gather_values(Stream& stream, const FlatBucket& bucket) const {

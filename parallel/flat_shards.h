@@ -8,6 +8,7 @@
 // reduce-scattered, and its new values are all-gathered.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "parallel/parallel_context.h"
@@ -23,14 +24,14 @@ struct FlatBucket {
   FlatRange range;
   MeshGroup group = MeshGroup::data;  // that shares it: data or expert_data
   Reduction reduction;
-  int replica = 0;                   // this rank among the tensor ranks that hold the same
+  bool counts_once = true;           // this rank counts its shard where each element counts once
   std::vector<std::int64_t> counts;  // elements of each rank of the group, in order
   FlatRange own;                     // this rank's shard
   std::vector<Parameter*> parameters;
   std::size_t first_declared = 0;  // the smallest number of its parameters
 
-  // This rank counts its shard where each element counts once.
-  bool counts_once() const { return replica == 0; }
+  // Another pipeline stage has a part of its gradients.
+  bool is_tied() const { return reduction.copy != TiedCopy::none; }
 };
 
 struct FlatShardOptions {
@@ -46,8 +47,8 @@ class FlatShards {
   FlatShards(Device& device, Stream& stream, const ParallelContext& ranks, ParameterStore& store,
              const FlatShardOptions& options = {});
 
-  // In the order in which backward fills them: the last declared first. The same on all ranks of a
-  // group.
+  // In the order in which backward fills them: the last declared first, those that two pipeline
+  // stages hold after all others. The same on all ranks of a group.
   const std::vector<FlatBucket>& buckets() const { return buckets_; }
   ParameterStore& store() const { return store_; }
   const ParallelContext& ranks() const { return ranks_; }
@@ -58,7 +59,7 @@ class FlatShards {
   std::vector<FlatRange> counted_once() const;
 
   // Bucket's own shard of the gradients = sum over all ranks that have a part of them. The rest of
-  // the bucket is left in between.
+  // the bucket is left in between. Of tied buckets it waits for the other stage to reduce them, too.
   Pending reduce(Stream& stream, const FlatBucket& bucket) const;
   // All values of the bucket = those that the owners have.
   Pending gather_values(Stream& stream, const FlatBucket& bucket) const;
@@ -72,11 +73,15 @@ class FlatShards {
   void make_buckets(std::int64_t bucket_bytes);
   void cut(FlatBucket& bucket) const;
   void own(Device& device, Stream& stream);
+  void meet_tied_stage();
 
   const ParallelContext& ranks_;
   ParameterStore& store_;
   std::vector<FlatBucket> buckets_;
   Buffer masters_;
+  // This rank and the one that holds the other copy of the tied parameters; null where there are
+  // none.
+  std::unique_ptr<Communicator> tied_;
 };
 
 }  // namespace orchard

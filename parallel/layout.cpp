@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <span>
 #include <tuple>
 #include <vector>
@@ -49,6 +50,11 @@ std::optional<std::string> broken_world_rule(int world, const Layout& layout) {
     if (size < 1) return fmt::format("{} {}: must be at least 1", name, size);
     if (size > world) return fmt::format("{} {}: there are only {} ranks", name, size, world);
   }
+  if (layout.tensor_chunks < 1)
+    return fmt::format("tp-chunks {}: must be at least 1", layout.tensor_chunks);
+  if (layout.tensor_chunks > 1 && layout.tensor == 1)
+    return fmt::format("tp-chunks {}: with tp 1 no rows travel that could be cut",
+                       layout.tensor_chunks);
   const std::int64_t dense = std::int64_t{layout.pipeline} * layout.tensor;
   const std::int64_t experts = std::int64_t{layout.pipeline} * layout.expert * layout.expert_tensor;
   if (world % dense != 0)
@@ -70,6 +76,13 @@ std::optional<std::string> broken_world_rule(int world, const Layout& layout) {
   return {};
 }
 
+// Each chunk needs a row of each tensor rank.
+std::int64_t most_tensor_chunks(int tensor, const LayoutFacts& facts) {
+  if (tensor == 1) return 1;
+  return facts.rows > 0 ? (facts.rows + tensor - 1) / tensor
+                        : std::numeric_limits<std::int64_t>::max();
+}
+
 std::optional<std::string> broken_model_rule(int world, const Layout& l, const LayoutFacts& facts) {
   if (l.expert * l.expert_tensor > 1 && facts.experts == 0 && facts.heads > 0)
     return fmt::format("ep {}, etp {}: the model has no experts", l.expert, l.expert_tensor);
@@ -82,12 +95,16 @@ std::optional<std::string> broken_model_rule(int world, const Layout& l, const L
       {"the experts", facts.experts, "ep", l.expert},
       {"the ffn columns of an expert", facts.expert_ffn, "etp", l.expert_tensor},
   };
-  if (const auto broken = broken_division(divisions)) return broken;
+  if (auto broken = broken_division(divisions)) return broken;
   // A key-value head that several ranks need is copied to each of them.
   if (facts.kv_heads % l.tensor != 0 && l.tensor % facts.kv_heads != 0)
     return fmt::format("tp {}: must divide the {} kv heads, or be a multiple of them", l.tensor,
                        facts.kv_heads);
-  const std::int64_t stages = std::int64_t{l.pipeline} * facts.chunks;
+  if (const std::int64_t most = most_tensor_chunks(l.tensor, facts); l.tensor_chunks > most)
+    return fmt::format(
+        "tp-chunks {}: must be at most {}, a tensor rank's share of the {} rows of a micro-batch",
+        l.tensor_chunks, most, facts.rows);
+  const std::int64_t stages = l.pipeline > 1 ? std::int64_t{l.pipeline} * facts.chunks : 1;
   if (facts.blocks > 0 && stages > facts.blocks)
     return fmt::format(
         "pp {} x {} chunks = {} stages: the model has {} blocks, and each stage "
@@ -116,6 +133,8 @@ std::tuple<double, int> distance(const Layout& a, const Layout& b) {
   add(a.expert_tensor, b.expert_tensor);
   // As far as a factor of two: an order is rarely asked for without need.
   if (a.order != b.order) factors += 1;
+  // They give way to everything: they change how long a step takes, not what it needs.
+  if (a.tensor_chunks != b.tensor_chunks) factors += 1e-3;
   return {factors, changes};
 }
 
@@ -141,8 +160,9 @@ std::string to_string(const RankOrder& order) {
 }
 
 std::string Layout::to_string() const {
-  return fmt::format("tp {}, pp {}, ep {}, etp {}, order {}", tensor, pipeline, expert,
-                     expert_tensor, orchard::to_string(order));
+  const std::string chunks = tensor_chunks > 1 ? fmt::format(", tp-chunks {}", tensor_chunks) : "";
+  return fmt::format("tp {}, pp {}, ep {}, etp {}, order {}{}", tensor, pipeline, expert,
+                     expert_tensor, orchard::to_string(order), chunks);
 }
 
 std::optional<std::string> broken_rule(int world, const Layout& layout, const LayoutFacts& facts) {
@@ -162,7 +182,10 @@ std::optional<Layout> nearest_layout(int world, const Layout& layout, const Layo
       for (const int pipeline : sizes) {
         for (const int expert : sizes) {
           for (const int expert_tensor : sizes) {
-            const Layout other{tensor, pipeline, expert, expert_tensor, order};
+            const std::int64_t chunks = std::clamp<std::int64_t>(layout.tensor_chunks, 1,
+                                                                 most_tensor_chunks(tensor, facts));
+            const Layout other{tensor,        pipeline, expert,
+                               expert_tensor, order,    static_cast<int>(chunks)};
             if (nearest && distance(layout, other) >= distance(layout, *nearest)) continue;
             if (!broken_rule(world, other, facts)) nearest = other;
           }

@@ -35,11 +35,14 @@ struct Layout {
   int expert = 1;         // ep: the experts of a layer
   int expert_tensor = 1;  // etp: columns and rows of each expert
   RankOrder order = default_rank_order;
+  // Parts of the rows in which tensor ranks gather them and add them up, so that one part travels
+  // while the next is computed.
+  int tensor_chunks = 1;
 
   bool operator==(const Layout&) const = default;
   int data(int world) const { return world / (pipeline * tensor); }
   int expert_data(int world) const { return world / (pipeline * expert * expert_tensor); }
-  // "tp 2, pp 2, ep 4, etp 1, order tp-ep-dp-pp".
+  // "tp 2, pp 2, ep 4, etp 1, order tp-ep-dp-pp", and "tp-chunks 2" where there are several.
   std::string to_string() const;
 };
 
@@ -51,6 +54,7 @@ struct LayoutFacts {
   std::int64_t blocks = 0;  // of the pipeline's chain: tower, connector, decoder layers, head
   int chunks = 1;           // of the pipeline schedule, a rank
   std::int64_t global_batch = 0, micro_batch = 1;  // sequences
+  std::int64_t rows = 0;                           // of a micro-batch
 };
 
 // The first rule that the layout breaks, with the numbers that break it; nothing where it is

@@ -49,6 +49,7 @@ Parameter& ParameterStore::declare(ParameterSpec spec) {
   require(!masters_.data() && !values_.data(),
           "parameter {} was declared after the store allocated its memory", spec.name);
   require(find(spec.name) == nullptr, "two parameters are called {}", spec.name);
+  spec.sharding.link = link_;
   const std::int64_t numel = spec.shape.numel();
   require(numel > 0, "parameter {} has the empty shape {}", spec.name, spec.shape);
   Shard shard;
@@ -71,11 +72,11 @@ std::vector<Parameter*> ParameterStore::lay_out() {
   for (Parameter& p : parameters_) order.push_back(&p);
   std::ranges::stable_sort(order, {}, [](const Parameter* p) {
     const Reduction& r = p->shard.reduction;
-    return std::tuple(r.parameter_class, r.replicas, r.partial);
+    return std::tuple(r.parameter_class, r.replicas, r.partial, r.copy);
   });
   for (Parameter* p : order) {
     if (segments_.empty() || segments_.back().reduction != p->shard.reduction)
-      segments_.push_back({p->shard.reduction, p->shard.replica, elements_, 0});
+      segments_.push_back({p->shard.reduction, p->shard.counts(), elements_, 0});
     p->offset = elements_;
     elements_ += padded(p->shape().numel());
     segments_.back().count = elements_ - segments_.back().begin;
@@ -117,7 +118,12 @@ void ParameterStore::allocate(Device& device, Stream& stream, DType dtype, Param
       p->master = view(masters_, DType::f32, master_offset, shape);
       master_offset += padded(shape.numel());
     }
-    if (training) p->gradient = view(gradients_, DType::f32, p->offset, shape);
+    if (training) {
+      p->gradient = p->tied_gradient = view(gradients_, DType::f32, p->offset, shape);
+      if (p->shard.tied_here)
+        p->tied_gradient = tied_gradients_.emplace_back(zeros(DType::f32, shape.numel()))
+                               .tensor(DType::f32, shape);
+    }
     p->value = dtype == DType::bf16 ? view(values_, dtype, p->offset, shape) : p->master;
     if (training) {
       p->owned = {.begin = 0, .count = shape[0], .master = p->master, .gradient = p->gradient};
@@ -161,6 +167,8 @@ void ParameterStore::write(Stream& stream, const Parameter& parameter,
 
 void ParameterStore::zero_gradients(Stream& stream) {
   stream.fill_zero(flat_gradients());
+  for (const Parameter& p : parameters_)
+    if (p.shard.tied_here) stream.fill_zero(p.tied_gradient);
 }
 
 Tensor ParameterStore::flat_gradients() const {

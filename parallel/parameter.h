@@ -65,7 +65,10 @@ struct Parameter {
   // f32: what the optimizer updates. The same memory as value in f32 mode; in bf16 mode absent,
   // unless forward reads it, without training and where masters are kept by owned rows.
   Tensor master;
-  Tensor gradient;           // f32: sum over the micro-batches of a step; absent without training
+  Tensor gradient;  // f32: sum over the micro-batches of a step; absent without training
+  // f32: what the tied link adds to. The same memory as gradient, unless the shard is tied_here:
+  // then the reduction adds it to gradient, once a step.
+  Tensor tied_gradient;
   OwnedRows owned;           // in training
   std::size_t declared = 0;  // how many were declared before it
 
@@ -76,7 +79,7 @@ struct Parameter {
 // A stretch of the flat buffers whose parameters are reduced alike.
 struct ParameterSegment {
   Reduction reduction;
-  int replica = 0;                    // this rank among the replicas
+  bool counts = true;                 // see Shard::counts
   std::int64_t begin = 0, count = 0;  // elements, padding between parameters included
 };
 
@@ -84,6 +87,11 @@ class ParameterStore {
  public:
   // The default place holds everything.
   explicit ParameterStore(const ShardingPlace& place = {}) : place_(place) {}
+
+  // Parameters that are declared from now on belong to the next link of the model's chain; the
+  // first ones belong to link 0.
+  void next_link() { ++link_; }
+  int link() const { return link_; }
 
   // Reserves a place; the reference stays valid for the store's life. Names are unique. Every rank
   // declares every parameter in the same order; those of which it holds nothing never get tensors.
@@ -138,9 +146,11 @@ class ParameterStore {
   std::deque<Parameter> parameters_, elsewhere_;
   std::vector<const Parameter*> catalogue_;
   std::vector<ParameterSegment> segments_;
+  int link_ = 0;
   std::int64_t elements_ = 0;  // of a flat buffer, padding between parameters included
   DType dtype_ = DType::f32;
   Buffer masters_, gradients_, values_;
+  std::vector<Buffer> tied_gradients_;
 };
 
 }  // namespace orchard

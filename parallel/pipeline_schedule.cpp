@@ -165,7 +165,7 @@ void require_possible(const ScheduleShape& s) {
   require(s.micro_batches >= 1, "{} micro-batches: a step has at least one", s.micro_batches);
   require(s.chunks >= 1, "{} chunks a rank: there must be at least one", s.chunks);
   if (s.kind == ScheduleKind::interleaved) return;
-  const int chunks = s.kind == ScheduleKind::zero_bubble_v ? 2 : 1;
+  const int chunks = default_chunks(s.kind);
   require(s.chunks == chunks, "schedule {} has {} chunk{} a rank, not {}; interleaved takes any",
           name_of(s.kind), chunks, chunks == 1 ? "" : "s", s.chunks);
 }
@@ -192,6 +192,10 @@ StagePlace PipelineSchedule::place_of(int stage) const {
 std::string_view name_of(ScheduleKind kind) {
   constexpr std::string_view names[] = {"gpipe", "1f1b", "interleaved", "zb-h1", "zb-v"};
   return names[static_cast<std::size_t>(kind)];
+}
+
+int default_chunks(ScheduleKind kind) {
+  return kind == ScheduleKind::interleaved || kind == ScheduleKind::zero_bubble_v ? 2 : 1;
 }
 
 PipelineSchedule make_schedule(const ScheduleShape& shape) {

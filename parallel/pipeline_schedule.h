@@ -82,6 +82,9 @@ inline constexpr ScheduleKind schedule_kinds[] = {
 
 std::string_view name_of(ScheduleKind kind);  // as users write it: "1f1b", "zb-v"
 
+// How many chunks a rank has where nothing else is asked for. Only interleaved can have others.
+int default_chunks(ScheduleKind kind);
+
 struct ScheduleShape {
   ScheduleKind kind = ScheduleKind::one_forward_one_backward;
   int ranks = 1;

@@ -15,15 +15,26 @@ void GradientReducer::begin(Stream& stream) {
   pending_.clear();
 }
 
+void GradientReducer::send_next() {
+  const std::size_t bucket = pending_.size();
+  evidence_.before(*stream_, bucket);
+  pending_.push_back(shards_.reduce(*stream_, shards_.buckets()[bucket]));
+  evidence_.after(bucket);
+}
+
 void GradientReducer::final_from(std::size_t declared) {
   const std::vector<FlatBucket>& buckets = shards_.buckets();
-  while (pending_.size() < buckets.size() && buckets[pending_.size()].first_declared >= declared)
-    pending_.push_back(shards_.reduce(*stream_, buckets[pending_.size()]));
+  while (pending_.size() < buckets.size()) {
+    const FlatBucket& bucket = buckets[pending_.size()];
+    if (bucket.is_tied() || bucket.first_declared < declared) return;
+    send_next();
+  }
 }
 
 void GradientReducer::finish(Stream& stream) {
   stream_ = &stream;
-  final_from(0);
+  // Those that two stages share come last, when neither has anything left that the other waits for.
+  while (pending_.size() < shards_.buckets().size()) send_next();
   wait_for_all(stream, pending_);
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "parallel/flat_shards.h"
+#include "parallel/gradient_evidence.h"
 #include "parallel/gradient_listener.h"
 #include "parallel/overlap.h"
 
@@ -16,7 +17,7 @@ namespace orchard {
 class GradientReducer final : public GradientListener {
  public:
   // The shards must outlive it.
-  explicit GradientReducer(const FlatShards& shards) : shards_(shards) {}
+  explicit GradientReducer(const FlatShards& shards) : shards_(shards), evidence_(shards) {}
 
   // Before the last micro-batch's backward.
   void begin(Stream& stream);
@@ -24,8 +25,14 @@ class GradientReducer final : public GradientListener {
   // Every gradient is final: sends what is left and waits for all.
   void finish(Stream& stream);
 
+  // What ranks sent in the step that has been finished.
+  const GradientEvidence& evidence() const { return evidence_; }
+
  private:
+  void send_next();
+
   const FlatShards& shards_;
+  GradientEvidence evidence_;
   Stream* stream_ = nullptr;
   std::vector<Pending> pending_;  // of the buckets that have been sent
 };

@@ -6,13 +6,31 @@
 
 namespace orchard {
 
-ShardingPlace sharding_place(const Mesh& mesh, int rank, SequenceParallel sequence_parallel) {
+bool ShardingPlace::has(const Sharding& sharding) const {
+  return has(sharding.link) || (sharding.tied_link >= 0 && has(sharding.tied_link));
+}
+
+namespace {
+
+void place_in_pipeline(Shard& shard, const Sharding& sharding, const ShardingPlace& place) {
+  if (!place.has(sharding)) shard.slice.begin = shard.slice.count = 0;
+  if (sharding.tied_link < 0 || place.links.empty()) return;
+  const bool first = place.has(sharding.link), second = place.has(sharding.tied_link);
+  shard.tied_here = first && second;
+  if (first != second) shard.reduction.copy = first ? TiedCopy::first : TiedCopy::second;
+}
+
+}  // namespace
+
+ShardingPlace sharding_place(const Mesh& mesh, int rank, SequenceParallel sequence_parallel,
+                             const PipelineStages& stages) {
   const MeshCoordinates c = mesh.coordinates(rank);
   const Layout& layout = mesh.layout();
   return {.tensor = {c.tensor, layout.tensor},
           .expert = {c.expert, layout.expert},
           .expert_tensor = {c.expert_tensor, layout.expert_tensor},
-          .sequence_parallel = sequence_parallel};
+          .sequence_parallel = sequence_parallel,
+          .links = stages.links_of_rank(c.pipeline)};
 }
 
 Shard shard_of(const Shape& shape, const Sharding& sharding, const ShardingPlace& place) {
@@ -34,6 +52,7 @@ Shard shard_of(const Shape& shape, const Sharding& sharding, const ShardingPlace
   shard.reduction.partial = replicas > 1 && (sharding.gradient == GradientOf::local_heads ||
                                              (sharding.gradient == GradientOf::local_rows &&
                                               place.sequence_parallel == SequenceParallel::yes));
+  place_in_pipeline(shard, sharding, place);
   if (!of_expert) {
     shard.reduction.parameter_class =
         sharding.tensor_dim < 0 ? ParameterClass::dense_replicated : ParameterClass::dense_sharded;

@@ -3,7 +3,8 @@
 #
 # usage: tests/run.sh [--full]
 #
-# --full (at most two hours) adds clang-tidy on every source, the tests under the address and
+# --full (at most two hours) adds clang-tidy on every source, the tests of kernels with the emulator's
+# race checker and in other orders of threads and copies, every layout, the tests under the address and
 # undefined-behaviour sanitizers, and the demo.
 set -euo pipefail
 
@@ -12,7 +13,7 @@ full=no
 case ${1:-} in
   '') ;;
   --full) full=yes ;;
-  *) sed -n '2,7s/^# \{0,1\}//p' "$0"; [[ $1 == -h || $1 == --help ]] && exit 0 || exit 78 ;;
+  *) sed -n '2,8s/^# \{0,1\}//p' "$0"; [[ $1 == -h || $1 == --help ]] && exit 0 || exit 78 ;;
 esac
 
 # Options of the caller's own runs must not reach the tests.
@@ -25,6 +26,11 @@ ctest --preset release -j2
 if [[ $full == yes ]]; then
   launch/setup.sh clang-tidy || true  # tidy.sh says so where it is missing
   tests/tidy.sh --all
+  for policy in races races,reverse,eager races,random,random_completion,seed=1; do
+    echo "tests of kernels on the emulator with $policy"
+    ORCHARD_SIMT_POLICY=$policy ctest --preset release -j2 --label-regex kernels --exclude-regex _races
+  done
+  ctest --preset release -C full -L full
   launch/build.sh asan
   # Open MPI and oneDNN keep what they allocate until the process ends.
   ASAN_OPTIONS=detect_leaks=0 ctest --preset asan -j2

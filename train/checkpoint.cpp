@@ -113,7 +113,7 @@ void save_checkpoint(const std::filesystem::path& path, const CheckpointInfo& in
     if (file) write(*file, name, shard.shape, values);
   };
   for (const Parameter* p : store.catalogue()) {
-    const bool counts = p->is_here() && p->shard.replica == 0;
+    const bool counts = p->is_here() && p->shard.counts();
     save(std::string(parameters_group) + p->spec.name, owned_shard(*p), p->owned.master,
          counts ? Counted::yes : Counted::no);
   }

@@ -46,10 +46,9 @@ std::string prompt_text(const Tokenizer& tokenizer, const MicroBatch& prompt) {
 
 EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const StageData& data,
                           std::int64_t micro_batch, const EvaluateOptions& options) {
-  const std::unique_ptr<Communicator> alone = make_single_communicator();
   EvaluationReport report;
-  report.validation =
-      validate(model.runner(), data, set.index(), micro_batch, *alone, Swap::compare, tell_bad);
+  report.validation = validate(model.runner(), data, set.index(), micro_batch,
+                               model.ranks()[MeshGroup::data], Swap::compare, tell_bad);
 
   const std::unique_ptr<Device> device = make_cpu_device();
   BatchBuilder builder = data.make_builder(*device, {});

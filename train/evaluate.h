@@ -39,6 +39,8 @@ struct EvaluationReport {
   std::vector<AnsweredSample> answers;
 };
 
+// Sequences are dealt out to the model's data ranks; every rank answers all samples, with the same
+// report.
 EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const StageData& data,
                           std::int64_t micro_batch, const EvaluateOptions& options);
 

@@ -11,10 +11,12 @@ namespace {
 class Decoding {
  public:
   Decoding(Stream& stream, Arena& arena, const MultimodalModel& model, DType dtype,
-           std::int64_t longest)
+           std::int64_t longest, const ParallelContext& ranks, ExpertDispatcher* dispatcher)
       : stream_(stream),
         arena_(arena),
         model_(model),
+        ranks_(ranks),
+        dispatcher_(dispatcher),
         uploader_(model.config(), dtype),
         caches_(model.decoder().make_caches(arena, dtype, longest)) {}
 
@@ -25,12 +27,16 @@ class Decoding {
     const std::vector<std::int32_t> keys{0, static_cast<std::int32_t>(length_ + batch.rows)};
     const Tensor key_offsets = arena_.allocate(DType::i32, {2});
     stream_.copy(key_offsets, ConstTensor(keys.data(), DType::i32, {2}, DeviceKind::cpu));
-    Pass pass{.stream = stream_, .arena = arena_, .batch = batch, .purpose = Purpose::evaluate};
+    Pass pass{.stream = stream_,
+              .arena = arena_,
+              .batch = batch,
+              .purpose = Purpose::evaluate,
+              .parallel = &ranks_,
+              .dispatcher = dispatcher_};
     const Tensor logits = model_.forward_cached(pass, caches_, key_offsets);
     length_ += batch.rows;
     last_.resize(static_cast<std::size_t>(logits.dim(1)));
-    stream_.copy(Tensor(last_.data(), DType::f32, {1, logits.dim(1)}, DeviceKind::cpu),
-                 logits.slice(batch.rows - 1, 1));
+    stream_.copy(Tensor(last_.data(), DType::f32, logits.shape(), DeviceKind::cpu), logits);
     stream_.synchronize();
     return static_cast<std::int32_t>(std::max_element(last_.begin(), last_.end()) - last_.begin());
   }
@@ -41,6 +47,8 @@ class Decoding {
   Stream& stream_;
   Arena& arena_;
   const MultimodalModel& model_;
+  const ParallelContext& ranks_;
+  ExpertDispatcher* dispatcher_;
   BatchUploader uploader_;
   std::vector<KeyValueCache> caches_;
   std::vector<float> last_;  // [vocab] logits of the last row
@@ -59,21 +67,22 @@ MicroBatch single_row(std::int32_t token, std::int64_t position) {
 
 }  // namespace
 
-InferenceModel::InferenceModel(const std::filesystem::path& checkpoint, Device& device, DType dtype,
-                               std::int64_t side, std::int64_t longest)
+InferenceModel::InferenceModel(const std::filesystem::path& checkpoint, Device& device,
+                               const ParallelContext& ranks, const InferenceOptions& options)
     : info_(read_checkpoint_info(checkpoint)),
-      world_(make_single_communicator()),
-      alone_(*world_, {}),
+      ranks_(ranks),
       stream_(device.make_stream()),
+      store_(ranks.place()),
       arena_(device) {
   ModelConfig config = model_from_json(info_.model);
-  if (side > 0) config.vision.side = side;
-  config.decoder.max_positions = std::max(config.decoder.max_positions, longest);
+  if (options.side > 0) config.vision.side = options.side;
+  config.decoder.max_positions = std::max(config.decoder.max_positions, options.longest);
   model_ = std::make_unique<MultimodalModel>(store_, config);
-  store_.allocate(device, *stream_, dtype, ParameterUse::forward);
+  store_.allocate(device, *stream_, options.dtype, ParameterUse::forward);
   load_parameters(checkpoint, *stream_, store_, PositionTables::resized);
   model_->prepare(device, *stream_);
-  runner_ = std::make_unique<StepRunner>(device, *stream_, alone_, store_, *model_);
+  runner_ = std::make_unique<StepRunner>(device, *stream_, ranks, store_, *model_, nullptr,
+                                         Overlap::yes, options.experts);
 }
 
 std::vector<std::int32_t> InferenceModel::generate(const MicroBatch& prompt, std::int64_t count,
@@ -82,7 +91,8 @@ std::vector<std::int32_t> InferenceModel::generate(const MicroBatch& prompt, std
           "a prompt is one sequence of at least one row");
   std::vector<std::int32_t> tokens;
   arena_.reset();
-  Decoding decoding(*stream_, arena_, *model_, store_.dtype(), prompt.length + count);
+  Decoding decoding(*stream_, arena_, *model_, store_.dtype(), prompt.length + count, ranks_,
+                    runner_->dispatcher());
   std::int32_t next = decoding.feed(prompt);
   while (std::find(stop.begin(), stop.end(), next) == stop.end()) {
     tokens.push_back(next);

@@ -34,6 +34,7 @@ void for_each_step_field(Event& event, const Visit& visit) {
   visit("data_seconds", event.data_seconds);
   visit("forward_seconds", seconds.forward);
   visit("backward_seconds", seconds.backward);
+  visit("pipeline_seconds", seconds.pipeline);
   visit("reduce_seconds", seconds.reduce);
   visit("optimizer_seconds", seconds.optimizer);
   visit("bad_samples", event.bad_samples);
@@ -71,7 +72,7 @@ auto writer(OrderedJson& json) {
 
 // Fields that files of earlier versions do not have.
 bool is_new(std::string_view name) {
-  return name == "expert_dropped";
+  return name == "expert_dropped" || name == "pipeline_seconds";
 }
 
 auto reader(const Json& json, const std::string& place) {

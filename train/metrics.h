@@ -5,7 +5,8 @@
 //    "expert_load": [sparse layers][experts] shares of the choices,
 //    "expert_dropped": [sparse layers][experts] of an expert's choices, "dropped": [sparse layers],
 //    "tokens_per_s", "step_seconds", "data_seconds", "forward_seconds", "backward_seconds",
-//    "reduce_seconds", "optimizer_seconds", "bad_samples"}
+//    "pipeline_seconds" (waiting for other stages), "reduce_seconds", "optimizer_seconds",
+//    "bad_samples"}
 //   {"kind": "validation", "stage", "step", "steps", "loss", "targets",
 //    "categories": [{"category", "loss", "targets", "swap"}],
 //    "swap": {"samples", "own", "swapped", "difference", "standard_error", "z"}, here and in a

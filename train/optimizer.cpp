@@ -119,7 +119,7 @@ std::vector<Optimizer::NamedShard> Optimizer::state() const {
   std::vector<NamedShard> state;
   for (const Parameter* p : store_.catalogue()) {
     const OptimizerSlots slots = p->is_here() ? slots_of(*p) : OptimizerSlots{};
-    const bool is_first = p->is_here() && p->shard.replica == 0;
+    const bool is_first = p->is_here() && p->shard.counts();
     const auto add = [&](const char* prefix, const TensorShard& shard, const Tensor& tensor,
                          bool counts) {
       state.push_back({.name = prefix + p->spec.name,

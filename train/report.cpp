@@ -71,7 +71,7 @@ void write_report(const std::filesystem::path& run_folder, const ReportInput& in
         "anything in it: nothing was trained here yet.</p>\n";
   } else {
     body += headline_section(stages, input.claims) + curves_section(stages) +
-            experts_section(stages) + speed_section(stages);
+            experts_section(stages) + pipeline_section(run_folder, stages) + speed_section(stages);
   }
   body += gallery_section(predictions, input.samples_per_category) +
           config_section(run_folder / "resolved.ini");

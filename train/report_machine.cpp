@@ -3,9 +3,11 @@
 
 #include <algorithm>
 
+#include "data/atomic_file.h"
 #include "train/chart.h"
 #include "train/expert_load.h"
 #include "train/html.h"
+#include "train/pipeline_picture.h"
 #include "train/report_sections.h"
 #include "train/terminal.h"
 
@@ -64,6 +66,7 @@ std::vector<std::string> speed_row(const StageRecord& stage) {
     data += event.data_seconds;
     phases.forward += s.forward;
     phases.backward += s.backward;
+    phases.pipeline += s.pipeline;
     phases.reduce += s.reduce;
     phases.optimizer += s.optimizer;
   }
@@ -80,6 +83,7 @@ std::vector<std::string> speed_row(const StageRecord& stage) {
           share(data),
           share(phases.forward),
           share(phases.backward),
+          share(phases.pipeline),
           share(phases.reduce),
           share(phases.optimizer),
           format_duration(validation),
@@ -99,9 +103,24 @@ std::string experts_section(std::span<const StageRecord> stages) {
          maps;
 }
 
+std::string pipeline_section(const std::filesystem::path& run_folder,
+                             std::span<const StageRecord> stages) {
+  std::string pictures;
+  for (const StageRecord& stage : stages) {
+    const auto path = pipeline_picture_path(run_folder, stage.number);
+    if (std::filesystem::exists(path))
+      pictures += fmt::format("<h3>Stage {}</h3>\n{}\n", stage.number, read_text(path));
+  }
+  if (pictures.empty()) return {};
+  return "<h2>Pipeline</h2>\n<p class=\"soft\">What each rank of a pipeline does in a step, as the "
+         "schedule has it where time follows the FLOPs of each stage.</p>\n" +
+         pictures;
+}
+
 std::string speed_section(std::span<const StageRecord> stages) {
   HtmlTable table{.header = {"", "steps", "tokens", "tiles", "time", "tokens/s", "data wait",
-                             "forward", "backward", "reduce", "optimizer", "validation", "bad"}};
+                             "forward", "backward", "pipeline wait", "reduce", "optimizer",
+                             "validation", "bad"}};
   for (const StageRecord& stage : stages) table.rows.push_back(speed_row(stage));
   return "<h2>Speed</h2>\n<p class=\"soft\">Tokens are rows that are not padding, of all ranks; "
          "tokens/s and shares are of the time of training steps, as rank 0 saw it. Bad samples are "

@@ -25,6 +25,9 @@ std::string headline_section(std::span<const StageRecord> stages, const ReportCl
 std::string curves_section(std::span<const StageRecord> stages);
 // Empty for dense models.
 std::string experts_section(std::span<const StageRecord> stages);
+// Empty without pipelines.
+std::string pipeline_section(const std::filesystem::path& run_folder,
+                             std::span<const StageRecord> stages);
 std::string speed_section(std::span<const StageRecord> stages);
 std::string gallery_section(std::span<const Prediction> predictions,
                             std::size_t samples_per_category);

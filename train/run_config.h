@@ -14,6 +14,7 @@
 #include "parallel/expert_dispatcher.h"
 #include "parallel/sharding.h"
 #include "train/optimizer.h"
+#include "train/pipeline_cut.h"
 
 namespace orchard {
 
@@ -39,6 +40,7 @@ struct RunConfig {
       model;  // vision.side is overridden by the stage's; vocabulary by the tokenizer's, where 0
   Layout layout;
   SequenceParallel sequence_parallel = SequenceParallel::yes;
+  PipelineOptions pipeline;
   ExpertDispatchOptions experts;
   std::vector<StageConfig> stages;
   DeviceKind device = DeviceKind::cpu;  // where the model lives

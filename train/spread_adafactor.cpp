@@ -28,13 +28,14 @@ SpreadAdaFactor::SpreadAdaFactor(Device& device, const FlatShards& shards,
                                  const OptimizerConfig& config)
     : shards_(shards), config_(config) {
   const ParameterStore& store = shards.store();
-  // Every rank packs every parameter, so that all agree on the places.
+  // Every rank of a stage packs every parameter of it, so that all agree on the places.
   std::int64_t sums = 0, local = 0, squares = 0, most_cols = 0;
   std::vector<Entry> by_declaration;
   for (const Parameter* p : store.catalogue()) {
     const Shape& shape = p->spec.shape;
     Entry& entry = by_declaration.emplace_back();
     entry.parameter = p;
+    if (!store.place().has(p->spec.sharding)) continue;
     entry.factored = config.is_factored(shape);
     entry.square = squares++;
     if (!entry.factored) continue;
@@ -75,7 +76,7 @@ void SpreadAdaFactor::sum_squares(Stream& stream) const {
   for (const Entry& entry : entries_) {
     const Parameter& p = *entry.parameter;
     if (!entry.factored || p.owned.count == 0) continue;
-    const bool counts = p.shard.replica == 0;
+    const bool counts = p.shard.counts_in_stage();
     const std::int64_t cols = p.shape()[1];
     // A further copy of the same elements needs its rows' sums, unless they come from all ranks.
     if (!counts && entry.row_sums >= 0) continue;
@@ -95,13 +96,13 @@ void SpreadAdaFactor::measure(Stream& stream, const std::vector<OptimizerSlots>&
     // Without rows of a factored block this rank still keeps its columns' averages.
     if (!entry.factored && p.owned.count == 0) continue;
     const OptimizerSlots& state = slots[entry.number];
-    AdaFactorMeasure op{
-        .gradients = p.owned.gradient,
-        .v_row = state.v_row,
-        .v_col = state.v_col,
-        .v = state.v,
-        .squares = p.shard.replica == 0 ? squares_.slice(entry.square, 1) : discarded_.slice(0, 1),
-        .step = step};
+    AdaFactorMeasure op{.gradients = p.owned.gradient,
+                        .v_row = state.v_row,
+                        .v_col = state.v_col,
+                        .v = state.v,
+                        .squares = p.shard.counts_in_stage() ? squares_.slice(entry.square, 1)
+                                                             : discarded_.slice(0, 1),
+                        .step = step};
     if (entry.factored) {
       op.row_sums = row_sums(entry);
       op.col_sums = sums_.slice(entry.col_sums, p.spec.shape[1]);

@@ -1,5 +1,6 @@
 #include "train/stage_data.h"
 
+#include <algorithm>
 #include <set>
 
 #include "data/picture.h"
@@ -69,6 +70,19 @@ StageData::StageData(const TrainingSet& set, const RunConfig& run, const StageCo
 
 StepPlan StageData::step_plan(std::int64_t step) {
   return plan_step(plan_, (step - 1) * shape_.global_sequences, shape_);
+}
+
+Workload StageData::first_workload() {
+  const StepPlan plan = step_plan(1);
+  std::int64_t samples = 0;
+  for (const MicroBatchPlan& batch : plan.micro_batches) {
+    for (const PackedSequence& sequence : batch.sequences) samples += std::ssize(sequence.samples);
+  }
+  return {.tokens = plan.real_rows,
+          .document_length = static_cast<double>(plan.real_rows) /
+                             static_cast<double>(std::max<std::int64_t>(samples, 1)),
+          .targets = plan.targets,
+          .tiles = plan.tiles};
 }
 
 BatchBuilder StageData::make_builder(Device& device,

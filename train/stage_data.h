@@ -8,6 +8,7 @@
 #include "data/loader.h"
 #include "data/step_plan.h"
 #include "data/training_set.h"
+#include "models/flops.h"
 #include "train/run_config.h"
 
 namespace orchard {
@@ -25,6 +26,9 @@ class StageData {
 
   // What step number `step` (from 1) consumes, for all ranks.
   StepPlan step_plan(std::int64_t step);
+  // What the first step makes the model compute, over all ranks: to balance a pipeline with, always
+  // alike, so that a resumed run is cut as it was.
+  Workload first_workload();
   // Micro-batches of `rank` from step `first_step` on, in order, prepared on a thread of their own.
   std::unique_ptr<PrefetchingLoader> make_loader(std::int64_t first_step, int rank, int ranks,
                                                  std::function<void(const BadSample&)> on_bad);

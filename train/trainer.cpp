@@ -6,10 +6,12 @@
 #include <cmath>
 #include <optional>
 
+#include "data/atomic_file.h"
 #include "train/checkpoint.h"
 #include "train/checkpoint_folder.h"
 #include "train/layout_facts.h"
 #include "train/model_json.h"
+#include "train/pipeline_picture.h"
 #include "train/schedule.h"
 #include "train/stage_data.h"
 
@@ -68,23 +70,25 @@ void check_tokenizer(const RunConfig& run, const std::filesystem::path& checkpoi
 class StageTrainer {
  public:
   StageTrainer(const RunConfig& run, const StageConfig& stage, const TrainingSet& set,
-               Device& device, const ParallelContext& ranks, const RankObserver& observer)
+               Device& device, Communicator& world, const RankObserver& observer)
       : run_(run),
         stage_(stage),
         set_(set),
-        ranks_(ranks),
         observer_(observer),
         checkpoints_(run.run_folder),
         model_config_(stage_model(run, stage, set)),
         data_(set, run, stage),
+        ranks_(
+            world, run.layout, run.sequence_parallel,
+            cut_pipeline(model_config_, run.pipeline, run.layout.pipeline, data_.first_workload())),
         stream_(device.make_stream()),
-        store_(ranks.place()),
+        store_(ranks_.place()),
         model_(store_, model_config_) {
     store_.allocate(device, *stream_, run.dtype, ParameterUse::training_on_shards);
-    shards_.emplace(device, *stream_, ranks, store_);
+    shards_.emplace(device, *stream_, ranks_, store_);
     model_.prepare(device, *stream_);
     optimizer_.emplace(device, *stream_, store_, stage.optimizer, &*shards_);
-    runner_.emplace(device, *stream_, ranks, store_, model_, &*shards_, Overlap::yes, run.experts);
+    runner_.emplace(device, *stream_, ranks_, store_, model_, &*shards_, Overlap::yes, run.experts);
     if (ExpertDispatcher* const dispatcher = runner_->dispatcher()) {
       dispatcher->on_growth([this](const std::string& text) {
         fmt::print(stderr, "{}: {}\n", ranks_.mesh().name(ranks_.rank()), text);
@@ -121,6 +125,7 @@ class StageTrainer {
   // Trains up to `budget` further steps (none: to the end). Returns the steps taken.
   std::int64_t run(std::optional<std::int64_t> budget) {
     observer_.message(data_.report());
+    tell_pipeline();
     if (done_ == 0) validate_and_report();
     const std::int64_t first = done_,
                        last = budget ? std::min(stage_.steps, done_ + *budget) : stage_.steps;
@@ -142,6 +147,17 @@ class StageTrainer {
   }
 
  private:
+  void tell_pipeline() {
+    const PipelineStages& stages = ranks_.stages();
+    if (stages.ranks() == 1) return;
+    observer_.message(fmt::format("stage {}: pipeline {}", stage_.number, stages.to_string()));
+    if (ranks_.rank() != 0) return;
+    const auto micro_batches =
+        static_cast<int>(stage_.global_batch / run_.micro_batch / replicas().size());
+    write_file(pipeline_picture_path(run_.run_folder, stage_.number),
+               pipeline_picture(stages, model_config_, data_.first_workload(), micro_batches));
+  }
+
   // The ranks that hold what this one holds and see other samples.
   Communicator& replicas() const { return ranks_[MeshGroup::data]; }
 
@@ -219,11 +235,11 @@ class StageTrainer {
   const RunConfig& run_;
   const StageConfig& stage_;
   const TrainingSet& set_;
-  const ParallelContext& ranks_;
   const RankObserver& observer_;
   CheckpointFolder checkpoints_;
   ModelConfig model_config_;
   StageData data_;
+  ParallelContext ranks_;
   std::unique_ptr<Stream> stream_;
   ParameterStore store_;
   MultimodalModel model_;
@@ -237,7 +253,6 @@ class StageTrainer {
 };
 
 void check_run(const RunConfig& run, const TrainingSet& set, const Communicator& ranks) {
-  require(run.layout.pipeline == 1, "pp {}: training has no pipelines", run.layout.pipeline);
   for (const StageConfig& stage : run.stages) {
     require_possible(ranks.size(), run.layout,
                      layout_facts(run, stage, stage_model(run, stage, set)));
@@ -280,11 +295,10 @@ void train(const RunConfig& run, const TrainOptions& options, Device& device, Co
            Observer& observer) {
   const TrainingSet set = TrainingSet::open(run.training_set);
   check_run(run, set, ranks);
-  const ParallelContext parallel(ranks, run.layout, run.sequence_parallel);
   const RankObserver quiet(observer, ranks);
   if (ranks.size() > 1) {
     quiet.message(fmt::format("{} ranks: {} (dp {}, edp {})", ranks.size(), run.layout.to_string(),
-                              parallel.mesh().data(), parallel.mesh().expert_data()));
+                              run.layout.data(ranks.size()), run.layout.expert_data(ranks.size())));
   }
   const CheckpointFolder checkpoints(run.run_folder);
   const auto latest = checkpoints.latest();
@@ -309,7 +323,7 @@ void train(const RunConfig& run, const TrainOptions& options, Device& device, Co
       if (std::filesystem::exists(finished)) weights = finished;
       continue;
     }
-    StageTrainer trainer(run, stage, set, device, parallel, quiet);
+    StageTrainer trainer(run, stage, set, device, ranks, quiet);
     if (reached && reached->stage == stage.number) {
       trainer.resume(*latest, *reached);
     } else if (!weights.empty()) {

@@ -1,12 +1,24 @@
 #include "train/upload.h"
 
+#include <algorithm>
+
 #include "kernels/device/device.h"
 #include "kernels/elementwise/elementwise.h"
 
 namespace orchard {
 
-DeviceBatch BatchUploader::upload(Stream& stream, Arena& arena, const MicroBatch& batch) {
-  const std::int64_t rows = batch.sequences * batch.length;
+DeviceBatch BatchUploader::counts(const MicroBatch& batch) const {
+  DeviceBatch out{.rows = batch.sequences * batch.length, .sequences = batch.sequences};
+  out.targets = std::ranges::count_if(batch.targets, [](std::int32_t t) { return t >= 0; });
+  out.tiles = batch.tiles;
+  out.tower_rows = batch.tiles * (config_.vision.patches() + 1);
+  return out;
+}
+
+DeviceBatch BatchUploader::upload(Stream& stream, Arena& arena, const MicroBatch& batch,
+                                  Pictures pictures) {
+  DeviceBatch out = counts(batch);
+  const std::int64_t rows = out.rows;
   require(static_cast<std::int64_t>(batch.sources.size()) == rows,
           "a micro-batch of {} x {} rows has {} sources", batch.sequences, batch.length,
           batch.sources.size());
@@ -28,8 +40,6 @@ DeviceBatch BatchUploader::upload(Stream& stream, Arena& arena, const MicroBatch
     target_rows_.push_back(static_cast<std::int32_t>(r));
     target_ids_.push_back(target);
   }
-  DeviceBatch out{.rows = rows, .sequences = batch.sequences};
-  out.targets = static_cast<std::int64_t>(target_rows_.size());
   const auto padded = static_cast<std::size_t>((out.targets + target_multiple - 1) /
                                                target_multiple * target_multiple);
   target_rows_.resize(padded, -1);
@@ -43,14 +53,13 @@ DeviceBatch BatchUploader::upload(Stream& stream, Arena& arena, const MicroBatch
   out.target_rows = copy(target_rows_);
   out.target_ids = copy(target_ids_);
 
-  out.tiles = batch.tiles;
   if (batch.tiles == 0) return out;
   tile_offsets_.clear();
   for (std::int64_t t = 0; t <= batch.tiles; ++t) {
     tile_offsets_.push_back(static_cast<std::int32_t>(t * (config_.vision.patches() + 1)));
   }
-  out.tower_rows = tile_offsets_.back();
   out.tile_offsets = copy(tile_offsets_);
+  if (pictures == Pictures::leave_out) return out;
   const Shape shape{batch.tiles, config_.vision.patches(), config_.vision.patch_values()};
   const Tensor pixels = arena.allocate(DType::f32, shape);
   stream.copy(pixels, ConstTensor(batch.patches.data(), DType::f32, shape, DeviceKind::cpu));

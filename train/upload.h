@@ -8,6 +8,9 @@
 
 namespace orchard {
 
+// Patches are large, and read by the first link of the chain alone.
+enum class Pictures : std::uint8_t { upload, leave_out };
+
 // Copies micro-batches into an arena. Keeps its staging memory, so a warm upload allocates nothing.
 // The arena's tensors are ready in stream order; the MicroBatch must stay untouched until the
 // stream is synchronised.
@@ -15,7 +18,11 @@ class BatchUploader {
  public:
   BatchUploader(const ModelConfig& config, DType dtype) : config_(config), dtype_(dtype) {}
 
-  DeviceBatch upload(Stream& stream, Arena& arena, const MicroBatch& batch);
+  DeviceBatch upload(Stream& stream, Arena& arena, const MicroBatch& batch,
+                     Pictures pictures = Pictures::upload);
+
+  // The counts of what upload returns, without tensors.
+  DeviceBatch counts(const MicroBatch& batch) const;
 
  private:
   ModelConfig config_;

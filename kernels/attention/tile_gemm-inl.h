@@ -26,8 +26,6 @@ namespace orchard::cpu::HWY_NAMESPACE {
 
 // What the tiles are made of. A word is an f32, or two bf16 that follow each other along the depth
 // (the even one in the lower half). Each kind says how a word of the left meets a word of the right.
-constexpr bool few_registers = HWY_ARCH_X86 && HWY_TARGET != HWY_AVX3 && HWY_TARGET != HWY_AVX3_DL;
-
 struct FloatProduct {
   using Element = float;
   using Word = float;

@@ -1,8 +1,12 @@
-// Depthwise 3x3 convolution on the CPU, channels last: a vector is a run of channels, and two
-// neighbouring pixels of a row are computed together, so that of their 18 inputs 12 are loaded and
-// every weight serves twice. 18 FLOPs and 2·e bytes per element of e bytes: 4.5 cycles a vector on
-// two FMA ports, about the pace of memory. The gradient of the input is the same convolution of d_y
-// with the weights turned by 180 degrees.
+// Depthwise 3x3 convolution on the CPU, channels last. 18 FLOPs and 2·e bytes per element of e bytes:
+// 4.5 cycles a vector on two FMA ports, less than memory takes. Bound by memory, provided that an input
+// is loaded, and in bf16 widened, three times and not nine: two vectors of channels walk along a row,
+// where each column of three inputs adds to the three outputs around it, whose sums stay in registers
+// with the weights. The gradient of the input is the same convolution of d_y with the weights turned
+// by 180 degrees; that of the weight is the same walk with the nine sums in registers.
+//
+// Two vectors, because in a power of two of channels the pixels of a row compete for a few sets of the
+// L1 cache: a walk that uses half a cache line, as one vector of bf16, finds it gone for the other half.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/convolution/depthwise_cpu.cpp"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
@@ -24,107 +28,113 @@ HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 
 constexpr int taps = 9;
-// Channels per pass. What lies outside the picture is read from one block of so many zeros, and the
-// nine weights of a chunk lie together, [9, chunk]: rows of 1024 floats apart, they would fall into
-// the cache sets that the pixels' channels need.
-constexpr std::int64_t channel_chunk = 256;
+
+// Vectors that walk together: nine weights and their inputs fit the registers.
+constexpr int walkers = few_registers ? 1 : 2;
+
+// Stands for the pixels outside the picture.
 template <class T>
-alignas(64) constexpr T zero_pixel[channel_chunk] = {};
+alignas(64) constexpr T zero_pixel[walkers * HWY_MAX_BYTES / sizeof(float)] = {};
 
 struct Extent {
   std::int64_t images, height, width, channels;
   explicit Extent(const Shape& s) : images(s[0]), height(s[1]), width(s[2]), channels(s[3]) {}
-  std::int64_t pixels() const { return images * height * width; }
+  std::int64_t rows() const { return images * height; }
+  std::int64_t row_size() const { return width * channels; }
 };
 
-// The 3x4 input pixels around the outputs (image, i, j) and (image, i, j + 1).
+// Some channels of one row of pixels after the other.
 template <class T>
-class Window {
- public:
-  Window(const T* x, const Extent& extent, std::int64_t pixel) {
-    const std::int64_t i = pixel / extent.width % extent.height, j = pixel % extent.width;
-    for (int r = 0; r < 3; ++r) {
-      for (int s = 0; s < 4; ++s) {
-        const bool inside =
-            i + r >= 1 && i + r <= extent.height && j + s >= 1 && j + s <= extent.width;
-        pixels_[r][s] =
-            inside ? x + (pixel + (r - 1) * extent.width + s - 1) * extent.channels : nullptr;
-      }
-    }
-  }
+struct Walk {
+  T* at;
+  std::int64_t step;
 
-  // The pixel of row r, column s from `channel` on.
-  const T* at(int r, int s, std::int64_t channel) const {
-    return pixels_[r][s] ? pixels_[r][s] + channel : zero_pixel<T>;
+  void next() { at += step; }
+  // What the walk after the next, or (bf16) the one after that, reads or writes here: pixels are too far
+  // apart for the hardware to foresee it.
+  template <int vectors>
+  HWY_INLINE void prefetch() const {
+    const std::int64_t bytes = vectors * lanes() * static_cast<std::int64_t>(sizeof(T));
+    for (std::int64_t ahead = 128; ahead < 128 + bytes; ahead += 64)
+      hwy::Prefetch(reinterpret_cast<const char*>(at) + ahead);
   }
-
- private:
-  const T* pixels_[3][4];
 };
 
-// How many of the pixels `pixel` and `pixel + 1` lie before `end` and in one row.
-inline std::int64_t pair_length(const Extent& extent, std::int64_t pixel, std::int64_t end) {
-  return pixel + 1 < end && (pixel + 1) % extent.width != 0 ? 2 : 1;
+// The row `down` rows below row `row` of all images, from `channel` on; zeros outside the image.
+template <class T>
+Walk<const T> walk(const T* x, const Extent& extent, std::int64_t row, std::int64_t down,
+                   std::int64_t channel) {
+  const std::int64_t i = row % extent.height + down;
+  if (i < 0 || i >= extent.height) return {zero_pixel<T>, 0};
+  return {x + (row + down) * extent.row_size() + channel, extent.channels};
 }
 
-// Output pixels [begin, end) of the convolution of x with `weights`, chunk by chunk.
-template <class T>
-void convolve(const T* x, const float* weights, T* y, const Extent& extent, std::int64_t begin,
-              std::int64_t end) {
-  const std::int64_t channels = extent.channels;
-  for (std::int64_t pixel = begin; pixel < end;) {
-    const Window<T> window(x, extent, pixel);
-    const std::int64_t pair = pair_length(extent, pixel, end);
-    for (std::int64_t c = 0; c < channels; c += channel_chunk) {
-      const std::int64_t chunk = std::min(channel_chunk, channels - c);
-      const T* in[3][4];
-      for (int r = 0; r < 3; ++r) {
-        for (int s = 0; s < 4; ++s) in[r][s] = window.at(r, s, c);
-      }
-      T* const left = y + pixel * channels + c;
-      // The next pair reads two pixels first, columns 3 and 4 to the right of `pixel` and a row down, and
-      // writes two: so many streams at once are more than the hardware prefetches.
-      const T* const ahead = x + (pixel + extent.width + 3) * channels + c;
-      for_each_vector(chunk, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-        hwy::Prefetch(ahead + i);
-        hwy::Prefetch(ahead + channels + i);
-        hwy::Prefetch(left + 2 * channels + i);
-        hwy::Prefetch(left + 3 * channels + i);
-        Vector sum0 = zero(), sum1 = zero();
-        for (int r = 0; r < 3; ++r) {
-          const float* const w = weights + c * taps + 3 * r * chunk + i;
-          const Vector w0 = load(w, n), w1 = load(w + chunk, n), w2 = load(w + 2 * chunk, n);
-          const Vector x1 = load(in[r][1] + i, n), x2 = load(in[r][2] + i, n);
-          sum0 = hn::MulAdd(w0, load(in[r][0] + i, n), sum0);
-          sum1 = hn::MulAdd(w0, x1, sum1);
-          sum0 = hn::MulAdd(w1, x1, sum0);
-          sum1 = hn::MulAdd(w1, x2, sum1);
-          sum0 = hn::MulAdd(w2, x2, sum0);
-          sum1 = hn::MulAdd(w2, load(in[r][3] + i, n), sum1);
-        }
-        store(sum0, left + i, n);
-        if (pair == 2) store(sum1, left + channels + i, n);
-      });
-    }
-    pixel += pair;
+// Calls body.operator()<vectors>(c, n) for groups of vectors that cover `channels`, `n` channels in
+// each vector, fewer than there are lanes only in the last.
+template <class Body>
+HWY_INLINE void for_each_walk(std::int64_t channels, const Body& body) {
+  std::int64_t c = 0;
+  for (; c + walkers * lanes() <= channels; c += walkers * lanes())
+    body.template operator()<walkers>(c, lanes());
+  for (; c < channels; c += lanes())
+    body.template operator()<1>(c, std::min(lanes(), channels - c));
+}
+
+// A row of y; `in` are the rows of x above, at and below it, `weights` [vectors, 9, lanes].
+template <int vectors, class T>
+HWY_INLINE void convolve_row(Walk<const T> (&in)[3], const float* weights, Walk<T> out,
+                             std::int64_t width, std::int64_t n) {
+  const std::int64_t step = lanes();
+  Vector w[vectors][taps], left[vectors], here[vectors];
+  for (int v = 0; v < vectors; ++v) {
+    for (int tap = 0; tap < taps; ++tap) w[v][tap] = load(weights + (v * taps + tap) * step);
+    left[v] = here[v] = zero();
   }
+  // Before each step, left and here are the sums of the output to the left of the column and at it.
+  for (std::int64_t j = 0; j < width; ++j) {
+    in[2].template prefetch<vectors>();
+    for (int v = 0; v < vectors; ++v) {
+      Vector right = zero();
+      Vector x[3];
+      for (int r = 0; r < 3; ++r) x[r] = load(in[r].at + v * step, n);
+      for (int r = 0; r < 3; ++r) {
+        left[v] = hn::MulAdd(w[v][3 * r + 2], x[r], left[v]);
+        here[v] = hn::MulAdd(w[v][3 * r + 1], x[r], here[v]);
+        right = hn::MulAdd(w[v][3 * r], x[r], right);
+      }
+      if (j > 0) store(left[v], out.at + v * step, n);
+      left[v] = here[v];
+      here[v] = right;
+    }
+    for (Walk<const T>& row : in) row.next();
+    if (j > 0) {
+      out.template prefetch<vectors>();
+      out.next();
+    }
+  }
+  for (int v = 0; v < vectors; ++v) store(left[v], out.at + v * step, n);
+}
+
+// Channels rounded up to whole vectors.
+inline std::int64_t padded(std::int64_t channels) {
+  return (channels + lanes() - 1) / lanes() * lanes();
 }
 
 enum class Turn { none, by_180_degrees };
 
-// weight [channels, 3, 3] in fp32, chunk by chunk, in the workspace.
+// weight [channels, 3, 3] in fp32 as [vectors, 9, lanes], in the workspace. What pads the last vector
+// meets outputs that are not stored.
 template <class T>
-const float* chunked_weights(Stream& stream, const ConstTensor& weight, Turn turn) {
-  const std::int64_t channels = weight.dim(0);
+const float* vectors_of_weights(Stream& stream, const ConstTensor& weight, Turn turn) {
+  const std::int64_t channels = weight.dim(0), step = lanes();
   const T* const in = weight.data<T>();
   auto* const out = reinterpret_cast<float*>(
-      stream.workspace(static_cast<std::size_t>(taps * channels) * sizeof(float)));
+      stream.workspace(static_cast<std::size_t>(taps * padded(channels)) * sizeof(float)));
+  std::fill_n(out, taps * padded(channels), 0.0f);
   for (std::int64_t c = 0; c < channels; ++c) {
-    const std::int64_t first = c / channel_chunk * channel_chunk;
-    const std::int64_t chunk = std::min(channel_chunk, channels - first);
     for (int tap = 0; tap < taps; ++tap) {
       const T value = in[c * taps + (turn == Turn::none ? tap : taps - 1 - tap)];
-      float& to = out[first * taps + tap * chunk + c - first];
+      float& to = out[(c / step * taps + tap) * step + c % step];
       if constexpr (std::is_same_v<T, bf16>) {
         to = to_float(value);
       } else {
@@ -136,80 +146,108 @@ const float* chunked_weights(Stream& stream, const ConstTensor& weight, Turn tur
 }
 
 template <class T>
-void convolve_all(Stream& stream, const ConstTensor& x, const ConstTensor& weight, Turn turn,
-                  const Tensor& y) {
+void convolve(Stream& stream, const ConstTensor& x, const ConstTensor& weight, Turn turn,
+              const Tensor& y) {
   const Extent extent(x.shape());
-  const float* const weights = chunked_weights<T>(stream, weight, turn);
-  parallel_for(extent.pixels(), 16, [&](std::int64_t begin, std::int64_t end) {
-    convolve(x.data<T>(), weights, y.data<T>(), extent, begin, end);
+  if (x.numel() == 0) return;
+  const T* const inputs = x.data<T>();
+  const float* const weights = vectors_of_weights<T>(stream, weight, turn);
+  parallel_for(extent.rows(), 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      T* const outputs = y.data<T>() + row * extent.row_size();
+      for_each_walk(extent.channels, [&]<int vectors>(std::int64_t c, std::int64_t n) HWY_ATTR {
+        Walk<const T> in[3] = {walk(inputs, extent, row, -1, c), walk(inputs, extent, row, 0, c),
+                               walk(inputs, extent, row, 1, c)};
+        convolve_row<vectors>(in, weights + c * taps, Walk<T>{outputs + c, extent.channels},
+                              extent.width, n);
+      });
+    }
   });
 }
 
-// In each chunk of channels the 9 gradients lie apart while they add up, [9, chunk]; this brings
-// them into the order of the weight, [chunk, 9].
-void interleave_taps(float* partial, std::int64_t channels) {
-  float chunk[taps * channel_chunk];
-  for (std::int64_t c = 0; c < channels; c += channel_chunk) {
-    const std::int64_t n = std::min(channel_chunk, channels - c);
-    float* const at = partial + c * taps;
-    std::copy_n(at, taps * n, chunk);
-    for (std::int64_t i = 0; i < n; ++i) {
-      for (int tap = 0; tap < taps; ++tap) at[i * taps + tap] = chunk[tap * n + i];
+// Adds the share of a row of outputs to the gradients of the weights, `sums` [vectors, 9, lanes].
+template <int vectors, class T>
+HWY_INLINE void correlate_row(Walk<const T> (&in)[3], Walk<const T> d_y, float* sums,
+                              std::int64_t width, std::int64_t n) {
+  const std::int64_t step = lanes();
+  // d_y to the left of the column, at it and to the right.
+  Vector sum[vectors][taps], left[vectors], here[vectors], right[vectors];
+  for (int v = 0; v < vectors; ++v) {
+    for (int tap = 0; tap < taps; ++tap) sum[v][tap] = load(sums + (v * taps + tap) * step);
+    left[v] = right[v] = zero();
+    here[v] = load(d_y.at + v * step, n);
+  }
+  for (std::int64_t j = 0; j < width; ++j) {
+    in[2].template prefetch<vectors>();
+    d_y.next();
+    if (j + 1 < width) d_y.template prefetch<vectors>();
+    for (int v = 0; v < vectors; ++v) {
+      right[v] = j + 1 < width ? load(d_y.at + v * step, n) : zero();
+      for (int r = 0; r < 3; ++r) {
+        const Vector x = load(in[r].at + v * step, n);
+        sum[v][3 * r] = hn::MulAdd(right[v], x, sum[v][3 * r]);
+        sum[v][3 * r + 1] = hn::MulAdd(here[v], x, sum[v][3 * r + 1]);
+        sum[v][3 * r + 2] = hn::MulAdd(left[v], x, sum[v][3 * r + 2]);
+      }
+      left[v] = here[v];
+      here[v] = right[v];
     }
+    for (Walk<const T>& row : in) row.next();
+  }
+  for (int v = 0; v < vectors; ++v) {
+    for (int tap = 0; tap < taps; ++tap) store(sum[v][tap], sums + (v * taps + tap) * step);
   }
 }
 
-// The share of output pixels [begin, end) in d_weight.
-template <class T>
-void correlate(const DepthwiseConv3x3BackwardWeight& op, std::int64_t begin, std::int64_t end,
-               float* partial) {
-  const Extent extent(op.x.shape());
-  const std::int64_t channels = extent.channels;
-  for (std::int64_t pixel = begin; pixel < end;) {
-    const Window<T> window(op.x.data<T>(), extent, pixel);
-    const std::int64_t pair = pair_length(extent, pixel, end);
-    for (std::int64_t c = 0; c < channels; c += channel_chunk) {
-      const std::int64_t chunk = std::min(channel_chunk, channels - c);
-      const T* const left = op.d_y.data<T>() + pixel * channels + c;
-      const T* const right = pair == 2 ? left + channels : zero_pixel<T>;
-      for (int r = 0; r < 3; ++r) {
-        const T* in[4];
-        for (int s = 0; s < 4; ++s) in[s] = window.at(r, s, c);
-        float* const sums = partial + c * taps + 3 * r * chunk;
-        for_each_vector(chunk, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-          const Vector d0 = load(left + i, n), d1 = load(right + i, n);
-          const Vector x0 = load(in[0] + i, n), x1 = load(in[1] + i, n);
-          const Vector x2 = load(in[2] + i, n), x3 = load(in[3] + i, n);
-          const auto add = [&](float* at, Vector a, Vector b) HWY_ATTR {
-            store(hn::MulAdd(d1, b, hn::MulAdd(d0, a, load(at, n))), at, n);
-          };
-          add(sums + i, x0, x1);
-          add(sums + chunk + i, x1, x2);
-          add(sums + 2 * chunk + i, x2, x3);
-        });
-      }
-    }
-    pixel += pair;
+// Adds gradients [vectors, 9, lanes] to d_weight [channels, 3, 3].
+void add_to_weights(const float* sums, const Tensor& d_weight) {
+  const std::int64_t step = lanes();
+  float* const to = d_weight.data<float>();
+  for (std::int64_t c = 0; c < d_weight.dim(0); ++c) {
+    for (int tap = 0; tap < taps; ++tap)
+      to[c * taps + tap] += sums[(c / step * taps + tap) * step + c % step];
   }
-  interleave_taps(partial, channels);
+}
+
+template <class T>
+void correlate(Stream& stream, const DepthwiseConv3x3BackwardWeight& op) {
+  const Extent extent(op.x.shape());
+  if (op.x.numel() == 0) return;
+  const T* const x = op.x.data<T>();
+  const T* const d_y = op.d_y.data<T>();
+  const std::int64_t size = taps * padded(extent.channels);
+  // So many rows take several times as long as adding up their nine sums.
+  constexpr std::int64_t least_rows = 4;
+  PartialSums shares(extent.rows(), size, least_rows);
+  std::byte* const memory =
+      stream.workspace(shares.size_bytes() + static_cast<std::size_t>(size) * sizeof(float));
+  shares.collect(memory, [&](std::int64_t begin, std::int64_t end, float* share) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      for_each_walk(extent.channels, [&]<int vectors>(std::int64_t c, std::int64_t n) HWY_ATTR {
+        Walk<const T> in[3] = {walk(x, extent, row, -1, c), walk(x, extent, row, 0, c),
+                               walk(x, extent, row, 1, c)};
+        correlate_row<vectors>(in, walk(d_y, extent, row, 0, c), share + c * taps, extent.width, n);
+      });
+    }
+  });
+  auto* const sums = reinterpret_cast<float*>(memory + shares.size_bytes());
+  std::fill_n(sums, size, 0.0f);
+  shares.add_to(sums, 0, size);
+  add_to_weights(sums, op.d_weight);
 }
 
 void depthwise_forward(Stream& stream, const DepthwiseConv3x3Forward& op) {
-  const auto convolution = op.x.dtype() == DType::f32 ? convolve_all<float> : convolve_all<bf16>;
+  const auto convolution = op.x.dtype() == DType::f32 ? convolve<float> : convolve<bf16>;
   convolution(stream, op.x, op.weight, Turn::none, op.y);
 }
 
 void depthwise_backward_input(Stream& stream, const DepthwiseConv3x3BackwardInput& op) {
-  const auto convolution = op.d_y.dtype() == DType::f32 ? convolve_all<float> : convolve_all<bf16>;
+  const auto convolution = op.d_y.dtype() == DType::f32 ? convolve<float> : convolve<bf16>;
   convolution(stream, op.d_y, op.weight, Turn::by_180_degrees, op.d_x);
 }
 
 void depthwise_backward_weight(Stream& stream, const DepthwiseConv3x3BackwardWeight& op) {
-  const auto share_of = op.x.dtype() == DType::f32 ? correlate<float> : correlate<bf16>;
-  sum_over_rows(stream, Extent(op.x.shape()).pixels(), op.d_weight,
-                [&](std::int64_t begin, std::int64_t end, float* partial) {
-                  if (partial) share_of(op, begin, end, partial);
-                });
+  op.x.dtype() == DType::f32 ? correlate<float>(stream, op) : correlate<bf16>(stream, op);
 }
 
 }  // namespace orchard::cpu::HWY_NAMESPACE

@@ -42,6 +42,28 @@ HWY_INLINE Vector exp(Vector x) {
   return hn::IfThenZeroElse(hn::Lt(x, set(-87.33f)), result);
 }
 
+// exp(x) for x <= 0, as a term of a softmax: its relative error is below 2^-22.9 from -4 on and below
+// 2^-19.6 at the far end. Zero below -87.33; a NaN stays a NaN. Four fifths of exp's instructions: the
+// reduction is to a power of two, x·log2(e) = n + f, in one step whose error grows with x, and 2^f the
+// polynomial of degree 6 that is exact at 0 and at the Chebyshev nodes of degree 6 (error below 1e-8).
+HWY_INLINE Vector exp_nonpositive(Vector x) {
+  const Floats d;
+  const hn::RebindToUnsigned<Floats> bits;
+  const Vector log2e = set(1.44269504f), shifter = set(12582912.0f);
+  const Vector shifted = hn::MulAdd(x, log2e, shifter);
+  const Vector f = hn::MulSub(x, log2e, hn::Sub(shifted, shifter));
+  Vector p = set(1.54531634e-4f);
+  p = hn::MulAdd(p, f, set(1.33908633e-3f));
+  p = hn::MulAdd(p, f, set(9.61808302e-3f));
+  p = hn::MulAdd(p, f, set(5.55035695e-2f));
+  p = hn::MulAdd(p, f, set(0.240226507f));
+  p = hn::MulAdd(p, f, set(0.693147182f));
+  p = hn::MulAdd(p, f, set(1.0f));
+  const auto exponent =
+      hn::Add(hn::ShiftLeft<23>(hn::BitCast(bits, shifted)), hn::Set(bits, 0x3f800000u));
+  return hn::IfThenZeroElse(hn::Lt(x, set(-87.33f)), hn::Mul(p, hn::BitCast(d, exponent)));
+}
+
 // 1 / (1 + exp(-x)) for an x·σ(x) or a gradient that is stored as T; exactly 0 and 1 at the far ends.
 // A NaN may give a number: what is stored has x as a factor, too.
 template <class T>

@@ -18,17 +18,17 @@ struct RowBlocks {
   std::int64_t rows = 0;  // of each block but the last
 };
 
-// At least 64 rows a block, to make the partial sums cheap beside the rows; at most 16 blocks.
-inline RowBlocks row_blocks(std::int64_t rows) {
-  const std::int64_t per_block = std::max<std::int64_t>(64, (rows + 15) / 16);
+// At least `least` rows a block, to make the partial sums cheap beside the rows; at most 16 blocks.
+inline RowBlocks row_blocks(std::int64_t rows, std::int64_t least = 64) {
+  const std::int64_t per_block = std::max(least, (rows + 15) / 16);
   return {(rows + per_block - 1) / per_block, per_block};
 }
 
 // One row of `cols` floats per block of rows, in memory that the caller provides.
 class PartialSums {
  public:
-  PartialSums(std::int64_t rows, std::int64_t cols)
-      : blocks_(row_blocks(rows)), rows_(rows), cols_(cols) {}
+  PartialSums(std::int64_t rows, std::int64_t cols, std::int64_t least_rows = 64)
+      : blocks_(row_blocks(rows, least_rows)), rows_(rows), cols_(cols) {}
 
   std::size_t size_bytes() const {
     return static_cast<std::size_t>(blocks_.count * stride()) * sizeof(float);

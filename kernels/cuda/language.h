@@ -69,6 +69,18 @@ void launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Parameters.
   config.blockDim = {shape.block.x, shape.block.y, shape.block.z};
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = native_stream(stream);
+  cudaLaunchAttribute attributes[2];
+  config.attrs = attributes;
+  if (shape.cluster.volume() > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {shape.cluster.x, shape.cluster.y, shape.cluster.z};
+  }
+  if (shape.residency == Residency::whole_grid) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+  }
   launched(stream, shape,
            cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }

@@ -1,6 +1,6 @@
 // The class token's way in and out on the CPU. Bound by memory: each element is read once and
-// written once. Position gradients walk the images in order for one vector of columns at a time, so
-// the sum stays in a register and needs no partial sums.
+// written once. Position gradients add the images in order, a piece of the table at a time, while the
+// same piece of each image is copied and so in cache.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/embedding/class_token_cpu.cpp"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
@@ -20,30 +20,48 @@ namespace orchard::cpu::HWY_NAMESPACE {
 
 constexpr std::int64_t row_grain = 16;
 
-// y = a, or a + b where b is given.
-template <class T>
-void add_row(const T* a, const T* b, T* y, std::int64_t width) {
-  if (!b) {
-    std::memcpy(y, a, static_cast<std::size_t>(width) * sizeof(T));
-    return;
-  }
-  for_each_vector(width, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-    store(hn::Add(load(a + i, n), load(b + i, n)), y + i, n);
+// y = a + b.
+template <class A, class B>
+void add(const A* a, const B* b, B* y, std::int64_t n) {
+  for_each_vector(n, [&](std::int64_t i, std::int64_t count) HWY_ATTR {
+    store(hn::Add(load(a + i, count), load(b + i, count)), y + i, count);
   });
 }
 
-// total += the sum over images of the row that starts at d_y, d_y + stride, ...; `total` and
-// `also` (may be null) receive the same sum.
+// y = a, or a + b where b is given.
 template <class T>
-void add_over_images(const T* d_y, std::int64_t images, std::int64_t stride, std::int64_t width,
-                     float* total, float* also) {
-  for_each_vector(width, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-    Vector over_images = zero();
-    for (std::int64_t image = 0; image < images; ++image) {
-      over_images = hn::Add(over_images, load(d_y + image * stride + i, n));
+void add_row(const T* a, const T* b, T* y, std::int64_t width) {
+  if (b) return add(a, b, y, width);
+  std::memcpy(y, a, static_cast<std::size_t>(width) * sizeof(T));
+}
+
+// Copies the gradients of the patches of each image, `size` elements, and adds them to `total`, unless
+// that is null.
+template <class T>
+struct PatchGradients {
+  std::int64_t images, size;
+  const T* from;
+  std::int64_t from_stride;  // between images
+  T* to;
+  std::int64_t to_stride;
+  float* total;
+};
+
+template <class T>
+void copy_and_add(const PatchGradients<T>& op) {
+  // Source, target and total fit the L2 cache; shorter runs wait for memory, as the hardware finds out
+  // too late what comes next.
+  constexpr std::int64_t piece = 32768;
+  parallel_for(op.size, 4096, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t first = begin; first < end; first += piece) {
+      const std::int64_t size = std::min(piece, end - first);
+      for (std::int64_t image = 0; image < op.images; ++image) {
+        const T* const from = op.from + image * op.from_stride + first;
+        std::memcpy(op.to + image * op.to_stride + first, from,
+                    static_cast<std::size_t>(size) * sizeof(T));
+        if (op.total) add(from, op.total + first, op.total + first, size);
+      }
     }
-    store(hn::Add(load(total + i, n), over_images), total + i, n);
-    if (also) store(hn::Add(load(also + i, n), over_images), also + i, n);
   });
 }
 
@@ -65,21 +83,19 @@ template <class T>
 void prepend_backward(const PrependClassBackward& op) {
   const std::int64_t images = op.d_y.dim(0), rows = op.d_y.dim(1), width = op.d_y.dim(2);
   const T* const d_y = op.d_y.data<T>();
-  const auto image_bytes = static_cast<std::size_t>((rows - 1) * width) * sizeof(T);
-  parallel_for(images, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t image = begin; image < end && image_bytes > 0; ++image) {
-      std::memcpy(op.d_patches.data<T>() + image * (rows - 1) * width,
-                  d_y + (image * rows + 1) * width, image_bytes);
-    }
-  });
-  if (!op.d_positions) return;
-  parallel_for(rows, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      add_over_images(d_y + row * width, images, rows * width, width,
-                      op.d_positions.data<float>() + row * width,
-                      row == 0 ? op.d_class_token.data<float>() : nullptr);
-    }
-  });
+  float* const d_positions = op.d_positions.data<float>();
+  copy_and_add(PatchGradients<T>{.images = images,
+                                 .size = (rows - 1) * width,
+                                 .from = d_y + width,
+                                 .from_stride = rows * width,
+                                 .to = op.d_patches.data<T>(),
+                                 .to_stride = (rows - 1) * width,
+                                 .total = d_positions ? d_positions + width : nullptr});
+  if (!d_positions) return;
+  for (std::int64_t image = 0; image < images; ++image) {
+    for (float* const total : {d_positions, op.d_class_token.data<float>()})
+      add(d_y + image * rows * width, total, total, width);
+  }
 }
 
 template <class T>
@@ -98,23 +114,16 @@ void drop(const DropClassForward& op) {
 template <class T>
 void drop_backward(const DropClassBackward& op) {
   const std::int64_t images = op.d_y.dim(0), rows = op.d_y.dim(1), width = op.d_y.dim(2);
-  const T* const d_y = op.d_y.data<T>();
-  parallel_for(images, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t image = begin; image < end; ++image) {
-      T* const d_x = op.d_x.data<T>() + image * (rows + 1) * width;
-      std::fill_n(d_x, width, T{});
-      if (rows == 0) continue;
-      std::memcpy(d_x + width, d_y + image * rows * width,
-                  static_cast<std::size_t>(rows * width) * sizeof(T));
-    }
-  });
-  if (!op.d_positions) return;
-  parallel_for(rows, 1, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t row = begin; row < end; ++row) {
-      add_over_images(d_y + row * width, images, rows * width, width,
-                      op.d_positions.data<float>() + row * width, static_cast<float*>(nullptr));
-    }
-  });
+  T* const d_x = op.d_x.data<T>();
+  for (std::int64_t image = 0; image < images; ++image)
+    std::fill_n(d_x + image * (rows + 1) * width, width, T{});
+  copy_and_add(PatchGradients<T>{.images = images,
+                                 .size = rows * width,
+                                 .from = op.d_y.data<T>(),
+                                 .from_stride = rows * width,
+                                 .to = d_x + width,
+                                 .to_stride = (rows + 1) * width,
+                                 .total = op.d_positions.data<float>()});
 }
 
 void prepend_class_forward(Stream&, const PrependClassForward& op) {

@@ -7,6 +7,8 @@
 #define ORCHARD_KERNELS_LOSS_LOSS_INL_H_
 #endif
 
+#include <hwy/cache_control.h>
+
 #include <cstring>
 #include <limits>
 
@@ -28,10 +30,13 @@ inline float maximum_of(const float* x, std::int64_t count) {
   return hn::GetLane(hn::MaxOfLanes(Floats(), maximum));
 }
 
-// Σ exp(x - maximum); the terms go to `out` if it is given, which may be x.
-inline float sum_of_exponentials(const float* x, std::int64_t count, float maximum, float* out) {
-  return sum_vectors(count, [&](std::int64_t i, std::int64_t n, Vector total) HWY_ATTR {
-    const Vector term = exp(hn::Sub(load(x + i, n), set(maximum)));
+// Σ exp(x - maximum); the terms go to `out` if it is given, which may be x. `next`, as long as x, is
+// fetched meanwhile: the pass that finds its maximum would wait for memory, this one computes.
+inline float sum_of_exponentials(const float* x, std::int64_t count, float maximum, float* out,
+                                 const float* next) {
+  return sum_vectors(count, [=](std::int64_t i, std::int64_t n, Vector total) HWY_ATTR {
+    hwy::Prefetch(next + i);
+    const Vector term = exp_nonpositive(hn::Sub(load(x + i, n), set(maximum)));
     if (out) store(term, out + i, n);
     return hn::Add(total, first_lanes(term, n));
   });

@@ -2,7 +2,8 @@
 // written once; the three passes over it (maximum, exponentials and their sum, scaling) meet in the
 // L2 cache, which holds rows of 100 000 tokens. Keeping the exponentials costs less than a second
 // evaluation: they wait in the gradient's own row, or in workspace where that is bf16. Bytes: 4 per
-// logit, and 4 (f32) or 2 (bf16) per gradient; about 20 FLOPs a logit. Bound by memory.
+// logit, and 4 (f32) or 2 (bf16) per gradient; about 20 FLOPs a logit. Bound by memory,
+// as the second pass, which computes, fetches the row that the next first pass reads.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/loss/loss_cpu.cpp"
 #include "hwy/foreach_target.h"  // compiles this file once per instruction set
@@ -35,7 +36,8 @@ void cross_entropy_row(const CrossEntropy& op, std::int64_t row, float* scratch)
   float* const exponentials = in_place ? row_of<float>(op.d_logits, row, vocab) : scratch;
   const float maximum = maximum_of(logits, vocab);
   const float target_logit = logits[target];
-  const float sum = sum_of_exponentials(logits, vocab, maximum, exponentials);
+  const float* const next = row + 1 < op.logits.dim(0) ? logits + vocab : logits;
+  const float sum = sum_of_exponentials(logits, vocab, maximum, exponentials, next);
   loss = maximum - target_logit + std::log(sum);
   if (!op.d_logits) return;
   visit_float(op.d_logits.dtype(), [&]<class T>(T) {

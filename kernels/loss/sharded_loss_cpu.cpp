@@ -43,7 +43,8 @@ void softmax_of_shard(Stream&, const SoftmaxOfShard& op) {
       RowStatistics& own = statistics[row];
       own.maximum = maximum_of(logits, columns);
       own.target_logit = target >= 0 && target < columns ? logits[target] : 0;
-      own.sum = sum_of_exponentials(logits, columns, own.maximum, exponentials);
+      const float* const next = row + 1 < rows ? logits + columns : logits;
+      own.sum = sum_of_exponentials(logits, columns, own.maximum, exponentials, next);
     }
   });
 }

@@ -31,6 +31,18 @@ __device__ __forceinline__ void mbarrier_arrive(std::uint64_t* barrier) {
                : "memory");
 }
 
+// At the same mbarrier of another block of the cluster.
+__device__ __forceinline__ void mbarrier_arrive_in_block(std::uint64_t* barrier, unsigned rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
+
 // Announces `bytes` of asynchronous copies, and arrives.
 __device__ __forceinline__ void mbarrier_arrive_expect(std::uint64_t* barrier, unsigned bytes) {
   asm volatile(
@@ -62,10 +74,17 @@ inline void mbarrier_init(std::uint64_t* barrier, unsigned arrivals,
   initialise_mbarrier(barrier, arrivals, where);
 }
 
-inline void mbarrier_fence_init() {}
+inline void mbarrier_fence_init() {
+  fence_mbarrier_init();
+}
 
 inline void mbarrier_arrive(std::uint64_t* barrier, Where where = Where::current()) {
   arrive_at_mbarrier(barrier, 0, where);
+}
+
+inline void mbarrier_arrive_in_block(std::uint64_t* barrier, unsigned rank,
+                                     Where where = Where::current()) {
+  arrive_at_mbarrier(static_cast<std::uint64_t*>(map_to_rank(barrier, rank, where)), 0, where);
 }
 
 inline void mbarrier_arrive_expect(std::uint64_t* barrier, unsigned bytes,

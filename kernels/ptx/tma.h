@@ -1,4 +1,5 @@
-// TMA: the copy engine of sm_90 moves a box of a tensor to shared memory, for one thread's asking.
+// TMA: the copy engine of sm_90 moves a box of a tensor to shared memory or from it, for one thread's
+// asking.
 //
 // The box arrives with the 128-byte swizzle: its rows lie one after the other, and the 16-byte columns
 // of each 128 bytes change places with the number of the 128-byte line, so that wgmma reads them
@@ -32,6 +33,40 @@ __device__ __forceinline__ void tma_load(void* shared, const TensorMap& map, int
       : "memory");
 }
 
+// The same to the same place of every block of the cluster whose rank's bit is set in `ranks`; in each
+// the bytes count for its own `barrier`.
+__device__ __forceinline__ void tma_load_multicast(void* shared, const TensorMap& map, int col,
+                                                   int row, int matrix, std::uint64_t* barrier,
+                                                   unsigned ranks) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address(shared)),
+      "l"(&map), "r"(col), "r"(row), "r"(matrix), "r"(shared_address(barrier)),
+      "h"(static_cast<unsigned short>(ranks))
+      : "memory");
+}
+
+// Copies a box from shared memory, swizzled as tma_load leaves it; elements outside the tensor are left
+// out. bulk_copy.h says how to wait for it.
+__device__ __forceinline__ void tma_store(const TensorMap& map, const void* shared, int col,
+                                          int row, int matrix) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3}], "
+      "[%4];" ::"l"(&map),
+      "r"(col), "r"(row), "r"(matrix), "r"(shared_address(shared))
+      : "memory");
+}
+
+// Adds the box to what the tensor holds, each element by itself and rounded to bf16.
+__device__ __forceinline__ void tma_add(const TensorMap& map, const void* shared, int col, int row,
+                                        int matrix) {
+  asm volatile(
+      "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group "
+      "[%0, {%1, %2, %3}], [%4];" ::"l"(&map),
+      "r"(col), "r"(row), "r"(matrix), "r"(shared_address(shared))
+      : "memory");
+}
+
 // Brings the map near, before its first use.
 __device__ __forceinline__ void tma_prefetch(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
@@ -42,6 +77,22 @@ __device__ __forceinline__ void tma_prefetch(const TensorMap& map) {
 inline void tma_load(void* shared, const TensorMap& map, int col, int row, int matrix,
                      std::uint64_t* barrier, Where where = Where::current()) {
   issue_tensor_load({map.box, shared, col, row, matrix, barrier}, where);
+}
+
+inline void tma_load_multicast(void* shared, const TensorMap& map, int col, int row, int matrix,
+                               std::uint64_t* barrier, unsigned ranks,
+                               Where where = Where::current()) {
+  issue_tensor_load({map.box, shared, col, row, matrix, barrier, ranks}, where);
+}
+
+inline void tma_store(const TensorMap& map, const void* shared, int col, int row, int matrix,
+                      Where where = Where::current()) {
+  issue_tensor_store({map.box, shared, col, row, matrix, Combine::replace}, where);
+}
+
+inline void tma_add(const TensorMap& map, const void* shared, int col, int row, int matrix,
+                    Where where = Where::current()) {
+  issue_tensor_store({map.box, shared, col, row, matrix, Combine::add}, where);
 }
 
 inline void tma_prefetch(const TensorMap&) {}

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "kernels/gpu/gpu.h"
+#include "kernels/ptx/fence.h"
 #ifndef __CUDACC__
 #include "kernels/simt/wgmma_queue.h"
 #endif
@@ -35,12 +36,6 @@ __device__ inline std::uint64_t wgmma_descriptor(unsigned address, unsigned box_
 }
 
 #ifdef __CUDACC__
-
-// Between a thread's own writes to shared memory and the barrier after which wgmma or the copy engine
-// read them.
-__device__ __forceinline__ void fence_proxy_async() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
 
 __device__ __forceinline__ void wgmma_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -198,8 +193,6 @@ void wgmma_m64k16(float (&d)[registers], const unsigned (&a)[4], std::uint64_t b
   warp_collective(wgmma_operation, 0xffffffffu, &arguments, where);
 }
 
-inline void fence_proxy_async() {}
-
 inline void wgmma_fence(Where where = Where::current()) {
   warp_collective(wgmma_fence_operation, 0xffffffffu, nullptr, where);
 }
@@ -215,12 +208,17 @@ void wgmma_wait(Where where = Where::current()) {
 }
 
 template <int count>
-void shrink_registers() {
+void shrink_registers(Where where = Where::current()) {
   static_assert(count >= 24 && count <= 256 && count % 8 == 0);
+  SetRegistersArguments arguments{count, false};
+  warp_collective(set_registers_operation, 0xffffffffu, &arguments, where);
 }
 template <int count>
-void grow_registers() {
+void grow_registers(Where where = Where::current()) {
   static_assert(count >= 24 && count <= 256 && count % 8 == 0);
+  SetRegistersArguments arguments{count, true};
+  warp_collective(set_registers_operation, 0xffffffffu, &arguments, where);
+  wait_for_registers(where);
 }
 
 #endif

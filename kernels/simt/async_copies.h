@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "kernels/simt/runtime.h"
-#include "kernels/simt/simt_device.h"
 
 namespace orchard::simt {
 
@@ -17,12 +16,20 @@ class AsyncCopies {
     done_ = done_groups_ = 0;
   }
 
-  // The operands are checked.
-  void issue(const AsyncCopy& copy, AsyncCompletion completion);
+  void issue(const AsyncCopy& copy, bool happened) { copies_.push_back({copy, happened}); }
   // Closes the group of all copies since the last commit; it may be empty.
   void commit() { group_ends_.push_back(copies_.size()); }
-  // Returns when at most the `pending_groups` newest groups have not happened.
-  void wait(std::size_t pending_groups);
+  // Calls perform(copy) for the copies that have not happened, of all but the `pending_groups`
+  // newest groups.
+  template <class Perform>
+  void wait(std::size_t pending_groups, const Perform& perform) {
+    while (group_ends_.size() - done_groups_ > pending_groups) {
+      for (const std::size_t end = group_ends_[done_groups_++]; done_ < end; ++done_) {
+        if (!copies_[done_].happened) perform(copies_[done_].copy);
+      }
+    }
+    if (done_ == copies_.size() && done_groups_ == group_ends_.size()) reset();
+  }
 
   std::size_t in_flight() const { return copies_.size() - done_; }
 

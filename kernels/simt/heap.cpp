@@ -45,6 +45,7 @@ std::byte* Heap::allocate(std::size_t bytes) {
           "asked for",
           reserved, top_, bytes);
   top_ = allocation.red_zone_end();
+  initialised_.grow_to(top_);
   page_owner_.resize(top_ / page, static_cast<std::uint32_t>(allocations_.size()));
   allocations_.push_back(allocation);
   const HeapAccess access(*this);
@@ -79,6 +80,25 @@ std::string Heap::locate(const void* address) const {
     }
   }
   return fmt::format("at byte {} of an allocation of {} bytes", offset - owner.begin, owner.bytes);
+}
+
+HeapImage Heap::save() const {
+  HeapImage out{{}, initialised_};
+  for (const Allocation& allocation : allocations_) {
+    const std::byte* const data = base_ + allocation.begin;
+    if (allocation.live) out.bytes.insert(out.bytes.end(), data, data + allocation.bytes);
+  }
+  return out;
+}
+
+void Heap::restore(const HeapImage& saved) {
+  initialised_ = saved.initialised;
+  const std::byte* from = saved.bytes.data();
+  for (const Allocation& allocation : allocations_) {
+    if (!allocation.live) continue;
+    std::memcpy(base_ + allocation.begin, from, allocation.bytes);
+    from += allocation.bytes;
+  }
 }
 
 void Heap::check_red_zones(const std::string& writer) {

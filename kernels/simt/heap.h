@@ -8,7 +8,15 @@
 #include <string>
 #include <vector>
 
+#include "kernels/simt/initialised.h"
+
 namespace orchard::simt {
+
+// What was in a heap's live allocations.
+struct HeapImage {
+  std::vector<std::byte> bytes;
+  Initialised initialised;
+};
 
 class Heap {
  public:
@@ -28,8 +36,21 @@ class Heap {
     return owner.live && offset >= owner.begin && offset + bytes <= owner.begin + owner.bytes;
   }
 
+  std::size_t offset_of(const void* address) const {
+    return reinterpret_cast<std::uintptr_t>(address) - reinterpret_cast<std::uintptr_t>(base_);
+  }
+  const std::byte* address(std::size_t offset) const { return base_ + offset; }
+  std::size_t size() const { return top_; }  // no address of an allocation is beyond it
+
+  // By offset.
+  Initialised& initialised() { return initialised_; }
+
   // Where the bytes lie instead, for a message: "4 bytes past the end of an allocation of ...".
   std::string locate(const void* address) const;
+
+  // All live allocations, and back into the same ones.
+  HeapImage save() const;
+  void restore(const HeapImage& saved);
 
   // Throws Error when a byte of a live allocation's red zone was written; `writer` is to blame.
   void check_red_zones(const std::string& writer);
@@ -45,12 +66,9 @@ class Heap {
     std::size_t red_zone_end() const { return (begin + bytes + page - 1) / page * page + page; }
   };
 
-  std::size_t offset_of(const void* address) const {
-    return reinterpret_cast<std::uintptr_t>(address) - reinterpret_cast<std::uintptr_t>(base_);
-  }
-
   std::byte* base_ = nullptr;
   std::size_t top_ = 0;  // offset of the first address never given out
+  Initialised initialised_;
   std::vector<Allocation> allocations_;
   std::vector<std::uint32_t> page_owner_;  // index of the allocation that a page, or its red zone,
                                            // belongs to

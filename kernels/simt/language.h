@@ -7,10 +7,14 @@
 #include <concepts>
 #include <cstdint>
 #include <cstring>
+#include <memory>
+#include <span>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "kernels/core/dtype.h"
+#include "kernels/simt/front_end.h"
 #include "kernels/simt/runtime.h"
 #include "kernels/simt/types.h"
 
@@ -64,15 +68,59 @@ void store(T* address, const std::type_identity_t<T>& value, Where where = Where
   std::memcpy(address, &value, sizeof(T));
 }
 
-// Returns what was there. Only on integers: a sum of floats would depend on the order.
+// Atomic operations, on global or shared memory. Each returns what was there.
+template <class T, class Change>
+T change_atomically(T* address, const Change& change, Where where) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8);
+  atomic_access(address, sizeof(T), where);
+  T before;
+  std::memcpy(&before, address, sizeof(T));
+  const T after = change(before);
+  std::memcpy(address, &after, sizeof(T));
+  return before;
+}
+
+// A sum of floats depends on the order.
 template <class T>
 T atomicAdd(T* address, std::type_identity_t<T> value, Where where = Where::current()) {
+  static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, float>);
+  if constexpr (std::is_same_v<T, float>) {
+    return change_atomically(address, [value](float before) { return before + value; }, where);
+  } else {
+    // As unsigned: it wraps around.
+    return change_atomically(
+        address,
+        [value](T before) {
+          return static_cast<T>(static_cast<unsigned>(before) + static_cast<unsigned>(value));
+        },
+        where);
+  }
+}
+
+template <class T>
+T atomicMax(T* address, std::type_identity_t<T> value, Where where = Where::current()) {
   static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>);
-  access(address, sizeof(T), Access::read, where);
-  access(address, sizeof(T), Access::write, where);
-  const T before = *address;
-  *address = static_cast<T>(static_cast<unsigned>(before) + static_cast<unsigned>(value));
-  return before;
+  return change_atomically(
+      address, [value](T before) { return before < value ? value : before; }, where);
+}
+
+template <class T>
+T atomicExch(T* address, std::type_identity_t<T> value, Where where = Where::current()) {
+  return change_atomically(address, [value](T) { return value; }, where);
+}
+
+template <class T>
+T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value,
+            Where where = Where::current()) {
+  static_assert(std::is_integral_v<T>);
+  return change_atomically(
+      address, [=](T before) { return before == expected ? value : before; }, where);
+}
+
+// What the thread wrote before is seen by who reads, after a fence of his own, what its next atomic
+// operations leave.
+inline void __threadfence() {
+  fence_memory();
 }
 
 // ---- shared memory ---------------------------------------------------------------------------
@@ -96,8 +144,7 @@ void store_shared(T* address, const std::type_identity_t<T>& value,
 
 // The address of shared memory as instructions take it.
 inline unsigned shared_address(const void* pointer) {
-  return static_cast<unsigned>(static_cast<const std::byte*>(pointer) -
-                               block_shared_memory().data());
+  return shared_address_of(pointer);
 }
 
 // ---- the warp --------------------------------------------------------------------------------
@@ -112,7 +159,17 @@ struct VoteArguments {
   unsigned ballot;
 };
 
-extern const WarpOperation syncwarp_operation, shuffle_operation, vote_operation;
+struct ElectArguments {
+  bool elected;
+};
+enum class Reduction : std::uint8_t { add, min, max, bit_and, bit_or, bit_xor };
+struct ReduceArguments {
+  std::uint32_t value;  // and the result
+  Reduction reduction;
+  bool is_signed;
+};
+
+extern const WarpOperation shuffle_operation, vote_operation, elect_operation, reduce_operation;
 
 inline unsigned lane_index() {
   return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % warpSize;
@@ -178,6 +235,36 @@ inline bool __all_sync(unsigned mask, bool predicate, Where where = Where::curre
   return __ballot_sync(mask, predicate, where) == mask;
 }
 
+// The result of all lanes of the mask, in each.
+template <class T>
+T reduce_lanes(unsigned mask, T value, Reduction reduction, Where where) {
+  static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>);
+  ReduceArguments arguments{static_cast<std::uint32_t>(value), reduction, std::is_signed_v<T>};
+  warp_collective(reduce_operation, mask, &arguments, where);
+  return static_cast<T>(arguments.value);
+}
+template <class T>
+T __reduce_add_sync(unsigned mask, T value, Where where = Where::current()) {
+  return reduce_lanes(mask, value, Reduction::add, where);
+}
+template <class T>
+T __reduce_min_sync(unsigned mask, T value, Where where = Where::current()) {
+  return reduce_lanes(mask, value, Reduction::min, where);
+}
+template <class T>
+T __reduce_max_sync(unsigned mask, T value, Where where = Where::current()) {
+  return reduce_lanes(mask, value, Reduction::max, where);
+}
+inline unsigned __reduce_and_sync(unsigned mask, unsigned value, Where where = Where::current()) {
+  return reduce_lanes(mask, value, Reduction::bit_and, where);
+}
+inline unsigned __reduce_or_sync(unsigned mask, unsigned value, Where where = Where::current()) {
+  return reduce_lanes(mask, value, Reduction::bit_or, where);
+}
+inline unsigned __reduce_xor_sync(unsigned mask, unsigned value, Where where = Where::current()) {
+  return reduce_lanes(mask, value, Reduction::bit_xor, where);
+}
+
 // ---- arithmetic ------------------------------------------------------------------------------
 
 // The position of the lowest set bit, from 1 on; 0 when there is none.
@@ -216,9 +303,15 @@ void launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Parameters.
             Arguments&&... arguments) {
   static_assert((std::is_trivially_copyable_v<Parameters> && ...),
                 "kernel parameters travel as bytes");
-  enqueue(stream, shape, [kernel, copies = std::tuple<Parameters...>(arguments...)] {
-    std::apply(kernel, copies);
-  });
+  const auto copies = std::make_shared<const std::tuple<Parameters...>>(arguments...);
+  KernelCall call{[kernel, copies] { std::apply(kernel, *copies); },
+                  reinterpret_cast<const void*>(kernel)};
+  std::apply(
+      [&](const Parameters&... parameters) {
+        (call.parameters.push_back(std::as_bytes(std::span(&parameters, 1))), ...);
+      },
+      *copies);
+  enqueue(stream, shape, std::move(call));
 }
 
 // NOLINTEND(bugprone-reserved-identifier)

@@ -37,6 +37,28 @@ void load_matrices(const Lanes& lanes) {
   }
 }
 
+template <int matrices, bool transposed>
+void store_matrices(const Lanes& lanes) {
+  require_whole_warp(lanes);
+  const auto argument = [&](unsigned lane) -> const StoreMatrixArguments& {
+    return *static_cast<const StoreMatrixArguments*>(lanes[lane]);
+  };
+  for (unsigned matrix = 0; matrix < matrices; ++matrix) {
+    std::uint16_t elements[8][8];
+    for (unsigned lane = 0; lane < lanes.size(); ++lane) {
+      const unsigned group = lane / 4, pair = 2 * (lane % 4);
+      for (unsigned half = 0; half < 2; ++half) {
+        const auto value =
+            static_cast<std::uint16_t>(argument(lane).registers[matrix] >> (16 * half));
+        (transposed ? elements[pair + half][group] : elements[group][pair + half]) = value;
+      }
+    }
+    for (unsigned row = 0; row < 8; ++row) {
+      std::memcpy(argument(8 * matrix + row).row, elements[row], sizeof elements[row]);
+    }
+  }
+}
+
 float half_of(unsigned bits, unsigned half) {
   return to_float(bf16{static_cast<std::uint16_t>(bits >> (16 * half))});
 }
@@ -79,6 +101,16 @@ const WarpOperation& load_matrix_operation(int matrices, bool transposed) {
   static constexpr WarpOperation trans[] = {{"ldmatrix.x1.trans", load_matrices<1, true>},
                                             {"ldmatrix.x2.trans", load_matrices<2, true>},
                                             {"ldmatrix.x4.trans", load_matrices<4, true>}};
+  return (transposed ? trans : plain)[matrices / 2];  // 1, 2, 4
+}
+
+const WarpOperation& store_matrix_operation(int matrices, bool transposed) {
+  static constexpr WarpOperation plain[] = {{"stmatrix.x1", store_matrices<1, false>},
+                                            {"stmatrix.x2", store_matrices<2, false>},
+                                            {"stmatrix.x4", store_matrices<4, false>}};
+  static constexpr WarpOperation trans[] = {{"stmatrix.x1.trans", store_matrices<1, true>},
+                                            {"stmatrix.x2.trans", store_matrices<2, true>},
+                                            {"stmatrix.x4.trans", store_matrices<4, true>}};
   return (transposed ? trans : plain)[matrices / 2];  // 1, 2, 4
 }
 

@@ -11,6 +11,11 @@ struct LoadMatrixArguments {
   const void* row;      // 16 bytes of shared memory; used of the first 8 lanes for each matrix
 };
 
+struct StoreMatrixArguments {
+  const unsigned* registers;
+  void* row;
+};
+
 struct MmaArguments {
   float* d;           // [4]
   const unsigned* a;  // [4]
@@ -19,6 +24,9 @@ struct MmaArguments {
 
 // ldmatrix .x1, .x2 or .x4, without or with .trans; one object each.
 const WarpOperation& load_matrix_operation(int matrices, bool transposed);
+
+// stmatrix, the same.
+const WarpOperation& store_matrix_operation(int matrices, bool transposed);
 
 extern const WarpOperation mma_m16n8k16_bf16_operation;
 

@@ -27,12 +27,14 @@ Mbarriers::State Mbarriers::unpack(std::uint64_t value) {
       .phase = static_cast<unsigned>(value >> (2 * field_bits + bytes_bits) & 1)};
 }
 
-void Mbarriers::initialise(std::uint64_t* barrier, unsigned arrivals) {
+void Mbarriers::initialise(std::uint64_t* barrier, unsigned arrivals, MbarrierActor actor) {
   require(arrivals > 0 && arrivals <= field_mask, "{} arrivals are not within 1 .. 2^20 - 1",
           arrivals);
   require(!barriers_.count(barrier), "the mbarrier is initialised already");
   *barrier = pack({arrivals, arrivals, 0, 0});
-  barriers_[barrier] = {*barrier, {}};
+  Barrier& own = barriers_[barrier];
+  own.value = *barrier;
+  own.actor = actor;
 }
 
 Mbarriers::Barrier& Mbarriers::find(std::uint64_t* barrier) {
@@ -48,6 +50,8 @@ std::vector<Thread*> Mbarriers::advance(std::uint64_t* barrier, State state) {
   if (state.pending == 0 && state.bytes == 0) {
     state.phase ^= 1;
     state.pending = state.expected;
+    own.over = std::exchange(own.arriving, {});
+    own.over.known.raise(own.actor.block, own.actor.actor, own.phase++);
     woken = std::exchange(own.waiters, {});
   }
   own.value = *barrier = pack(state);

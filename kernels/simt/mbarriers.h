@@ -1,5 +1,5 @@
-// The mbarriers of a block (PTX ISA, "mbarrier"): 8 bytes of shared memory each, and who waits for
-// them.
+// The mbarriers of the resident blocks (PTX ISA, "mbarrier"): 8 bytes of shared memory each, and who
+// waits for them.
 //
 // A phase ends when all expected arrivals have come and no bytes are outstanding; the next one begins
 // at once. Methods throw Error with what is wrong.
@@ -10,15 +10,23 @@
 #include <string>
 #include <vector>
 
+#include "kernels/simt/race_checker.h"
+
 namespace orchard::simt {
 
 struct Thread;
+
+// Who an mbarrier is to the race checker: an actor whose epoch is the number of phases that are over.
+struct MbarrierActor {
+  std::uint32_t block = 0;
+  std::uint32_t actor = 0;
+};
 
 class Mbarriers {
  public:
   void reset() { barriers_.clear(); }
 
-  void initialise(std::uint64_t* barrier, unsigned arrivals);
+  void initialise(std::uint64_t* barrier, unsigned arrivals, MbarrierActor actor);
   // One arrival, after `bytes` more were announced. Returns the threads whose wait is over.
   std::vector<Thread*> arrive(std::uint64_t* barrier, unsigned bytes);
   // An asynchronous copy has written `bytes`.
@@ -27,6 +35,16 @@ class Mbarriers {
   bool is_over(std::uint64_t* barrier, unsigned parity);
   // Wakes `thread` when the current phase is over.
   void add_waiter(std::uint64_t* barrier, Thread* thread);
+
+  // The copy engine may use it: its initialisation has been fenced.
+  void fence(std::uint64_t* barrier) { find(barrier).fenced = true; }
+  bool is_fenced(std::uint64_t* barrier) { return find(barrier).fenced; }
+
+  // What the arrivals of the current phase hand over, and what those of the phase before did.
+  Signal& arriving(std::uint64_t* barrier) { return find(barrier).arriving; }
+  const Signal& over(std::uint64_t* barrier) { return find(barrier).over; }
+  MbarrierActor actor(std::uint64_t* barrier) { return find(barrier).actor; }
+  Epoch phase(std::uint64_t* barrier) { return find(barrier).phase; }
 
   // "expects 1 of 2 arrivals and 4096 bytes".
   std::string state(std::uint64_t* barrier);
@@ -40,6 +58,10 @@ class Mbarriers {
   };
   struct Barrier {
     std::uint64_t value;  // what the 8 bytes must hold
+    MbarrierActor actor;
+    Epoch phase = 1;  // the current one
+    bool fenced = false;
+    Signal arriving, over;
     std::vector<Thread*> waiters;
   };
 

@@ -1,8 +1,5 @@
 #include "kernels/simt/multiprocessor.h"
 
-#include <bit>
-#include <cstring>
-#include <iterator>
 #include <utility>
 
 #include "kernels/core/error.h"
@@ -11,29 +8,19 @@ namespace orchard::simt {
 namespace {
 
 constexpr std::size_t warp_size = 32;
-constexpr std::size_t shared_alignment = 1024;
-constexpr std::size_t shared_red_zone = 256;
-constexpr int poison = 0xff;
-constexpr int red = 0xa5;
+constexpr unsigned all_registers = 64 * 1024;
 
 // Thrown in a waiting thread to unwind the kernel's stack. Not a std::exception, which would be a
 // fault.
 struct Unwinding {};
 
 // The multiprocessor whose kernel this host thread executes.
-thread_local Multiprocessor* active = nullptr;
+thread_local constinit Multiprocessor* active = nullptr;
 
-// "threads 0-15, 17"
-std::string ranges(const std::vector<std::size_t>& numbers) {
-  std::string out = numbers.size() == 1 ? "thread " : "threads ";
-  for (std::size_t i = 0; i < numbers.size();) {
-    std::size_t last = i;
-    while (last + 1 < numbers.size() && numbers[last + 1] == numbers[last] + 1) ++last;
-    fmt::format_to(std::back_inserter(out), "{}{}", i ? ", " : "", numbers[i]);
-    if (last > i) fmt::format_to(std::back_inserter(out), "-{}", numbers[last]);
-    i = last + 1;
-  }
-  return out;
+// Registers of each thread, as nvcc gives them out to a kernel whose launch bounds are its block.
+unsigned registers_of(std::size_t threads) {
+  constexpr unsigned most = 255;
+  return std::min(static_cast<unsigned>(all_registers / threads) / 8 * 8, most);
 }
 
 }  // namespace
@@ -43,21 +30,19 @@ Multiprocessor& running(std::string_view call) {
   return *active;
 }
 
+thread_local constinit WatchedAddresses watched;
+
 std::string text(const Where& where) {
-  std::string_view file = where.file;
-  file.remove_prefix(file.rfind('/') + 1);  // npos + 1 is 0
-  return fmt::format("{}:{}", file, where.line);
+  return Site(where).text();
 }
 
-Multiprocessor::Multiprocessor(const SimtOptions& options, const Heap& heap, Counters& counters)
+Multiprocessor::Multiprocessor(const SimtOptions& options, Heap& heap, Counters& counters)
     : options_(options),
       heap_(heap),
       counters_(counters),
       queue_(options.order, options.seed),
-      shared_(options.shared_bytes_limit + shared_red_zone + shared_alignment) {
-  const auto begin = reinterpret_cast<std::uintptr_t>(shared_.data());
-  shared_begin_ = shared_.data() + (shared_alignment - begin % shared_alignment);
-}
+      random_(~options.seed),
+      races_(options.races == Races::find ? std::make_unique<RaceChecker>(heap) : nullptr) {}
 
 Multiprocessor::~Multiprocessor() = default;
 
@@ -66,6 +51,7 @@ Multiprocessor::~Multiprocessor() = default;
 void Multiprocessor::check_limits(const LaunchShape& shape) const {
   const Extent3& grid = shape.grid;
   const Extent3& block = shape.block;
+  const Extent3& cluster = shape.cluster;
   require(grid.volume() > 0 && grid.x < (1u << 31) && grid.y < (1u << 16) && grid.z < (1u << 16),
           "launch of {}: grid ({}, {}, {}) is not within 1 .. (2^31 - 1, 65535, 65535)",
           shape.kernel, grid.x, grid.y, grid.z);
@@ -75,71 +61,172 @@ void Multiprocessor::check_limits(const LaunchShape& shape) const {
   require(shape.shared_bytes <= options_.shared_bytes_limit,
           "launch of {}: {} bytes of shared memory, a block has at most {}", shape.kernel,
           shape.shared_bytes, options_.shared_bytes_limit);
+  constexpr std::size_t portable_cluster = 8;
+  require(cluster.volume() > 0 && cluster.volume() <= portable_cluster &&
+              grid.x % cluster.x == 0 && grid.y % cluster.y == 0 && grid.z % cluster.z == 0,
+          "launch of {}: clusters of ({}, {}, {}) blocks, at most {}, do not divide a grid of "
+          "({}, {}, {})",
+          shape.kernel, cluster.x, cluster.y, cluster.z, portable_cluster, grid.x, grid.y, grid.z);
+  require(cluster.volume() == 1 || options_.compute_capability >= 90,
+          "launch of {}: clusters need sm_90, the device is sm_{}", shape.kernel,
+          options_.compute_capability);
+  if (shape.residency != Residency::whole_grid) return;
+  constexpr std::size_t threads_at_once = 2048, shared_at_once = 228 * 1024, reserved = 1024;
+  const std::size_t blocks_at_once =
+      std::min(threads_at_once / ((block.volume() + warp_size - 1) / warp_size * warp_size),
+               shared_at_once / (shape.shared_bytes + reserved));
+  require(grid.volume() <= blocks_at_once * static_cast<std::size_t>(options_.multiprocessors),
+          "launch of {}: {} blocks cannot be resident together on {} multiprocessors that hold {} "
+          "each",
+          shape.kernel, grid.volume(), options_.multiprocessors, blocks_at_once);
 }
 
 void Multiprocessor::run(const LaunchShape& shape, const std::function<void()>& thread) {
   check_limits(shape);
-  lay_out_block(shape);
   shape_ = &shape;
   body_ = &thread;
+  lay_out(shape);
   blockDim = {shape.block.x, shape.block.y, shape.block.z};
   gridDim = {shape.grid.x, shape.grid.y, shape.grid.z};
   ++counters_.launches;
+  if (races_) races_->begin_launch(shape);
   struct Activation {
-    explicit Activation(Multiprocessor* m) { active = m; }
-    ~Activation() { active = nullptr; }
-  } const activation(this);
-  const std::size_t blocks = shape.grid.volume();
-  for (std::size_t i = 0; i < blocks; ++i) run_block(queue_.block_number(i, blocks));
-}
+    explicit Activation(Multiprocessor* m, const WatchedAddresses& addresses) {
+      active = m;
+      watched = addresses;
+    }
+    ~Activation() {
+      active = nullptr;
+      watched = {};
+    }
+  } const activation(this, {.heap_begin = reinterpret_cast<std::uintptr_t>(heap_.address(0)),
+                            .heap_bytes = heap_.size(),
+                            .shared_begin = reinterpret_cast<std::uintptr_t>(shared_.begin(0)),
+                            .shared_bytes = blocks_.size() * SharedMemories::window});
 
-void Multiprocessor::lay_out_block(const LaunchShape& shape) {
-  const Extent3& block = shape.block;
-  threads_.resize(block.volume());
-  warps_.resize((threads_.size() + warp_size - 1) / warp_size);
-  stacks_.grow_to(threads_.size());
-  for (std::size_t i = 0; i < threads_.size(); ++i) {
-    const auto number = static_cast<unsigned>(i);
-    Thread& thread = threads_[i];
-    thread.index = {number % block.x, number / block.x % block.y, number / (block.x * block.y)};
-    thread.lane = number % warp_size;
-    thread.warp = &warps_[i / warp_size];
-    thread.warp->lanes[thread.lane] = &thread;
+  const Extent3 cluster = shape.cluster;
+  const Extent3 clusters{shape.grid.x / cluster.x, shape.grid.y / cluster.y,
+                         shape.grid.z / cluster.z};
+  const std::size_t cluster_blocks = cluster.volume();
+  // The blocks of a cluster stand together in blocks_.
+  const auto place_cluster = [&](std::size_t first_slot, std::size_t number) {
+    const std::size_t x = number % clusters.x * cluster.x,
+                      y = number / clusters.x % clusters.y * cluster.y,
+                      z = number / clusters.x / clusters.y * cluster.z;
+    for (std::size_t rank = 0; rank < cluster_blocks; ++rank) {
+      const std::size_t bx = x + rank % cluster.x, by = y + rank / cluster.x % cluster.y,
+                        bz = z + rank / cluster.x / cluster.y;
+      place_block(blocks_[first_slot + rank], bx + shape.grid.x * (by + shape.grid.y * bz));
+    }
+  };
+  if (shape.residency == Residency::whole_grid) {
+    for (std::size_t i = 0; i < clusters.volume(); ++i) place_cluster(i * cluster_blocks, i);
+    run_blocks();
+  } else {
+    for (std::size_t i = 0; i < clusters.volume(); ++i) {
+      place_cluster(0, queue_.block_number(i, clusters.volume()));
+      run_blocks();
+    }
   }
 }
 
-void Multiprocessor::run_block(std::size_t number) {
+// Makes what is resident at once, and links it.
+void Multiprocessor::lay_out(const LaunchShape& shape) {
+  const std::size_t cluster_blocks = shape.cluster.volume();
+  const std::size_t block_count =
+      shape.residency == Residency::whole_grid ? shape.grid.volume() : cluster_blocks;
+  const std::size_t block_threads = shape.block.volume();
+  const std::size_t block_warps = (block_threads + warp_size - 1) / warp_size;
+  threads_.resize(block_count * block_threads);
+  warps_.resize(block_count * block_warps);
+  blocks_.resize(block_count);
+  clusters_.resize(block_count / cluster_blocks);
+  stacks_.grow_to(threads_.size());
+  shared_.resize(block_count);
+  for (Warp& warp : warps_) warp.lanes = {};
+  for (std::size_t b = 0; b < block_count; ++b) {
+    Block& block = blocks_[b];
+    block.slot = static_cast<unsigned>(b);
+    block.rank = static_cast<unsigned>(b % cluster_blocks);
+    block.cluster = &clusters_[b / cluster_blocks];
+    block.threads = {threads_.data() + b * block_threads, block_threads};
+    block.warps = {warps_.data() + b * block_warps, block_warps};
+    for (std::size_t i = 0; i < block_threads; ++i) {
+      Thread& thread = block.threads[i];
+      const auto number = static_cast<unsigned>(i);
+      thread.number = number;
+      thread.index = {number % shape.block.x, number / shape.block.x % shape.block.y,
+                      number / (shape.block.x * shape.block.y)};
+      thread.lane = number % warp_size;
+      thread.warp = &block.warps[i / warp_size];
+      thread.block = &block;
+      thread.warp->lanes[thread.lane] = &thread;
+    }
+  }
+}
+
+void Multiprocessor::place_block(Block& block, std::size_t number) {
   const Extent3& grid = shape_->grid;
   const auto n = static_cast<unsigned>(number % (std::size_t{grid.x} * grid.y));
-  blockIdx = {n % grid.x, n / grid.x,
-              static_cast<unsigned>(number / (std::size_t{grid.x} * grid.y))};
+  block.number = static_cast<std::uint32_t>(number);
+  block.index = {n % grid.x, n / grid.x,
+                 static_cast<unsigned>(number / (std::size_t{grid.x} * grid.y))};
+}
+
+void Multiprocessor::reset_block(Block& block) {
   ++counters_.blocks;
-  std::memset(shared_begin_, poison, shape_->shared_bytes);
-  std::memset(shared_begin_ + shape_->shared_bytes, red, shared_red_zone);
-  live_ = threads_.size();
-  at_barrier_ = 0;
-  for (Warp& warp : warps_) {
+  shared_.renew(block.slot, shape_->shared_bytes);
+  block.live = block.threads.size();
+  block.mbarriers = 0;
+  const unsigned registers = registers_of(block.threads.size());
+  block.free_registers =
+      all_registers - registers * static_cast<unsigned>(block.warps.size() * warp_size);
+  block.waiting_for_registers.clear();
+  for (BlockBarrier& barrier : block.barriers) barrier = {};
+  for (Warp& warp : block.warps) {
     warp.live = 0;
-    warp.at_barrier = 0;
     warp.collecting.clear();
     warp.wgmma.reset();
+    warp.products = {};
+    warp.registers = registers;
+    warp.wanted_registers = 0;
   }
-  mbarriers_.reset();
-  tensor_loads_.clear();
-  tensor_loads_done_ = 0;
-  queue_.reset(threads_.size());
-  for (std::size_t i = 0; i < threads_.size(); ++i) {
-    Thread& thread = threads_[i];
+  for (std::size_t i = 0; i < block.threads.size(); ++i) {
+    Thread& thread = block.threads[i];
     thread.returned = false;
+    thread.at_cluster_barrier = false;
+    thread.unfenced_mbarriers.clear();
     thread.log.clear();
     thread.copies.reset();
+    thread.bulk.reset();
     thread.warp->live |= 1u << thread.lane;
-    const StackPool::Slot stack = stacks_.slot(i);
+    if (races_) {
+      thread.knowledge = {};
+      thread.knowledge.block = block.number;
+      thread.knowledge.thread = static_cast<std::uint16_t>(i);
+      thread.knowledge.warp_actor = static_cast<std::uint32_t>(
+          block.threads.size() + (thread.warp - block.warps.data()));
+    }
+    const StackPool::Slot stack =
+        stacks_.slot(static_cast<std::size_t>(&thread - threads_.data()));
     thread.stack = stack.bounds();
     renew_stack(thread.stack);
     thread.fiber = make_fiber(stack);
     queue_.push(&thread);
   }
+}
+
+void Multiprocessor::run_blocks() {
+  mbarriers_.reset();
+  loads_.clear();
+  grid_barrier_ = {.threads = threads_.size()};
+  live_ = threads_.size();
+  queue_.reset(threads_.size());
+  if (races_) races_->begin_blocks(static_cast<unsigned>(blocks_.size()));
+  for (Cluster& cluster : clusters_) {
+    cluster.barrier = {.threads = threads_.size() / clusters_.size()};
+  }
+  for (Block& block : blocks_) reset_block(block);
 
   run_from_host(*queue_.pop());
   if (fault_) {
@@ -150,31 +237,37 @@ void Multiprocessor::run_block(std::size_t number) {
     unwinding_ = false;
     std::rethrow_exception(std::exchange(fault_, nullptr));
   }
-  check_block_end();
+  check_end();
 }
 
-void Multiprocessor::check_block_end() {
-  const auto block = [&] {
-    return fmt::format("kernel {}, block ({}, {}, {})", shape_->kernel, blockIdx.x, blockIdx.y,
-                       blockIdx.z);
-  };
-  require(tensor_loads_done_ == tensor_loads_.size(),
-          "{}: {} copies of the copy engine are in flight when the block ends", block(),
-          tensor_loads_.size() - tensor_loads_done_);
-  for (std::size_t warp = 0; warp < warps_.size(); ++warp) {
-    require(warps_[warp].wgmma.in_flight() == 0,
-            "{}: warp {} returns with {} wgmma that it has not waited for", block(), warp,
-            warps_[warp].wgmma.in_flight());
-    require(warps_[warp].wgmma.fingerprint() == warps_[warp / 4 * 4].wgmma.fingerprint(),
-            "{}: warps {} and {} of one warpgroup executed different wgmma", block(), warp / 4 * 4,
-            warp);
+void Multiprocessor::check_end() const {
+  for (const Block& block : blocks_) {
+    check_end(block);
+    if (races_) races_->end_block(block.number);
   }
-  for (std::size_t i = 0; i < shared_red_zone; ++i) {
-    require(shared_begin_[shape_->shared_bytes + i] == std::byte{red},
-            "kernel {}, block ({}, {}, {}) wrote at byte {} of its {} bytes of shared memory",
-            shape_->kernel, blockIdx.x, blockIdx.y, blockIdx.z, shape_->shared_bytes + i,
-            shape_->shared_bytes);
+}
+
+void Multiprocessor::check_end(const Block& block) const {
+  std::size_t in_flight = 0;
+  for (const BulkLoad& load : loads_) in_flight += shared_.slot_of(load.barrier) == block.slot;
+  require(in_flight == 0, "{}: {} copies of the copy engine are in flight when the block ends",
+          place_of(block), in_flight);
+  for (std::size_t warp = 0; warp < block.warps.size(); ++warp) {
+    const WgmmaQueue& own = block.warps[warp].wgmma;
+    require(own.in_flight() == 0, "{}: warp {} returns with {} wgmma that it has not waited for",
+            place_of(block), warp, own.in_flight());
+    require(own.fingerprint() == block.warps[warp / 4 * 4].wgmma.fingerprint(),
+            "{}: warps {} and {} of one warpgroup executed different wgmma or setmaxnreg",
+            place_of(block), warp / 4 * 4, warp);
   }
+  for (std::size_t number = 0; number < block.barriers.size(); ++number) {
+    const BlockBarrier& barrier = block.barriers[number];
+    require(barrier.arrived == 0, "{}: barrier {} is left with {} of {} threads", place_of(block),
+            number, barrier.arrived, barrier.expected);
+  }
+  const std::ptrdiff_t damage = shared_.damage(block.slot, shape_->shared_bytes);
+  require(damage < 0, "{} wrote at byte {} of its {} bytes of shared memory", place_of(block),
+          shape_->shared_bytes + static_cast<std::size_t>(damage), shape_->shared_bytes);
 }
 
 // ---- fibers ----------------------------------------------------------------------------------
@@ -223,16 +316,19 @@ void Multiprocessor::run_from_host(Thread& thread) {
   std::move(thread.fiber).resume();
 }
 
-// Asynchronous copies take as long as they may: until nobody can run without them.
+// Asynchronous copies take as long as they may: until nobody can run without them. With
+// AsyncCompletion::random, some come earlier.
 Thread* Multiprocessor::next_runnable() {
+  if (options_.completion == AsyncCompletion::random && toss() && toss()) complete_some_load();
   Thread* next = queue_.pop();
-  while (!next && complete_tensor_load()) next = queue_.pop();
+  while (!next && complete_some_load()) next = queue_.pop();
   return next;
 }
 
 void Multiprocessor::wait() {
   Thread* const next = next_runnable();
   if (!next) fail("{}", deadlock());
+  announced_ = {};
   if (next == current_) return;
   previous_ = current_;
   make_current(*next);
@@ -246,142 +342,18 @@ void Multiprocessor::wait() {
 
 void Multiprocessor::make_current(Thread& thread) {
   current_ = &thread;
+  announced_ = {};
   threadIdx = thread.index;
+  blockIdx = thread.block->index;
 }
 
 void Multiprocessor::arrived_from(boost::context::fiber&& previous) {
   (previous_ ? previous_->fiber : host_) = std::move(previous);
 }
 
-// ---- waiting for each other ------------------------------------------------------------------
-
-void Multiprocessor::returned() {
-  if (const std::size_t count = current_->copies.in_flight()) {
-    fail("{}: returns with {} asynchronous copies that it has not waited for", place(), count);
-  }
-  current_->returned = true;
-  --live_;
-  Warp& warp = *current_->warp;
-  warp.live &= ~(1u << current_->lane);
-  if (warp.live == 0) count_warp(warp);
-  // Nobody waits for a thread that has returned: it may be the last one that others waited for.
-  for (std::size_t i = warp.collecting.size(); i-- > 0;) {
-    const Collective& collective = warp.collecting[i];
-    if (collective.arrived == (collective.mask & warp.live)) complete(warp, i);
-  }
-  if (live_ > 0 && at_barrier_ == live_) complete_barrier();
-}
-
-void Multiprocessor::block_barrier(Where where) {
-  Thread& self = *current_;
-  Warp& warp = *self.warp;
-  if (warp.at_barrier == 0) warp.barrier = where;
-  if (warp.barrier != where) {
-    fail("{}: divergent barrier: __syncthreads() at {} while other lanes of its warp wait at {}",
-         place(), text(where), text(warp.barrier));
-  }
-  warp.at_barrier |= 1u << self.lane;
-  ++at_barrier_;
-  self.operation = nullptr;
-  self.mbarrier = nullptr;
-  self.where = where;
-  if (at_barrier_ == live_) return complete_barrier();
-  wait();
-}
-
-void Multiprocessor::complete_barrier() {
-  ++counters_.block_barriers;
-  at_barrier_ = 0;
-  for (Warp& warp : warps_) {
-    count_warp(warp);
-    for (unsigned lanes = std::exchange(warp.at_barrier, 0); lanes; lanes &= lanes - 1) {
-      Thread* const thread = warp.lanes[static_cast<std::size_t>(std::countr_zero(lanes))];
-      if (thread != current_) queue_.push(thread);
-    }
-  }
-}
-
-void Multiprocessor::warp_collective(const WarpOperation& operation, unsigned mask, void* argument,
-                                     Where where) {
-  Thread& self = *current_;
-  Warp& warp = *self.warp;
-  if (!(mask >> self.lane & 1)) {
-    fail("{}: {} at {} has mask {:#010x}, without its own lane {}", place(), operation.name,
-         text(where), mask, self.lane);
-  }
-  std::size_t i = 0;
-  while (i < warp.collecting.size() &&
-         (warp.collecting[i].mask != mask || warp.collecting[i].operation != &operation)) {
-    ++i;
-  }
-  if (i == warp.collecting.size()) warp.collecting.push_back({&operation, mask});
-  Collective& collective = warp.collecting[i];
-  collective.arrived |= 1u << self.lane;
-  collective.arguments[self.lane] = argument;
-  self.operation = &operation;
-  self.mbarrier = nullptr;
-  self.mask = mask;
-  self.where = where;
-  if (collective.arrived == (mask & warp.live)) return complete(warp, i);
-  wait();
-}
-
-void Multiprocessor::complete(Warp& warp, std::size_t index) {
-  const Collective collective = warp.collecting[index];
-  warp.collecting.erase(warp.collecting.begin() + static_cast<std::ptrdiff_t>(index));
-  if ((collective.mask & warp.live) == warp.live) count_warp(warp);
-  ++counters_.warp_collectives;
-  try {
-    collective.operation->execute(collective.arguments);
-  } catch (const Error& error) {
-    fail("{}: {} at {}: {}", place(), collective.operation->name, text(current_->where),
-         error.what());
-  }
-  for (unsigned lanes = collective.arrived; lanes; lanes &= lanes - 1) {
-    Thread* const thread = warp.lanes[static_cast<std::size_t>(std::countr_zero(lanes))];
-    if (thread != current_) queue_.push(thread);
-  }
-}
-
-// ---- messages --------------------------------------------------------------------------------
-
-void Multiprocessor::refuse(std::size_t bytes, Access kind, Where where,
-                            const std::string& reason) const {
-  fail("{}: {} {} bytes at {}, {}", place(), kind == Access::read ? "reads" : "writes", bytes,
-       text(where), reason);
-}
-
-std::string Multiprocessor::place() const {
-  const uint3& t = current_->index;
-  return fmt::format("kernel {}, block ({}, {}, {}), thread ({}, {}, {})", shape_->kernel,
-                     blockIdx.x, blockIdx.y, blockIdx.z, t.x, t.y, t.z);
-}
-
-std::string Multiprocessor::deadlock() {
-  // Threads that wait for the same thing, in the order of their first.
-  std::vector<std::pair<std::string, std::vector<std::size_t>>> groups;
-  for (std::size_t i = 0; i < threads_.size(); ++i) {
-    const Thread& thread = threads_[i];
-    const std::string state =
-        thread.returned    ? "returned"
-        : thread.operation ? fmt::format("in {} of lanes {:#010x} at {}", thread.operation->name,
-                                         thread.mask, text(thread.where))
-        : thread.mbarrier
-            ? fmt::format("in mbarrier.try_wait at {}, for byte {} of shared memory, which {}",
-                          text(thread.where), shared_offset(thread.mbarrier),
-                          mbarriers_.state(thread.mbarrier))
-            : fmt::format("in __syncthreads() at {}", text(thread.where));
-    auto group = groups.begin();
-    while (group != groups.end() && group->first != state) ++group;
-    if (group == groups.end()) group = groups.insert(group, {state, {}});
-    group->second.push_back(i);
-  }
-  std::string out = fmt::format("kernel {}, block ({}, {}, {}): deadlock, no thread can go on",
-                                shape_->kernel, blockIdx.x, blockIdx.y, blockIdx.z);
-  for (const auto& [state, members] : groups) {
-    fmt::format_to(std::back_inserter(out), "\n  {}: {}", ranges(members), state);
-  }
-  return out;
+void Multiprocessor::wake(std::vector<Thread*>& threads) {
+  for (Thread* const thread : threads) queue_.push(thread);
+  threads.clear();
 }
 
 }  // namespace orchard::simt

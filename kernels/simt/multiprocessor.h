@@ -1,79 +1,48 @@
-// Executes the blocks of a grid, one after the other, on one host thread.
+// Executes the blocks of a grid on one host thread: one after the other, or those together that can
+// wait for each other, the blocks of a cluster or of a cooperative launch.
 //
-// Each thread of a block is a fiber that runs until it waits: for the other threads of its block,
-// or of its warp. It then switches straight to the next thread that can run. When none can and some
-// have not returned, the block is deadlocked, and the error says who waits where. Nothing is
-// assumed of warps but what CUDA promises since Volta: lanes progress on their own.
+// Each thread of a resident block is a fiber that runs until it waits: for other threads, or for a
+// copy. It then switches straight to the next thread that can run. When none can and some have not
+// returned, they are deadlocked, and the error says who waits where. Nothing is assumed of warps but
+// what CUDA promises since Volta: lanes progress on their own.
 #pragma once
 
-#include <array>
 #include <boost/context/fiber.hpp>
 #include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "kernels/gpu/launch_shape.h"
-#include "kernels/simt/access_log.h"
-#include "kernels/simt/async_copies.h"
+#include "kernels/simt/block.h"
 #include "kernels/simt/heap.h"
 #include "kernels/simt/mbarriers.h"
+#include "kernels/simt/race_checker.h"
 #include "kernels/simt/run_queue.h"
 #include "kernels/simt/runtime.h"
+#include "kernels/simt/shared_memories.h"
+#include "kernels/simt/simt_device.h"
+#include "kernels/simt/site.h"
 #include "kernels/simt/stack_pool.h"
-#include "kernels/simt/stack_switch.h"
 #include "kernels/simt/tensor_map.h"
-#include "kernels/simt/types.h"
-#include "kernels/simt/wgmma_queue.h"
 
 namespace orchard::simt {
 
-struct Warp;
-
-struct Thread {
-  boost::context::fiber fiber;  // where it stopped; empty while it runs and after it returned
-  StackBounds stack;
-  uint3 index;
-  unsigned lane = 0;
-  Warp* warp = nullptr;
-  bool returned = false;
-  // What it waits for: a warp's operation, an mbarrier, or else the block barrier.
-  const WarpOperation* operation = nullptr;
-  unsigned mask = 0;  // of `operation`
-  std::uint64_t* mbarrier = nullptr;
-  Where where;  // of the call that it waits in
-  AccessLog log;
-  AsyncCopies copies;
-};
-
-// Lanes gathering for one operation.
-struct Collective {
-  const WarpOperation* operation;
-  unsigned mask;
-  unsigned arrived = 0;
-  std::array<void*, 32> arguments{};
-};
-
-struct Warp {
-  std::array<Thread*, 32> lanes{};
-  unsigned live = 0;  // lanes that exist and have not returned
-  std::vector<Collective> collecting;
-  // The lanes at the block barrier, and where the first of them called it.
-  unsigned at_barrier = 0;
-  Where barrier;
-  WgmmaQueue wgmma;
-};
-
-struct IssuedLoad {
-  TensorLoad load;
+// A copy of the copy engine into shared memory.
+struct BulkLoad {
+  std::function<void()> perform;
+  std::uint64_t* barrier;  // that counts its bytes
+  unsigned bytes;
+  Operation operation;
   Where where;
 };
 
 class Multiprocessor {
  public:
-  Multiprocessor(const SimtOptions& options, const Heap& heap, Counters& counters);
+  Multiprocessor(const SimtOptions& options, Heap& heap, Counters& counters);
   ~Multiprocessor();
 
   // Runs `thread` once per thread of the launch. Throws Error at the first fault, with the rest of
@@ -82,27 +51,76 @@ class Multiprocessor {
 
   // What runtime.h declares, for the thread that runs now.
   void warp_collective(const WarpOperation& operation, unsigned mask, void* argument, Where where);
-  void block_barrier(Where where);
+  void barrier(BarrierUse use, bool wait, Where where);
+  void cluster_arrive(Where where);
+  void cluster_wait(Where where);
+  void grid_barrier(Where where);
+  unsigned cluster_rank() const { return current_->block->rank; }
+  unsigned cluster_blocks() const { return static_cast<unsigned>(shape_->cluster.volume()); }
+  void* map_to_rank(const void* address, unsigned rank, Where where);
+
   void access(const void* address, std::size_t bytes, Access kind, Where where);
   void shared_access(const void* address, std::size_t bytes, Access kind, Where where);
+  void atomic_access(const void* address, std::size_t bytes, Where where);
+  // An access to a watched address that the compiler announces.
+  void plain_access(const void* address, std::size_t bytes, Access kind,
+                    const void* return_address);
+  void fence_memory();
+  void fence_proxy();
+  void fence_mbarrier_init();
+
   void issue_async_copy(const AsyncCopy& copy, Where where);
-  AsyncCopies& async_copies() { return current_->copies; }
+  void commit_async_copies();
+  void wait_async_copies(unsigned pending_groups);
+
   void initialise_mbarrier(std::uint64_t* barrier, unsigned arrivals, Where where);
   void arrive_at_mbarrier(std::uint64_t* barrier, unsigned expected_bytes, Where where);
   void wait_for_mbarrier(std::uint64_t* barrier, unsigned parity, Where where);
+
   void issue_tensor_load(const TensorLoad& load, Where where);
+  void issue_bulk_load(void* shared, const void* global, unsigned bytes, std::uint64_t* barrier,
+                       Where where);
+  void issue_tensor_store(const TensorStore& store, Where where);
+  void issue_bulk_store(void* global, const void* shared, unsigned bytes, Where where);
+  void commit_bulk() { current_->bulk.commit(); }
+  void wait_bulk(unsigned pending_groups, bool only_read);
+
+  void change_registers(unsigned count, bool grow);  // of the warp
+  void wait_for_registers(Where where);
+
   void* shared_memory(std::size_t bytes, Where where);
-  std::span<std::byte> block_shared_memory() { return {shared_begin_, shape_->shared_bytes}; }
+  std::span<std::byte> block_shared_memory() {
+    return {shared_.begin(current_->block->slot), shape_->shared_bytes};
+  }
+  unsigned shared_address_of(const void* pointer) const;
   WgmmaQueue& wgmma_queue() { return current_->warp->wgmma; }
-  unsigned warp_index() const { return static_cast<unsigned>(current_->warp - warps_.data()); }
+  unsigned warp_index() const {
+    return static_cast<unsigned>(current_->warp - current_->block->warps.data());
+  }
+  void record_wgmma_read(std::size_t offset);
+  void commit_wgmma();
+  void wait_wgmma(std::size_t pending_groups);
+  bool happens_at_once() {
+    return options_.completion == AsyncCompletion::eager ||
+           (options_.completion == AsyncCompletion::random && toss());
+  }
   const SimtOptions& options() const { return options_; }
   Counters& counters() { return counters_; }
 
  private:
-  void check_limits(const LaunchShape& shape) const;
-  void lay_out_block(const LaunchShape& shape);
-  void run_block(std::size_t number);
+  enum class Memory : std::uint8_t { host, global, shared };
+  bool toss() { return random_() % 2 == 0; }
 
+  // The grid (multiprocessor.cpp).
+  void check_limits(const LaunchShape& shape) const;
+  void lay_out(const LaunchShape& shape);
+  void place_block(Block& block, std::size_t number);
+  void reset_block(Block& block);
+  void run_blocks();
+  void check_end() const;
+  void check_end(const Block& block) const;
+
+  // Fibers.
   boost::context::fiber make_fiber(StackPool::Slot stack);
   boost::context::fiber next_after_return();
   void run_from_host(Thread& thread);  // comes back when all have returned, or at a fault
@@ -110,49 +128,97 @@ class Multiprocessor {
   Thread* next_runnable();
   void make_current(Thread& thread);
   void arrived_from(boost::context::fiber&& previous);
+  void wake(std::vector<Thread*>& threads);
 
-  bool complete_tensor_load();  // the oldest; false: there is none
-  void wake(const std::vector<Thread*>& threads);
+  // Waiting for each other (multiprocessor_barriers.cpp).
+  void returned();
+  void complete_barrier(Block& block, unsigned number, Thread* self);
+  void complete_if_all_arrived(WideBarrier& barrier);
+  void arrive(WideBarrier& barrier);
+  void wait_for_phase(WideBarrier& barrier, unsigned phase, Waiting::For what, Where where);
+  void complete(Warp& warp, std::size_t collective);
+  void grant_registers(Block& block);
+
+  // Memory (multiprocessor_memory.cpp).
+  Memory memory_of(const void* address) const {
+    if (heap_.offset_of(address) < heap_.size()) return Memory::global;
+    return shared_.contains(address) ? Memory::shared : Memory::host;
+  }
+  void check_global(const void* address, std::size_t bytes, Access kind, Site site) const;
+  // The resident block whose memory it is.
+  Block& check_shared(const void* address, std::size_t bytes, Access kind, Site site);
+  void check_alignment(const void* address, std::size_t bytes, Access kind, Site site) const;
+  void touch_global(const void* address, std::size_t bytes, Access kind, AccessMode mode,
+                    Site site);
+  void touch_shared(Block& block, const void* address, std::size_t bytes, Access kind,
+                    AccessMode mode, Site site);
+  void count_warp(Warp& warp);
+  void log_access(const void* address, std::size_t bytes, Access kind, Space space, Where where);
+
+  // Copies (multiprocessor_copies.cpp).
+  struct InitialisedBytes {
+    Initialised* map;
+    std::size_t offset;
+  };
+  void perform(const AsyncCopy& copy);
+  void touch_mbarrier(const std::uint64_t* barrier, Where where);
+  void check_box(const TensorBox& box, const void* shared, std::size_t bytes) const;
+  void check_bulk(const void* shared, const void* global, unsigned bytes, Access global_kind,
+                  Where where);
+  void issue_load(void* shared, BulkLoad load);
+  void complete_load(std::size_t index);
+  bool complete_some_load();  // false: there is none
+  void issue_store(BulkCopy copy);
+  void track(Operation operation, const void* address, std::size_t bytes, AccessMode mode,
+             Proxy proxy, Site site);
+  void track_box(Operation operation, const TensorBox& box, BoxStart start, AccessMode mode,
+                 Site site);
+  InitialisedBytes initialised_at(const void* address);
+  void copy_initialised(void* to, const void* from, std::size_t bytes);
+  void mark_initialised(const void* address, std::size_t bytes);
+  void forget_initialised(const void* address, std::size_t bytes);
+  void check_initialised(const void* shared, std::size_t bytes, Site site);
   template <class Action>
   auto naming(std::string_view call, Where where, const Action& action) -> decltype(action());
 
-  void returned();
-  void check_block_end();
-  void complete_barrier();
-  void complete(Warp& warp, std::size_t collective);
-  void count_warp(Warp& warp);
-  void log_access(const void* address, std::size_t bytes, Access kind, Space space, Where where);
-  std::ptrdiff_t shared_offset(const void* address) const {
-    return static_cast<const std::byte*>(address) - shared_begin_;
-  }
-
-  [[noreturn]] void refuse(std::size_t bytes, Access kind, Where where,
+  // Messages.
+  [[noreturn]] void refuse(std::size_t bytes, Access kind, Site site,
                            const std::string& reason) const;
   std::string place() const;  // "kernel k, block (0, 0, 0), thread (1, 0, 0)"
+  std::string place_of(const Block& block) const;
+  std::string state_of(const Thread& thread);
   std::string deadlock();
 
   const SimtOptions options_;
-  const Heap& heap_;
+  Heap& heap_;
   Counters& counters_;
   RunQueue queue_;
+  std::mt19937_64 random_;  // of AsyncCompletion::random
   StackPool stacks_;
-  std::vector<std::byte> shared_;  // with alignment slack and a red zone behind
-  std::byte* shared_begin_ = nullptr;
+  SharedMemories shared_;
+  std::unique_ptr<RaceChecker> races_;  // nullptr: they are not looked for
 
   // The launch.
   const LaunchShape* shape_ = nullptr;
   const std::function<void()>* body_ = nullptr;
 
-  // The block.
+  // What is resident.
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
-  std::size_t live_ = 0;        // threads that have not returned
-  std::size_t at_barrier_ = 0;  // of them, waiting at the block barrier
+  std::vector<Block> blocks_;
+  std::vector<Cluster> clusters_;
+  std::size_t live_ = 0;  // threads that have not returned
+  WideBarrier grid_barrier_;
   Mbarriers mbarriers_;
-  std::vector<IssuedLoad> tensor_loads_;  // the first of them have happened
-  std::size_t tensor_loads_done_ = 0;
+  std::vector<BulkLoad> loads_;  // in flight, oldest first
   Thread* current_ = nullptr;
   Thread* previous_ = nullptr;  // the thread that switched to the current one; nullptr: host
+  // What the current thread has just announced by a call: the access itself follows.
+  struct Announced {
+    std::uintptr_t begin = 0;
+    std::size_t bytes = 0;
+    AccessMode mode = AccessMode::read;  // atomic: it reads and writes
+  } announced_;
   boost::context::fiber host_;
   StackBounds host_stack_;
   std::exception_ptr fault_;
@@ -161,6 +227,17 @@ class Multiprocessor {
 
 // The one whose kernel this host thread executes; throws Error, naming the call, outside a kernel.
 Multiprocessor& running(std::string_view call);
+// The addresses of the device whose kernel this host thread executes, for a quick look: most plain
+// accesses are to a kernel's own variables.
+struct WatchedAddresses {
+  std::uintptr_t heap_begin = 0, heap_bytes = 0;
+  std::uintptr_t shared_begin = 0, shared_bytes = 0;
+  bool contains(const void* pointer) const {
+    const auto address = reinterpret_cast<std::uintptr_t>(pointer);
+    return address - heap_begin < heap_bytes || address - shared_begin < shared_bytes;
+  }
+};
+extern thread_local constinit WatchedAddresses watched;
 
 // "file.cu:12"
 std::string text(const Where& where);

@@ -1,4 +1,5 @@
 // What the threads of a block do to memory.
+#include <bit>
 #include <cstring>
 
 #include "kernels/core/error.h"
@@ -10,59 +11,150 @@ namespace {
 constexpr int poison = 0xff;
 constexpr const char* misaligned = "at an address not aligned to them";
 
+// Where the compiler announces plain accesses (plain_accesses.cpp), all writes of shared memory are
+// seen. Elsewhere what seems never written may have been.
+#ifdef ORCHARD_SIMT_PLAIN_ACCESSES
+constexpr bool sees_all_writes = true;
+#else
+constexpr bool sees_all_writes = false;
+#endif
+
+AccessMode mode_of(Access kind) {
+  return kind == Access::read ? AccessMode::read : AccessMode::write;
+}
+
 }  // namespace
 
-void Multiprocessor::access(const void* address, std::size_t bytes, Access kind, Where where) {
-  if (!heap_.contains(address, bytes)) {
-    const std::ptrdiff_t offset = shared_offset(address);
-    if (offset < 0 || offset >= static_cast<std::ptrdiff_t>(shared_.size())) {
-      refuse(bytes, kind, where, heap_.locate(address));
-    }
-    return shared_access(address, bytes, kind, where);
+// ---- checks ----------------------------------------------------------------------------------
+
+void Multiprocessor::check_alignment(const void* address, std::size_t bytes, Access kind,
+                                     Site site) const {
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes) refuse(bytes, kind, site, misaligned);
+}
+
+void Multiprocessor::check_global(const void* address, std::size_t bytes, Access kind,
+                                  Site site) const {
+  if (!heap_.contains(address, bytes)) refuse(bytes, kind, site, heap_.locate(address));
+}
+
+Block& Multiprocessor::check_shared(const void* address, std::size_t bytes, Access kind,
+                                    Site site) {
+  if (!shared_.contains(address)) refuse(bytes, kind, site, "which are not shared memory");
+  Block& owner = blocks_[shared_.slot_of(address)];
+  const std::size_t offset = shared_.offset_of(address) % SharedMemories::window;
+  if (offset + bytes > shape_->shared_bytes) {
+    // In the window before, if it is closer.
+    const bool is_before = offset > SharedMemories::window / 2;
+    refuse(bytes, kind, site,
+           fmt::format("at byte {} of {} bytes of shared memory",
+                       static_cast<std::ptrdiff_t>(offset) -
+                           (is_before ? static_cast<std::ptrdiff_t>(SharedMemories::window) : 0),
+                       shape_->shared_bytes));
   }
-  if (reinterpret_cast<std::uintptr_t>(address) % bytes) refuse(bytes, kind, where, misaligned);
+  if (&owner != current_->block) {
+    if (owner.cluster != current_->block->cluster) {
+      refuse(bytes, kind, site, "in the shared memory of a block of another cluster");
+    }
+    if (owner.live == 0) {
+      refuse(bytes, kind, site,
+             fmt::format("in the shared memory of the cluster's block {}, which has ended",
+                         owner.rank));
+    }
+  }
+  return owner;
+}
+
+void Multiprocessor::check_initialised(const void* shared, std::size_t bytes, Site site) {
+  const std::size_t offset = shared_.offset_of(shared) % SharedMemories::window;
+  if (!sees_all_writes || shared_.initialised(shared_.slot_of(shared)).covers(offset, bytes)) return;
+  refuse(bytes, Access::read, site,
+         fmt::format("at byte {} of shared memory, where nothing has been written", offset));
+}
+
+// ---- accesses --------------------------------------------------------------------------------
+
+void Multiprocessor::access(const void* address, std::size_t bytes, Access kind, Where where) {
+  if (memory_of(address) == Memory::shared) return shared_access(address, bytes, kind, where);
+  check_global(address, bytes, kind, where);
+  check_alignment(address, bytes, kind, where);
+  touch_global(address, bytes, kind, mode_of(kind), where);
   log_access(address, bytes, kind, Space::global, where);
 }
 
 void Multiprocessor::shared_access(const void* address, std::size_t bytes, Access kind,
                                    Where where) {
-  const std::ptrdiff_t offset = shared_offset(address);
-  const auto shared_bytes = static_cast<std::ptrdiff_t>(shape_->shared_bytes);
-  if (offset < 0 || offset >= static_cast<std::ptrdiff_t>(shared_.size())) {
-    refuse(bytes, kind, where, "which are not shared memory");
-  }
-  if (offset + static_cast<std::ptrdiff_t>(bytes) > shared_bytes) {
-    refuse(bytes, kind, where,
-           fmt::format("at byte {} of {} bytes of shared memory", offset, shared_bytes));
-  }
-  if (reinterpret_cast<std::uintptr_t>(address) % bytes) refuse(bytes, kind, where, misaligned);
+  Block& owner = check_shared(address, bytes, kind, where);
+  check_alignment(address, bytes, kind, where);
+  touch_shared(owner, address, bytes, kind, mode_of(kind), where);
   log_access(address, bytes, kind, Space::shared, where);
 }
 
-void Multiprocessor::issue_async_copy(const AsyncCopy& copy, Where where) {
-  if (copy.source_bytes > copy.bytes) {
-    fail("{}: cp.async at {} of {} bytes reads {}", place(), text(where), copy.bytes,
-         copy.source_bytes);
+void Multiprocessor::atomic_access(const void* address, std::size_t bytes, Where where) {
+  const bool is_shared = memory_of(address) == Memory::shared;
+  const Space space = is_shared ? Space::shared : Space::global;
+  if (is_shared) {
+    Block& owner = check_shared(address, bytes, Access::write, where);
+    check_alignment(address, bytes, Access::write, where);
+    touch_shared(owner, address, bytes, Access::read, AccessMode::atomic, where);
+  } else {
+    check_global(address, bytes, Access::write, where);
+    check_alignment(address, bytes, Access::write, where);
+    touch_global(address, bytes, Access::read, AccessMode::atomic, where);
   }
-  shared_access(copy.shared, copy.bytes, Access::write, where);
-  if (reinterpret_cast<std::uintptr_t>(copy.global) % copy.bytes) {
-    refuse(copy.bytes, Access::read, where, misaligned);
-  }
-  if (copy.source_bytes > 0) {
-    if (!heap_.contains(copy.global, copy.source_bytes)) {
-      refuse(copy.source_bytes, Access::read, where, heap_.locate(copy.global));
-    }
-    log_access(copy.global, copy.source_bytes, Access::read, Space::global, where);
-  }
-  current_->copies.issue(copy, options_.completion);
+  log_access(address, bytes, Access::read, space, where);
+  log_access(address, bytes, Access::write, space, where);
 }
 
-void Multiprocessor::log_access(const void* address, std::size_t bytes, Access kind, Space space,
-                                Where where) {
-  if (options_.counting == Counting::off) return;
-  current_->log.push_back({reinterpret_cast<std::uintptr_t>(address),
-                           static_cast<std::uint32_t>(bytes), kind, space,
-                           static_cast<std::uint8_t>(current_->lane), where});
+void Multiprocessor::plain_access(const void* address, std::size_t bytes, Access kind,
+                                  const void* return_address) {
+  const auto begin = reinterpret_cast<std::uintptr_t>(address);
+  if (begin - announced_.begin < announced_.bytes &&
+      (announced_.mode == AccessMode::atomic || announced_.mode == mode_of(kind))) {
+    return;
+  }
+  const Site site = Site::of_code(return_address);
+  if (memory_of(address) == Memory::global) {
+    check_global(address, bytes, kind, site);
+    touch_global(address, bytes, kind, mode_of(kind), site);
+  } else {
+    Block& owner = check_shared(address, bytes, kind, site);
+    touch_shared(owner, address, bytes, kind, mode_of(kind), site);
+  }
+}
+
+void Multiprocessor::touch_global(const void* address, std::size_t bytes, Access kind,
+                                  AccessMode mode, Site site) {
+  const std::size_t offset = heap_.offset_of(address);
+  if (kind == Access::write) {
+    heap_.initialised().mark(offset, bytes);
+  } else if (!heap_.initialised().covers(offset, bytes)) {
+    refuse(bytes, kind, site, heap_.locate(address) + ", where nothing has been written");
+  }
+  announced_ = {reinterpret_cast<std::uintptr_t>(address), bytes, mode};
+  if (!races_) return;
+  const Bytes at{Space::global, 0, offset, bytes};
+  if (mode == AccessMode::atomic) races_->exchange(current_->knowledge, at);
+  races_->access(current_->knowledge, at, mode, site);
+}
+
+void Multiprocessor::touch_shared(Block& block, const void* address, std::size_t bytes,
+                                  Access kind, AccessMode mode, Site site) {
+  const std::size_t offset = shared_.offset_of(address) % SharedMemories::window;
+  if (kind == Access::write) {
+    shared_.initialised(block.slot).mark(offset, bytes);
+  } else {
+    check_initialised(address, bytes, site);
+  }
+  announced_ = {reinterpret_cast<std::uintptr_t>(address), bytes, mode};
+  if (!races_) return;
+  const Bytes at{Space::shared, block.slot, offset, bytes};
+  if (mode == AccessMode::atomic) races_->exchange(current_->knowledge, at);
+  races_->access(current_->knowledge, at, mode, site);
+}
+
+void Multiprocessor::fence_memory() {
+  announced_ = {};
+  if (races_) RaceChecker::fence_memory(current_->knowledge);
 }
 
 void* Multiprocessor::shared_memory(std::size_t bytes, Where where) {
@@ -70,7 +162,23 @@ void* Multiprocessor::shared_memory(std::size_t bytes, Where where) {
     fail("{}: {} bytes of shared memory at {}, the launch asked for {}", place(), bytes,
          text(where), shape_->shared_bytes);
   }
-  return shared_begin_;
+  return shared_.begin(current_->block->slot);
+}
+
+unsigned Multiprocessor::shared_address_of(const void* pointer) const {
+  const Block& own = *current_->block;
+  return static_cast<unsigned>(shared_.offset_of(pointer) -
+                               (own.slot - own.rank) * SharedMemories::window);
+}
+
+// ---- counters --------------------------------------------------------------------------------
+
+void Multiprocessor::log_access(const void* address, std::size_t bytes, Access kind, Space space,
+                                Where where) {
+  if (options_.counting == Counting::off) return;
+  current_->log.push_back({reinterpret_cast<std::uintptr_t>(address),
+                           static_cast<std::uint32_t>(bytes), kind, space,
+                           static_cast<std::uint8_t>(current_->lane), where});
 }
 
 void Multiprocessor::count_warp(Warp& warp) {
@@ -83,74 +191,84 @@ void Multiprocessor::count_warp(Warp& warp) {
   count_requests({logs.data(), count}, counters_);
 }
 
-// ---- mbarriers and the copy engine ------------------------------------------------------------
+// ---- cp.async --------------------------------------------------------------------------------
 
-// Runs `action`, and says in its Error who called what, where.
-template <class Action>
-auto Multiprocessor::naming(std::string_view call, Where where, const Action& action)
-    -> decltype(action()) {
-  try {
-    return action();
-  } catch (const Error& error) {
-    fail("{}: {} at {}: {}", place(), call, text(where), error.what());
+void Multiprocessor::issue_async_copy(const AsyncCopy& copy, Where where) {
+  if (copy.source_bytes > copy.bytes) {
+    fail("{}: cp.async at {} of {} bytes reads {}", place(), text(where), copy.bytes,
+         copy.source_bytes);
+  }
+  static_cast<void>(check_shared(copy.shared, copy.bytes, Access::write, where));
+  check_alignment(copy.shared, copy.bytes, Access::write, where);
+  log_access(copy.shared, copy.bytes, Access::write, Space::shared, where);
+  check_alignment(copy.global, copy.bytes, Access::read, where);
+  if (copy.source_bytes > 0) {
+    check_global(copy.global, copy.source_bytes, Access::read, where);
+    log_access(copy.global, copy.source_bytes, Access::read, Space::global, where);
+  }
+  if (races_) {
+    const Operation operation = races_->open(current_->knowledge.copies);
+    track(operation, copy.shared, copy.bytes, AccessMode::write, Proxy::generic, where);
+    if (copy.source_bytes > 0) {
+      track(operation, copy.global, copy.source_bytes, AccessMode::read, Proxy::generic, where);
+    }
+  }
+  const bool at_once = happens_at_once();
+  if (at_once) {
+    perform(copy);
+  } else {
+    std::memset(copy.shared, poison, copy.bytes);
+    forget_initialised(copy.shared, copy.bytes);
+  }
+  current_->copies.issue(copy, at_once);
+}
+
+void Multiprocessor::perform(const AsyncCopy& copy) {
+  std::memcpy(copy.shared, copy.global, copy.source_bytes);
+  copy_initialised(copy.shared, copy.global, copy.source_bytes);
+  std::byte* const rest = static_cast<std::byte*>(copy.shared) + copy.source_bytes;
+  std::memset(rest, 0, copy.bytes - copy.source_bytes);
+  mark_initialised(rest, copy.bytes - copy.source_bytes);
+}
+
+void Multiprocessor::commit_async_copies() {
+  current_->copies.commit();
+  if (races_) RaceChecker::commit(current_->knowledge.copies);
+}
+
+void Multiprocessor::wait_async_copies(unsigned pending_groups) {
+  announced_ = {};
+  current_->copies.wait(pending_groups, [this](const AsyncCopy& copy) { perform(copy); });
+  if (races_) {
+    races_->end_groups(current_->knowledge.copies, pending_groups, current_->knowledge);
   }
 }
 
-void Multiprocessor::wake(const std::vector<Thread*>& threads) {
-  for (Thread* const thread : threads) queue_.push(thread);
+// ---- wgmma -----------------------------------------------------------------------------------
+
+void Multiprocessor::record_wgmma_read(std::size_t offset) {
+  constexpr std::size_t chunk = 16;
+  Warp& warp = *current_->warp;
+  const Block& block = *current_->block;
+  const Where where = warp.lanes[0]->waiting.where;
+  check_initialised(shared_.begin(block.slot) + offset, chunk, where);
+  if (!races_) return;
+  races_->access(warp.lanes[0]->knowledge, races_->open(warp.products),
+                 {Space::shared, block.slot, offset, chunk}, AccessMode::read, Proxy::async, where);
 }
 
-void Multiprocessor::initialise_mbarrier(std::uint64_t* barrier, unsigned arrivals, Where where) {
-  shared_access(barrier, sizeof *barrier, Access::write, where);
-  naming("mbarrier.init", where, [&] { mbarriers_.initialise(barrier, arrivals); });
+void Multiprocessor::commit_wgmma() {
+  wgmma_queue().commit();
+  if (races_) RaceChecker::commit(current_->warp->products);
 }
 
-void Multiprocessor::arrive_at_mbarrier(std::uint64_t* barrier, unsigned expected_bytes,
-                                        Where where) {
-  wake(
-      naming("mbarrier.arrive", where, [&] { return mbarriers_.arrive(barrier, expected_bytes); }));
-}
-
-void Multiprocessor::wait_for_mbarrier(std::uint64_t* barrier, unsigned parity, Where where) {
-  const auto is_over = [&] {
-    return naming("mbarrier.try_wait", where, [&] { return mbarriers_.is_over(barrier, parity); });
-  };
-  while (!is_over()) {
-    mbarriers_.add_waiter(barrier, current_);
-    current_->operation = nullptr;
-    current_->mbarrier = barrier;
-    current_->where = where;
-    wait();
-  }
-}
-
-void Multiprocessor::issue_tensor_load(const TensorLoad& load, Where where) {
-  naming("cp.async.bulk.tensor", where, [&] {
-    const auto shared = static_cast<std::size_t>(shared_offset(load.shared));
-    require(shared < shape_->shared_bytes && shared + load.bytes() <= shape_->shared_bytes,
-            "the destination, {} bytes at byte {}, is not in the {} bytes of shared memory",
-            load.bytes(), static_cast<std::ptrdiff_t>(shared), shape_->shared_bytes);
-    require(shared % 128 == 0, "the destination is not aligned to 128 bytes");
-    const TensorBox& box = load.box;
-    const auto bytes = static_cast<std::size_t>(2 * box.cols * box.rows * box.matrices);
-    require(heap_.contains(box.data, bytes), "the tensor of {} bytes is {}", bytes,
-            heap_.locate(box.data));
-    static_cast<void>(mbarriers_.is_over(load.barrier, 0));  // it exists
-    std::memset(load.shared, poison, load.bytes());
-  });
-  counters_.tensor_load_bytes += load.bytes();
-  tensor_loads_.push_back({load, where});
-  if (options_.completion == AsyncCompletion::eager) complete_tensor_load();
-}
-
-bool Multiprocessor::complete_tensor_load() {
-  if (tensor_loads_done_ == tensor_loads_.size()) return false;
-  const auto [load, where] = tensor_loads_[tensor_loads_done_++];
-  perform(load, shared_begin_);
-  wake(naming("the end of cp.async.bulk.tensor", where, [&, &own = load] {
-    return mbarriers_.complete(own.barrier, static_cast<unsigned>(own.bytes()));
-  }));
-  return true;
+void Multiprocessor::wait_wgmma(std::size_t pending_groups) {
+  Warp& warp = *current_->warp;
+  wgmma_queue().wait(pending_groups, block_shared_memory());
+  if (!races_) return;
+  std::array<Participant*, 32> lanes;
+  for (std::size_t i = 0; i < lanes.size(); ++i) lanes[i] = &warp.lanes[i]->knowledge;
+  races_->end_groups(warp.products, pending_groups, lanes);
 }
 
 }  // namespace orchard::simt

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/gpu/gpu_properties.h"
+#include "kernels/simt/front_end.h"
 #include "kernels/simt/heap.h"
 #include "kernels/simt/multiprocessor.h"
 #include "kernels/simt/runtime.h"
@@ -14,6 +15,25 @@
 namespace orchard {
 namespace simt {
 namespace {
+
+class QueuedLaunch final : public LaunchSite {
+ public:
+  QueuedLaunch(const LaunchShape& shape, Heap& heap, Multiprocessor& multiprocessor)
+      : shape_(shape), heap_(heap), multiprocessor_(multiprocessor) {}
+
+  void run(const std::function<void()>& thread) override {
+    multiprocessor_.run(shape_, thread);
+    heap_.check_red_zones(fmt::format("kernel {}", shape_.kernel));
+  }
+  HeapImage save_memory() const override { return heap_.save(); }
+  void restore_memory(const HeapImage& saved) override { heap_.restore(saved); }
+  const Counters& counters() const override { return multiprocessor_.counters(); }
+
+ private:
+  const LaunchShape& shape_;
+  Heap& heap_;
+  Multiprocessor& multiprocessor_;
+};
 
 class SimtStream final : public Stream {
  public:
@@ -33,6 +53,7 @@ class SimtStream final : public Stream {
       check_operand("source", source);
       check_operand("destination", destination);
       std::memcpy(destination.raw(), source.raw(), source.size_bytes());
+      mark_copied(destination, source);
     });
   }
 
@@ -41,14 +62,19 @@ class SimtStream final : public Stream {
     queue_.emplace_back([this, destination] {
       check_operand("destination", destination);
       std::memset(destination.raw(), 0, destination.size_bytes());
+      heap_.initialised().mark(heap_.offset_of(destination.raw()), destination.size_bytes());
     });
   }
 
-  void launch(const LaunchShape& shape, std::function<void()> thread) {
-    queue_.emplace_back([this, shape, thread = std::move(thread)] {
+  void launch(const LaunchShape& shape, KernelCall call) {
+    queue_.emplace_back([this, shape, call = std::move(call)] {
       queue_.launches().note(shape);
-      multiprocessor_.run(shape, thread);
-      heap_.check_red_zones(fmt::format("kernel {}", shape.kernel));
+      QueuedLaunch site(shape, heap_, multiprocessor_);
+      if (FrontEnd* const front_end = multiprocessor_.options().front_end) {
+        front_end->launch(shape, call, site);
+      } else {
+        site.run(call.thread);
+      }
     });
   }
 
@@ -59,6 +85,17 @@ class SimtStream final : public Stream {
     require(tensor.device() == DeviceKind::cpu || heap_.contains(tensor.raw(), tensor.size_bytes()),
             "copy or fill: the {} of {} bytes is {}", role, tensor.size_bytes(),
             heap_.locate(tensor.raw()));
+  }
+
+  // What was never written stays so when it is copied.
+  void mark_copied(const Tensor& destination, const ConstTensor& source) {
+    if (destination.device() == DeviceKind::cpu) return;
+    const std::size_t to = heap_.offset_of(destination.raw()), bytes = source.size_bytes();
+    if (source.device() == DeviceKind::cpu) {
+      heap_.initialised().mark(to, bytes);
+    } else {
+      heap_.initialised().copy(to, heap_.initialised(), heap_.offset_of(source.raw()), bytes);
+    }
   }
 
   Heap& heap_;
@@ -113,11 +150,11 @@ std::unique_ptr<Graph> SimtStream::capture(std::function<void()> work) {
 
 }  // namespace
 
-void enqueue(Stream& stream, const LaunchShape& shape, std::function<void()> thread) {
+void enqueue(Stream& stream, const LaunchShape& shape, KernelCall call) {
   require(stream.device().kind() == DeviceKind::simt,
           "emulated kernel {} was launched on a stream of device {}", shape.kernel,
           name_of(stream.device().kind()));
-  static_cast<SimtStream&>(stream).launch(shape, std::move(thread));
+  static_cast<SimtStream&>(stream).launch(shape, std::move(call));
 }
 
 void enqueue_polled(Stream& stream, std::function<bool()> poll) {
@@ -150,9 +187,18 @@ void SimtDevice::advance() {
   queues_->advance();
 }
 
-void SimtDevice::require_memory(const void* data, std::size_t bytes, std::string_view role) const {
-  require(bytes == 0 || heap_->contains(data, bytes), "{} of {} bytes is {}", role, bytes,
-          heap_->locate(data));
+void SimtDevice::read(void* host, const void* device, std::size_t bytes) const {
+  require(bytes == 0 || heap_->contains(device, bytes),
+          "what a message of {} bytes is read from is {}", bytes, heap_->locate(device));
+  if (bytes > 0) std::memcpy(host, device, bytes);
+}
+
+void SimtDevice::write(void* device, const void* host, std::size_t bytes) {
+  require(bytes == 0 || heap_->contains(device, bytes),
+          "what a message of {} bytes is written to is {}", bytes, heap_->locate(device));
+  if (bytes == 0) return;
+  std::memcpy(device, host, bytes);
+  heap_->initialised().mark(heap_->offset_of(device), bytes);
 }
 
 std::byte* SimtDevice::allocate_bytes(std::size_t bytes) {

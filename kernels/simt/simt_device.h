@@ -16,7 +16,6 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <string_view>
 
 #include "kernels/device/device.h"
 #include "kernels/gpu/gpu_properties.h"
@@ -26,6 +25,7 @@ namespace orchard {
 
 namespace simt {
 
+class FrontEnd;
 class Heap;
 class Multiprocessor;
 class WorkQueues;
@@ -37,9 +37,12 @@ enum class ThreadOrder : std::uint8_t { fifo, reverse, random };
 enum class Counting : std::uint8_t { off, on };
 
 // When an asynchronous copy happens: as early as a GPU may do it, where it is issued, or as late,
-// where it is waited for. Until then its destination is poison (0xff bytes). A correct kernel does
-// not depend on it.
-enum class AsyncCompletion : std::uint8_t { eager, lazy };
+// where it is waited for, or now so, now so. Until then its destination is poison (0xff bytes). A
+// correct kernel does not depend on it.
+enum class AsyncCompletion : std::uint8_t { eager, lazy, random };
+
+// Whether accesses to the same memory are looked at that nothing orders; race_checker.h says how.
+enum class Races : std::uint8_t { ignore, find };
 
 void register_operations(OperationTable&);
 
@@ -51,12 +54,14 @@ void enqueue_polled(Stream& stream, std::function<bool()> poll);
 
 struct SimtOptions {
   simt::ThreadOrder order = simt::ThreadOrder::fifo;
-  std::uint64_t seed = 0;                         // of ThreadOrder::random
+  std::uint64_t seed = 0;                         // of both kinds of random
   simt::Counting counting = simt::Counting::off;  // of accesses
   simt::AsyncCompletion completion = simt::AsyncCompletion::lazy;
+  simt::Races races = simt::Races::ignore;
   int compute_capability = 80;                  // which kernels are chosen: 90 for those of sm_90a
   int multiprocessors = 2;                      // that persistent kernels fill
   std::size_t shared_bytes_limit = 227 * 1024;  // per block; sm_80 has 163 KiB, sm_90 227 KiB
+  simt::FrontEnd* front_end = nullptr;          // that outlives the device; none: compiled kernels
 };
 
 // The GPU for which kernels of this architecture are chosen, with its shared memory (CUDA C++
@@ -74,8 +79,10 @@ class SimtDevice final : public Device {
   std::unique_ptr<Event> make_event() override;
   void advance() override;
 
-  // Throws Error, naming the role, unless all of these bytes lie in one live allocation.
-  void require_memory(const void* data, std::size_t bytes, std::string_view role) const;
+  // For what moves data to and from the device by itself, inside enqueue_polled. Throws Error unless
+  // all of the device's bytes lie in one live allocation.
+  void read(void* host, const void* device, std::size_t bytes) const;
+  void write(void* device, const void* host, std::size_t bytes);
 
   // Of all launches since the last reset. Accesses are counted with Counting::on.
   const simt::Counters& counters() const { return counters_; }

@@ -2,6 +2,7 @@
 // matrices whose boxes are swizzled in 128-byte rows.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -9,12 +10,19 @@
 
 namespace orchard::simt {
 
+// As large as CUDA's, so that a kernel's parameters lie where they do on a GPU.
 struct alignas(64) TensorMap {
   TensorBox box;
+  std::byte unused[128 - sizeof(TensorBox)] = {};
 };
 
 // Throws Error where the driver would refuse.
 TensorMap make_tensor_map(const TensorBox& box);
+
+// Where a box begins in its tensor: the element [matrix, row, col].
+struct BoxStart {
+  int col, row, matrix;
+};
 
 // One copy of a box to shared memory. Elements outside the tensor become zero.
 struct TensorLoad {
@@ -22,6 +30,22 @@ struct TensorLoad {
   void* shared;
   int col, row, matrix;
   std::uint64_t* barrier;
+  // Bit r: into the block of rank r in the cluster, at the same place in each, and counted by the
+  // same mbarrier of each. 0: into the block whose memory `shared` is.
+  unsigned ranks = 0;
+
+  std::size_t bytes() const { return std::size_t{2} * box.box_cols * box.box_rows; }
+};
+
+// What a copy into global memory does to what is there.
+enum class Combine : std::uint8_t { replace, add };
+
+// One copy of a box from shared memory. Elements outside the tensor are left out.
+struct TensorStore {
+  TensorBox box;
+  const void* shared;
+  int col, row, matrix;
+  Combine combine = Combine::replace;
 
   std::size_t bytes() const { return std::size_t{2} * box.box_cols * box.box_rows; }
 };
@@ -31,7 +55,31 @@ constexpr std::size_t swizzle_128(std::size_t offset) {
   return offset ^ (offset >> 7 & 7) << 4;
 }
 
-// Copies into a block's shared memory that begins at `shared_begin`.
-void perform(const TensorLoad& load, std::byte* shared_begin);
+// Eight elements of a box, the 16 bytes that the swizzle moves together. Those inside the tensor are
+// `count` from `skip` on, the first of them its element `number`.
+struct BoxChunk {
+  std::size_t place;  // byte of the box, before swizzling
+  int skip, count;
+  std::int64_t number;
+};
+
+template <class Action>
+void for_each_chunk(const TensorBox& box, BoxStart start, const Action& action) {
+  constexpr int width = 8;
+  for (int r = 0; r < box.box_rows; ++r) {
+    const std::int64_t row = start.row + r;
+    const bool has_row = row >= 0 && row < box.rows && start.matrix >= 0 &&
+                         start.matrix < box.matrices;
+    for (int c = 0; c < box.box_cols; c += width) {
+      const std::int64_t col = start.col + c;
+      const std::int64_t begin = std::clamp<std::int64_t>(col, 0, box.cols);
+      const std::int64_t end = std::clamp<std::int64_t>(col + width, 0, box.cols);
+      action(BoxChunk{.place = 2 * static_cast<std::size_t>(r * box.box_cols + c),
+                      .skip = static_cast<int>(begin - col),
+                      .count = has_row ? static_cast<int>(end - begin) : 0,
+                      .number = (start.matrix * box.rows + row) * box.cols + begin});
+    }
+  }
+}
 
 }  // namespace orchard::simt

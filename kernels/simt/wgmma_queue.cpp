@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <cstring>
+#include <utility>
 
 #include "kernels/core/dtype.h"
 #include "kernels/core/error.h"
@@ -12,10 +13,10 @@ namespace orchard::simt {
 namespace {
 
 constexpr int warp_rows = 16, depth = 16;
-const float poison = std::bit_cast<float>(0xffa5a5a5u);
+const float poison = std::bit_cast<float>(wgmma_poison);
 
 bool is_poison(float value) {
-  return std::bit_cast<std::uint32_t>(value) == std::bit_cast<std::uint32_t>(poison);
+  return std::bit_cast<std::uint32_t>(value) == wgmma_poison;
 }
 
 const WgmmaArguments& arguments_of(void* lane) {
@@ -53,24 +54,48 @@ struct Descriptor {
   }
 };
 
-// Reads [count, 16] elements from row `first` on, `is_mn`: they are contiguous in the rows.
-void read_operand(std::uint64_t descriptor, bool is_mn, std::size_t first, std::size_t count,
-                  std::span<const std::byte> shared, std::vector<float>& out) {
-  const Descriptor layout(descriptor);
-  out.resize(count * depth);
-  for (std::size_t outer = 0; outer < (is_mn ? depth : count); ++outer) {
-    for (std::size_t inner = 0; inner < (is_mn ? count : depth); inner += 8) {
+// An operand of [count, 16] elements from row `first` on; `is_mn`: they are contiguous in the rows.
+struct Operand {
+  std::uint64_t descriptor;
+  bool is_mn;
+  std::size_t first, count;
+};
+
+// Calls action(mn, k, byte of shared memory) for every 8 elements that lie together.
+template <class Action>
+void for_each_chunk(const Operand& operand, std::size_t shared_bytes, const Action& action) {
+  const Descriptor layout(operand.descriptor);
+  const bool is_mn = operand.is_mn;
+  for (std::size_t outer = 0; outer < (is_mn ? depth : operand.count); ++outer) {
+    for (std::size_t inner = 0; inner < (is_mn ? operand.count : depth); inner += 8) {
       const std::size_t mn = is_mn ? inner : outer, k = is_mn ? outer : inner;
-      const std::size_t at = swizzle_128(layout.offset(is_mn, first + mn, k));
-      require(at + 16 <= shared.size(), "an operand lies at byte {} of {} bytes of shared memory",
-              at, shared.size());
-      bf16 chunk[8];
-      std::memcpy(chunk, shared.data() + at, sizeof chunk);
-      for (std::size_t i = 0; i < 8; ++i) {
-        out[(is_mn ? mn + i : mn) * depth + (is_mn ? k : k + i)] = to_float(chunk[i]);
-      }
+      const std::size_t at = swizzle_128(layout.offset(is_mn, operand.first + mn, k));
+      require(at + 16 <= shared_bytes, "an operand lies at byte {} of {} bytes of shared memory",
+              at, shared_bytes);
+      action(mn, k, at);
     }
   }
+}
+
+void read_operand(const Operand& operand, std::span<const std::byte> shared,
+                  std::vector<float>& out) {
+  out.resize(operand.count * depth);
+  for_each_chunk(operand, shared.size(), [&](std::size_t mn, std::size_t k, std::size_t at) {
+    bf16 chunk[8];
+    std::memcpy(chunk, shared.data() + at, sizeof chunk);
+    for (std::size_t i = 0; i < 8; ++i) {
+      const bool along_mn = operand.is_mn;
+      out[(along_mn ? mn + i : mn) * depth + (along_mn ? k : k + i)] = to_float(chunk[i]);
+    }
+  });
+}
+
+// A warp's share of an instruction's operands.
+Operand left_operand(const WgmmaArguments& op, unsigned warp_of_group) {
+  return {op.a, op.a_is_mn, std::size_t{warp_rows} * warp_of_group, warp_rows};
+}
+Operand right_operand(const WgmmaArguments& op) {
+  return {op.b, op.b_is_mn, 0, static_cast<std::size_t>(op.n)};
 }
 
 // The warp's [16, 16] of an operand in registers: mma's left operand.
@@ -108,7 +133,7 @@ WgmmaQueue::Accumulator& WgmmaQueue::accumulator(const std::array<void*, 32>& la
 }
 
 void WgmmaQueue::issue(const std::array<void*, 32>& lanes, std::span<const std::byte> shared,
-                       unsigned warp_of_group, AsyncCompletion completion) {
+                       unsigned warp_of_group, bool at_once) {
   const WgmmaArguments& own = arguments_of(lanes[0]);
   for (void* const lane : lanes) {
     require(lane != nullptr, "all 32 lanes must take part");
@@ -117,25 +142,28 @@ void WgmmaQueue::issue(const std::array<void*, 32>& lanes, std::span<const std::
             "the lanes of a warp bring different descriptors");
   }
   require(fenced_, "no wgmma_fence since the last commit");
-  for (const std::uint64_t word : {own.a, own.b, std::uint64_t{own.accumulate}}) {
-    fingerprint_ = (fingerprint_ ^ word) * 0x9e3779b97f4a7c15u;
-  }
+  for (const std::uint64_t word : {own.a, own.b, std::uint64_t{own.accumulate}}) note(word);
+  const auto record = [](std::size_t, std::size_t, std::size_t at) { record_wgmma_read(at); };
+  if (!own.a_registers) for_each_chunk(left_operand(own, warp_of_group), shared.size(), record);
+  for_each_chunk(right_operand(own), shared.size(), record);
   ++accumulator(lanes, own.n).in_flight;
-  Product product{own, {}, warp_of_group, completion == AsyncCompletion::eager};
+  Product product{own, {}, warp_of_group, false};
   if (own.a_registers) product.a = gather_operand(lanes);
-  if (product.happened) multiply(product, shared);
   products_.push_back(product);
+  // In order: later products add to what earlier ones leave.
+  for (std::size_t i = done_; at_once && i < products_.size(); ++i) perform(products_[i], shared);
   counters().tensor_flops += static_cast<std::uint64_t>(2 * warp_rows * own.n * depth);
 }
 
-void WgmmaQueue::multiply(const Product& product, std::span<const std::byte> shared) {
+void WgmmaQueue::perform(Product& product, std::span<const std::byte> shared) {
+  if (std::exchange(product.happened, true)) return;
   const WgmmaArguments& op = product.arguments;
   const auto n = static_cast<std::size_t>(op.n);
   std::vector<float> a = product.a, b;
   if (!op.a_registers) {
-    read_operand(op.a, op.a_is_mn, warp_rows * product.warp_of_group, warp_rows, shared, a);
+    read_operand(left_operand(op, product.warp_of_group), shared, a);
   }
-  read_operand(op.b, op.b_is_mn, 0, n, shared, b);
+  read_operand(right_operand(op), shared, b);
   for (Accumulator& into : accumulators_) {
     if (into.registers[0] != op.d) continue;
     std::vector<float> column(n * depth);  // b transposed: the inner loop runs along n
@@ -162,7 +190,7 @@ void WgmmaQueue::commit() {
 void WgmmaQueue::wait(std::size_t pending_groups, std::span<const std::byte> shared) {
   while (group_ends_.size() - done_groups_ > pending_groups) {
     for (const std::size_t end = group_ends_[done_groups_++]; done_ < end; ++done_) {
-      if (!products_[done_].happened) multiply(products_[done_], shared);
+      perform(products_[done_], shared);
       finish(products_[done_]);
     }
   }
@@ -190,17 +218,26 @@ void WgmmaQueue::finish(const Product& product) {
   }
 }
 
-const WarpOperation wgmma_operation{"wgmma", [](const std::array<void*, 32>& lanes) {
-                                      wgmma_queue().issue(lanes, block_shared_memory(),
-                                                          warp_index() % 4, options().completion);
-                                    }};
+const WarpOperation wgmma_operation{
+    "wgmma", [](const std::array<void*, 32>& lanes) {
+      wgmma_queue().issue(lanes, block_shared_memory(), warp_index() % 4, happens_at_once());
+    }};
 const WarpOperation wgmma_fence_operation{
     "wgmma.fence", [](const std::array<void*, 32>&) { wgmma_queue().fence(); }};
-const WarpOperation wgmma_commit_operation{
-    "wgmma.commit_group", [](const std::array<void*, 32>&) { wgmma_queue().commit(); }};
+const WarpOperation wgmma_commit_operation{"wgmma.commit_group",
+                                           [](const std::array<void*, 32>&) { commit_wgmma(); }};
 const WarpOperation wgmma_wait_operation{
     "wgmma.wait_group", [](const std::array<void*, 32>& lanes) {
-      wgmma_queue().wait(*static_cast<const unsigned*>(lanes[0]), block_shared_memory());
+      wait_wgmma(*static_cast<const unsigned*>(lanes[0]));
+    }};
+
+const WarpOperation set_registers_operation{
+    "setmaxnreg", [](const std::array<void*, 32>& lanes) {
+      for (void* const lane : lanes) {
+        require(lane != nullptr, "all 32 lanes must take part");
+      }
+      const auto& own = *static_cast<const SetRegistersArguments*>(lanes[0]);
+      change_registers(own.count, own.grow);
     }};
 
 }  // namespace orchard::simt

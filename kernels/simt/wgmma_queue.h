@@ -27,17 +27,22 @@ struct WgmmaArguments {
   const unsigned* a_registers = nullptr;  // [4] of a lane: a lies there, not in shared memory
 };
 
+// The bits of an accumulator in flight.
+constexpr std::uint32_t wgmma_poison = 0xffa5a5a5;
+
 class WgmmaQueue {
  public:
   void reset() { *this = WgmmaQueue(); }
 
   void fence() { fenced_ = true; }
   void issue(const std::array<void*, 32>& lanes, std::span<const std::byte> shared,
-             unsigned warp_of_group, AsyncCompletion completion);
+             unsigned warp_of_group, bool at_once);
   void commit();
   void wait(std::size_t pending_groups, std::span<const std::byte> shared);
 
   std::size_t in_flight() const { return products_.size() - done_; }
+  // Something else that all warps of a group must do alike.
+  void note(std::uint64_t word) { fingerprint_ = (fingerprint_ ^ word) * 0x9e3779b97f4a7c15u; }
   std::uint64_t fingerprint() const { return fingerprint_; }
 
  private:
@@ -55,7 +60,7 @@ class WgmmaQueue {
   };
 
   Accumulator& accumulator(const std::array<void*, 32>& lanes, int n);
-  void multiply(const Product& product, std::span<const std::byte> shared);
+  void perform(Product& product, std::span<const std::byte> shared);
   void finish(const Product& product);
 
   std::vector<Accumulator> accumulators_;
@@ -66,8 +71,13 @@ class WgmmaQueue {
   std::uint64_t fingerprint_ = 0;
 };
 
+struct SetRegistersArguments {
+  unsigned count;
+  bool grow;
+};
+
 // What a warp does together; the argument of the wait is a pointer to the number of groups.
 extern const WarpOperation wgmma_operation, wgmma_fence_operation, wgmma_commit_operation,
-    wgmma_wait_operation;
+    wgmma_wait_operation, set_registers_operation;
 
 }  // namespace orchard::simt

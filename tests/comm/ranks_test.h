@@ -46,6 +46,13 @@ inline void for_each_group(Communicator& world, const std::function<void(Communi
   with("first and others", those([&](int r) { return (r == 0) == (rank == 0); }));
 }
 
+// The ranks are cut into groups of `size`; this rank's.
+inline std::unique_ptr<Communicator> group_of(Communicator& world, int size) {
+  std::vector<int> places(static_cast<std::size_t>(size));
+  std::iota(places.begin(), places.end(), world.rank() / size * size);
+  return world.make_group(fmt::format("mesh-{}", size), places);
+}
+
 // A folder that all ranks see.
 class SharedFolder {
  public:

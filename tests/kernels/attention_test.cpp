@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 
+#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
@@ -344,7 +345,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AttentionOnCpu, shapes);
 
 Problem run_on_simt(const Case& c, const SimtOptions& options) {
   Problem p(c);
-  const auto device = make_simt_device(options);
+  const auto device = make_policy_device(options);
   run_both(*device->make_stream(), p);
   return p;
 }
@@ -391,7 +392,7 @@ TEST(AttentionOnGpu, DoesNotDependOnTheOrderOfThreadsAndCopies) {
 template <class Run>
 simt::Counters count(const Case& c, Run run_operation) {
   Problem p(c);
-  const auto device = make_simt_device({.counting = simt::Counting::on});
+  const auto device = make_policy_device({.counting = simt::Counting::on});
   const auto stream = device->make_stream();
   ProblemOnDevice on_device(*stream, p);
   run(*stream, on_device.forward());
@@ -486,7 +487,7 @@ TEST_P(AttentionExtremes, NanStaysInItsDocument) {
 TEST(AttentionOnSm90Extremes, NanStaysInItsDocument) {
   Problem p({b16, 1, 1, 128, {40, 40}});
   for (std::int64_t e = 0; e < 128; ++e) p.v.set(45 * 128 + e, std::nan(""));
-  const auto device = make_simt_device({.compute_capability = 90});
+  const auto device = make_policy_device({.compute_capability = 90});
   run_both(*device->make_stream(), p);
   EXPECT_TRUE(std::isnan(p.out.at(45 * 128)));
   for (std::int64_t i = 0; i < 40 * 128; ++i) ASSERT_TRUE(std::isfinite(p.out.at(i))) << i;

@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "kernels/loss/loss.h"
+#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/cross_entropy_reference.h"
 #include "tests/kernels/device_test.h"
 
@@ -122,7 +123,7 @@ INSTANTIATE_TEST_SUITE_P(Vocabularies, CrossEntropyRange,
 
 // The host cannot see a wrong target on a GPU: it shows in the loss, and its row has no gradient.
 TEST(CrossEntropyOnGpu, ATargetOutsideTheVocabularyGivesANaNLoss) {
-  const auto device = make_simt_device();
+  const auto device = make_policy_device();
   const auto stream = device->make_stream();
   for (const int wrong : {8, -2}) {
     Guarded logits = zeros(DType::f32, {2, 8}), losses(DType::f32, {2}), d = logits;

@@ -13,6 +13,7 @@
 
 #include "kernels/simt/simt_device.h"
 #include "tests/kernels/op_test.h"
+#include "tests/kernels/simt_policy.h"
 #ifdef ORCHARD_HAS_CUDA
 #include "kernels/cuda/cuda_device.h"
 #endif
@@ -30,7 +31,7 @@ inline FoundDevice find_device(DeviceKind kind, const SimtOptions& simt = {}) {
     case DeviceKind::cpu:
       return {make_cpu_device(), {}};
     case DeviceKind::simt:
-      return {make_simt_device(simt), {}};
+      return {make_policy_device(simt), {}};
     case DeviceKind::cuda:
 #ifdef ORCHARD_HAS_CUDA
       try {

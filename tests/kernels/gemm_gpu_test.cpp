@@ -3,6 +3,7 @@
 // sizes that choose for themselves.
 #include "kernels/gemm/gemm_gpu.h"
 
+#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/device_test.h"
 #include "tests/kernels/gemm_test.h"
 
@@ -24,7 +25,7 @@ void run_emulated_sm90(Stream& stream, const Gemm& op) {
 
 // The large tile, several of it, with and without vector stores, and a depth that wraps the ring.
 TEST(GemmEmulated, LargeTilesInEveryForm) {
-  const auto device = make_simt_device();
+  const auto device = make_policy_device();
   const auto stream = device->make_stream();
   for (const Form& form : transposes()) {
     check_gemm(*stream, DType::bf16, DType::bf16, {136, 152, 168}, form, Values::normal,
@@ -44,7 +45,7 @@ TEST(GemmEmulated, ResultsDependOnNoOrderAndNoCompletion) {
   for (const auto completion : {simt::AsyncCompletion::eager, simt::AsyncCompletion::lazy}) {
     for (const auto order :
          {simt::ThreadOrder::fifo, simt::ThreadOrder::reverse, simt::ThreadOrder::random}) {
-      const auto device = make_simt_device({.order = order, .seed = 7, .completion = completion});
+      const auto device = make_policy_device({.order = order, .seed = 7, .completion = completion});
       const auto stream = device->make_stream();
       for (const Form& form : transposes()) {
         check_gemm(*stream, DType::bf16, DType::f32, {72, 136, 200}, form, Values::integers,
@@ -62,7 +63,7 @@ TEST(GemmEmulated, TilesOfSm90InEveryForm) {
        {std::pair{AsyncCompletion::lazy, ThreadOrder::fifo},
         std::pair{AsyncCompletion::lazy, ThreadOrder::random},
         std::pair{AsyncCompletion::eager, ThreadOrder::reverse}}) {
-    const auto device = make_simt_device(
+    const auto device = make_policy_device(
         {.order = order, .seed = 7, .completion = completion, .compute_capability = 90});
     const auto stream = device->make_stream();
     for (const Form& form : transposes()) {
@@ -72,7 +73,7 @@ TEST(GemmEmulated, TilesOfSm90InEveryForm) {
                  run_emulated_sm90<WideTile::n_128>);
     }
   }
-  const auto device = make_simt_device({.compute_capability = 90});
+  const auto device = make_policy_device({.compute_capability = 90});
   const auto stream = device->make_stream();
   for (const Form& form : transposes()) {
     check_gemm(*stream, DType::bf16, DType::f32, {8, 16, 8},
@@ -95,7 +96,7 @@ std::vector<Cut> cuts() {
 TEST(GemmEmulated, SlicesOfKAddUp) {
   using simt::AsyncCompletion;
   using simt::ThreadOrder;
-  const auto device = make_simt_device({.order = ThreadOrder::random,
+  const auto device = make_policy_device({.order = ThreadOrder::random,
                                         .seed = 7,
                                         .completion = AsyncCompletion::lazy,
                                         .compute_capability = 90});
@@ -126,7 +127,7 @@ TEST(GemmEmulated, SlicesOfKAddUp) {
 // The sums of slices are rounded once, to f32, before they are added: bit-equal for each run, and not
 // the bits of one sum, or there was but one slice.
 TEST(GemmEmulated, SlicesAreSummedSeparately) {
-  const auto device = make_simt_device();
+  const auto device = make_policy_device();
   const auto stream = device->make_stream();
   Guarded a = random_normal(DType::bf16, {64, 1024}, 1),
           b = random_normal(DType::bf16, {1024, 64}, 2);
@@ -146,7 +147,7 @@ TEST(GemmEmulated, SlicesAreSummedSeparately) {
 // The f32 kernel's tiles, in every form, on a GPU large enough to cut k and on one too small.
 TEST(GemmEmulated, TilesOfF32InEveryForm) {
   for (const int multiprocessors : {1, 9}) {
-    const auto device = make_simt_device(
+    const auto device = make_policy_device(
         {.order = simt::ThreadOrder::random, .seed = 7, .multiprocessors = multiprocessors});
     const auto stream = device->make_stream();
     for (const Form& form : every_form()) {
@@ -180,7 +181,7 @@ TEST(GemmChoice, CutsWhatLeavesSMsIdle) {
 
 // What the kernels move, exactly: no bank conflicts, whole sectors, no tensor work but the tiles'.
 TEST(GemmEmulated, MovesWhatItMust) {
-  const auto device = make_simt_device({.counting = simt::Counting::on});
+  const auto device = make_policy_device({.counting = simt::Counting::on});
   const auto stream = device->make_stream();
   constexpr std::int64_t m = 256, n = 128, k = 128;
   for (const Tile tile : {Tile::side_64, Tile::side_128}) {
@@ -255,7 +256,7 @@ TEST(GemmOnGpu, LargeProductsWithEveryKernel) {
 // What the products of a router move: operands and result once, in whole sectors. (The emulator counts a
 // wavefront for each eight lanes that read 16 bytes, also where all read the same: those stay uncounted.)
 TEST(GemmEmulated, NarrowProductsMoveWhatTheyMust) {
-  const auto device = make_simt_device({.counting = simt::Counting::on, .multiprocessors = 2});
+  const auto device = make_policy_device({.counting = simt::Counting::on, .multiprocessors = 2});
   const auto stream = device->make_stream();
   const auto count = [&](const Size& size, const Form& form) {
     const auto [m, n, k] = size;
@@ -289,7 +290,7 @@ TEST(GemmEmulated, NarrowProductsMoveWhatTheyMust) {
 
 TEST(GemmErrors, AnUnknownKernelIsRefused) {
   const Environment environment("ORCHARD_GPU_GEMM", "sm70");
-  const auto device = make_simt_device();
+  const auto device = make_policy_device();
   const auto stream = device->make_stream();
   try {
     check_gemm(*stream, DType::bf16, DType::f32, {8, 8, 8}, {});

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "kernels/gemm/gemm.h"
+#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
@@ -33,7 +34,7 @@ inline Device& device_with(const std::string& library) {
   static std::map<std::string, std::unique_ptr<Device>> devices;
   auto& device = devices[library];
   if (!device && library == "simt90") {
-    device = make_simt_device({.compute_capability = 90});
+    device = make_policy_device({.compute_capability = 90});
   } else if (!device && (library == "simt" || library == "cuda")) {
     FoundDevice found = find_device(library == "simt" ? DeviceKind::simt : DeviceKind::cuda);
     require(found.device != nullptr, "{}: {}", library, found.absence);

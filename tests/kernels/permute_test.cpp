@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/thread_orders.h"
 
 namespace orchard::testing {
@@ -281,7 +282,7 @@ TEST(PermuteOnGpu, PlansAlikeInEveryOrderOfThreads) {
 TEST(PermuteOnGpu, MovesEachRowOnceInFullSectors) {
   const Case c{DType::bf16, 12, 3, 4, 1024, Routing::random};
   constexpr std::uint64_t requests = 4, tokens = 12, choices = 12 * 3;
-  const auto device = make_simt_device({.counting = simt::Counting::on});
+  const auto device = make_policy_device({.counting = simt::Counting::on});
   const auto stream = device->make_stream();
   Plan plan(c);
   PlanOnDevice on_device(*stream, plan);

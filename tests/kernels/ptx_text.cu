@@ -1,10 +1,16 @@
 // A kernel for every wrapper of kernels/ptx, whose PTX ptx_text_test reads. Inputs are parameters or
 // loaded from `memory`, outputs are stored there, in order: so each register of an instruction can be
 // traced to its operand.
+#include "kernels/gpu/grid_barrier.h"
+#include "kernels/ptx/barrier.h"
+#include "kernels/ptx/bulk_copy.h"
+#include "kernels/ptx/cluster.h"
 #include "kernels/ptx/cp_async.h"
+#include "kernels/ptx/elect.h"
 #include "kernels/ptx/ldmatrix.h"
 #include "kernels/ptx/mbarrier.h"
 #include "kernels/ptx/mma.h"
+#include "kernels/ptx/stmatrix.h"
 #include "kernels/ptx/tma.h"
 #include "kernels/ptx/wgmma.h"
 
@@ -56,6 +62,44 @@ __global__ void ldmatrix_x4_trans(unsigned* memory, const void* row) {
   store_all(memory, r);
 }
 
+__global__ void stmatrix_all(void* row, unsigned a, unsigned b, unsigned c, unsigned d) {
+  stmatrix(row, {a});
+  stmatrix(row, {a, b});
+  stmatrix(row, {a, b, c, d});
+  stmatrix_trans(row, {a});
+  stmatrix_trans(row, {a, b});
+  stmatrix_trans(row, {a, b, c, d});
+}
+
+__global__ void named_barriers(unsigned number, unsigned threads) {
+  bar_sync(number, threads);
+  bar_arrive(number, threads);
+}
+
+__global__ void clusters(unsigned* memory, unsigned* own, unsigned rank) {
+  cluster_barrier_arrive();
+  cluster_barrier_wait();
+  memory[0] = cluster_rank();
+  memory[1] = cluster_blocks();
+  *reinterpret_cast<unsigned**>(memory + 2) = in_block(own, rank);
+}
+
+__global__ void election(unsigned* memory) {
+  memory[0] = elect_one() ? 1 : 0;
+}
+
+__global__ void bulk_copies(void* shared, void* global, unsigned bytes, std::uint64_t* barrier) {
+  bulk_load(shared, global, bytes, barrier);
+  bulk_store(global, shared, bytes);
+  bulk_commit();
+  bulk_wait<2>();
+  bulk_wait_read<1>();
+}
+
+__global__ void grid_barriers() {
+  grid_sync();
+}
+
 __global__ void cp_async_copies(void* to, const void* from, unsigned bytes) {
   cp_async_16(to, from, bytes);
   cp_async_small<8>(to, from, bytes);
@@ -69,6 +113,7 @@ __global__ void mbarriers(std::uint64_t* barrier, unsigned number) {
   mbarrier_init(barrier, number);
   mbarrier_fence_init();
   mbarrier_arrive(barrier);
+  mbarrier_arrive_in_block(barrier, number);
   mbarrier_arrive_expect(barrier, number);
   mbarrier_wait(barrier, number);
 }
@@ -77,6 +122,9 @@ __global__ void tma(const __grid_constant__ TensorMap map, void* to, int col, in
                     std::uint64_t* barrier) {
   tma_prefetch(map);
   tma_load(to, map, col, row, matrix, barrier);
+  tma_load_multicast(to, map, col, row, matrix, barrier, 5);
+  tma_store(map, to, col, row, matrix);
+  tma_add(map, to, col, row, matrix);
 }
 
 __global__ void __launch_bounds__(128)

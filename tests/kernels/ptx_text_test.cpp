@@ -83,13 +83,14 @@ Lines inline_ptx(const std::string& entry) {
       inside = true;
     } else if (line == "// end inline asm") {
       inside = false;
-    } else if (inside && line != "{" && line != "}" && line != ".reg .pred p;") {
+    } else if (inside && line != "{" && line != "}" && !line.starts_with(".reg ")) {
       std::string named;
       auto rest = line.cbegin();
       for (std::sregex_iterator it(line.begin(), line.end(), register_name), end; it != end; ++it) {
         const auto known = names.find(it->str());
         named.append(rest, line.cbegin() + it->position());
-        named += known == names.end() ? "?" : known->second;
+        const bool special = it->str().starts_with("%cluster_");
+        named += special ? it->str() : known == names.end() ? "?" : known->second;
         rest = line.cbegin() + it->position() + it->length();
       }
       out.push_back(named.append(rest, line.cend()));
@@ -121,6 +122,43 @@ TEST(PtxText, Ldmatrix) {
   }
 }
 
+TEST(PtxText, Stmatrix) {
+  Lines expected;
+  for (const char* const transposed : {"", ".trans"}) {
+    const std::string start = "stmatrix.sync.aligned.m8n8.x";
+    const std::string end = fmt::format("{}.shared.b16 [shared p0], ", transposed);
+    expected.push_back(start + "1" + end + "{p1};");
+    expected.push_back(start + "2" + end + "{p1, p2};");
+    expected.push_back(start + "4" + end + "{p1, p2, p3, p4};");
+  }
+  EXPECT_EQ(inline_ptx("stmatrix_all"), expected);
+}
+
+TEST(PtxText, NamedBarriers) {
+  EXPECT_EQ(inline_ptx("named_barriers"), (Lines{"bar.sync p0, p1;", "bar.arrive p0, p1;"}));
+}
+
+// The address that mapa gives is stored in two words.
+TEST(PtxText, Clusters) {
+  EXPECT_EQ(
+      inline_ptx("clusters"),
+      (Lines{"barrier.cluster.arrive;", "barrier.cluster.wait;", "mov.u32 m0, %cluster_ctarank;",
+             "mov.u32 m1, %cluster_nctarank;", "mapa.u64 m2, p1, p2;"}));
+}
+
+TEST(PtxText, Elect) {
+  EXPECT_EQ(inline_ptx("election"), (Lines{"elect.sync _|p, 0xffffffff;", "selp.u32 ?, 1, 0, p;"}));
+}
+
+TEST(PtxText, BulkCopies) {
+  EXPECT_EQ(inline_ptx("bulk_copies"),
+            (Lines{"cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                   "[shared p0], [p1], p2, [shared p3];",
+                   "cp.async.bulk.global.shared::cta.bulk_group [p1], [shared p0], p2;",
+                   "cp.async.bulk.commit_group;", "cp.async.bulk.wait_group 2;",
+                   "cp.async.bulk.wait_group.read 1;"}));
+}
+
 TEST(PtxText, CpAsync) {
   EXPECT_EQ(inline_ptx("cp_async_copies"),
             (Lines{"cp.async.cg.shared.global.L2::128B [shared p0], [p1], 16, p2;",
@@ -135,6 +173,8 @@ TEST(PtxText, Mbarrier) {
       (Lines{
           "mbarrier.init.shared::cta.b64 [shared p0], p1;", "fence.mbarrier_init.release.cluster;",
           "mbarrier.arrive.shared::cta.b64 _, [shared p0];",
+          "mapa.shared::cluster.u32 there, shared p0, p1;",
+          "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];",
           "mbarrier.arrive.expect_tx.shared::cta.b64 _, [shared p0], p1;",
           "mbarrier.try_wait.parity.shared::cta.b64 p, [shared p0], p1;", "selp.u32 ?, 1, 0, p;"}));
 }
@@ -144,7 +184,13 @@ TEST(PtxText, Tma) {
       inline_ptx("tma"),
       (Lines{"prefetch.tensormap [&p0];",
              "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-             "[shared p1], [&p0, {p2, p3, p4}], [shared p5];"}));
+             "[shared p1], [&p0, {p2, p3, p4}], [shared p5];",
+             "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+             ".multicast::cluster [shared p1], [&p0, {p2, p3, p4}], [shared p5], ?;",
+             "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [&p0, {p2, p3, p4}], "
+             "[shared p1];",
+             "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group "
+             "[&p0, {p2, p3, p4}], [shared p1];"}));
 }
 
 // `accumulate` arrives through a conversion: "?".

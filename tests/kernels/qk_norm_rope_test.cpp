@@ -1,5 +1,6 @@
 // QK-norm + RoPE against an fp64 reference.
 #include "kernels/norm/norm.h"
+#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/checks.h"
 #include "tests/kernels/device_test.h"
 
@@ -235,7 +236,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, QkNormRopeAliasing,
 
 // The host cannot see a wrong position on a GPU: it shows in the results.
 TEST(QkNormRopeOnGpu, APositionOutsideTheTableGivesNaN) {
-  const auto device = make_simt_device();
+  const auto device = make_policy_device();
   const auto stream = device->make_stream();
   for (const int wrong : {-1, static_cast<int>(max_positions)}) {
     Guarded x = random_normal(DType::f32, {2, 1, 8}, 1), y = x, weight = zeros(DType::f32, {8});

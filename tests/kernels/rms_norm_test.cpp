@@ -1,5 +1,6 @@
 // RMSNorm against an fp64 reference.
 #include "kernels/norm/norm.h"
+#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
@@ -94,7 +95,7 @@ OnSimt run_on_simt(std::int64_t cols, bool with_delta, const SimtOptions& option
   const std::int64_t rows = 4;
   Guarded x = random_normal(DType::bf16, {rows, cols}, 1), delta = x, sum = x, y = x;
   Guarded weight = random_normal(DType::bf16, {cols}, 2), inverse_rms(DType::f32, {rows});
-  const auto device = make_simt_device(options);
+  const auto device = make_policy_device(options);
   const auto stream = device->make_stream();
   OnDevice x_d(*stream, x), delta_d(*stream, delta), weight_d(*stream, weight);
   OnDevice y_d(*stream, y), sum_d(*stream, sum), inverse_rms_d(*stream, inverse_rms);

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "kernels/loss/loss.h"
+#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/cross_entropy_reference.h"
 #include "tests/kernels/device_test.h"
 
@@ -167,7 +168,7 @@ INSTANTIATE_TEST_SUITE_P(FourRanks, ShardedCrossEntropyRange,
 
 // A GPU cannot refuse: the loss says so.
 TEST(ShardedCrossEntropyOnGpu, ATargetOutsideTheVocabularyGivesANaNLossAndNoGradient) {
-  const auto device = make_simt_device();
+  const auto device = make_policy_device();
   const auto stream = device->make_stream();
   const Guarded logits = random_normal(DType::f32, {3, 64}, 1);
   Guarded targets = integers({3}, std::vector<int>{64, -2, 5});

@@ -1,5 +1,5 @@
-// The emulator itself: the language it gives to kernels, the faults it finds (each beside a correct
-// twin that passes), and what it counts.
+// The emulator itself: the language it gives to kernels, its streams, and what it counts. The faults it
+// finds are in the corpus, simt_faults_*_test.cpp.
 #include <gmock/gmock.h>
 
 #include <algorithm>
@@ -8,7 +8,13 @@
 #include <string>
 
 #include "kernels/gpu/gpu.h"
+#include "kernels/gpu/grid_barrier.h"
 #include "kernels/gpu/warp.h"
+#include "kernels/ptx/barrier.h"
+#include "kernels/ptx/cluster.h"
+#include "kernels/ptx/elect.h"
+#include "kernels/ptx/ldmatrix.h"
+#include "kernels/ptx/stmatrix.h"
 #include "kernels/simt/simt_device.h"
 #include "tests/kernels/op_test.h"
 
@@ -30,20 +36,129 @@ struct Exchange {
 };
 
 // Every thread adds its own value and its right neighbour's.
-__global__ void add_neighbour(int* out, bool with_barrier) {
+__global__ void add_neighbour(int* out) {
   auto& shared = shared_storage<Exchange>();
   const unsigned i = threadIdx.x;
   shared.value[i] = static_cast<int>(i);
-  if (with_barrier) __syncthreads();
+  __syncthreads();
   store(out + i, shared.value[i] + shared.value[(i + 1) % blockDim.x]);
 }
 
-// Thread 0 sets what the others read: without the barrier it works if thread 0 happens to be first.
-__global__ void read_leader(int* out, bool with_barrier) {
+// Who comes first gets the lowest number.
+__global__ void draw_numbers(int* next, int* out) {
+  store(out + threadIdx.x, atomicAdd(next, 1));
+}
+
+// Each lane's bit of `lanes` says whether it takes part.
+__global__ void reduce_lanes_of(unsigned lanes, int* sum, int* least, int* most, int* bits) {
+  const auto lane = static_cast<int>(threadIdx.x);
+  if (!(lanes >> lane & 1)) return;
+  store(sum + lane, __reduce_add_sync(lanes, lane - 5));
+  store(least + lane, __reduce_min_sync(lanes, lane - 5));
+  store(most + lane, __reduce_max_sync(lanes, static_cast<unsigned>(lane - 5)) == ~0u);
+  store(bits + lane, static_cast<int>(__reduce_or_sync(lanes, 1u << lane) +
+                                      __reduce_xor_sync(lanes, 3u) + __reduce_and_sync(lanes, 6u)));
+}
+
+__global__ void elect_leader(int* elected) {
+  store(elected + threadIdx.x, elect_one());
+}
+
+// Every atomic operation once by each thread, on shared memory.
+struct Atomics {
+  float sum;
+  int most;
+  unsigned swapped, taken;
+};
+__global__ void change_atomically_by_all(float* sum, int* most, int* taken) {
+  auto& shared = shared_storage<Atomics>();
+  const auto i = static_cast<int>(threadIdx.x);
+  if (i == 0) {
+    shared.sum = 0.5f;
+    shared.most = -100;
+    shared.swapped = shared.taken = 0;
+  }
+  __syncthreads();
+  atomicAdd(&shared.sum, static_cast<float>(i));
+  atomicMax(&shared.most, i % 50 - 70);
+  if (atomicCAS(&shared.taken, 0, 1) == 0) atomicExch(&shared.swapped, 9u);
+  __syncthreads();
+  if (i == 0) {
+    store(sum, shared.sum);
+    store(most, shared.most);
+    store(taken, static_cast<int>(shared.swapped));
+  }
+}
+
+// A matrix of its own index goes to shared memory by stmatrix and comes back by ldmatrix.
+template <bool transposed>
+__global__ void store_and_load_matrices(int* out) {
+  struct Tile {
+    alignas(16) std::uint16_t element[32][8];
+  };
+  auto& tile = shared_storage<Tile>();
+  const unsigned lane = threadIdx.x;
+  unsigned registers[4], back[4];
+  for (unsigned i = 0; i < 4; ++i) registers[i] = (8 * lane + 2 * i) | (8 * lane + 2 * i + 1) << 16;
+  if (transposed) {
+    stmatrix_trans(tile.element[lane], registers);
+  } else {
+    stmatrix(tile.element[lane], registers);
+  }
+  __syncwarp();
+  // By its definition: lane l holds [l / 4][2 (l % 4)] and the next, or of the transposed.
+  for (unsigned i = 0; i < 4; ++i) {
+    for (unsigned half = 0; half < 2; ++half) {
+      const unsigned row = lane / 4, col = 2 * (lane % 4) + half;
+      const unsigned there =
+          transposed ? tile.element[8 * i + col][row] : tile.element[8 * i + row][col];
+      store(out + 8 * lane + 2 * i + half, static_cast<int>(there));
+    }
+  }
+  if (transposed) {
+    ldmatrix_trans(back, tile.element[lane]);
+  } else {
+    ldmatrix(back, tile.element[lane]);
+  }
+  for (unsigned i = 0; i < 4; ++i) store(out + 256 + 4 * lane + i, back[i] == registers[i]);
+}
+
+// Warps 1 .. 3 wait for warp 0 at a barrier of their own each.
+__global__ void hand_out(int* out) {
   auto& shared = shared_storage<Exchange>();
-  if (threadIdx.x == 0) shared.value[0] = 7;
-  if (with_barrier) __syncthreads();
-  store(out + threadIdx.x, shared.value[0]);
+  const unsigned i = threadIdx.x, warp = i / 32;
+  if (warp == 0) {
+    for (unsigned w = 1; w < 4; ++w) {
+      store_shared(shared.value + 32 * w + i, static_cast<int>(100 * w + i));
+      bar_arrive(w, 64);
+    }
+  } else {
+    bar_sync(warp, 64);
+    store(out + i, load_shared(shared.value + i));
+  }
+}
+
+// The blocks of a cluster pass their numbers around a ring, through each other's shared memory.
+__global__ void pass_around(int* out) {
+  auto& shared = shared_storage<Exchange>();
+  const unsigned rank = cluster_rank(), blocks = cluster_blocks();
+  if (threadIdx.x == 0)
+    store_shared(in_block(shared.value, (rank + 1) % blocks), static_cast<int>(blockIdx.x));
+  cluster_barrier_arrive();
+  cluster_barrier_wait();
+  if (threadIdx.x == 0) store(out + blockIdx.x, load_shared(shared.value));
+}
+
+// The sum of what all blocks wrote, in every block, twice over.
+__global__ void sum_over_grid(int* words, int* out) {
+  for (int round = 1; round <= 2; ++round) {
+    if (threadIdx.x == 0) store(words + blockIdx.x, round * static_cast<int>(blockIdx.x + 1));
+    grid_sync();
+    int sum = 0;
+    for (unsigned i = 0; i < gridDim.x; ++i) sum += load(words + i);
+    store(out + 32 * blockIdx.x + threadIdx.x, sum);
+    grid_sync();
+  }
 }
 
 struct Shuffled {
@@ -76,6 +191,7 @@ __global__ void copy_floats(const float* in, float* out, int begin, int end) {
   const int i = begin + static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i < end) store(out + i, load(in + i));
 }
+constexpr int copy_floats_line = __LINE__ - 2;
 
 __global__ void copy_vectors(const uint4* in, uint4* out, int first) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -95,41 +211,6 @@ __global__ void triangle(const float* in, float* out) {
   store(out + lane, sum);
 }
 
-__global__ void write_past_end_without_store(float* out, int n) {
-  out[n] = 1;
-}
-
-__global__ void write_past_shared() {
-  auto& shared = shared_storage<Exchange>();
-  const_cast<volatile int*>(shared.value)[256] = 1;
-}
-
-__global__ void diverge(bool fault) {
-  if (fault && threadIdx.x >= 48) return;
-  if (fault && threadIdx.x >= 40) {
-    __ballot_sync(all_lanes, true);
-  } else {
-    __syncthreads();
-  }
-}
-
-__global__ void two_barriers_in_one_warp(bool fault) {
-  if (fault && threadIdx.x % 2) {
-    __syncthreads();
-  } else {
-    __syncthreads();
-  }
-}
-
-__global__ void shuffle_from_returned_lane(int* out, unsigned source) {
-  if (threadIdx.x == 31) return;
-  store(out, __shfl_sync(all_lanes, 1, static_cast<int>(source)));
-}
-
-__global__ void mask_without_own_lane() {
-  __syncwarp(1);
-}
-
 }  // namespace
 }  // namespace orchard::simt
 
@@ -137,7 +218,6 @@ namespace orchard::testing {
 namespace {
 
 using simt::ThreadOrder;
-using ::testing::AllOf;
 using ::testing::Each;
 using ::testing::HasSubstr;
 
@@ -170,8 +250,11 @@ class Values {
 
 class Emulator : public ::testing::TestWithParam<ThreadOrder> {
  protected:
-  const std::unique_ptr<SimtDevice> device_ =
-      make_simt_device({.order = GetParam(), .seed = 5, .counting = simt::Counting::on});
+  const std::unique_ptr<SimtDevice> device_ = make_simt_device({.order = GetParam(),
+                                                                .seed = 5,
+                                                                .counting = simt::Counting::on,
+                                                                .races = simt::Races::find,
+                                                                .compute_capability = 90});
   const std::unique_ptr<Stream> stream_ = device_->make_stream();
 
   template <class... Parameters, class... Arguments>
@@ -221,53 +304,29 @@ TEST_P(Emulator, EveryThreadKnowsItsPlaceInGridAndBlock) {
 TEST_P(Emulator, BarrierOrdersSharedMemory) {
   Values<int> out(*device_, 256);
   run({.kernel = "add_neighbour", .block = {256}, .shared_bytes = sizeof(simt::Exchange)},
-      simt::add_neighbour, out.device(), true);
+      simt::add_neighbour, out.device());
   const std::vector<int>& sums = out.download(*stream_);
   for (int i = 0; i < 256; ++i) EXPECT_EQ(sums[static_cast<std::size_t>(i)], i + (i + 1) % 256);
   EXPECT_EQ(device_->counters().block_barriers, 1u);
 }
 
-TEST_P(Emulator, UninitialisedSharedMemoryIsPoisonAndShowsAMissingBarrier) {
-  Values<int> out(*device_, 256);
-  run({.kernel = "add_neighbour", .block = {256}, .shared_bytes = sizeof(simt::Exchange)},
-      simt::add_neighbour, out.device(), false);
-  const std::vector<int>& sums = out.download(*stream_);
-  int wrong = 0;
-  for (int i = 0; i < 256; ++i) wrong += sums[static_cast<std::size_t>(i)] != i + (i + 1) % 256;
-  EXPECT_GT(wrong, 0) << "some thread must have read before its neighbour wrote";
-}
-
-// The same fault may hide in one order: that is why there are several.
-TEST(EmulatorOrders, ShowAMissingBarrierThatOneOrderHides) {
-  const auto run = [](ThreadOrder order, bool with_barrier) {
-    const auto device = make_simt_device({.order = order});
-    const auto stream = device->make_stream();
-    Values<int> out(*device, 64);
-    simt::launch(*stream,
-                 {.kernel = "read_leader", .block = {64}, .shared_bytes = sizeof(simt::Exchange)},
-                 simt::read_leader, out.device(), with_barrier);
-    return out.download(*stream);
-  };
-  EXPECT_THAT(run(ThreadOrder::fifo, true), Each(7));
-  EXPECT_THAT(run(ThreadOrder::reverse, true), Each(7));
-  EXPECT_THAT(run(ThreadOrder::fifo, false), Each(7));
-  const std::vector<int> reverse = run(ThreadOrder::reverse, false);
-  EXPECT_EQ(std::count(reverse.begin(), reverse.end(), -1), 63);
-}
-
 TEST(EmulatorOrders, RandomIsReproducibleFromItsSeed) {
-  const auto run = [](std::uint64_t seed) {
-    const auto device = make_simt_device({.order = ThreadOrder::random, .seed = seed});
+  const auto run = [](ThreadOrder order, std::uint64_t seed) {
+    const auto device = make_simt_device({.order = order, .seed = seed});
     const auto stream = device->make_stream();
-    Values<int> out(*device, 256);
-    simt::launch(
-        *stream,
-        {.kernel = "add_neighbour", .block = {256}, .shared_bytes = sizeof(simt::Exchange)},
-        simt::add_neighbour, out.device(), false);
+    Values<int> next(*device, 1), out(*device, 256);
+    next.upload(*stream, {0});
+    simt::launch(*stream, {.kernel = "draw_numbers", .block = {256}}, simt::draw_numbers,
+                 next.device(), out.device());
     return out.download(*stream);
   };
-  EXPECT_EQ(run(1), run(1));
-  EXPECT_NE(run(1), run(2));
+  std::vector<int> rising(256), falling;
+  std::iota(rising.begin(), rising.end(), 0);
+  falling.assign(rising.rbegin(), rising.rend());
+  EXPECT_EQ(run(ThreadOrder::fifo, 0), rising);
+  EXPECT_EQ(run(ThreadOrder::reverse, 0), falling);
+  EXPECT_EQ(run(ThreadOrder::random, 1), run(ThreadOrder::random, 1));
+  EXPECT_NE(run(ThreadOrder::random, 1), run(ThreadOrder::random, 2));
 }
 
 TEST_P(Emulator, ShufflesFollowCudaInEverySection) {
@@ -306,94 +365,85 @@ TEST_P(Emulator, VotesCountOnlyTheLanesOfTheMask) {
   }
 }
 
+TEST_P(Emulator, LanesReduceAndElect) {
+  Values<int> sum(*device_, 32), least(*device_, 32), most(*device_, 32), bits(*device_, 32);
+  run({.kernel = "reduce_lanes_of", .block = {32}}, simt::reduce_lanes_of, 0x0000010eu,
+      sum.device(), least.device(), most.device(), bits.device());
+  for (const std::size_t lane : {1, 2, 3, 8}) {
+    EXPECT_EQ(sum.download(*stream_)[lane], 1 + 2 + 3 + 8 - 4 * 5);
+    EXPECT_EQ(least.download(*stream_)[lane], -4);
+    EXPECT_EQ(most.download(*stream_)[lane], 0) << "unsigned, -2 is the most";
+    EXPECT_EQ(bits.download(*stream_)[lane], 0x10e + 0 + 6);
+  }
+  Values<int> elected(*device_, 64);
+  run({.kernel = "elect_leader", .block = {64}}, simt::elect_leader, elected.device());
+  const std::vector<int>& leaders = elected.download(*stream_);
+  for (const int warp : {0, 32}) {
+    EXPECT_EQ(std::accumulate(leaders.begin() + warp, leaders.begin() + warp + 32, 0), 1);
+  }
+}
+
+TEST_P(Emulator, AtomicOperationsOnSharedMemory) {
+  Values<float> sum(*device_, 1);
+  Values<int> most(*device_, 1), taken(*device_, 1);
+  run({.kernel = "change_atomically_by_all", .block = {96}, .shared_bytes = sizeof(simt::Atomics)},
+      simt::change_atomically_by_all, sum.device(), most.device(), taken.device());
+  EXPECT_EQ(sum.download(*stream_)[0], 0.5f + 95 * 96 / 2);
+  EXPECT_EQ(most.download(*stream_)[0], -21);
+  EXPECT_EQ(taken.download(*stream_)[0], 9);
+}
+
+TEST_P(Emulator, MatricesAreStoredAsTheyAreLoaded) {
+  for (const auto& kernel :
+       {simt::store_and_load_matrices<false>, simt::store_and_load_matrices<true>}) {
+    Values<int> out(*device_, 256 + 128);
+    run({.kernel = "store_and_load_matrices", .block = {32}, .shared_bytes = 512}, kernel,
+        out.device());
+    const std::vector<int>& there = out.download(*stream_);
+    for (int i = 0; i < 256; ++i) EXPECT_EQ(there[static_cast<std::size_t>(i)], i);
+    EXPECT_THAT(std::vector<int>(there.begin() + 256, there.end()), Each(1));
+  }
+}
+
+TEST_P(Emulator, NamedBarriersOrderSomeWarps) {
+  Values<int> out(*device_, 128);
+  run({.kernel = "hand_out", .block = {128}, .shared_bytes = sizeof(simt::Exchange)},
+      simt::hand_out, out.device());
+  for (int i = 32; i < 128; ++i) {
+    EXPECT_EQ(out.download(*stream_)[static_cast<std::size_t>(i)], 100 * (i / 32) + i % 32);
+  }
+}
+
+TEST_P(Emulator, BlocksOfAClusterReachEachOther) {
+  Values<int> out(*device_, 8);
+  run({.kernel = "pass_around",
+       .grid = {8},
+       .block = {33},
+       .shared_bytes = sizeof(simt::Exchange),
+       .cluster = {4}},
+      simt::pass_around, out.device());
+  EXPECT_EQ(out.download(*stream_), (std::vector<int>{3, 0, 1, 2, 7, 4, 5, 6}));
+}
+
+TEST_P(Emulator, AGridWaitsForItself) {
+  Values<int> words(*device_, 5), out(*device_, 5 * 32);
+  run({.kernel = "sum_over_grid", .grid = {5}, .block = {32}, .residency = Residency::whole_grid},
+      simt::sum_over_grid, words.device(), out.device());
+  EXPECT_THAT(out.download(*stream_), Each(2 * 15));
+}
+
 // ---- faults ----------------------------------------------------------------------------------
 
-TEST_P(Emulator, AccessOneOutOfBoundsIsNamed) {
-  Values<float> in(*device_, 64), out(*device_, 65);
+TEST_P(Emulator, TheDeviceGoesOnAfterAFault) {
+  Values<float> in(*device_, 64), out(*device_, 64);
+  in.upload(*stream_, std::vector<float>(64, 7));
   const LaunchShape shape{.kernel = "copy_floats", .block = {96}};
-  run(shape, simt::copy_floats, in.device(), out.device(), 0, 64);
   EXPECT_THAT(fault(shape, simt::copy_floats, in.device(), out.device(), 0, 65),
-              AllOf(HasSubstr("kernel copy_floats, block (0, 0, 0), thread (64, 0, 0): reads 4 "
-                              "bytes at simt_test.cpp:"),
-                    HasSubstr("at byte 256 of an allocation of 256 bytes")));
-  EXPECT_THAT(fault(shape, simt::copy_floats, out.device(), in.device(), 0, 65),
-              AllOf(HasSubstr("thread (64, 0, 0): writes 4 bytes at simt_test.cpp:"),
-                    HasSubstr("at byte 256 of an allocation of 256 bytes")));
-  EXPECT_THAT(fault(shape, simt::copy_floats, out.device(), out.device(), -1, 64),
-              HasSubstr("4 bytes before the start of an allocation of 260 bytes"));
-}
-
-TEST_P(Emulator, WhatIsNotTheDevicesMemoryIsNamed) {
-  Values<float> out(*device_, 64);
-  const LaunchShape shape{.kernel = "copy_floats", .block = {64}};
-  const std::vector<float> host(64);
-  EXPECT_THAT(fault(shape, simt::copy_floats, host.data(), out.device(), 0, 64),
-              HasSubstr("not an address of this device"));
-  float* stale = nullptr;
-  {
-    Values<float> gone(*device_, 64);
-    stale = gone.device();
-  }
-  EXPECT_THAT(fault(shape, simt::copy_floats, stale, out.device(), 0, 64),
-              HasSubstr(" of a freed allocation of 256 bytes"));
-}
-
-TEST_P(Emulator, MisalignedVectorIsNamed) {
-  Values<float> in(*device_, 132), out(*device_, 128);
-  EXPECT_THAT(fault({.kernel = "copy_vectors", .block = {32}}, simt::copy_vectors,
-                    reinterpret_cast<const simt::uint4*>(in.device() + 1),
-                    reinterpret_cast<simt::uint4*>(out.device()), 0),
-              HasSubstr("reads 16 bytes at simt_test.cpp:"));
-}
-
-TEST_P(Emulator, WriteThatBypassesStoreIsFoundByTheRedZone) {
-  Values<float> out(*device_, 64);
-  const LaunchShape shape{.kernel = "write_past_end", .block = {1}};
-  EXPECT_THAT(
-      fault(shape, simt::write_past_end_without_store, out.device(), 64),
-      HasSubstr("kernel write_past_end wrote, without store(), at byte 256 of an allocation "
-                "of 256 bytes"));
-  run(shape, simt::write_past_end_without_store, out.device(), 63);
-}
-
-TEST_P(Emulator, SharedMemoryHasTheSizeOfTheLaunch) {
-  Values<int> out(*device_, 256);
-  EXPECT_THAT(fault({.kernel = "add_neighbour", .block = {32}, .shared_bytes = 512},
-                    simt::add_neighbour, out.device(), true),
-              HasSubstr("1024 bytes of shared memory at simt_test.cpp:"));
-  EXPECT_THAT(fault({.kernel = "write_past_shared", .block = {1}, .shared_bytes = 1024},
-                    simt::write_past_shared),
-              HasSubstr("kernel write_past_shared, block (0, 0, 0) wrote at byte 1024 of its 1024 "
-                        "bytes of shared memory"));
-}
-
-TEST_P(Emulator, DeadlockSaysWhoWaitsWhere) {
-  const LaunchShape shape{.kernel = "diverge", .block = {64}};
-  run(shape, simt::diverge, false);
-  const std::string message = fault(shape, simt::diverge, true);
-  EXPECT_THAT(message, HasSubstr("kernel diverge, block (0, 0, 0): deadlock"));
-  EXPECT_THAT(message, HasSubstr("\n  threads 0-39: in __syncthreads() at simt_test.cpp:"));
-  EXPECT_THAT(message, HasSubstr("\n  threads 40-47: in a warp vote of lanes 0xffffffff at "
-                                 "simt_test.cpp:"));
-  EXPECT_THAT(message, HasSubstr("\n  threads 48-63: returned"));
-  run(shape, simt::diverge, false);  // the device goes on after a fault
-}
-
-TEST_P(Emulator, LanesOfOneWarpAtTwoBarriersAreNamed) {
-  const LaunchShape shape{.kernel = "two_barriers", .block = {32}};
-  run(shape, simt::two_barriers_in_one_warp, false);
-  EXPECT_THAT(fault(shape, simt::two_barriers_in_one_warp, true), HasSubstr("divergent barrier"));
-}
-
-TEST_P(Emulator, ShuffleFromAMissingLaneIsNamed) {
-  Values<int> out(*device_, 1);
-  const LaunchShape shape{.kernel = "shuffle_from_returned_lane", .block = {32}};
-  run(shape, simt::shuffle_from_returned_lane, out.device(), 30u);
-  EXPECT_THAT(fault(shape, simt::shuffle_from_returned_lane, out.device(), 31u),
-              HasSubstr("reads lane 31, which is not there"));
-  EXPECT_THAT(
-      fault({.kernel = "mask_without_own_lane", .block = {32}}, simt::mask_without_own_lane),
-      HasSubstr("without its own lane"));
+              HasSubstr(fmt::format("thread (64, 0, 0): reads 4 bytes at simt_test.cpp:{}, at byte "
+                                    "256 of an allocation of 256 bytes",
+                                    simt::copy_floats_line)));
+  run(shape, simt::copy_floats, in.device(), out.device(), 0, 64);
+  EXPECT_THAT(out.download(*stream_), Each(7));
 }
 
 TEST_P(Emulator, LaunchesBeyondTheLimitsAreRefused) {
@@ -405,6 +455,9 @@ TEST_P(Emulator, LaunchesBeyondTheLimitsAreRefused) {
   EXPECT_THAT(fault({.kernel = "k", .block = {1}, .shared_bytes = 1 << 20}, simt::write_position,
                     out.device()),
               HasSubstr("1048576 bytes of shared memory, a block has at most"));
+  EXPECT_THAT(fault({.kernel = "k", .grid = {3}, .block = {1}, .cluster = {2}},
+                    simt::write_position, out.device()),
+              HasSubstr("clusters of (2, 1, 1) blocks, at most 8, do not divide a grid of (3, 1"));
 }
 
 // ---- streams ---------------------------------------------------------------------------------
@@ -454,6 +507,8 @@ TEST(EmulatorStreamDeathTest, HostCodeThatFollowsADevicePointerCrashes) {
 
 TEST_P(Emulator, CountsRequestsSectorsAndBytesExactly) {
   Values<float> in(*device_, 4096), out(*device_, 4096);
+  in.upload(*stream_, std::vector<float>(4096));
+  device_->reset_counters();
   const auto loads_and_stores = [&] {
     return std::pair{device_->counters().loads, device_->counters().stores};
   };

@@ -7,6 +7,7 @@
 #include "kernels/loss/loss.h"
 #include "kernels/norm/norm.h"
 #include "kernels/optimizer/optimizer.h"
+#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
@@ -16,7 +17,7 @@ namespace {
 class Session {
  public:
   explicit Session(const SimtOptions& options)
-      : device_(make_simt_device(options)), stream_(device_->make_stream()) {}
+      : device_(make_policy_device(options)), stream_(device_->make_stream()) {}
 
   // Random values, the same in every session.
   Tensor random(DType dtype, Shape shape) {

@@ -4,6 +4,7 @@
 #include <functional>
 #include <vector>
 
+#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
@@ -12,7 +13,7 @@ namespace orchard::testing {
 inline void expect_same_in_every_thread_order(
     const std::function<std::vector<Guarded>(Stream&)>& results_of) {
   const auto results_in = [&](const SimtOptions& options) {
-    const auto device = make_simt_device(options);
+    const auto device = make_policy_device(options);
     return results_of(*device->make_stream());
   };
   const std::vector<Guarded> fifo = results_in({});

@@ -9,6 +9,7 @@
 #include "kernels/norm/norm.h"
 #include "kernels/optimizer/optimizer.h"
 #include "kernels/simt/simt_device.h"
+#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/op_test.h"
 
 namespace orchard::testing {
@@ -59,7 +60,7 @@ class Traffic : public ::testing::Test {
   }
 
  private:
-  std::unique_ptr<SimtDevice> device_ = make_simt_device({.counting = simt::Counting::on});
+  std::unique_ptr<SimtDevice> device_ = make_policy_device({.counting = simt::Counting::on});
   std::list<Buffer> buffers_;
   std::unique_ptr<Stream> stream_ = device_->make_stream();
 };

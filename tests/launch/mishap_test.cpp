@@ -2,16 +2,22 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <csignal>
 #include <fstream>
 #include <thread>
 
 #include "comm/flight_recorder.h"
 #include "data/atomic_file.h"
+#include "kernels/embedding/embedding.h"
+#include "launch/job.h"
+#include "launch/options.h"
 #include "tests/data/corpus.h"
 #include "tests/data/scratch.h"
 #include "tests/launch/program.h"
+#include "train/observers.h"
 #include "train/run_lock.h"
+#include "train/trainer.h"
 
 namespace orchard::testing {
 namespace {
@@ -189,6 +195,54 @@ TEST_F(Mishap, ARankThatDiesOrStopsIsNamedAndLeavesWholeCheckpoints) {
   }
 }
 
+constexpr const char* poisoned_flag = "--poisoned-rank";
+constexpr int poisoned_rank = 2;
+
+// The embedding's gradient of one rank gets a NaN in the third step.
+void poison(OperationTable& operations) {
+  static void (*original)(Stream&, const EmbeddingBackward&);
+  original = operations.find<EmbeddingBackward>();
+  operations.add<EmbeddingBackward>([](Stream& stream, const EmbeddingBackward& op) {
+    static int calls = 0;
+    original(stream, op);
+    if (++calls == 3) op.d_table.data<float>()[0] = std::nanf("");
+  });
+}
+
+// What `orchard train` is to a rank, with such a device on one of them.
+int train_poisoned(const std::string& recipe_path) {
+  return run_job([&](Job& job) {
+    const RunConfig run = ResolvedRun({.recipe = recipe_path}).config();
+    const int rank = job.ranks().rank();
+    job.set_name(Mesh(job.ranks().size(), run.layout).name(rank));
+    const std::unique_ptr<Device> device = make_cpu_device({.threads = 1});
+    if (rank == poisoned_rank) poison(device->operations());
+    Observers silent;
+    train(run, {}, *device, job.ranks(), silent);
+    return 0;
+  });
+}
+
+TEST_F(Mishap, ANaNInAGradientNamesItsRankAndParameterAndLeavesTheCheckpointBefore) {
+  write_file(
+      scratch_ / "poisoned.ini",
+      fmt::format("[recipe]\nbase = {}\n[run]\ncheckpoint_every = 1\ntraining_set = "
+                  "{}\nrun_folder = {}\n[layout]\ntp = 2\n",
+                  (scratch_ / "small.ini").string(), (scratch_ / "set").string(), run_.string()));
+  const Outcome outcome =
+      run_on_ranks(4, fmt::format("{} {} {}", fs::read_symlink("/proc/self/exe").string(),
+                                  poisoned_flag, (scratch_ / "poisoned.ini").string()));
+  EXPECT_EQ(outcome.code, 1) << outcome.output;
+  EXPECT_LT(outcome.seconds, soon);
+  EXPECT_THAT(outcome.output,
+              AllOf(HasSubstr("stage 1 step 3: the gradient norm of step 3 is"),
+                    HasSubstr("that of embedding was not finite on rank 2 (pp0 dp1 tp0 |"),
+                    ContainsRegex("before reduce-scatter [0-9]+ of group dp")));
+  EXPECT_FALSE(fs::exists(run_ / "checkpoints/stage1-step00000003.h5"));
+  const std::string last = (run_ / "checkpoints/stage1-step00000002.h5").string();
+  EXPECT_EQ(orchard_alone("inspect --verify " + last).code, 0);
+}
+
 TEST_F(Mishap, AFileThatOutgrowsItsLimitIsAnErrorLikeAFullDisk) {
   // The checkpoint has 38 MB; the limit, in units of 512 bytes, is 20, since MPI has files too.
   const Outcome outcome = run_shell("ulimit -f 40000; " ORCHARD_PROGRAM " " +
@@ -224,4 +278,15 @@ TEST_F(Mishap, ARequestThatSaysSomethingElseIsRefused) {
 }
 
 }  // namespace
+
+int mishap_main(int argc, char** argv) {
+  if (argc == 3 && std::string_view(argv[1]) == poisoned_flag) return train_poisoned(argv[2]);
+  ::testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
+
 }  // namespace orchard::testing
+
+int main(int argc, char** argv) {
+  return orchard::testing::mishap_main(argc, argv);
+}

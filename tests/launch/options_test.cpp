@@ -303,9 +303,9 @@ TEST(Options, EachFillsItsOwnFieldOnly) {
     RunConfig run = default_run();
     const std::string before = option.print(run);
     std::string value;
-    for (const char* candidate :
-         {"3", "4", "0.25", "simt", "bf16", "last", "blocks", "all_choices", "fixed", "fit",
-          "separators", "assistant", "adafactor", "no", "dp-tp-ep-pp", "direct", "sm_90a"}) {
+    for (const char* candidate : {"3", "4", "0.25", "simt", "bf16", "last", "blocks", "all_choices",
+                                  "fixed", "fit", "separators", "assistant", "adafactor", "no",
+                                  "dp-tp-ep-pp", "direct", "gpipe", "sm_90a"}) {
       if (candidate == before || !option.read(run, candidate)) continue;
       value = candidate;
       break;

@@ -1,6 +1,7 @@
 // The whole model at toy size: gradients, recomputation, identities of the mixture of experts.
 #include "models/multimodal.h"
 
+#include "models/flops.h"
 #include "tests/models/layer_test.h"
 #include "tests/models/toy_model.h"
 
@@ -136,6 +137,41 @@ TEST(Multimodal, TextOnlyBatchLeavesTheVisionTowerAlone) {
     } else if (p.spec.name == "embedding") {
       EXPECT_GT(norm, 0);
     }
+  }
+}
+
+// What stages are cut by and what parameters are dealt by must be one numbering.
+TEST(Multimodal, ParametersKnowTheirLinkOfTheChain) {
+  for (const FeatureLayer features : {FeatureLayer::post_norm, FeatureLayer::penultimate}) {
+    ModelConfig config = toy_model();
+    config.vision.layers = 3;
+    config.vision.features = features;
+    ParameterStore store;
+    const MultimodalModel model(store, config);
+    const auto link = [&](const char* name) { return store.find(name)->spec.sharding.link; };
+    const int active = features == FeatureLayer::post_norm ? 3 : 2;
+    EXPECT_EQ(link("vision.positions"), 0);
+    EXPECT_EQ(link("vision.layers.1.attention.wq"), 2);
+    // A block that does not run is kept with the tower's output.
+    EXPECT_EQ(link("vision.layers.2.attention.wq"), 3);
+    EXPECT_EQ(link("vision.ln_post.weight"), active + 1);
+    EXPECT_EQ(link("connector.readout.w1"), active + 2);
+    EXPECT_EQ(link("embedding"), active + 3);
+    EXPECT_EQ(link("decoder.layers.0.attention.wq"), active + 4);
+    EXPECT_EQ(link("decoder.layers.1.feed_forward.experts.3.w_down"), active + 5);
+    EXPECT_EQ(link("decoder.final_norm"), active + 6);
+    EXPECT_EQ(store.find("embedding")->spec.sharding.tied_link, active + 7);
+    EXPECT_EQ(model.chain().size(), active + 8);
+    EXPECT_EQ(link_count(config), active + 8);
+
+    const Workload work{.tokens = 100, .document_length = 10, .targets = 60, .tiles = 3};
+    const std::vector<FlopCounts> links = count_link_flops(config, work);
+    EXPECT_EQ(std::ssize(links), active + 8);
+    // The head: three products of targets, hidden and vocabulary.
+    EXPECT_EQ(links.back().training, 3.0 * 2 * 60 * 16 * 40);
+    double sum = 0;
+    for (const FlopCounts& flops : links) sum += flops.training;
+    EXPECT_EQ(sum, count_flops(config, work).training);
   }
 }
 

@@ -5,6 +5,7 @@
 #include "tests/comm/ranks_test.h"
 #include "tests/parallel/layout_harness.h"
 #include "tests/parallel/toy_batches.h"
+#include "train/checkpoint.h"
 
 namespace orchard::testing {
 namespace {
@@ -140,6 +141,88 @@ TEST_F(ExpertLayouts, DispatcherOverlapAndRecomputationChangeNoBit) {
       EXPECT_TRUE(run(kept, waiting, *mesh, reference).has_bits_of(first)) << "without overlap";
       EXPECT_TRUE(run(recomputed, direct, *mesh, reference).has_bits_of(first)) << "recomputed";
     }
+  }
+}
+
+// Tensor, expert and data ranks, rows in chunks of both kinds.
+constexpr Layout everything{.tensor = 2, .expert = 2, .expert_tensor = 2, .tensor_chunks = 2};
+
+// A run that is saved and loaded goes on as if nothing had happened.
+TEST_F(ExpertLayouts, AResumedRunGoesOnBitForBit) {
+  const auto mesh = mesh_of(8);
+  if (!mesh) return;
+  const SharedFolder folder(*mesh);
+  const ParallelContext ranks(*mesh, everything);
+  for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::adafactor}) {
+    LayoutTask task = sparse_task(0);
+    task.options.optimizer = {.kind = kind, .factor_threshold = 8};
+    task.options.experts.chunks = 2;
+    Replica run(task.model, task.options, ranks), resumed(task.model, task.options, ranks);
+    const auto step = [&](Replica& replica, std::int64_t number) {
+      const auto all = std::span(task.steps[static_cast<std::size_t>(number) % 4]);
+      const std::size_t count = all.size() / static_cast<std::size_t>(ranks.mesh().data());
+      const auto mine =
+          all.subspan(static_cast<std::size_t>(ranks.coordinates().data) * count, count);
+      return replica.step(mine, {.targets = 100, .real_rows = 100, .sequences = 10}, {}, 3e-3,
+                          number);
+    };
+    for (std::int64_t number = 1; number <= 2; ++number) step(run, number);
+    const std::filesystem::path file = folder / fmt::format("{}.h5", static_cast<int>(kind));
+    save_checkpoint(file, {.step = 2}, run.stream(), *mesh, run.store(), run.optimizer());
+    mesh->barrier();
+    load_parameters(file, resumed.stream(), resumed.store(), PositionTables::exact);
+    load_optimizer(file, resumed.stream(), resumed.optimizer());
+    for (std::int64_t number = 3; number <= 4; ++number) {
+      const StepReport wanted = step(run, number), own = step(resumed, number);
+      EXPECT_EQ(own.losses.loss, wanted.losses.loss);
+      EXPECT_EQ(own.gradient_norm, wanted.gradient_norm);
+    }
+    for (const Parameter* p : run.store().catalogue())
+      EXPECT_EQ(resumed.gradient(*resumed.store().find(p->spec.name), ranks),
+                run.gradient(*p, ranks))
+          << p->spec.name;
+  }
+}
+
+// A rank that holds another expert, or another part of one, than the others think.
+TEST_F(ExpertLayouts, AWrongSplitIsCaught) {
+  const auto mesh = mesh_of(4);
+  if (!mesh) return;
+  const LayoutTask task = sparse_task(0);
+  const LayoutOutcome reference = reference_of(task);
+  const ParallelContext ranks(*mesh, {.expert = 2, .expert_tensor = 2});
+  const auto differences_with = [&](const Sabotage& sabotage) {
+    const LayoutRun run{.ranks = ranks, .reference = &reference, .sabotage = sabotage};
+    return differences(run_layout(task, run), reference, {});
+  };
+  ASSERT_EQ(differences_with({}), "");
+  for (const char* matrix : {"w_gate", "w_up", "w_down"}) {
+    const auto find = [&](Replica& replica, int expert) -> const Parameter& {
+      return *replica.store().find(
+          fmt::format("decoder.layers.1.feed_forward.experts.{}.{}", expert, matrix));
+    };
+    EXPECT_NE(differences_with([&](Replica& replica) {
+                const Parameter& p = find(replica, 2);
+                const auto whole = gather_whole(replica.stream(), ranks, p.spec, p.master);
+                if (!p.is_here()) return;
+                Slice others = p.shard.slice;
+                others.begin = others.begin == 0 ? others.count : 0;
+                std::vector<float> elements(static_cast<std::size_t>(p.shape().numel()));
+                cut(p.spec.shape, others, whole, elements);
+                replica.store().write(replica.stream(), p, elements);
+              }),
+              "")
+        << "the other part of " << matrix;
+    EXPECT_NE(differences_with([&](Replica& replica) {
+                const Parameter &p = find(replica, 1), &other = find(replica, 6);
+                const auto whole = gather_whole(replica.stream(), ranks, other.spec, other.master);
+                if (!p.is_here()) return;
+                std::vector<float> elements(static_cast<std::size_t>(p.shape().numel()));
+                cut(p.spec.shape, p.shard.slice, whole, elements);
+                replica.store().write(replica.stream(), p, elements);
+              }),
+              "")
+        << "another expert's " << matrix;
   }
 }
 

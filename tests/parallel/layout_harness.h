@@ -26,6 +26,7 @@ struct LayoutOutcome {
   std::map<std::string, std::vector<float>> gradients;     // of step 1, whole
   std::vector<std::vector<std::vector<Routing>>> routing;  // [step][micro-batch][sparse layer]
   ChoiceComparison choices;                                // of this rank against the reference
+  std::string unequal_copies;                              // see Replica
 
   bool has_bits_of(const LayoutOutcome& other) const {
     const auto loss = [](const LossReport& report) { return report.loss; };
@@ -67,8 +68,10 @@ inline LayoutOutcome run_layout(const LayoutTask& task, const LayoutRun& run) {
     if (reference) {
       for (std::size_t m = 0; m < count; ++m) {
         const std::vector<Routing>& wanted = reference->routing[step][first + m];
-        for (std::size_t layer = 0; layer < wanted.size(); ++layer)
-          outcome.choices.add(routing[m][layer], wanted[layer]);
+        for (std::size_t layer = 0; layer < wanted.size(); ++layer) {
+          if (!routing[m][layer].chosen.empty())
+            outcome.choices.add(routing[m][layer], wanted[layer]);
+        }
         routing[m] = wanted;
       }
     }
@@ -80,6 +83,7 @@ inline LayoutOutcome run_layout(const LayoutTask& task, const LayoutRun& run) {
     if (step > 0) continue;
     for (const Parameter* p : replica.store().catalogue())
       outcome.gradients[p->spec.name] = replica.gradient(*p, comparing ? *comparing : ranks);
+    outcome.unequal_copies = replica.unequal_copies();
   }
   return outcome;
 }
@@ -139,9 +143,35 @@ inline std::string differences(const LayoutOutcome& outcome, const LayoutOutcome
     text += fmt::format("gradient of {} is off by {} of norm {}, allowed {}\n", name, off,
                         norm(wanted), bound);
   }
+  if (!outcome.unequal_copies.empty())
+    text += fmt::format("stages differ in the gradient of {}\n", outcome.unequal_copies);
   if (outcome.choices.flipped > 0)
     text += fmt::format("{} of {} clear choices are others\n", outcome.choices.flipped,
                         outcome.choices.clear);
+  return text;
+}
+
+// bf16 rounds activations to 8 bits under every layout, but not at the same places: what one rank,
+// `alone`, is away from fp32, `exact`, is what a layout may be, too; twice that where a parameter has
+// few elements to average over. A part of a gradient that went missing would be ten times as much.
+inline std::string rounding_differences(const LayoutOutcome& outcome, const LayoutOutcome& alone,
+                                        const LayoutOutcome& exact) {
+  std::string text;
+  for (std::size_t step = 0; step < alone.losses.size(); ++step) {
+    const double own = outcome.losses.at(step).loss, wanted = alone.losses[step].loss;
+    // A quarter of one rounding of a logit. Once there were updates a whole one: an element whose
+    // gradient is smaller than its rounding moves by the learning rate in either direction.
+    if (std::abs(own - wanted) <= wanted * (step == 0 ? 0x1p-10 : 0x1p-8)) continue;
+    text += fmt::format("loss of step {} is {}, alone {}\n", step + 1, own, wanted);
+  }
+  const double floor = 1e-3 * 0x1p-8 * gradient_density(exact);
+  for (const auto& [name, gradient] : exact.gradients) {
+    const double own = distance(outcome.gradients.at(name), gradient);
+    const double allowed = 2 * distance(alone.gradients.at(name), gradient) +
+                           floor * std::sqrt(static_cast<double>(gradient.size()));
+    if (own <= allowed) continue;
+    text += fmt::format("gradient of {} is off by {}, allowed {}\n", name, own, allowed);
+  }
   return text;
 }
 

@@ -222,6 +222,20 @@ TEST(Layout, ADenseModelHasNoExpertRanks) {
               HasSubstr("no experts"));
 }
 
+TEST(Layout, ChunksNeedTensorRanksAndRows) {
+  const LayoutFacts facts{.heads = 8, .kv_heads = 2, .rows = 10};
+  const auto message = [&](int tp, int chunks) {
+    return message_of([&] { require_possible(4, {.tensor = tp, .tensor_chunks = chunks}, facts); });
+  };
+  EXPECT_EQ(message(4, 3), "");
+  EXPECT_THAT(message(4, 4), AllOf(HasSubstr("tp-chunks 4: must be at most 3"),
+                                   HasSubstr("of 4 ranks is tp 4"), HasSubstr("tp-chunks 3")));
+  EXPECT_THAT(message(1, 2),
+              AllOf(HasSubstr("tp-chunks 2: with tp 1"),
+                    HasSubstr("is tp 1, pp 1, ep 1, etp 1, order tp-ep-dp-pp (dp 4)")));
+  EXPECT_THAT(message(4, 0), HasSubstr("at least 1"));
+}
+
 // The nearest is possible wherever there is one, and the layout itself where that is possible.
 TEST(Layout, TheNearestIsPossible) {
   const LayoutFacts facts{.heads = 8, .kv_heads = 2, .ffn = 64, .experts = 8, .blocks = 6};

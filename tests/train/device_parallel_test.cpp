@@ -104,6 +104,7 @@ constexpr Setting settings[] = {
     {.name = "data_adafactor", .layout = {}, .optimizer = OptimizerKind::adafactor},
     {.name = "tensor", .layout = {.tensor = 2}, .optimizer = OptimizerKind::adafactor},
     {.name = "expert", .layout = {.expert = 2}},
+    {.name = "pipeline", .layout = {.pipeline = 2}},
 };
 
 constexpr Setting sm90_settings[] = {

@@ -46,7 +46,9 @@ class InferenceTest : public ::testing::TestWithParam<DType> {
                     store_, optimizer);
   }
 
-  InferenceModel load() { return {scratch_ / "c.h5", *device_, GetParam(), 0, 16}; }
+  InferenceModel load() {
+    return {scratch_ / "c.h5", *device_, alone_, {.dtype = GetParam(), .longest = 16}};
+  }
 
   const std::vector<std::int32_t> prompt_{1, 7, 23, 11, 39};
   Scratch scratch_;

@@ -34,15 +34,16 @@ TEST(Metrics, AreOneFlatObjectAStep) {
   Scratch scratch;
   MetricsFile metrics(scratch / "run", start);
   metrics.on_step(make_step(1, 2));
-  EXPECT_EQ(read_text(scratch / "run" / "metrics.jsonl"),
-            R"({"kind":"step","stage":1,"step":2,"steps":8,"loss":3.55,"balance_loss":2.25,)"
-            R"("z_loss":11.5,"grad_norm":0.875,"lr":0.0005,"tokens":4002,"targets":1502,)"
-            R"("tiles":12,"expert_load":[[0.4,0.2,0.2,0.2],[0.25,0.25,0.125,0.375]],)"
-            R"("expert_dropped":[[0.075,0.0,0.0,0.0],[0.02,0.02,0.0,0.0]],)"
-            R"("dropped":[0.03,0.01],"tokens_per_s":1883.2941176470588,"step_seconds":2.125,)"
-            R"("data_seconds":0.125,"forward_seconds":0.5,"backward_seconds":1.0,)"
-            R"("reduce_seconds":0.0625,"optimizer_seconds":0.25,"bad_samples":3})"
-            "\n");
+  EXPECT_EQ(
+      read_text(scratch / "run" / "metrics.jsonl"),
+      R"({"kind":"step","stage":1,"step":2,"steps":8,"loss":3.55,"balance_loss":2.25,)"
+      R"("z_loss":11.5,"grad_norm":0.875,"lr":0.0005,"tokens":4002,"targets":1502,)"
+      R"("tiles":12,"expert_load":[[0.4,0.2,0.2,0.2],[0.25,0.25,0.125,0.375]],)"
+      R"("expert_dropped":[[0.075,0.0,0.0,0.0],[0.02,0.02,0.0,0.0]],)"
+      R"("dropped":[0.03,0.01],"tokens_per_s":1883.2941176470588,"step_seconds":2.125,)"
+      R"("data_seconds":0.125,"forward_seconds":0.5,"backward_seconds":1.0,)"
+      R"("pipeline_seconds":0.125,"reduce_seconds":0.0625,"optimizer_seconds":0.25,"bad_samples":3})"
+      "\n");
 }
 
 TEST(Metrics, OfAnEarlierVersionCanBeRead) {
@@ -87,6 +88,7 @@ TEST(Metrics, AreReadBackBitForBit) {
   EXPECT_EQ(s.report.gradient_norm, step.report.gradient_norm);
   EXPECT_EQ(s.report.seconds.forward, step.report.seconds.forward);
   EXPECT_EQ(s.report.seconds.backward, step.report.seconds.backward);
+  EXPECT_EQ(s.report.seconds.pipeline, step.report.seconds.pipeline);
   EXPECT_EQ(s.report.seconds.reduce, step.report.seconds.reduce);
   EXPECT_EQ(s.report.seconds.optimizer, step.report.seconds.optimizer);
   EXPECT_EQ(s.learning_rate, step.learning_rate);

@@ -3,11 +3,14 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "parallel/parameter_collectives.h"
+#include "train/pipeline_forward.h"
 #include "train/step.h"
 
 namespace orchard::testing {
@@ -52,6 +55,8 @@ struct ReplicaOptions {
   ExpertDispatchOptions experts = {};
   FlatShardOptions shards;
   Overlap overlap = Overlap::yes;
+  // What a test does to the parameters before they get their memory.
+  std::function<void(ParameterStore&)> meddle = {};
 };
 
 class Replica {
@@ -65,6 +70,7 @@ class Replica {
         store_(ranks.place()),
         model_(store_, config),
         uploader_(config, options.dtype) {
+    if (options.meddle) options.meddle(store_);
     store_.allocate(*device_, *stream_, options.dtype, ParameterUse::training_on_shards);
     shards_ = std::make_unique<FlatShards>(*device_, *stream_, ranks, store_, options.shards);
     model_.prepare(*device_, *stream_);
@@ -75,7 +81,8 @@ class Replica {
                                            options.overlap, options.experts);
   }
 
-  // What the routers prefer with today's weights, of each sparse layer.
+  // What the routers prefer with today's weights, of each sparse layer; empty for those of other
+  // pipeline stages.
   std::vector<Routing> route(const MicroBatch& micro_batch) {
     if (model_.decoder().routers().empty()) return {};
     arena_.reset();
@@ -85,14 +92,15 @@ class Replica {
               .batch = batch,
               .parallel = &ranks_,
               .dispatcher = runner_->dispatcher()};
-    MultimodalModel::Saved saved;
-    model_.forward(pass, saved);
-    std::vector<Routing> routing;
-    for (const RouterStatistics& layer : model_.router_statistics(saved)) {
-      const auto* chosen = layer.chosen.data<std::int32_t>();
-      const auto* margins = layer.margins.data<float>();
-      routing.push_back(
-          {{chosen, chosen + layer.chosen.numel()}, {margins, margins + layer.margins.numel()}});
+    std::vector<Routing> routing(model_.decoder().routers().size());
+    for (const MultimodalModel::Saved& saved : forward_through_stages(pass, model_)) {
+      std::size_t next = model_.first_sparse_layer(saved);
+      for (const RouterStatistics& layer : model_.router_statistics(saved)) {
+        const auto* chosen = layer.chosen.data<std::int32_t>();
+        const auto* margins = layer.margins.data<float>();
+        routing[next++] = {{chosen, chosen + layer.chosen.numel()},
+                           {margins, margins + layer.margins.numel()}};
+      }
     }
     return routing;
   }
@@ -116,15 +124,34 @@ class Replica {
     return runner_->train(micro_batches, totals, *optimizer_, learning_rate, step, replay);
   }
 
-  // A parameter's whole gradient, as the last step left it, on every rank of the stage. `ranks`
-  // gather it from the slices.
+  // A parameter's whole gradient, as the last step left it, on every rank. `ranks` gather it from
+  // the slices.
   std::vector<float> gradient(const Parameter& parameter, const ParallelContext& ranks) {
     if (!has_all_gradients_) shards_->gather_gradients(*stream_);
     has_all_gradients_ = true;
-    return gather_whole(*stream_, ranks, parameter.spec, parameter.gradient);
+    const Sharding& sharding = parameter.spec.sharding;
+    const bool is_here = ranks.place().has(sharding);
+    std::vector<float> whole(static_cast<std::size_t>(parameter.spec.shape.numel()));
+    if (is_here) whole = gather_whole(*stream_, ranks, parameter.spec, parameter.gradient);
+    if (ranks.stages().ranks() == 1) return whole;
+    std::vector<float> first = whole;
+    ranks[MeshGroup::pipeline]
+        .broadcast(*stream_,
+                   Tensor(first.data(), DType::f32, parameter.spec.shape, DeviceKind::cpu),
+                   ranks.stages().rank_of(sharding.link))
+        .wait(*stream_);
+    if (is_here && first != whole) unequal_copies_ += parameter.spec.name + " ";
+    return first;
   }
 
+  // Of those that two pipeline stages hold: whose copies had other gradients than the first ones.
+  const std::string& unequal_copies() const { return unequal_copies_; }
+
+  // See StepRunner::evaluate.
+  std::vector<float> evaluate(const MicroBatch& batch) { return runner_->evaluate(batch); }
+
   ParameterStore& store() { return store_; }
+  Device& device() { return *device_; }
   Stream& stream() { return *stream_; }
   const FlatShards& shards() const { return *shards_; }
   Optimizer& optimizer() { return *optimizer_; }
@@ -141,6 +168,7 @@ class Replica {
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<StepRunner> runner_;
   bool has_all_gradients_ = false;  // of the last step
+  std::string unequal_copies_;
 };
 
 }  // namespace orchard::testing

@@ -15,6 +15,7 @@
 #include "train/chart.h"
 #include "train/html.h"
 #include "train/metrics.h"
+#include "train/pipeline_picture.h"
 #include "train/predictions.h"
 
 namespace orchard::testing {
@@ -193,6 +194,21 @@ TEST(Report, NeedsNothingButItself) {
     EXPECT_THAT(html, Not(HasSubstr(foreign)));
   EXPECT_EQ(count(html, "src="), count(html, "src=\"data:image/png;base64,iVBOR"));
   EXPECT_EQ(count(html, "<img"), 1u);
+}
+
+TEST(Report, ShowsThePipelineOfEachStageThatHasOne) {
+  Scratch scratch;
+  record_run(scratch / "", 0.25, 3.6);
+  EXPECT_THAT(report_of(scratch / ""), Not(HasSubstr("<h2>Pipeline</h2>")));
+  ModelConfig model;
+  model.decoder = {.layers = 3, .hidden = 8, .ffn = 8, .heads = 1, .vocabulary = 16};
+  const PipelineStages stages(ScheduleKind::one_forward_one_backward, 2, 1, {0, 3, 6});
+  const Workload work{.tokens = 8, .document_length = 8, .targets = 8};
+  std::ofstream(pipeline_picture_path(scratch / "", 2)) << pipeline_picture(stages, model, work, 4);
+  const std::string html = report_of(scratch / "");
+  EXPECT_THAT(html, AllOf(HasSubstr("<h2>Pipeline</h2>"), HasSubstr("<h3>Stage 2</h3>\n<svg"),
+                          HasSubstr("1f1b, blocks 0-2 | 3-5, 4 micro-batches")));
+  EXPECT_EQ(count(html, "<h3>Stage 1</h3>\n<svg"), 0u);
 }
 
 TEST(Report, ShowsTextAsTextAndMarksAnswers) {

@@ -2,6 +2,9 @@
 // parallelism: sums of gradients, their norm, both optimizers on sharded state, values that come
 // back, checkpoints. Gradients are made up, so that no model is needed. Run under mpirun; every
 // rank also does alone what all do together.
+#include <gmock/gmock.h>
+
+#include <cmath>
 #include <cstring>
 #include <optional>
 
@@ -204,6 +207,60 @@ TEST_F(ShardedOptimizer, ShardsCoverTheBuffersOnceAndBeginOnRows) {
   }
 }
 
+// A rank's element becomes `value`; nothing where the rank does not hold the parameter.
+void poison(SpreadStore& store, const std::string& name, float value) {
+  const Parameter* const p = store.store().find(name);
+  if (p->is_here()) p->gradient.data<float>()[p->shape().numel() / 2] = value;
+}
+
+// Sums the gradients of a step; `change` has seen this rank's own.
+std::optional<GradientFault> fault_in(SpreadStore& store, const std::function<void()>& change) {
+  store.set_gradients(1);
+  change();
+  GradientReducer reducer(store.shards());
+  reducer.begin(store.stream());
+  reducer.finish(store.stream());
+  return reducer.evidence().first_fault(store.stream());
+}
+
+TEST_F(ShardedOptimizer, AGradientThatIsNotFiniteIsTracedToItsRankAndParameter) {
+  for (const Case& c : cases_of(world_->size())) {
+    SCOPED_TRACE(c.to_string());
+    const ParallelContext context(*world_, c.layout, c.sequence_parallel);
+    SpreadStore store(context, DType::f32, {});
+    EXPECT_FALSE(fault_in(store, [] {})) << "where nothing is wrong";
+    for (const Parameter* p : store.store().catalogue()) {
+      const std::string& name = p->spec.name;
+      // The last rank that holds it.
+      double holder = p->is_here() ? world_->rank() : -1;
+      world_->max_on_host({&holder, 1});
+      const float value = p->declared % 2 ? std::nanf("") : -HUGE_VALF;
+      const auto fault = fault_in(store, [&] {
+        if (world_->rank() == static_cast<int>(holder)) poison(store, name, value);
+      });
+      ASSERT_TRUE(fault) << name;
+      EXPECT_EQ(fault->parameter, name);
+      EXPECT_EQ(fault->rank, static_cast<int>(holder)) << name;
+      EXPECT_THAT(fault->operation,
+                  ::testing::MatchesRegex(p->spec.sharding.expert >= 0
+                                              ? "reduce-scatter [0-9]+ of group edp"
+                                              : "reduce-scatter [0-9]+ of group dp"));
+    }
+  }
+}
+
+TEST_F(ShardedOptimizer, OfSeveralFaultsTheFirstOfBackwardIsNamed) {
+  const ParallelContext context(*world_, {});
+  SpreadStore store(context, DType::f32, {});
+  const auto fault = fault_in(store, [&] {
+    if (world_->rank() == 0) poison(store, "wq", std::nanf(""));
+    if (world_->rank() + 1 == world_->size()) poison(store, "norm", std::nanf(""));
+  });
+  ASSERT_TRUE(fault);
+  EXPECT_EQ(fault->parameter, "norm");
+  EXPECT_EQ(fault->rank, world_->size() - 1);
+}
+
 // Elements of a flat buffer: each parameter is padded to 32.
 std::int64_t padded_elements(const ParameterSpec& spec, const ShardingPlace& place) {
   const Shard shard = shard_of(spec.shape, spec.sharding, place);
@@ -275,14 +332,17 @@ void load(const std::filesystem::path& path, SpreadStore& store) {
   load_optimizer(path, store.stream(), store.optimizer());
 }
 
-// Each layout reads what the one before it in the list wrote, the first what the last wrote: every
-// tensor is there to the bit. And where it goes on, it goes on as if nothing had happened.
+// Each layout reads what the one before it in the list wrote, and that one what it wrote; the first
+// is the last one's neighbour, too. Every tensor is there to the bit. And where a layout goes on, it
+// goes on as if nothing had happened.
 TEST_F(ShardedOptimizer, EveryLayoutReadsWhatAnotherWrote) {
   const SharedFolder folder(*world_);
   for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::adafactor}) {
     const OptimizerConfig config = spread_optimizer(kind);
     std::optional<Whole> written;
     std::filesystem::path file;
+    const Case* before = nullptr;
+    int pairs = 0;
     std::vector<Case> cases = cases_of(world_->size());
     cases.push_back(cases.front());
     for (const Case& c : cases) {
@@ -298,11 +358,20 @@ TEST_F(ShardedOptimizer, EveryLayoutReadsWhatAnotherWrote) {
       written = store.gathered();
       file = folder / fmt::format("{}-{}.h5", static_cast<int>(kind), c.layout.to_string());
       save(file, store, *world_);
+      if (before) {
+        const ParallelContext other(*world_, before->layout, before->sequence_parallel);
+        SpreadStore reading(other, DType::bf16, config);
+        load(file, reading);
+        EXPECT_EQ(reading.gathered(), *written) << "in " << before->to_string();
+        ++pairs;
+      }
+      before = &c;
       SpreadStore resumed(context, DType::bf16, config);
       load(file, resumed);
       EXPECT_EQ(resumed.step(5), store.step(5));
       EXPECT_EQ(resumed.gathered(), store.gathered());
     }
+    EXPECT_GE(pairs, world_->size() == 8 ? 6 : 1);
   }
 }
 
@@ -347,19 +416,33 @@ TEST_F(ShardedOptimizer, AnElementThatTheNormCountsTwiceOrLeavesOutIsNoticed) {
   const Layout layout{.tensor = std::min(2, world_->size()), .expert = std::min(2, world_->size())};
   const ParallelContext context(*world_, layout);
   const Outcome wanted = reference(DType::f32, OptimizerKind::adamw);
-  const auto norm = [&](const std::function<void(std::vector<FlatRange>&)>& change) {
+  using Ranges = std::vector<FlatRange>;
+  const auto norm = [&](const std::function<void(Ranges&, const FlatShards&)>& change) {
     SpreadStore store(context, DType::f32, spread_optimizer(OptimizerKind::adamw));
-    std::vector<FlatRange> counted = store.shards().counted_once();
-    if (world_->rank() == 0) change(counted);
+    Ranges counted = store.shards().counted_once();
+    if (world_->rank() == 0) change(counted, store.shards());
     Outcome outcome{.norms = {store.step(1, {.counted = counted})}, .tensors = {}};
     return differences(outcome, {.norms = {wanted.norms[0]}, .tensors = {}});
   };
-  const auto largest = [](std::vector<FlatRange>& ranges) {
+  const auto largest = [](Ranges& ranges) {
     return std::ranges::max_element(ranges, {}, &FlatRange::count);
   };
-  EXPECT_EQ(norm([](auto&) {}), "");
-  EXPECT_NE(norm([&](auto& r) { r.push_back({largest(r)->begin + 3, 1}); }), "");
-  EXPECT_NE(norm([&](auto& r) { --largest(r)->count; }), "");
+  EXPECT_EQ(norm([](Ranges&, const FlatShards&) {}), "");
+  EXPECT_NE(norm([&](Ranges& r, const FlatShards&) {
+              r.push_back({largest(r)->begin + 3, 1});
+            }),
+            "");
+  EXPECT_NE(norm([&](Ranges& r, const FlatShards&) { --largest(r)->count; }), "");
+  EXPECT_NE(norm([](Ranges& ranges, const FlatShards& shards) {
+              const auto experts = std::ranges::find_if(shards.buckets(), [](const auto& bucket) {
+                return bucket.group == MeshGroup::expert_data && bucket.own.count > 0;
+              });
+              ASSERT_NE(experts, shards.buckets().end());
+              std::erase_if(ranges,
+                            [&](const FlatRange& r) { return r.begin == experts->own.begin; });
+            }),
+            "")
+      << "an expert left out";
 }
 
 }  // namespace

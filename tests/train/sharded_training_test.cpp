@@ -4,9 +4,7 @@
 
 #include "tests/comm/ranks_test.h"
 #include "tests/message_of.h"
-#include "tests/parallel/toy_batches.h"
-#include "tests/train/replica.h"
-#include "train/checkpoint.h"
+#include "tests/train/toy_training.h"
 
 namespace orchard::testing {
 namespace {
@@ -29,19 +27,6 @@ ModelConfig model() {
   return config;
 }
 
-// Ranks see pictures next to ranks that see text alone, whose vision tower then has nothing to send
-// early; the last micro-batch of each, the one that overlaps, is of either kind.
-constexpr ToyShape shapes[] = {
-    {.sequences = 2, .length = 13, .tiles = 1, .padding = 3},
-    {.sequences = 1, .length = 9},
-    {.sequences = 1, .length = 11},
-    {.sequences = 2, .length = 7, .padding = 2},
-    {.sequences = 1, .length = 3},
-    {.sequences = 1, .length = 12, .tiles = 2},
-    {.sequences = 1, .length = 1},
-    {.sequences = 3, .length = 5, .padding = 1},
-};
-
 ReplicaOptions options_of(OptimizerKind kind, DType dtype = DType::f32,
                           Overlap overlap = Overlap::yes) {
   // Threshold and buckets so small that matrices are factored and each block fills several.
@@ -50,55 +35,6 @@ ReplicaOptions options_of(OptimizerKind kind, DType dtype = DType::f32,
           .shards = {.bucket_bytes = 4096},
           .overlap = overlap};
 }
-
-// Trains a model on this rank's share of the micro-batches of each step.
-class Training {
- public:
-  Training(const ReplicaOptions& options, Communicator& ranks)
-      : context_(ranks, {}), replica_(model(), options, context_) {}
-
-  // What a micro-batch holds before the step.
-  using Tamper = std::function<void(MicroBatch&, std::size_t index)>;
-
-  StepReport step(std::int64_t number, const Tamper& tamper = {}) {
-    std::vector<MicroBatch> all;
-    StepTotals totals;
-    for (std::size_t i = 0; i < std::size(shapes); ++i) {
-      const MicroBatch& batch = all.emplace_back(
-          toy_micro_batch(model(), shapes[i], fmt::format("{}.{}", number % 3, i)));
-      if (tamper) tamper(all.back(), i);
-      totals.targets += batch.target_count;
-      totals.sequences += batch.sequences;
-      for (const std::int32_t rows : batch.real_rows) totals.real_rows += rows;
-    }
-    const auto ranks = static_cast<std::size_t>(context_.mesh().data());
-    const std::size_t share = all.size() / ranks;
-    const auto mine = std::span(all).subspan(
-        static_cast<std::size_t>(context_.coordinates().data) * share, share);
-    return replica_.step(mine, totals, {}, 3e-3, number);
-  }
-
-  void save(const std::filesystem::path& path) {
-    Communicator& world = context_[MeshGroup::world];
-    save_checkpoint(path, {}, replica_.stream(), world, replica_.store(), replica_.optimizer());
-    world.barrier();
-  }
-  void load(const std::filesystem::path& path) {
-    load_parameters(path, replica_.stream(), replica_.store(), PositionTables::exact);
-    load_optimizer(path, replica_.stream(), replica_.optimizer());
-  }
-
-  // All values of this rank, bit by bit.
-  std::vector<std::byte> values() {
-    const Tensor all = replica_.store().flat_values();
-    const auto* const bytes = static_cast<const std::byte*>(all.raw());
-    return {bytes, bytes + all.size_bytes()};
-  }
-
- private:
-  ParallelContext context_;
-  Replica replica_;
-};
 
 class ShardedTraining : public ::testing::Test {
  protected:
@@ -109,7 +45,8 @@ TEST_F(ShardedTraining, LossesAreThoseOfOneRank) {
   // What the project promises of layouts in fp32: ranks only change the order of sums.
   constexpr double tolerance = 1e-5;
   for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::adafactor}) {
-    Training together(options_of(kind), *world_), alone(options_of(kind), *alone_);
+    Training together(model(), options_of(kind), *world_),
+        alone(model(), options_of(kind), *alone_);
     double first = 0, last = 0;
     for (std::int64_t step = 1; step <= 20; ++step) {
       const StepReport a = alone.step(step), t = together.step(step);
@@ -124,9 +61,9 @@ TEST_F(ShardedTraining, LossesAreThoseOfOneRank) {
 TEST_F(ShardedTraining, OverlapAndRepetitionChangeNoBit) {
   for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::adafactor}) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
-      Training overlapped(options_of(kind, dtype), *world_),
-          again(options_of(kind, dtype), *world_),
-          plain(options_of(kind, dtype, Overlap::no), *world_);
+      Training overlapped(model(), options_of(kind, dtype), *world_),
+          again(model(), options_of(kind, dtype), *world_),
+          plain(model(), options_of(kind, dtype, Overlap::no), *world_);
       for (std::int64_t step = 1; step <= 4; ++step) {
         const StepReport report = overlapped.step(step);
         EXPECT_EQ(again.step(step).losses.loss, report.losses.loss);
@@ -139,7 +76,7 @@ TEST_F(ShardedTraining, OverlapAndRepetitionChangeNoBit) {
 }
 
 TEST_F(ShardedTraining, EveryRankHasTheSameValues) {
-  Training run(options_of(OptimizerKind::adamw, DType::bf16), *world_);
+  Training run(model(), options_of(OptimizerKind::adamw, DType::bf16), *world_);
   run.step(1);
   std::vector<std::byte> mine = run.values(), firsts = mine;
   const auto device = make_cpu_device({.threads = 1});
@@ -153,14 +90,14 @@ TEST_F(ShardedTraining, EveryRankHasTheSameValues) {
 
 TEST_F(ShardedTraining, ANaNIsTracedToItsRank) {
   constexpr std::size_t poisoned = 5;  // has pictures
-  Training run(options_of(OptimizerKind::adamw), *world_);
+  Training run(model(), options_of(OptimizerKind::adamw), *world_);
   run.step(1);
   const std::string message = message_of([&] {
     run.step(2, [](MicroBatch& batch, std::size_t index) {
       if (index == poisoned) batch.patches[0] = std::nanf("");
     });
   });
-  const auto share = std::size(shapes) / static_cast<std::size_t>(world_->size());
+  const auto share = std::size(training_shapes) / static_cast<std::size_t>(world_->size());
   const auto rank = static_cast<int>(poisoned / share);
   EXPECT_THAT(message, HasSubstr("the loss is nan"));
   EXPECT_THAT(message, HasSubstr(Mesh(world_->size(), {}).name(rank)));
@@ -172,7 +109,8 @@ TEST_F(ShardedTraining, AResumedRunGoesOnBitForBit) {
   const std::filesystem::path file = folder / "c.h5";
   for (const OptimizerKind kind : {OptimizerKind::adamw, OptimizerKind::adafactor}) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
-      Training run(options_of(kind, dtype), *world_), resumed(options_of(kind, dtype), *world_);
+      Training run(model(), options_of(kind, dtype), *world_),
+          resumed(model(), options_of(kind, dtype), *world_);
       for (std::int64_t step = 1; step <= 3; ++step) run.step(step);
       run.save(file);
       resumed.load(file);

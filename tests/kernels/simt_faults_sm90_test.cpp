@@ -1,0 +1,536 @@
+// The instructions of sm_90a: mbarriers, the copy engine, wgmma, and copies across a cluster.
+#include "kernels/ptx/bulk_copy.h"
+#include "kernels/ptx/cluster.h"
+#include "kernels/ptx/mbarrier.h"
+#include "kernels/ptx/tma.h"
+#include "kernels/ptx/wgmma.h"
+#include "tests/kernels/device_test.h"
+#include "tests/kernels/fault_corpus.h"
+
+namespace orchard::simt {
+namespace {
+
+enum class InProduct : std::uint8_t {
+  none,
+  producer_ignores_empty,
+  consumer_ignores_full,
+  expects_too_few_bytes,
+  expects_too_many_bytes,
+  released_before_wait,
+  no_wgmma_fence,
+  sums_touched_in_flight,
+  no_wgmma_wait,
+  one_warp_multiplies_less,
+  barrier_not_initialised,
+  barrier_initialised_twice,
+  barrier_overwritten,
+  arrives_twice,
+  destination_misaligned,
+  destination_outside,
+};
+
+constexpr int stages = 2, steps = 5, depth = 64, n = 128;
+
+struct Ring {
+  alignas(1024) bf16 a[stages][64 * depth];
+  alignas(1024) bf16 b[stages][n * depth];
+  std::uint64_t full[stages], empty[stages];
+};
+
+// d [64, n] = a [64, steps · depth] · b [n, steps · depth]^T by a warpgroup and a producer warp.
+__global__ void multiply(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
+                         float* d, InProduct fault) {
+  auto& ring = shared_storage<Ring>();
+  const unsigned thread = threadIdx.x;
+  if (thread == 0) {
+    for (int stage = 0; stage < stages; ++stage) {
+      if (fault != InProduct::barrier_not_initialised) mbarrier_init(&ring.full[stage], 1);
+      mbarrier_init(&ring.empty[stage], 4);
+    }
+    if (fault == InProduct::barrier_initialised_twice) mbarrier_init(&ring.full[0], 1);
+    if (fault == InProduct::barrier_overwritten) ring.full[1] = 0;
+    mbarrier_fence_init();
+  }
+  __syncthreads();
+  if (thread >= 128) {
+    if (thread > 128) return;
+    for (int step = 0; step < steps; ++step) {
+      const int stage = step % stages;
+      const unsigned parity = step / stages % 2;
+      if (fault != InProduct::producer_ignores_empty) mbarrier_wait(&ring.empty[stage], parity ^ 1);
+      unsigned bytes = sizeof ring.a[0] + sizeof ring.b[0];
+      if (fault == InProduct::expects_too_few_bytes) bytes -= sizeof ring.a[0];
+      if (fault == InProduct::expects_too_many_bytes) bytes += 16;
+      mbarrier_arrive_expect(&ring.full[stage], bytes);
+      if (fault == InProduct::arrives_twice) mbarrier_arrive(&ring.full[stage]);
+      bf16* to = ring.b[stage];
+      if (fault == InProduct::destination_misaligned) to += 8;
+      if (fault == InProduct::destination_outside) to += sizeof ring.b / sizeof(bf16);
+      tma_load(ring.a[stage], a, step * depth, 0, 0, &ring.full[stage]);
+      tma_load(to, b, step * depth, 0, 0, &ring.full[stage]);
+    }
+    return;
+  }
+  float sums[n / 2];
+  for (int step = 0; step < steps; ++step) {
+    const int stage = step % stages;
+    if (fault != InProduct::consumer_ignores_full)
+      mbarrier_wait(&ring.full[stage], step / stages % 2);
+    if (fault != InProduct::no_wgmma_fence) wgmma_fence();
+    for (int k = 0; k < 4; ++k) {
+      if (fault == InProduct::one_warp_multiplies_less && thread >= 96 && k == 3) continue;
+      const unsigned offset = 32 * static_cast<unsigned>(k);
+      wgmma_m64k16<Transposed::no, Transposed::no>(
+          sums, wgmma_descriptor(shared_address(ring.a[stage]) + offset, 0),
+          wgmma_descriptor(shared_address(ring.b[stage]) + offset, 0), step + k > 0);
+    }
+    wgmma_commit();
+    if (fault == InProduct::sums_touched_in_flight) sums[3] += 1;
+    const bool leader = thread % 32 == 0;
+    if (fault == InProduct::released_before_wait) {
+      if (leader) mbarrier_arrive(&ring.empty[stage]);
+      __syncwarp();
+    }
+    if (fault != InProduct::no_wgmma_wait) wgmma_wait<0>();
+    if (fault != InProduct::released_before_wait && leader) mbarrier_arrive(&ring.empty[stage]);
+  }
+  for (unsigned i = 0; i < n / 2; ++i) {
+    const unsigned row = thread / 32 * 16 + thread % 32 / 4 + 8 * (i / 2 % 2);
+    store(d + row * n + 8 * (i / 4) + 2 * (thread % 4) + i % 2, sums[i]);
+  }
+}
+
+// ---- generic writes that wgmma reads ---------------------------------------------------------
+
+struct Tiles {
+  alignas(1024) bf16 a[64 * depth];
+  alignas(1024) bf16 b[n * depth];
+};
+
+// The operands are written by the threads themselves.
+__global__ void __launch_bounds__(128) multiply_own(float* d, bool fault) {
+  auto& tiles = shared_storage<Tiles>();
+  for (unsigned i = threadIdx.x; i < sizeof(Tiles) / 16; i += 128) {
+    store_shared(reinterpret_cast<uint4*>(&tiles) + i, uint4{});
+  }
+  if (!fault) fence_proxy_async();
+  __syncthreads();
+  float sums[n / 2];
+  wgmma_fence();
+  wgmma_m64k16<Transposed::no, Transposed::no>(sums, wgmma_descriptor(shared_address(tiles.a), 0),
+                                               wgmma_descriptor(shared_address(tiles.b), 0), false);
+  wgmma_commit();
+  wgmma_wait<0>();
+  store(d + threadIdx.x, sums[0]);
+}
+
+// ---- copies of plain bytes -------------------------------------------------------------------
+
+enum class InRoundTrip : std::uint8_t {
+  correct,
+  initialisation_not_fenced,
+  initialisation_not_handed_over,
+  not_waited_for,
+  odd_size,
+  misaligned,
+  result_not_fenced,
+  result_not_handed_over,
+  result_overwritten,
+  store_left_in_flight,
+};
+
+struct Piece {
+  alignas(128) float value[128];
+  std::uint64_t arrived;
+};
+
+// out = in + 1 by way of shared memory, 128 floats.
+__global__ void add_one(const float* in, float* out, InRoundTrip fault) {
+  auto& piece = shared_storage<Piece>();
+  const unsigned i = threadIdx.x;
+  const bool leads = i == 0;
+  if (leads) {
+    mbarrier_init(&piece.arrived, 1);
+    if (fault != InRoundTrip::initialisation_not_fenced) mbarrier_fence_init();
+  }
+  if (fault != InRoundTrip::initialisation_not_handed_over) __syncthreads();
+  if (leads) {
+    const unsigned bytes = fault == InRoundTrip::odd_size ? 504 : 512;
+    mbarrier_arrive_expect(&piece.arrived, bytes);
+    bulk_load(piece.value, in + (fault == InRoundTrip::misaligned ? 1 : 0), bytes, &piece.arrived);
+  }
+  if (fault != InRoundTrip::not_waited_for || leads) mbarrier_wait(&piece.arrived, 0);
+  store_shared(piece.value + i, load_shared(piece.value + i) + 1);
+  if (fault != InRoundTrip::result_not_fenced) fence_proxy_async();
+  if (fault != InRoundTrip::result_not_handed_over) __syncthreads();
+  if (leads) {
+    bulk_store(out, piece.value, 512);
+    bulk_commit();
+    if (fault != InRoundTrip::store_left_in_flight && fault != InRoundTrip::result_overwritten) {
+      bulk_wait_read<0>();
+    }
+  }
+  __syncthreads();
+  if (fault != InRoundTrip::store_left_in_flight) store_shared(piece.value + i, 0.0f);
+  if (leads && fault == InRoundTrip::result_overwritten) bulk_wait<0>();
+}
+
+// ---- across a cluster ------------------------------------------------------------------------
+
+enum class InMulticast : std::uint8_t {
+  correct,
+  peer_not_asked,
+  peer_does_not_answer,
+  wrong_ranks
+};
+
+struct Shared {
+  alignas(1024) bf16 box[64 * 64];
+  std::uint64_t full, empty;
+};
+
+// The first of two blocks loads box after box for both.
+__global__ void multicast(const __grid_constant__ TensorMap map, int* out, InMulticast fault) {
+  auto& shared = shared_storage<Shared>();
+  const bool leads = threadIdx.x == 0;
+  const unsigned rank = cluster_rank();
+  const unsigned owners = fault == InMulticast::peer_not_asked ? 1 : 2;
+  if (leads) {
+    mbarrier_init(&shared.full, 1);
+    mbarrier_init(&shared.empty, owners);
+    mbarrier_fence_init();
+  }
+  cluster_barrier_arrive();
+  cluster_barrier_wait();
+  int sum = 0;
+  for (unsigned step = 0; step < 4; ++step) {
+    if (leads) mbarrier_arrive_expect(&shared.full, sizeof shared.box);
+    if (leads && rank == 0) {
+      mbarrier_wait(&shared.empty, step % 2 ^ 1);
+      tma_load_multicast(shared.box, map, 0, static_cast<int>(64 * step), 0, &shared.full,
+                         fault == InMulticast::wrong_ranks ? 7 : 3);
+    }
+    mbarrier_wait(&shared.full, step % 2);
+    sum += load_shared(reinterpret_cast<const std::uint16_t*>(shared.box) + threadIdx.x);
+    __syncthreads();
+    const bool answers = rank == 0 || (fault != InMulticast::peer_not_asked &&
+                                       fault != InMulticast::peer_does_not_answer);
+    if (leads && answers) mbarrier_arrive_in_block(&shared.empty, 0);
+  }
+  store(out + blockIdx.x * 32 + threadIdx.x, sum);
+  cluster_barrier_arrive();
+  cluster_barrier_wait();
+}
+
+// Every block brings its box to the same place of the tensor.
+__global__ void gather(const __grid_constant__ TensorMap map, bool add) {
+  auto& shared = shared_storage<Shared>();
+  for (unsigned i = threadIdx.x; i < 64 * 64; i += 32) store_shared(shared.box + i, to_bf16(1.0f));
+  fence_proxy_async();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    if (add) {
+      tma_add(map, shared.box, 0, 0, 0);
+    } else {
+      tma_store(map, shared.box, 0, 0, 0);
+    }
+    bulk_commit();
+    bulk_wait<0>();
+  }
+}
+
+}  // namespace
+}  // namespace orchard::simt
+
+namespace orchard::testing {
+namespace {
+
+using simt::InMulticast;
+using simt::InProduct;
+using simt::InRoundTrip;
+
+simt::TensorMap map_of(const void* data, std::int64_t rows, std::int64_t cols, int box_rows) {
+  return simt::make_tensor_map({data, cols, rows, 1, simt::depth, box_rows});
+}
+
+template <InProduct product>
+void run_product(FaultBench& b, bool fault) {
+  constexpr std::int64_t m = 64, n = simt::n, k = simt::steps * simt::depth;
+  b.run({.kernel = "multiply", .block = {160}, .shared_bytes = sizeof(simt::Ring)}, simt::multiply,
+        map_of(b.zeros<bf16>(m * k), m, k, m), map_of(b.zeros<bf16>(n * k), n, k, n),
+        b.fresh<float>(m * n), fault ? product : InProduct::none);
+}
+template <InRoundTrip round_trip>
+void run_round_trip(FaultBench& b, bool fault) {
+  b.run({.kernel = "k", .block = {128}, .shared_bytes = sizeof(simt::Piece)}, simt::add_one,
+        b.zeros<float>(160), b.fresh<float>(128), fault ? round_trip : InRoundTrip::correct);
+}
+template <InMulticast in_multicast>
+void run_multicast(FaultBench& b, bool fault) {
+  b.run({.kernel = "k",
+         .grid = {2},
+         .block = {32},
+         .shared_bytes = sizeof(simt::Shared),
+         .cluster = {2}},
+        simt::multicast, map_of(b.zeros<bf16>(256 * 64), 256, 64, 64), b.fresh<int>(64),
+        fault ? in_multicast : InMulticast::correct);
+}
+
+const std::string in_flight = ": it has not been waited for";
+const std::string unordered = ": nothing orders the two";
+const std::string operation = "an asynchronous operation issued by thread ";
+
+const SeededFault faults[] = {
+    {"ProducerIgnoresEmpty",
+     FoundBy::races,
+     run_product<InProduct::producer_ignores_empty>,
+     {"race: " + operation + "(*) writes 8192 bytes at *, which " + operation + "(*) wrote at *",
+      "race: " + operation + "(*) writes 8192 bytes at *, which " + operation + "(*) read at *",
+      "more arrivals than the 1 that the phase expects"}},
+    {"ConsumerIgnoresFull",
+     FoundBy::races,
+     run_product<InProduct::consumer_ignores_full>,
+     {"race: " + operation + "(*) reads 16 bytes at *, which " + operation + "(*) wrote at *",
+      "race: " + operation + "(*) writes 8192 bytes at *, which " + operation + "(*) read at *",
+      "where nothing has been written"}},
+    {"ExpectsTooFewBytes",
+     FoundBy::races,
+     run_product<InProduct::expects_too_few_bytes>,
+     {"race: " + operation + "(*) writes *", "race: " + operation + "(*) reads *",
+      "where nothing has been written", "deadlock", "are in flight"}},
+    {"ExpectsTooManyBytes",
+     FoundBy::calls,
+     run_product<InProduct::expects_too_many_bytes>,
+     {"which expects 0 of 1 arrivals and 16 bytes"}},
+    {"ReleasesBeforeTheWait",
+     FoundBy::races,
+     run_product<InProduct::released_before_wait>,
+     {"race: " + operation + "(128, 0, 0) writes 8192 bytes at *, which " + operation +
+          "(*) read at *" + unordered,
+      "race: " + operation + "(128, 0, 0) writes 8192 bytes at *, which " + operation +
+          "(*) read at *" + in_flight}},
+    {"NoWgmmaFence",
+     FoundBy::calls,
+     run_product<InProduct::no_wgmma_fence>,
+     {"no wgmma_fence since the last commit"}},
+    {"TouchesSumsInFlight",
+     FoundBy::calls,
+     run_product<InProduct::sums_touched_in_flight>,
+     {"accumulator 3 of lane 0 was touched while a wgmma was in flight"}},
+    {"NoWgmmaWait",
+     FoundBy::calls,
+     run_product<InProduct::no_wgmma_wait>,
+     {"wgmma that it has not waited for", "race: " + operation + "(128, 0, 0) writes"}},
+    {"OneWarpMultipliesLess",
+     FoundBy::calls,
+     run_product<InProduct::one_warp_multiplies_less>,
+     {"warps 0 and 3 of one warpgroup executed different wgmma"}},
+    {"MbarrierNotInitialised",
+     FoundBy::calls,
+     run_product<InProduct::barrier_not_initialised>,
+     {"mbarrier.arrive at simt_faults_sm90_test.cpp:*: there is no initialised mbarrier",
+      "mbarrier.try_wait at simt_faults_sm90_test.cpp:*: there is no initialised mbarrier"}},
+    {"MbarrierInitialisedTwice",
+     FoundBy::calls,
+     run_product<InProduct::barrier_initialised_twice>,
+     {"mbarrier.init at *: the mbarrier is initialised already"}},
+    {"MbarrierOverwritten",
+     FoundBy::calls,
+     run_product<InProduct::barrier_overwritten>,
+     {"the mbarrier's memory was overwritten"}},
+    {"ArrivesTwice",
+     FoundBy::calls,
+     run_product<InProduct::arrives_twice>,
+     {"more arrivals than the 1 that the phase expects"}},
+    {"BoxMisaligned",
+     FoundBy::calls,
+     run_product<InProduct::destination_misaligned>,
+     {"cp.async.bulk.tensor at *: byte * of shared memory is not aligned to 128 bytes"}},
+    {"BoxOutsideSharedMemory",
+     FoundBy::calls,
+     run_product<InProduct::destination_outside>,
+     {"cp.async.bulk.tensor at *: 16384 bytes at byte * are not in the * bytes of shared memory"}},
+
+    {"NoProxyFenceBeforeWgmma",
+     FoundBy::races,
+     [](FaultBench& b, bool fault) {
+       b.run({.kernel = "k", .block = {128}, .shared_bytes = sizeof(simt::Tiles)},
+             simt::multiply_own, b.fresh<float>(128), fault);
+     },
+     {"race between proxies: " + operation +
+      "(*) reads 16 bytes at *, which thread (*) wrote at *: fence.proxy.async is missing between "
+      "them"}},
+
+    {"MbarrierNotFenced",
+     FoundBy::calls,
+     run_round_trip<InRoundTrip::initialisation_not_fenced>,
+     {"the mbarrier was initialised, and no fence made that visible to the copy engine"}},
+    {"MbarrierNotHandedOver",
+     FoundBy::races,
+     run_round_trip<InRoundTrip::initialisation_not_handed_over>,
+     {"race: thread (*) changes atomically 8 bytes at *, which thread (0, 0, 0) wrote at *" +
+          unordered,
+      "there is no initialised mbarrier"}},
+    {"ReadsABulkCopyUnwaited",
+     FoundBy::races,
+     run_round_trip<InRoundTrip::not_waited_for>,
+     {"race: thread (*) reads 4 bytes at *, which " + operation + "(0, 0, 0) wrote at *",
+      "race: " + operation + "(0, 0, 0) writes 512 bytes at *, which thread (*)",
+      "where nothing has been written"}},
+    {"BulkCopyOfAnOddSize",
+     FoundBy::calls,
+     run_round_trip<InRoundTrip::odd_size>,
+     {"cp.async.bulk at *: 504 bytes are not a multiple of 16"}},
+    {"BulkCopyFromAMisalignedAddress",
+     FoundBy::calls,
+     run_round_trip<InRoundTrip::misaligned>,
+     {"cp.async.bulk at *: an address is not aligned to 16 bytes"}},
+    {"NoProxyFenceBeforeBulkStore",
+     FoundBy::races,
+     run_round_trip<InRoundTrip::result_not_fenced>,
+     {"race between proxies: " + operation +
+      "(0, 0, 0) reads 512 bytes at *, which thread (*) wrote at *: fence.proxy.async is missing"}},
+    {"NoBarrierBeforeBulkStore",
+     FoundBy::races,
+     run_round_trip<InRoundTrip::result_not_handed_over>,
+     {"race: " + operation + "(0, 0, 0) reads 512 bytes at *, which thread (*) wrote at *",
+      "race: thread (*) writes 4 bytes at *, which " + operation + "(0, 0, 0) read at *",
+      "race: " + operation + "(0, 0, 0) reads 512 bytes at *, which " + operation + "(*) wrote",
+      "race between proxies: " + operation + "(0, 0, 0) reads 512 bytes at *"}},
+    {"OverwritesTheSourceOfABulkStore",
+     FoundBy::races,
+     run_round_trip<InRoundTrip::result_overwritten>,
+     {"race: thread (*) writes 4 bytes at *, which " + operation + "(0, 0, 0) read at *" +
+      in_flight}},
+    {"LeavesABulkStoreInFlight",
+     FoundBy::calls,
+     run_round_trip<InRoundTrip::store_left_in_flight>,
+     {"returns with 1 copies out of shared memory that it has not waited for"}},
+
+    {"OverwritesWhatAPeerStillReads",
+     FoundBy::races,
+     run_multicast<InMulticast::peer_not_asked>,
+     {"race: " + operation +
+          "(0, 0, 0) writes 8192 bytes at *, which thread (*) of block (1, 0, 0) "
+          "read at *" +
+          unordered,
+      "race: thread (*) reads 2 bytes at *, which " + operation + "(*) wrote at *",
+      "race: " + operation + "(0, 0, 0) writes 8192 bytes at *, which " + operation + "(*) wrote",
+      "where nothing has been written", "more arrivals than the 1"}},
+    {"PeerDoesNotAnswer",
+     FoundBy::calls,
+     run_multicast<InMulticast::peer_does_not_answer>,
+     {"deadlock*thread 0: in mbarrier.try_wait at *, for byte 8200 of shared memory, which expects "
+      "1 of 2 arrivals and 0 bytes*block (1, 0, 0)"}},
+    {"MulticastToARankThatIsNotThere",
+     FoundBy::calls,
+     run_multicast<InMulticast::wrong_ranks>,
+     {"cp.async.bulk.tensor at *: ranks 0x7 of a cluster of 2 blocks"}},
+    {"BlocksStoreOneBox",
+     FoundBy::races,
+     [](FaultBench& b, bool fault) {
+       b.run({.kernel = "k", .grid = {3}, .block = {32}, .shared_bytes = sizeof(simt::Shared)},
+             simt::gather, map_of(b.zeros<bf16>(64 * 64), 64, 64, 64), !fault);
+     },
+     {"race: " + operation + "(0, 0, 0) writes 16 bytes at *, which " + operation +
+      "(0, 0, 0) of block (*) wrote at *"}},
+};
+
+INSTANTIATE_TEST_SUITE_P(Sm90, FaultCorpus, ::testing::ValuesIn(faults), fault_name);
+
+// ---- results ---------------------------------------------------------------------------------
+
+class Sm90Results : public ::testing::TestWithParam<simt::AsyncCompletion> {
+ protected:
+  const std::unique_ptr<SimtDevice> device_ = make_simt_device({.order = simt::ThreadOrder::random,
+                                                                .seed = 11,
+                                                                .completion = GetParam(),
+                                                                .races = simt::Races::find,
+                                                                .compute_capability = 90});
+  const std::unique_ptr<Stream> stream_ = device_->make_stream();
+};
+
+INSTANTIATE_TEST_SUITE_P(Completions, Sm90Results,
+                         ::testing::Values(simt::AsyncCompletion::eager,
+                                           simt::AsyncCompletion::lazy,
+                                           simt::AsyncCompletion::random));
+
+TEST_P(Sm90Results, ProductOfIntegersIsExact) {
+  constexpr std::int64_t m = 64, n = simt::n, k = simt::steps * simt::depth;
+  Guarded a = random_normal(DType::bf16, {m, k}, 1), b = random_normal(DType::bf16, {n, k}, 2);
+  for (Guarded* const x : {&a, &b}) {
+    for (std::int64_t i = 0; i < x->size(); ++i) x->set(i, std::round(2 * x->at(i)));
+  }
+  Guarded d(DType::f32, {m, n});
+  OnDevice a_d(*stream_, a), b_d(*stream_, b), d_d(*stream_, d);
+  simt::launch(*stream_, {.kernel = "multiply", .block = {160}, .shared_bytes = sizeof(simt::Ring)},
+               simt::multiply, map_of(a_d.tensor().raw(), m, k, m),
+               map_of(b_d.tensor().raw(), n, k, n), d_d.tensor().data<float>(), InProduct::none);
+  d_d.download();
+  stream_->synchronize();
+  int wrong = 0;
+  for (std::int64_t i = 0; i < m * n; ++i) {
+    double expected = 0;
+    for (std::int64_t l = 0; l < k; ++l) expected += a.at(i / n * k + l) * b.at(i % n * k + l);
+    wrong += d.at(i) != expected;
+  }
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST_P(Sm90Results, BytesMakeARoundTrip) {
+  Guarded in = random_normal(DType::f32, {128}, 3), out(DType::f32, {128});
+  OnDevice in_d(*stream_, in), out_d(*stream_, out);
+  simt::launch(*stream_, {.kernel = "k", .block = {128}, .shared_bytes = sizeof(simt::Piece)},
+               simt::add_one, in_d.tensor().data<float>(), out_d.tensor().data<float>(),
+               InRoundTrip::correct);
+  out_d.download();
+  stream_->synchronize();
+  for (int i = 0; i < 128; ++i) EXPECT_EQ(out.at(i), static_cast<float>(in.at(i)) + 1.0f);
+}
+
+TEST_P(Sm90Results, BoxesOfManyBlocksAddUpInsideTheTensorAlone) {
+  Guarded sums = zeros(DType::bf16, {50, 56});
+  OnDevice sums_d(*stream_, sums);
+  simt::launch(*stream_,
+               {.kernel = "k", .grid = {3}, .block = {32}, .shared_bytes = sizeof(simt::Shared)},
+               simt::gather, map_of(sums_d.tensor().raw(), 50, 56, 64), true);
+  sums_d.download();
+  stream_->synchronize();
+  for (int i = 0; i < sums.size(); ++i) EXPECT_EQ(sums.at(i), 3.0);
+}
+
+TEST_P(Sm90Results, MulticastReachesEveryBlock) {
+  Guarded in(DType::bf16, {256, 64}), out(DType::i32, {2, 32});
+  for (int i = 0; i < in.size(); ++i) in.set(i, i / 64 / 64 + i % 64);
+  OnDevice in_d(*stream_, in), out_d(*stream_, out);
+  simt::launch(*stream_,
+               {.kernel = "k",
+                .grid = {2},
+                .block = {32},
+                .shared_bytes = sizeof(simt::Shared),
+                .cluster = {2}},
+               simt::multicast, map_of(in_d.tensor().raw(), 256, 64, 64),
+               out_d.tensor().data<int>(), InMulticast::correct);
+  out_d.download();
+  stream_->synchronize();
+  for (int i = 0; i < out.size(); ++i) {
+    int expected = 0;  // the bits of the first elements, whose row the swizzle leaves alone
+    for (int step = 0; step < 4; ++step) {
+      expected += to_bf16(static_cast<float>(step + i % 32)).bits;
+    }
+    EXPECT_EQ(out.at(i), expected) << i;
+  }
+}
+
+TEST(TensorMaps, RefuseWhatTheDriverWould) {
+  alignas(16) static const bf16 data[64 * 8] = {};
+  EXPECT_NO_THROW(simt::make_tensor_map({data, 64, 8, 1, 64, 8}));
+  EXPECT_THROW(simt::make_tensor_map({data + 1, 56, 8, 1, 64, 8}), Error);
+  EXPECT_THROW(simt::make_tensor_map({data, 63, 8, 1, 64, 8}), Error);
+  EXPECT_THROW(simt::make_tensor_map({data, 64, 8, 1, 72, 8}), Error);
+  EXPECT_THROW(simt::make_tensor_map({data, 64, 8, 1, 64, 257}), Error);
+  EXPECT_THROW(simt::make_tensor_map({data, 64, 0, 1, 64, 8}), Error);
+}
+
+}  // namespace
+}  // namespace orchard::testing

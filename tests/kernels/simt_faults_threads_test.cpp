@@ -1,0 +1,512 @@
+// Threads, warps, blocks and clusters that do not wait for each other as they must.
+#include "kernels/gpu/grid_barrier.h"
+#include "kernels/gpu/warp.h"
+#include "kernels/ptx/barrier.h"
+#include "kernels/ptx/cluster.h"
+#include "kernels/ptx/wgmma.h"
+#include "tests/kernels/fault_corpus.h"
+
+namespace orchard::simt {
+namespace {
+
+constexpr unsigned threads = 64;
+
+struct Words {
+  int word[threads];
+};
+
+// ---- blocks and warps ------------------------------------------------------------------------
+
+__global__ void add_neighbour(int* out, bool fault) {
+  auto& shared = shared_storage<Words>();
+  const unsigned i = threadIdx.x;
+  store_shared(shared.word + (i + 1) % threads, static_cast<int>(i));
+  // Written before anybody reads; the values are not the question.
+  if (!fault) __syncthreads();
+  store(out + i, load_shared(shared.word + (i + 2) % threads));
+}
+
+__global__ void add_neighbour_plainly(int* out, bool fault) {
+  auto& shared = shared_storage<Words>();
+  const unsigned i = threadIdx.x;
+  shared.word[i] = static_cast<int>(i);
+  if (!fault) __syncthreads();
+  store(out + i, shared.word[(i + 1) % threads]);
+}
+
+// Thread 0 changes what the others have read.
+__global__ void change_after_read(int* out, bool fault) {
+  auto& shared = shared_storage<Words>();
+  if (threadIdx.x == 0) store_shared(shared.word, 1);
+  __syncthreads();
+  store(out + threadIdx.x, load_shared(shared.word));
+  if (!fault) __syncthreads();
+  if (threadIdx.x == 0) store_shared(shared.word, 2);
+}
+
+__global__ void write_one_word(bool fault) {
+  auto& shared = shared_storage<Words>();
+  store_shared(shared.word + (fault ? 0 : threadIdx.x), 1);
+}
+
+// Neighbours in one word, each to its own byte.
+__global__ void write_bytes(bool fault) {
+  auto* const byte = reinterpret_cast<std::uint8_t*>(shared_storage<Words>().word);
+  store_shared(byte + threadIdx.x / (fault ? 2 : 1), std::uint8_t{1});
+}
+
+enum class WarpExchange : std::uint8_t { with_syncwarp, with_shuffle, with_nothing };
+
+__global__ void exchange_in_warp(int* out, WarpExchange how) {
+  auto& shared = shared_storage<Words>();
+  const unsigned lane = threadIdx.x;
+  store_shared(shared.word + lane, static_cast<int>(lane));
+  if (how == WarpExchange::with_syncwarp) __syncwarp();
+  if (how == WarpExchange::with_shuffle) static_cast<void>(__shfl_xor_sync(all_lanes, 0, 1));
+  store(out + lane, load_shared(shared.word + lane / 2));
+}
+
+__global__ void count_and_read(int* out, bool fault) {
+  auto& shared = shared_storage<Words>();
+  if (threadIdx.x == 0) store_shared(shared.word, 0);
+  __syncthreads();
+  atomicAdd(shared.word, 1);
+  if (!fault) __syncthreads();
+  if (threadIdx.x == 0) store(out, load_shared(shared.word));
+}
+
+__global__ void reset_while_counting(bool fault) {
+  auto& shared = shared_storage<Words>();
+  if (threadIdx.x == 0) store_shared(shared.word, 0);
+  if (!fault) __syncthreads();
+  atomicMax(shared.word, 1);
+}
+
+__global__ void diverge(bool fault) {
+  if (fault && threadIdx.x % 2) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+}
+
+__global__ void wait_for_ever(bool fault) {
+  if (fault && threadIdx.x >= 48) return;
+  if (fault && threadIdx.x >= 40) {
+    __ballot_sync(all_lanes, true);
+  } else {
+    __syncthreads();
+  }
+}
+
+__global__ void shuffle_from_returned_lane(int* out, bool fault) {
+  if (threadIdx.x == 31) return;
+  store(out + threadIdx.x, __shfl_sync(all_lanes, 1, fault ? 31 : 30));
+}
+
+__global__ void leave_itself_out(bool fault) {
+  __syncwarp(fault ? 1 : all_lanes);
+}
+
+__global__ void reduce_differently(bool fault) {
+  if (fault && threadIdx.x % 2) {
+    __reduce_max_sync(all_lanes, 1);
+  } else {
+    __reduce_add_sync(all_lanes, 1);
+  }
+}
+
+// ---- named barriers --------------------------------------------------------------------------
+
+enum class Named : std::uint8_t {
+  correct,
+  arrives_instead_of_waiting,
+  counts_differ,
+  too_few,
+  half_a_warp,
+  odd_count,
+  arrives_twice,
+  number_too_high,
+};
+
+// The second warp takes what the first one wrote.
+__global__ void hand_over(int* out, Named fault) {
+  auto& shared = shared_storage<Words>();
+  const unsigned i = threadIdx.x;
+  const unsigned number = fault == Named::number_too_high ? 16 : 1;
+  unsigned count = fault == Named::odd_count ? 63 : fault == Named::too_few ? 96 : threads;
+  if (i < 32) {
+    store_shared(shared.word + i, 1);
+    bar_arrive(number, count);
+    if (fault == Named::arrives_twice) bar_arrive(number, count);
+    return;
+  }
+  if (fault == Named::counts_differ) count = 32;
+  if (fault == Named::half_a_warp && i >= 48) return __syncwarp(0xffff0000u);
+  if (fault == Named::arrives_instead_of_waiting) {
+    bar_arrive(number, count);
+  } else {
+    bar_sync(number, count);
+  }
+  store(out + i - 32, load_shared(shared.word + i - 32));
+}
+
+// ---- blocks of a grid ------------------------------------------------------------------------
+
+__global__ void write_from_every_block(int* out, bool fault) {
+  if (threadIdx.x == 0) store(out + (fault ? 0 : blockIdx.x), 1);
+}
+
+__global__ void read_other_block(int* words, int* out, bool fault) {
+  if (threadIdx.x != 0) return;
+  store(words + blockIdx.x, 1);
+  store(out + blockIdx.x, load(words + (blockIdx.x + (fault ? 1 : 0)) % gridDim.x));
+}
+
+enum class LastBlock : std::uint8_t { correct, no_fence_before, no_fence_after, no_barrier };
+
+// The block that comes last adds what all have left.
+__global__ void sum_in_last_block(int* words, unsigned* arrived, int* sum, LastBlock fault) {
+  auto& shared = shared_storage<Words>();
+  store(words + blockIdx.x * threads + threadIdx.x, 1);
+  if (fault != LastBlock::no_barrier) __syncthreads();
+  if (threadIdx.x == 0) {
+    if (fault != LastBlock::no_fence_before) __threadfence();
+    const unsigned before = atomicAdd(arrived, 1);
+    if (fault != LastBlock::no_fence_after) __threadfence();
+    store_shared(shared.word, static_cast<int>(before));
+  }
+  __syncthreads();
+  if (load_shared(shared.word) != static_cast<int>(gridDim.x) - 1 || threadIdx.x != 0) return;
+  int total = 0;
+  for (unsigned i = 0; i < gridDim.x * threads; ++i) total += load(words + i);
+  store(sum, total);
+}
+
+__global__ void exchange_over_grid(int* words, int* out, bool fault) {
+  if (threadIdx.x == 0) store(words + blockIdx.x, 1);
+  if (!fault) grid_sync();
+  if (threadIdx.x == 0) store(out + blockIdx.x, load(words + (blockIdx.x + 1) % gridDim.x));
+}
+
+// ---- clusters --------------------------------------------------------------------------------
+
+enum class InCluster : std::uint8_t {
+  correct,
+  no_barrier,
+  ends_early,
+  waits_unasked,
+  arrives_twice,
+  rank_too_high,
+};
+
+// Each block takes the words of the next one.
+__global__ void read_peer(int* out, InCluster fault) {
+  auto& shared = shared_storage<Words>();
+  const unsigned i = threadIdx.x, rank = cluster_rank();
+  store_shared(shared.word + i, static_cast<int>(rank));
+  if (fault == InCluster::waits_unasked) cluster_barrier_wait();
+  if (fault != InCluster::no_barrier) {
+    cluster_barrier_arrive();
+    if (fault == InCluster::arrives_twice) cluster_barrier_arrive();
+    cluster_barrier_wait();
+  }
+  const unsigned peer =
+      fault == InCluster::rank_too_high ? rank + 1 : (rank + 1) % cluster_blocks();
+  // Rank 0 ends while the last one still wants its words.
+  if (fault == InCluster::ends_early) {
+    if (rank == 0) return;
+    cluster_barrier_arrive();
+    cluster_barrier_wait();
+  }
+  store(out + blockIdx.x * threads + i, load_shared(in_block(shared.word + i, peer)));
+  cluster_barrier_arrive();
+  cluster_barrier_wait();
+}
+
+// ---- registers -------------------------------------------------------------------------------
+
+enum class Registers : std::uint8_t { correct, nothing_given_back, gives_back_more, other_warps };
+
+// Three warpgroups, with 168 registers each thread to begin with: the first one gives to the others.
+__global__ void share_registers(Registers fault) {
+  if (threadIdx.x < 128) {
+    if (fault == Registers::gives_back_more) {
+      grow_registers<24>();
+    } else if (fault == Registers::other_warps && threadIdx.x >= 96) {
+      shrink_registers<48>();
+    } else if (fault != Registers::nothing_given_back) {
+      shrink_registers<40>();
+    }
+  } else {
+    grow_registers<232>();
+  }
+}
+
+}  // namespace
+}  // namespace orchard::simt
+
+namespace orchard::testing {
+namespace {
+
+using simt::InCluster;
+using simt::LastBlock;
+using simt::Named;
+using simt::Registers;
+using simt::threads;
+using simt::WarpExchange;
+
+constexpr LaunchShape one_block{
+    .kernel = "k", .block = {threads}, .shared_bytes = sizeof(simt::Words)};
+constexpr LaunchShape one_warp{.kernel = "k", .block = {32}, .shared_bytes = sizeof(simt::Words)};
+constexpr LaunchShape blocks{
+    .kernel = "k", .grid = {4}, .block = {threads}, .shared_bytes = sizeof(simt::Words)};
+constexpr LaunchShape cluster{.kernel = "k",
+                              .grid = {6},
+                              .block = {threads},
+                              .shared_bytes = sizeof(simt::Words),
+                              .cluster = {3}};
+const std::string nothing = ": nothing orders the two";
+
+template <Named named>
+void run_named(FaultBench& b, bool fault) {
+  b.run(one_block, simt::hand_over, b.fresh<int>(32), fault ? named : Named::correct);
+}
+template <LastBlock last>
+void run_last_block(FaultBench& b, bool fault) {
+  b.run(blocks, simt::sum_in_last_block, b.fresh<int>(4 * threads), b.zeros<unsigned>(1),
+        b.fresh<int>(1), fault ? last : LastBlock::correct);
+}
+template <InCluster in_cluster>
+void run_cluster(FaultBench& b, bool fault) {
+  b.run(cluster, simt::read_peer, b.fresh<int>(6 * threads),
+        fault ? in_cluster : InCluster::correct);
+}
+template <Registers registers>
+void run_registers(FaultBench& b, bool fault) {
+  b.run({.kernel = "k", .block = {384}}, simt::share_registers,
+        fault ? registers : Registers::correct);
+}
+
+const SeededFault faults[] = {
+    {"NoBarrierBeforeReading",
+     FoundBy::races,
+     [](FaultBench& b, bool fault) {
+       b.run(one_block, simt::add_neighbour, b.fresh<int>(threads), fault);
+     },
+     {"race: thread (*) reads 4 bytes at simt_faults_threads_test.cpp:*, at byte * of shared "
+      "memory, which thread (*) wrote at simt_faults_threads_test.cpp:*" +
+          nothing,
+      "race: thread (*) writes 4 bytes at *, which thread (*) read at *" + nothing,
+      "where nothing has been written"}},
+    {"NoBarrierBeforeReadingPlainly",
+     FoundBy::plain_accesses,
+     [](FaultBench& b, bool fault) {
+       b.run(one_block, simt::add_neighbour_plainly, b.fresh<int>(threads), fault);
+     },
+     {"race: thread (*) reads 4 bytes at simt_faults_threads_test.cpp:*, which thread (*) wrote at "
+      "simt_faults_threads_test.cpp:*" +
+          nothing,
+      "where nothing has been written"}},
+    {"NoBarrierBeforeWritingAgain",
+     FoundBy::races,
+     [](FaultBench& b, bool fault) {
+       b.run(one_block, simt::change_after_read, b.fresh<int>(threads), fault);
+     },
+     {"race: thread (0, 0, 0) writes 4 bytes at *, at byte 0 of shared memory, which thread (*) "
+      "read at *" +
+          nothing,
+      "race: thread (*) reads 4 bytes at *, which thread (0, 0, 0) wrote at *" + nothing}},
+    {"TwoThreadsWriteOneWord",
+     FoundBy::races,
+     [](FaultBench& b, bool fault) { b.run(one_block, simt::write_one_word, fault); },
+     {"race: thread (*) writes 4 bytes at *, at byte 0 of shared memory, which thread (*) wrote"}},
+    {"TwoThreadsWriteOneByte",
+     FoundBy::races,
+     [](FaultBench& b, bool fault) { b.run(one_block, simt::write_bytes, fault); },
+     {"race: thread (*) writes 1 bytes at *, which thread (*) wrote"}},
+    {"NoSyncwarp",
+     FoundBy::races,
+     [](FaultBench& b, bool fault) {
+       b.run(one_warp, simt::exchange_in_warp, b.fresh<int>(32),
+             fault ? WarpExchange::with_nothing : WarpExchange::with_syncwarp);
+     },
+     {"race: thread (*) reads 4 bytes at *, which thread (*) wrote at *" + nothing,
+      "race: thread (*) writes 4 bytes at *, which thread (*) read at *" + nothing,
+      "where nothing has been written"}},
+    {"AShuffleOrdersNoMemory",
+     FoundBy::races,
+     [](FaultBench& b, bool fault) {
+       b.run(one_warp, simt::exchange_in_warp, b.fresh<int>(32),
+             fault ? WarpExchange::with_shuffle : WarpExchange::with_syncwarp);
+     },
+     {"race: thread (*) reads 4 bytes at *, which thread (*) wrote at *" + nothing}},
+    {"ReadsACountTooEarly",
+     FoundBy::races,
+     [](FaultBench& b, bool fault) {
+       b.run(one_block, simt::count_and_read, b.fresh<int>(1), fault);
+     },
+     {"race: thread (0, 0, 0) reads 4 bytes at *, which thread (*) changed atomically at *",
+      "race: thread (*) changes atomically 4 bytes at *, which thread (0, 0, 0) read at *"}},
+    {"ResetsACountTooLate",
+     FoundBy::races,
+     [](FaultBench& b, bool fault) { b.run(one_block, simt::reset_while_counting, fault); },
+     {"race: thread (*) changes atomically 4 bytes at *, which thread (0, 0, 0) wrote at *",
+      "race: thread (0, 0, 0) writes 4 bytes at *, which thread (*) changed atomically",
+      "where nothing has been written"}},
+    {"LanesAtTwoBarriers",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) { b.run(one_block, simt::diverge, fault); },
+     {"divergent barrier: __syncthreads() at simt_faults_threads_test.cpp:* while other lanes of "
+      "its warp wait at simt_faults_threads_test.cpp:*"}},
+    {"ThreadsWaitForEver",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) { b.run(one_block, simt::wait_for_ever, fault); },
+     {"kernel k, block (0, 0, 0): deadlock, no thread can go on\n  threads 0-39: in "
+      "__syncthreads() at simt_faults_threads_test.cpp:*\n  threads 40-47: in a warp vote of lanes "
+      "0xffffffff at simt_faults_threads_test.cpp:*\n  threads 48-63: returned"}},
+    {"ShufflesFromALaneThatIsNotThere",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) {
+       b.run(one_warp, simt::shuffle_from_returned_lane, b.fresh<int>(32), fault);
+     },
+     {"a warp shuffle at *: lane 0 reads lane 31, which is not there"}},
+    {"LeavesItselfOut",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) { b.run(one_warp, simt::leave_itself_out, fault); },
+     {"has mask 0x00000001, without its own lane"}},
+    {"ReducesDifferently",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) { b.run(one_warp, simt::reduce_differently, fault); },
+     {"the lanes ask for different reductions"}},
+
+    {"ArrivesInsteadOfWaiting",
+     FoundBy::races,
+     run_named<Named::arrives_instead_of_waiting>,
+     {"race: thread (*) reads 4 bytes at *, which thread (*) wrote at *" + nothing,
+      "race: thread (*) writes 4 bytes at *, which thread (*) read at *" + nothing,
+      "where nothing has been written"}},
+    {"BarrierCountsDiffer",
+     FoundBy::calls,
+     run_named<Named::counts_differ>,
+     {"bar.sync 1 at *: 32 threads, others who are there gave 64",
+      "bar.arrive 1 at *: 64 threads, others who are there gave 32",
+      "barrier 1 is left with 32 of 64 threads", "where nothing has been written"}},
+    {"BarrierWaitsForThreadsThatAreNotThere",
+     FoundBy::calls,
+     run_named<Named::too_few>,
+     {"threads 32-63: in bar.sync 1 at *, where 64 of 96 threads are"}},
+    {"HalfAWarpAtABarrier",
+     FoundBy::calls,
+     run_named<Named::half_a_warp>,
+     {"threads 32-47: in bar.sync 1 at *, where 48 of 64 threads are"}},
+    {"BarrierOfAnOddCount",
+     FoundBy::calls,
+     run_named<Named::odd_count>,
+     {"63 threads are not a multiple of 32"}},
+    {"ArrivesTwiceAtABarrier",
+     FoundBy::calls,
+     run_named<Named::arrives_twice>,
+     {"bar.arrive 1 at *: the thread has arrived already"}},
+    {"BarrierNumberTooHigh",
+     FoundBy::calls,
+     run_named<Named::number_too_high>,
+     {"a block has barriers 0 to 15"}},
+
+    {"BlocksWriteOneWord",
+     FoundBy::races,
+     [](FaultBench& b, bool fault) {
+       b.run(blocks, simt::write_from_every_block, b.fresh<int>(4), fault);
+     },
+     {"race: thread (0, 0, 0) writes 4 bytes at *, at byte 0 of an allocation of 16 bytes, which "
+      "thread (0, 0, 0) of block (*) wrote at *" +
+      nothing}},
+    {"ReadsWhatAnotherBlockWrites",
+     FoundBy::races,
+     [](FaultBench& b, bool fault) {
+       b.run(blocks, simt::read_other_block, b.zeros<int>(4), b.fresh<int>(4), fault);
+     },
+     {"race: thread (0, 0, 0) reads 4 bytes at *, which thread (0, 0, 0) of block (*) wrote at *" +
+          nothing,
+      "race: thread (0, 0, 0) writes 4 bytes at *, which thread (0, 0, 0) of block (*) read at *" +
+          nothing}},
+    {"LastBlockWithoutAFenceBefore",
+     FoundBy::races,
+     run_last_block<LastBlock::no_fence_before>,
+     {"race: thread (0, 0, 0) reads 4 bytes at *, which thread (*) of block (*) wrote at *"}},
+    {"LastBlockWithoutAFenceAfter",
+     FoundBy::races,
+     run_last_block<LastBlock::no_fence_after>,
+     {"race: thread (0, 0, 0) reads 4 bytes at *, which thread (*) of block (*) wrote at *"}},
+    {"LastBlockWithoutABarrier",
+     FoundBy::races,
+     run_last_block<LastBlock::no_barrier>,
+     {"race: thread (0, 0, 0) reads 4 bytes at *, which thread (*) of block (*) wrote at *"}},
+    {"NoGridBarrier",
+     FoundBy::races,
+     [](FaultBench& b, bool fault) {
+       LaunchShape shape = blocks;
+       shape.residency = Residency::whole_grid;
+       b.run(shape, simt::exchange_over_grid, b.zeros<int>(4), b.fresh<int>(4), fault);
+     },
+     {"race: thread (0, 0, 0) reads 4 bytes at *, which thread (0, 0, 0) of block (*) wrote at *",
+      "race: thread (0, 0, 0) writes 4 bytes at *, which thread (0, 0, 0) of block (*) read at *"}},
+    {"GridBarrierOfAnOrdinaryLaunch",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) {
+       LaunchShape shape = blocks;
+       shape.residency = fault ? Residency::cluster : Residency::whole_grid;
+       b.run(shape, simt::exchange_over_grid, b.zeros<int>(4), b.fresh<int>(4), false);
+     },
+     {"grid barrier at *: the launch did not ask for Residency::whole_grid"}},
+    {"GridThatDoesNotFit",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) {
+       const unsigned count = fault ? 65 : 64;
+       b.run(
+           {.kernel = "k", .grid = {count}, .block = {threads}, .residency = Residency::whole_grid},
+           simt::exchange_over_grid, b.zeros<int>(count), b.fresh<int>(count), false);
+     },
+     {"65 blocks cannot be resident together on 2 multiprocessors that hold 32 each"}},
+
+    {"NoClusterBarrier",
+     FoundBy::races,
+     run_cluster<InCluster::no_barrier>,
+     {"race: thread (*) reads 4 bytes at *, which thread (*) of block (*) wrote at *" + nothing,
+      "race: thread (*) writes 4 bytes at *, which thread (*) of block (*) read at *" + nothing,
+      "where nothing has been written"}},
+    {"BlockEndsWhileItsPeersRead",
+     FoundBy::calls,
+     run_cluster<InCluster::ends_early>,
+     {"in the shared memory of the cluster's block 0, which has ended"}},
+    {"WaitsForAClusterUnasked",
+     FoundBy::calls,
+     run_cluster<InCluster::waits_unasked>,
+     {"barrier.cluster.wait at *: it has not arrived"}},
+    {"ArrivesTwiceInACluster",
+     FoundBy::calls,
+     run_cluster<InCluster::arrives_twice>,
+     {"barrier.cluster.arrive at *: it has arrived already, and not waited"}},
+    {"RankTooHigh",
+     FoundBy::calls,
+     run_cluster<InCluster::rank_too_high>,
+     {"mapa at *: rank 3 of a cluster of 3 blocks"}},
+
+    {"NoRegistersToGrow",
+     FoundBy::calls,
+     run_registers<Registers::nothing_given_back>,
+     {"in setmaxnreg.inc 232 at *, and * registers are free"}},
+    {"GrowsToFewerRegisters",
+     FoundBy::calls,
+     run_registers<Registers::gives_back_more>,
+     {"setmaxnreg at *: the warp has 168 registers each thread, more than 24"}},
+    {"OneWarpKeepsOtherRegisters",
+     FoundBy::calls,
+     run_registers<Registers::other_warps>,
+     {"warps 0 and 3 of one warpgroup executed different wgmma or setmaxnreg"}},
+};
+
+INSTANTIATE_TEST_SUITE_P(Threads, FaultCorpus, ::testing::ValuesIn(faults), fault_name);
+
+}  // namespace
+}  // namespace orchard::testing

@@ -1,0 +1,66 @@
+// The losses of a step: read back from the device micro-batch by micro-batch, and added up over the
+// ranks at its end.
+#pragma once
+
+#include <vector>
+
+#include "models/multimodal.h"
+
+namespace orchard {
+
+// Totals over all ranks of one step, known from the packing plan before it starts. Losses are
+// divided by them, so that a gradient depends neither on the number of ranks nor on accumulation.
+struct StepTotals {
+  std::int64_t targets = 0;    // rows with a target
+  std::int64_t real_rows = 0;  // rows that are not padding
+  std::int64_t sequences = 0;
+};
+
+// Losses of a step, or of an evaluation, over all ranks.
+struct LossReport {
+  double loss = 0;          // mean cross-entropy of the target tokens
+  double balance_loss = 0;  // mean over sequences, summed over layers, without its weight
+  double z_loss = 0;        // mean over real tokens, summed over layers, without its weight
+  // Share of the choices that each expert got, before capacity, by sparse layer; of those that it
+  // got, the share that its capacity dropped; and of all choices of the layer. train/expert_load.h
+  // has what follows from the shares.
+  std::vector<std::vector<double>> expert_load, expert_dropped;
+  std::vector<double> dropped;
+};
+
+class StepLosses {
+ public:
+  // Both must outlive it.
+  StepLosses(const ParallelContext& ranks, const MultimodalModel& model)
+      : ranks_(ranks), model_(model) {}
+
+  // Of a step with so many micro-batches on this rank.
+  void begin(std::size_t micro_batches);
+
+  // Queues copies of what forward of some links left of a micro-batch's losses to the host: backward
+  // reuses their memory.
+  void read_back(const Pass& pass, const MultimodalModel::Saved& saved, std::size_t micro_batch);
+
+  // Waits for the stream; all ranks call it together. Throws Error on every rank unless the loss
+  // over all of them is finite, naming the first rank whose own is not.
+  LossReport collect(Stream& stream, const StepTotals& totals);
+
+ private:
+  struct HostLosses {
+    std::vector<float> targets;                     // [padded targets]; empty without the head
+    std::vector<std::vector<float>> balance, z;     // [layer][sequences]; empty where another
+                                                    // pipeline stage has the layer
+    std::vector<std::vector<std::int32_t>> counts;  // [layer][2 · experts]; likewise
+  };
+  // This rank's loss, balance loss and z-loss, then the counts before and after capacity of every
+  // sparse layer.
+  std::vector<double> own_sums() const;
+  void require_finite(double loss, double own) const;
+
+  const ParallelContext& ranks_;
+  const MultimodalModel& model_;
+  std::vector<HostLosses> host_;  // of each micro-batch, and room for more
+  std::size_t micro_batches_ = 0;
+};
+
+}  // namespace orchard
