@@ -39,6 +39,7 @@ constexpr Tolerance tolerance(DType dtype) {
 Recorder trained(RunConfig run, Device& device, Communicator& ranks,
                  const std::filesystem::path& folder) {
   run.run_folder = folder;
+  std::filesystem::create_directories(folder);  // as `orchard train` does
   Recorder recorder;
   train(run, {}, device, ranks, recorder);
   return recorder;
