@@ -53,6 +53,9 @@ class FlatShards {
   ParameterStore& store() const { return store_; }
   const ParallelContext& ranks() const { return ranks_; }
 
+  // This rank and the one with the other copy of tied parameters; null where there are none.
+  const Communicator* tied_ranks() const { return tied_.get(); }
+
   // Whether this rank is the first of those that share the parameter's rows, with or without any.
   bool is_first_owner(const Parameter& parameter) const;
   // The parts of the flat gradients that this rank counts in a norm over all ranks.
@@ -79,8 +82,6 @@ class FlatShards {
   ParameterStore& store_;
   std::vector<FlatBucket> buckets_;
   Buffer masters_;
-  // This rank and the one that holds the other copy of the tied parameters; null where there are
-  // none.
   std::unique_ptr<Communicator> tied_;
 };
 

@@ -78,9 +78,9 @@ class StageTrainer {
         checkpoints_(run.run_folder),
         model_config_(stage_model(run, stage, set)),
         data_(set, run, stage),
-        ranks_(
-            world, run.layout, run.sequence_parallel,
-            cut_pipeline(model_config_, run.pipeline, run.layout.pipeline, data_.first_workload())),
+        ranks_(world, run.layout, run.sequence_parallel,
+               cut_pipeline(model_config_, run.pipeline, run.layout.pipeline,
+                            run.layout.pipeline > 1 ? data_.first_workload() : Workload{})),
         stream_(device.make_stream()),
         store_(ranks_.place()),
         model_(store_, model_config_) {

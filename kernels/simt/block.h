@@ -42,8 +42,8 @@ struct Thread {
   Warp* warp = nullptr;
   Block* block = nullptr;
   bool returned = false;
-  bool at_cluster_barrier = false;  // it has arrived, and not waited
-  unsigned cluster_phase = 0;       // in which it has
+  bool at_cluster_barrier = false;                 // it has arrived, and not waited
+  unsigned cluster_phase = 0;                      // in which it has
   std::vector<std::uint64_t*> unfenced_mbarriers;  // that it has initialised
   Waiting waiting;
   AccessLog log;

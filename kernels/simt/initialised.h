@@ -17,9 +17,8 @@ class Initialised {
 
   bool covers(std::size_t begin, std::size_t bytes) const {
     bool all = true;
-    for_words(begin, bytes, [&](std::size_t word, std::uint64_t mask) {
-      all &= (words_[word] & mask) == mask;
-    });
+    for_words(begin, bytes,
+              [&](std::size_t word, std::uint64_t mask) { all &= (words_[word] & mask) == mask; });
     return all;
   }
   bool at(std::size_t byte) const { return words_[byte / 64] >> byte % 64 & 1; }

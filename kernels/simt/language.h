@@ -85,7 +85,8 @@ template <class T>
 T atomicAdd(T* address, std::type_identity_t<T> value, Where where = Where::current()) {
   static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, float>);
   if constexpr (std::is_same_v<T, float>) {
-    return change_atomically(address, [value](float before) { return before + value; }, where);
+    return change_atomically(
+        address, [value](float before) { return before + value; }, where);
   } else {
     // As unsigned: it wraps around.
     return change_atomically(
@@ -106,7 +107,8 @@ T atomicMax(T* address, std::type_identity_t<T> value, Where where = Where::curr
 
 template <class T>
 T atomicExch(T* address, std::type_identity_t<T> value, Where where = Where::current()) {
-  return change_atomically(address, [value](T) { return value; }, where);
+  return change_atomically(
+      address, [value](T) { return value; }, where);
 }
 
 template <class T>

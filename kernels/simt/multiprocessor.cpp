@@ -62,8 +62,8 @@ void Multiprocessor::check_limits(const LaunchShape& shape) const {
           "launch of {}: {} bytes of shared memory, a block has at most {}", shape.kernel,
           shape.shared_bytes, options_.shared_bytes_limit);
   constexpr std::size_t portable_cluster = 8;
-  require(cluster.volume() > 0 && cluster.volume() <= portable_cluster &&
-              grid.x % cluster.x == 0 && grid.y % cluster.y == 0 && grid.z % cluster.z == 0,
+  require(cluster.volume() > 0 && cluster.volume() <= portable_cluster && grid.x % cluster.x == 0 &&
+              grid.y % cluster.y == 0 && grid.z % cluster.z == 0,
           "launch of {}: clusters of ({}, {}, {}) blocks, at most {}, do not divide a grid of "
           "({}, {}, {})",
           shape.kernel, cluster.x, cluster.y, cluster.z, portable_cluster, grid.x, grid.y, grid.z);
@@ -204,11 +204,10 @@ void Multiprocessor::reset_block(Block& block) {
       thread.knowledge = {};
       thread.knowledge.block = block.number;
       thread.knowledge.thread = static_cast<std::uint16_t>(i);
-      thread.knowledge.warp_actor = static_cast<std::uint32_t>(
-          block.threads.size() + (thread.warp - block.warps.data()));
+      thread.knowledge.warp_actor =
+          static_cast<std::uint32_t>(block.threads.size() + (thread.warp - block.warps.data()));
     }
-    const StackPool::Slot stack =
-        stacks_.slot(static_cast<std::size_t>(&thread - threads_.data()));
+    const StackPool::Slot stack = stacks_.slot(static_cast<std::size_t>(&thread - threads_.data()));
     thread.stack = stack.bounds();
     renew_stack(thread.stack);
     thread.fiber = make_fiber(stack);

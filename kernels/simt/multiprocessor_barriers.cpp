@@ -51,8 +51,8 @@ void Multiprocessor::barrier(BarrierUse use, bool wait, Where where) {
     barrier.warps.assign(block.warps.size(), {});
   }
   if (barrier.expected != use.threads) {
-    refuse_use(fmt::format("{} threads, others who are there gave {}", use.threads,
-                           barrier.expected));
+    refuse_use(
+        fmt::format("{} threads, others who are there gave {}", use.threads, barrier.expected));
   }
   BlockBarrier::OfWarp& own = barrier.warps[warp_index()];
   if (own.lanes == 0) own.where = where;
@@ -291,8 +291,8 @@ void Multiprocessor::grant_registers(Block& block) {
     block.free_registers -= more;
     warp.registers = std::exchange(warp.wanted_registers, 0);
     for (Thread* const thread : warp.lanes) {
-      const auto waiting = std::find(block.waiting_for_registers.begin(),
-                                     block.waiting_for_registers.end(), thread);
+      const auto waiting =
+          std::find(block.waiting_for_registers.begin(), block.waiting_for_registers.end(), thread);
       if (waiting == block.waiting_for_registers.end()) continue;
       queue_.push(thread);
       block.waiting_for_registers.erase(waiting);
@@ -342,9 +342,9 @@ std::string Multiprocessor::state_of(const Thread& thread) {
       if (waiting.barrier.threads == 0) {
         return fmt::format("in {} at {}", name_of(waiting.barrier, true), where);
       }
-      return fmt::format(
-          "in {} at {}, where {} of {} threads are", name_of(waiting.barrier, true), where,
-          thread.block->barriers[waiting.barrier.number].arrived, waiting.barrier.threads);
+      return fmt::format("in {} at {}, where {} of {} threads are", name_of(waiting.barrier, true),
+                         where, thread.block->barriers[waiting.barrier.number].arrived,
+                         waiting.barrier.threads);
     case Waiting::For::cluster:
       return fmt::format("in barrier.cluster.wait at {}", where);
     case Waiting::For::grid:

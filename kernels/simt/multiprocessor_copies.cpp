@@ -29,10 +29,9 @@ auto Multiprocessor::naming(std::string_view call, Where where, const Action& ac
 void Multiprocessor::track(Operation operation, const void* address, std::size_t bytes,
                            AccessMode mode, Proxy proxy, Site site) {
   const bool is_shared = memory_of(address) == Memory::shared;
-  const Bytes at = is_shared
-                       ? Bytes{Space::shared, shared_.slot_of(address),
-                               shared_.offset_of(address) % SharedMemories::window, bytes}
-                       : Bytes{Space::global, 0, heap_.offset_of(address), bytes};
+  const Bytes at = is_shared ? Bytes{Space::shared, shared_.slot_of(address),
+                                     shared_.offset_of(address) % SharedMemories::window, bytes}
+                             : Bytes{Space::global, 0, heap_.offset_of(address), bytes};
   races_->access(current_->knowledge, operation, at, mode, proxy, site);
 }
 
@@ -78,8 +77,8 @@ void Multiprocessor::initialise_mbarrier(std::uint64_t* barrier, unsigned arriva
   Block& block = *current_->block;
   naming("mbarrier.init", where, [&] {
     require(shared_.slot_of(barrier) == block.slot, "the mbarrier is in another block's memory");
-    const auto actor = static_cast<std::uint32_t>(block.threads.size() + block.warps.size() +
-                                                  block.mbarriers++);
+    const auto actor =
+        static_cast<std::uint32_t>(block.threads.size() + block.warps.size() + block.mbarriers++);
     mbarriers_.initialise(barrier, arrivals, {block.number, actor});
   });
   current_->unfenced_mbarriers.push_back(barrier);
@@ -158,8 +157,7 @@ void Multiprocessor::issue_tensor_load(const TensorLoad& load, Where where) {
   for (unsigned rank = 0; rank < cluster_blocks(); ++rank) {
     if (!(ranks >> rank & 1)) continue;
     auto* const shared = static_cast<std::byte*>(map_to_rank(load.shared, rank, where));
-    auto* const barrier =
-        static_cast<std::uint64_t*>(map_to_rank(load.barrier, rank, where));
+    auto* const barrier = static_cast<std::uint64_t*>(map_to_rank(load.barrier, rank, where));
     const TensorBox box = load.box;
     const BoxStart start{load.col, load.row, load.matrix};
     BulkLoad copy{.barrier = barrier,

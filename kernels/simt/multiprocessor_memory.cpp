@@ -66,7 +66,8 @@ Block& Multiprocessor::check_shared(const void* address, std::size_t bytes, Acce
 
 void Multiprocessor::check_initialised(const void* shared, std::size_t bytes, Site site) {
   const std::size_t offset = shared_.offset_of(shared) % SharedMemories::window;
-  if (!sees_all_writes || shared_.initialised(shared_.slot_of(shared)).covers(offset, bytes)) return;
+  if (!sees_all_writes || shared_.initialised(shared_.slot_of(shared)).covers(offset, bytes))
+    return;
   refuse(bytes, Access::read, site,
          fmt::format("at byte {} of shared memory, where nothing has been written", offset));
 }
@@ -137,8 +138,8 @@ void Multiprocessor::touch_global(const void* address, std::size_t bytes, Access
   races_->access(current_->knowledge, at, mode, site);
 }
 
-void Multiprocessor::touch_shared(Block& block, const void* address, std::size_t bytes,
-                                  Access kind, AccessMode mode, Site site) {
+void Multiprocessor::touch_shared(Block& block, const void* address, std::size_t bytes, Access kind,
+                                  AccessMode mode, Site site) {
   const std::size_t offset = shared_.offset_of(address) % SharedMemories::window;
   if (kind == Access::write) {
     shared_.initialised(block.slot).mark(offset, bytes);

@@ -26,18 +26,18 @@ inline void announce(const void* address, std::size_t bytes, Access kind,
 
 // NOLINTBEGIN(bugprone-reserved-identifier, cert-dcl37-c, cert-dcl51-cpp): the names are the
 // compiler's.
-#define ORCHARD_ANNOUNCE(bytes)                                              \
-  void __tsan_read##bytes(void* address) {                                   \
-    announce(address, bytes, Access::read, __builtin_return_address(0));     \
-  }                                                                          \
-  void __tsan_write##bytes(void* address) {                                  \
-    announce(address, bytes, Access::write, __builtin_return_address(0));    \
-  }                                                                          \
-  void __tsan_unaligned_read##bytes(void* address) {                         \
-    announce(address, bytes, Access::read, __builtin_return_address(0));     \
-  }                                                                          \
-  void __tsan_unaligned_write##bytes(void* address) {                        \
-    announce(address, bytes, Access::write, __builtin_return_address(0));    \
+#define ORCHARD_ANNOUNCE(bytes)                                           \
+  void __tsan_read##bytes(void* address) {                                \
+    announce(address, bytes, Access::read, __builtin_return_address(0));  \
+  }                                                                       \
+  void __tsan_write##bytes(void* address) {                               \
+    announce(address, bytes, Access::write, __builtin_return_address(0)); \
+  }                                                                       \
+  void __tsan_unaligned_read##bytes(void* address) {                      \
+    announce(address, bytes, Access::read, __builtin_return_address(0));  \
+  }                                                                       \
+  void __tsan_unaligned_write##bytes(void* address) {                     \
+    announce(address, bytes, Access::write, __builtin_return_address(0)); \
   }
 
 extern "C" {

@@ -68,8 +68,8 @@ void for_each_chunk(const TensorBox& box, BoxStart start, const Action& action) 
   constexpr int width = 8;
   for (int r = 0; r < box.box_rows; ++r) {
     const std::int64_t row = start.row + r;
-    const bool has_row = row >= 0 && row < box.rows && start.matrix >= 0 &&
-                         start.matrix < box.matrices;
+    const bool has_row =
+        row >= 0 && row < box.rows && start.matrix >= 0 && start.matrix < box.matrices;
     for (int c = 0; c < box.box_cols; c += width) {
       const std::int64_t col = start.col + c;
       const std::int64_t begin = std::clamp<std::int64_t>(col, 0, box.cols);

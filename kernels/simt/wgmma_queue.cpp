@@ -218,18 +218,18 @@ void WgmmaQueue::finish(const Product& product) {
   }
 }
 
-const WarpOperation wgmma_operation{
-    "wgmma", [](const std::array<void*, 32>& lanes) {
-      wgmma_queue().issue(lanes, block_shared_memory(), warp_index() % 4, happens_at_once());
-    }};
+const WarpOperation wgmma_operation{"wgmma", [](const std::array<void*, 32>& lanes) {
+                                      wgmma_queue().issue(lanes, block_shared_memory(),
+                                                          warp_index() % 4, happens_at_once());
+                                    }};
 const WarpOperation wgmma_fence_operation{
     "wgmma.fence", [](const std::array<void*, 32>&) { wgmma_queue().fence(); }};
 const WarpOperation wgmma_commit_operation{"wgmma.commit_group",
                                            [](const std::array<void*, 32>&) { commit_wgmma(); }};
-const WarpOperation wgmma_wait_operation{
-    "wgmma.wait_group", [](const std::array<void*, 32>& lanes) {
-      wait_wgmma(*static_cast<const unsigned*>(lanes[0]));
-    }};
+const WarpOperation wgmma_wait_operation{"wgmma.wait_group",
+                                         [](const std::array<void*, 32>& lanes) {
+                                           wait_wgmma(*static_cast<const unsigned*>(lanes[0]));
+                                         }};
 
 const WarpOperation set_registers_operation{
     "setmaxnreg", [](const std::array<void*, 32>& lanes) {

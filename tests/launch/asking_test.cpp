@@ -112,7 +112,7 @@ std::string difference(const Json& a, const Json& b, const std::string& place = 
   std::string text;
   if (a.is_object()) {
     for (const auto& [key, value] : a.items())
-      text += difference(value, b.value(key, Json()), place + "/" + key);
+      text += difference(value, b.value(key, Json()), fmt::format("{}/{}", place, key));
   } else if (a.is_array()) {
     for (std::size_t i = 0; i < a.size(); ++i)
       text += difference(a[i], b[i], fmt::format("{}/{}", place, i));

@@ -133,7 +133,8 @@ class FaultyCommunicator final : public Communicator {
     done(ticket);
   }
 
-  struct Exchange final : Pending::Operation {
+  class Exchange final : public Pending::Operation {
+   public:
     Exchange(FaultyCommunicator& maker, Ticket number, Pending&& operation)
         : communicator(maker), ticket(number), pending(std::move(operation)) {}
     void wait(Stream& stream) override {
@@ -146,10 +147,14 @@ class FaultyCommunicator final : public Communicator {
       delete this;
     }
 
+    std::vector<Tensor> lost;  // what is received in vain
+
+   private:
+    ~Exchange() = default;
+
     FaultyCommunicator& communicator;
     Ticket ticket;
     Pending pending;
-    std::vector<Tensor> lost;
   };
 
   static void copy(Stream& stream, Tensor to, ConstTensor from) {

@@ -110,9 +110,14 @@ enum class MatrixSize : std::uint8_t {
   complete,  // every layout with every level of what goes with it, and every pair of those
 };
 
+inline std::vector<Combination> legal_combinations() {
+  std::vector<int> levels(matrix_levels.size());
+  std::ranges::transform(matrix_levels, levels.begin(),
+                         [](const auto& names) { return static_cast<int>(names.size()); });
+  return all_combinations(levels, is_legal);
+}
+
 inline std::vector<MatrixCase> matrix_cases(MatrixSize size) {
-  std::vector<int> levels;
-  for (const auto& names : matrix_levels) levels.push_back(static_cast<int>(names.size()));
   const auto features = [&](const Combination& c) {
     std::vector<int> all = pairs_of(c);
     const int layouts = pair_features(matrix_axes);
@@ -127,8 +132,7 @@ inline std::vector<MatrixCase> matrix_cases(MatrixSize size) {
     return all;
   };
   std::vector<MatrixCase> cases;
-  for (Combination& c : covering(all_combinations(levels, is_legal), features))
-    cases.push_back({std::move(c)});
+  for (Combination& c : covering(legal_combinations(), features)) cases.push_back({std::move(c)});
   return cases;
 }
 

@@ -28,7 +28,7 @@ ModelConfig dense_model() {
 }
 
 LayoutTask task_of(const std::string& name, const ModelConfig& model, ReplicaOptions options = {}) {
-  return {.name = name, .model = model, .options = options, .steps = mixed_steps(model)};
+  return {.name = name, .model = model, .options = std::move(options), .steps = mixed_steps(model)};
 }
 
 const LayoutOutcome& reference_of(const LayoutTask& task) {

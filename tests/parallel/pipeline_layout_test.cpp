@@ -66,7 +66,7 @@ ParallelContext context_of(Communicator& ranks, const LayoutTask& task, const Ca
 }
 
 // Runs the cases, those of the same size next to each other.
-void expect_same_everywhere(const LayoutTask& task, std::vector<Case> cases) {
+void expect_same_everywhere(const LayoutTask& task, const std::vector<Case>& cases) {
   const LayoutOutcome& reference = reference_of(task);
   const auto world = session->world();
   for (const int size : {2, 4, 8}) {
@@ -195,6 +195,74 @@ TEST(Pipelines, RoundAsOneRankDoesInBf16) {
           << c.to_string();
     }
   }
+}
+
+// Bytes that cross the end of a stage in a step, from the layout alone: the local share of the rows
+// that the stage's last link hands on.
+std::int64_t bytes_after(const LayoutTask& task, const Case& c, int last_link) {
+  const ModelConfig& model = task.model;
+  const auto tower = static_cast<int>(model.vision.layers) + 1;  // stem, blocks, output
+  const std::int64_t ranks = c.sequence_parallel == SequenceParallel::yes ? c.layout.tensor : 1;
+  const auto local = [&](std::int64_t rows) { return (rows + ranks - 1) / ranks; };
+  std::int64_t elements = 0;
+  for (const MicroBatch& batch : task.steps[0]) {
+    if (last_link <= tower) {
+      elements += local(batch.tiles * (model.vision.patches() + 1)) * model.vision.width;
+    } else if (last_link == tower + 1) {
+      elements += batch.tiles * model.connector.tokens() * model.decoder.hidden;
+    } else {
+      elements += local(batch.sequences * batch.length) * model.decoder.hidden;
+    }
+  }
+  return elements * static_cast<std::int64_t>(size_of(task.options.dtype));
+}
+
+// Each stage sends its output once, the gradient of its input once, and its part of the tied
+// gradient once a step: a message more or less would show.
+TEST(Bytes, BetweenStagesFollowFromTheLayout) {
+  const auto world = session->world();
+  if (world->size() < 4) GTEST_SKIP() << "needs four ranks";
+  const auto ranks = group_of(*world, 4);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    LayoutTask task = task_of(0);
+    task.options.dtype = dtype;
+    task.steps.resize(1);
+    std::vector<Case> cases;
+    for (const ScheduleKind kind : schedule_kinds) {
+      cases.push_back({4, {.schedule = kind}, {.pipeline = 4}});
+      for (const SequenceParallel rows : {SequenceParallel::no, SequenceParallel::yes})
+        cases.push_back({4, {.schedule = kind}, {.tensor = 2, .pipeline = 2}, rows});
+    }
+    for (const Case& c : cases) {
+      const ParallelContext context = context_of(*ranks, task, c);
+      Replica replica(task.model, task.options, context);
+      const Communicator& pipeline = context[MeshGroup::pipeline];
+      const auto sent = [](const Communicator& group) {
+        return group.statistics(CommOp::exchange).bytes;
+      };
+      const std::int64_t activations = sent(pipeline),
+                         gradients = sent(context.pipeline_gradients());
+      const Communicator* const tied = replica.shards().tied_ranks();
+      const std::int64_t tables = tied ? tied->statistics(CommOp::all_reduce).bytes : 0;
+      replica.step(task.steps[0], {.targets = 100, .real_rows = 100, .sequences = 10}, {}, 1e-3, 1);
+      const PipelineStages& stages = context.stages();
+      std::int64_t forward = 0, backward = 0;
+      for (int stage = 0; stage + 1 < stages.count(); ++stage) {
+        const int from = stages.place_of(stage).rank, to = stages.place_of(stage + 1).rank;
+        if (from == to) continue;
+        const std::int64_t bytes = bytes_after(task, c, stages.links(stage).last - 1);
+        if (from == pipeline.rank()) forward += bytes;
+        if (to == pipeline.rank()) backward += bytes;
+      }
+      EXPECT_EQ(sent(pipeline) - activations, forward) << c.to_string();
+      EXPECT_EQ(sent(context.pipeline_gradients()) - gradients, backward) << c.to_string();
+      if (tied) {
+        const Parameter& table = *replica.store().find("embedding");
+        EXPECT_EQ(tied->statistics(CommOp::all_reduce).bytes - tables, 4 * table.gradient.numel());
+      }
+    }
+  }
+  world->barrier();
 }
 
 // What the comparison says of two stages with something wrong.

@@ -1,128 +1,14 @@
-// The instructions of sm_90a: mbarriers, the copy engine, wgmma, and copies across a cluster.
+// Copies of the copy engine: plain bytes, boxes, and copies across a cluster.
 #include "kernels/ptx/bulk_copy.h"
 #include "kernels/ptx/cluster.h"
+#include "kernels/ptx/fence.h"
 #include "kernels/ptx/mbarrier.h"
 #include "kernels/ptx/tma.h"
-#include "kernels/ptx/wgmma.h"
 #include "tests/kernels/device_test.h"
 #include "tests/kernels/fault_corpus.h"
 
 namespace orchard::simt {
 namespace {
-
-enum class InProduct : std::uint8_t {
-  none,
-  producer_ignores_empty,
-  consumer_ignores_full,
-  expects_too_few_bytes,
-  expects_too_many_bytes,
-  released_before_wait,
-  no_wgmma_fence,
-  sums_touched_in_flight,
-  no_wgmma_wait,
-  one_warp_multiplies_less,
-  barrier_not_initialised,
-  barrier_initialised_twice,
-  barrier_overwritten,
-  arrives_twice,
-  destination_misaligned,
-  destination_outside,
-};
-
-constexpr int stages = 2, steps = 5, depth = 64, n = 128;
-
-struct Ring {
-  alignas(1024) bf16 a[stages][64 * depth];
-  alignas(1024) bf16 b[stages][n * depth];
-  std::uint64_t full[stages], empty[stages];
-};
-
-// d [64, n] = a [64, steps · depth] · b [n, steps · depth]^T by a warpgroup and a producer warp.
-__global__ void multiply(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
-                         float* d, InProduct fault) {
-  auto& ring = shared_storage<Ring>();
-  const unsigned thread = threadIdx.x;
-  if (thread == 0) {
-    for (int stage = 0; stage < stages; ++stage) {
-      if (fault != InProduct::barrier_not_initialised) mbarrier_init(&ring.full[stage], 1);
-      mbarrier_init(&ring.empty[stage], 4);
-    }
-    if (fault == InProduct::barrier_initialised_twice) mbarrier_init(&ring.full[0], 1);
-    if (fault == InProduct::barrier_overwritten) ring.full[1] = 0;
-    mbarrier_fence_init();
-  }
-  __syncthreads();
-  if (thread >= 128) {
-    if (thread > 128) return;
-    for (int step = 0; step < steps; ++step) {
-      const int stage = step % stages;
-      const unsigned parity = step / stages % 2;
-      if (fault != InProduct::producer_ignores_empty) mbarrier_wait(&ring.empty[stage], parity ^ 1);
-      unsigned bytes = sizeof ring.a[0] + sizeof ring.b[0];
-      if (fault == InProduct::expects_too_few_bytes) bytes -= sizeof ring.a[0];
-      if (fault == InProduct::expects_too_many_bytes) bytes += 16;
-      mbarrier_arrive_expect(&ring.full[stage], bytes);
-      if (fault == InProduct::arrives_twice) mbarrier_arrive(&ring.full[stage]);
-      bf16* to = ring.b[stage];
-      if (fault == InProduct::destination_misaligned) to += 8;
-      if (fault == InProduct::destination_outside) to += sizeof ring.b / sizeof(bf16);
-      tma_load(ring.a[stage], a, step * depth, 0, 0, &ring.full[stage]);
-      tma_load(to, b, step * depth, 0, 0, &ring.full[stage]);
-    }
-    return;
-  }
-  float sums[n / 2];
-  for (int step = 0; step < steps; ++step) {
-    const int stage = step % stages;
-    if (fault != InProduct::consumer_ignores_full)
-      mbarrier_wait(&ring.full[stage], step / stages % 2);
-    if (fault != InProduct::no_wgmma_fence) wgmma_fence();
-    for (int k = 0; k < 4; ++k) {
-      if (fault == InProduct::one_warp_multiplies_less && thread >= 96 && k == 3) continue;
-      const unsigned offset = 32 * static_cast<unsigned>(k);
-      wgmma_m64k16<Transposed::no, Transposed::no>(
-          sums, wgmma_descriptor(shared_address(ring.a[stage]) + offset, 0),
-          wgmma_descriptor(shared_address(ring.b[stage]) + offset, 0), step + k > 0);
-    }
-    wgmma_commit();
-    if (fault == InProduct::sums_touched_in_flight) sums[3] += 1;
-    const bool leader = thread % 32 == 0;
-    if (fault == InProduct::released_before_wait) {
-      if (leader) mbarrier_arrive(&ring.empty[stage]);
-      __syncwarp();
-    }
-    if (fault != InProduct::no_wgmma_wait) wgmma_wait<0>();
-    if (fault != InProduct::released_before_wait && leader) mbarrier_arrive(&ring.empty[stage]);
-  }
-  for (unsigned i = 0; i < n / 2; ++i) {
-    const unsigned row = thread / 32 * 16 + thread % 32 / 4 + 8 * (i / 2 % 2);
-    store(d + row * n + 8 * (i / 4) + 2 * (thread % 4) + i % 2, sums[i]);
-  }
-}
-
-// ---- generic writes that wgmma reads ---------------------------------------------------------
-
-struct Tiles {
-  alignas(1024) bf16 a[64 * depth];
-  alignas(1024) bf16 b[n * depth];
-};
-
-// The operands are written by the threads themselves.
-__global__ void __launch_bounds__(128) multiply_own(float* d, bool fault) {
-  auto& tiles = shared_storage<Tiles>();
-  for (unsigned i = threadIdx.x; i < sizeof(Tiles) / 16; i += 128) {
-    store_shared(reinterpret_cast<uint4*>(&tiles) + i, uint4{});
-  }
-  if (!fault) fence_proxy_async();
-  __syncthreads();
-  float sums[n / 2];
-  wgmma_fence();
-  wgmma_m64k16<Transposed::no, Transposed::no>(sums, wgmma_descriptor(shared_address(tiles.a), 0),
-                                               wgmma_descriptor(shared_address(tiles.b), 0), false);
-  wgmma_commit();
-  wgmma_wait<0>();
-  store(d + threadIdx.x, sums[0]);
-}
 
 // ---- copies of plain bytes -------------------------------------------------------------------
 
@@ -246,20 +132,13 @@ namespace orchard::testing {
 namespace {
 
 using simt::InMulticast;
-using simt::InProduct;
 using simt::InRoundTrip;
 
-simt::TensorMap map_of(const void* data, std::int64_t rows, std::int64_t cols, int box_rows) {
-  return simt::make_tensor_map({data, cols, rows, 1, simt::depth, box_rows});
+simt::TensorMap map_of(const void* data, std::int64_t rows, std::int64_t cols) {
+  constexpr int side = 64;
+  return simt::make_tensor_map({data, cols, rows, 1, side, side});
 }
 
-template <InProduct product>
-void run_product(FaultBench& b, bool fault) {
-  constexpr std::int64_t m = 64, n = simt::n, k = simt::steps * simt::depth;
-  b.run({.kernel = "multiply", .block = {160}, .shared_bytes = sizeof(simt::Ring)}, simt::multiply,
-        map_of(b.zeros<bf16>(m * k), m, k, m), map_of(b.zeros<bf16>(n * k), n, k, n),
-        b.fresh<float>(m * n), fault ? product : InProduct::none);
-}
 template <InRoundTrip round_trip>
 void run_round_trip(FaultBench& b, bool fault) {
   b.run({.kernel = "k", .block = {128}, .shared_bytes = sizeof(simt::Piece)}, simt::add_one,
@@ -272,7 +151,7 @@ void run_multicast(FaultBench& b, bool fault) {
          .block = {32},
          .shared_bytes = sizeof(simt::Shared),
          .cluster = {2}},
-        simt::multicast, map_of(b.zeros<bf16>(256 * 64), 256, 64, 64), b.fresh<int>(64),
+        simt::multicast, map_of(b.zeros<bf16>(256 * 64), 256, 64), b.fresh<int>(64),
         fault ? in_multicast : InMulticast::correct);
 }
 
@@ -281,86 +160,6 @@ const std::string unordered = ": nothing orders the two";
 const std::string operation = "an asynchronous operation issued by thread ";
 
 const SeededFault faults[] = {
-    {"ProducerIgnoresEmpty",
-     FoundBy::races,
-     run_product<InProduct::producer_ignores_empty>,
-     {"race: " + operation + "(*) writes 8192 bytes at *, which " + operation + "(*) wrote at *",
-      "race: " + operation + "(*) writes 8192 bytes at *, which " + operation + "(*) read at *",
-      "more arrivals than the 1 that the phase expects"}},
-    {"ConsumerIgnoresFull",
-     FoundBy::races,
-     run_product<InProduct::consumer_ignores_full>,
-     {"race: " + operation + "(*) reads 16 bytes at *, which " + operation + "(*) wrote at *",
-      "race: " + operation + "(*) writes 8192 bytes at *, which " + operation + "(*) read at *",
-      "where nothing has been written"}},
-    {"ExpectsTooFewBytes",
-     FoundBy::races,
-     run_product<InProduct::expects_too_few_bytes>,
-     {"race: " + operation + "(*) writes *", "race: " + operation + "(*) reads *",
-      "where nothing has been written", "deadlock", "are in flight"}},
-    {"ExpectsTooManyBytes",
-     FoundBy::calls,
-     run_product<InProduct::expects_too_many_bytes>,
-     {"which expects 0 of 1 arrivals and 16 bytes"}},
-    {"ReleasesBeforeTheWait",
-     FoundBy::races,
-     run_product<InProduct::released_before_wait>,
-     {"race: " + operation + "(128, 0, 0) writes 8192 bytes at *, which " + operation +
-          "(*) read at *" + unordered,
-      "race: " + operation + "(128, 0, 0) writes 8192 bytes at *, which " + operation +
-          "(*) read at *" + in_flight}},
-    {"NoWgmmaFence",
-     FoundBy::calls,
-     run_product<InProduct::no_wgmma_fence>,
-     {"no wgmma_fence since the last commit"}},
-    {"TouchesSumsInFlight",
-     FoundBy::calls,
-     run_product<InProduct::sums_touched_in_flight>,
-     {"accumulator 3 of lane 0 was touched while a wgmma was in flight"}},
-    {"NoWgmmaWait",
-     FoundBy::calls,
-     run_product<InProduct::no_wgmma_wait>,
-     {"wgmma that it has not waited for", "race: " + operation + "(128, 0, 0) writes"}},
-    {"OneWarpMultipliesLess",
-     FoundBy::calls,
-     run_product<InProduct::one_warp_multiplies_less>,
-     {"warps 0 and 3 of one warpgroup executed different wgmma"}},
-    {"MbarrierNotInitialised",
-     FoundBy::calls,
-     run_product<InProduct::barrier_not_initialised>,
-     {"mbarrier.arrive at simt_faults_sm90_test.cpp:*: there is no initialised mbarrier",
-      "mbarrier.try_wait at simt_faults_sm90_test.cpp:*: there is no initialised mbarrier"}},
-    {"MbarrierInitialisedTwice",
-     FoundBy::calls,
-     run_product<InProduct::barrier_initialised_twice>,
-     {"mbarrier.init at *: the mbarrier is initialised already"}},
-    {"MbarrierOverwritten",
-     FoundBy::calls,
-     run_product<InProduct::barrier_overwritten>,
-     {"the mbarrier's memory was overwritten"}},
-    {"ArrivesTwice",
-     FoundBy::calls,
-     run_product<InProduct::arrives_twice>,
-     {"more arrivals than the 1 that the phase expects"}},
-    {"BoxMisaligned",
-     FoundBy::calls,
-     run_product<InProduct::destination_misaligned>,
-     {"cp.async.bulk.tensor at *: byte * of shared memory is not aligned to 128 bytes"}},
-    {"BoxOutsideSharedMemory",
-     FoundBy::calls,
-     run_product<InProduct::destination_outside>,
-     {"cp.async.bulk.tensor at *: 16384 bytes at byte * are not in the * bytes of shared memory"}},
-
-    {"NoProxyFenceBeforeWgmma",
-     FoundBy::races,
-     [](FaultBench& b, bool fault) {
-       b.run({.kernel = "k", .block = {128}, .shared_bytes = sizeof(simt::Tiles)},
-             simt::multiply_own, b.fresh<float>(128), fault);
-     },
-     {"race between proxies: " + operation +
-      "(*) reads 16 bytes at *, which thread (*) wrote at *: fence.proxy.async is missing between "
-      "them"}},
-
     {"MbarrierNotFenced",
      FoundBy::calls,
      run_round_trip<InRoundTrip::initialisation_not_fenced>,
@@ -430,17 +229,17 @@ const SeededFault faults[] = {
      FoundBy::races,
      [](FaultBench& b, bool fault) {
        b.run({.kernel = "k", .grid = {3}, .block = {32}, .shared_bytes = sizeof(simt::Shared)},
-             simt::gather, map_of(b.zeros<bf16>(64 * 64), 64, 64, 64), !fault);
+             simt::gather, map_of(b.zeros<bf16>(64 * 64), 64, 64), !fault);
      },
      {"race: " + operation + "(0, 0, 0) writes 16 bytes at *, which " + operation +
       "(0, 0, 0) of block (*) wrote at *"}},
 };
 
-INSTANTIATE_TEST_SUITE_P(Sm90, FaultCorpus, ::testing::ValuesIn(faults), fault_name);
+INSTANTIATE_TEST_SUITE_P(CopyEngine, FaultCorpus, ::testing::ValuesIn(faults), fault_name);
 
 // ---- results ---------------------------------------------------------------------------------
 
-class Sm90Results : public ::testing::TestWithParam<simt::AsyncCompletion> {
+class CopyEngineResults : public ::testing::TestWithParam<simt::AsyncCompletion> {
  protected:
   const std::unique_ptr<SimtDevice> device_ = make_simt_device({.order = simt::ThreadOrder::random,
                                                                 .seed = 11,
@@ -450,34 +249,12 @@ class Sm90Results : public ::testing::TestWithParam<simt::AsyncCompletion> {
   const std::unique_ptr<Stream> stream_ = device_->make_stream();
 };
 
-INSTANTIATE_TEST_SUITE_P(Completions, Sm90Results,
+INSTANTIATE_TEST_SUITE_P(Completions, CopyEngineResults,
                          ::testing::Values(simt::AsyncCompletion::eager,
                                            simt::AsyncCompletion::lazy,
                                            simt::AsyncCompletion::random));
 
-TEST_P(Sm90Results, ProductOfIntegersIsExact) {
-  constexpr std::int64_t m = 64, n = simt::n, k = simt::steps * simt::depth;
-  Guarded a = random_normal(DType::bf16, {m, k}, 1), b = random_normal(DType::bf16, {n, k}, 2);
-  for (Guarded* const x : {&a, &b}) {
-    for (std::int64_t i = 0; i < x->size(); ++i) x->set(i, std::round(2 * x->at(i)));
-  }
-  Guarded d(DType::f32, {m, n});
-  OnDevice a_d(*stream_, a), b_d(*stream_, b), d_d(*stream_, d);
-  simt::launch(*stream_, {.kernel = "multiply", .block = {160}, .shared_bytes = sizeof(simt::Ring)},
-               simt::multiply, map_of(a_d.tensor().raw(), m, k, m),
-               map_of(b_d.tensor().raw(), n, k, n), d_d.tensor().data<float>(), InProduct::none);
-  d_d.download();
-  stream_->synchronize();
-  int wrong = 0;
-  for (std::int64_t i = 0; i < m * n; ++i) {
-    double expected = 0;
-    for (std::int64_t l = 0; l < k; ++l) expected += a.at(i / n * k + l) * b.at(i % n * k + l);
-    wrong += d.at(i) != expected;
-  }
-  EXPECT_EQ(wrong, 0);
-}
-
-TEST_P(Sm90Results, BytesMakeARoundTrip) {
+TEST_P(CopyEngineResults, BytesMakeARoundTrip) {
   Guarded in = random_normal(DType::f32, {128}, 3), out(DType::f32, {128});
   OnDevice in_d(*stream_, in), out_d(*stream_, out);
   simt::launch(*stream_, {.kernel = "k", .block = {128}, .shared_bytes = sizeof(simt::Piece)},
@@ -488,18 +265,18 @@ TEST_P(Sm90Results, BytesMakeARoundTrip) {
   for (int i = 0; i < 128; ++i) EXPECT_EQ(out.at(i), static_cast<float>(in.at(i)) + 1.0f);
 }
 
-TEST_P(Sm90Results, BoxesOfManyBlocksAddUpInsideTheTensorAlone) {
+TEST_P(CopyEngineResults, BoxesOfManyBlocksAddUpInsideTheTensorAlone) {
   Guarded sums = zeros(DType::bf16, {50, 56});
   OnDevice sums_d(*stream_, sums);
   simt::launch(*stream_,
                {.kernel = "k", .grid = {3}, .block = {32}, .shared_bytes = sizeof(simt::Shared)},
-               simt::gather, map_of(sums_d.tensor().raw(), 50, 56, 64), true);
+               simt::gather, map_of(sums_d.tensor().raw(), 50, 56), true);
   sums_d.download();
   stream_->synchronize();
   for (int i = 0; i < sums.size(); ++i) EXPECT_EQ(sums.at(i), 3.0);
 }
 
-TEST_P(Sm90Results, MulticastReachesEveryBlock) {
+TEST_P(CopyEngineResults, MulticastReachesEveryBlock) {
   Guarded in(DType::bf16, {256, 64}), out(DType::i32, {2, 32});
   for (int i = 0; i < in.size(); ++i) in.set(i, i / 64 / 64 + i % 64);
   OnDevice in_d(*stream_, in), out_d(*stream_, out);
@@ -509,8 +286,8 @@ TEST_P(Sm90Results, MulticastReachesEveryBlock) {
                 .block = {32},
                 .shared_bytes = sizeof(simt::Shared),
                 .cluster = {2}},
-               simt::multicast, map_of(in_d.tensor().raw(), 256, 64, 64),
-               out_d.tensor().data<int>(), InMulticast::correct);
+               simt::multicast, map_of(in_d.tensor().raw(), 256, 64), out_d.tensor().data<int>(),
+               InMulticast::correct);
   out_d.download();
   stream_->synchronize();
   for (int i = 0; i < out.size(); ++i) {
