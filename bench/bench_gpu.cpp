@@ -9,8 +9,8 @@
 #include <optional>
 
 #include "bench/command_line.h"
-#include "bench/gpu/cublaslt.h"
 #include "bench/gpu/gpu_bench.h"
+#include "kernels/cuda/cublaslt.h"
 
 namespace orchard::bench {
 namespace {
@@ -55,7 +55,7 @@ void measure(GpuBench& bench, const GpuCase& test, bool json) {
 int run_all(const Options& options) {
   GpuBench bench;
   fmt::print(stderr, "{}\n", bench.description());
-  if (!cublaslt_absence().empty()) fmt::print(stderr, "{}\n", cublaslt_absence());
+  if (!cuda::cublaslt_absence().empty()) fmt::print(stderr, "{}\n", cuda::cublaslt_absence());
   for (const auto& cases :
        {gemm_cases(), attention_cases(), moe_cases(), picture_cases(), row_cases()}) {
     for (const GpuCase& test : cases) {

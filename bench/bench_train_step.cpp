@@ -85,7 +85,7 @@ void measure(const Setting& setting, Communicator& world) {
   config.decoder.max_positions = std::max(config.decoder.max_positions, setting.sequence);
   const std::unique_ptr<Device> device = setting.device == "cpu"
                                              ? make_cpu_device({.threads = setting.threads})
-                                             : open_device(DeviceKind::cuda);
+                                             : open_device({.device = DeviceKind::cuda});
   const std::unique_ptr<Stream> stream = device->make_stream();
   require_possible(
       world.size(), setting.layout,

@@ -77,6 +77,10 @@ MpiCommunicator::~MpiCommunicator() {
 std::unique_ptr<Communicator> MpiCommunicator::start_group(Identity identity,
                                                            std::span<const int> places) {
   if (places.size() == 1) return std::make_unique<SingleCommunicator>(std::move(identity));
+  return std::make_unique<MpiCommunicator>(std::move(identity), make_mpi_group(places), engine_);
+}
+
+MPI_Comm MpiCommunicator::make_mpi_group(std::span<const int> places) const {
   MPI_Group all = MPI_GROUP_NULL, some = MPI_GROUP_NULL;
   MPI_Comm communicator = MPI_COMM_NULL;
   check_mpi(MPI_Comm_group(communicator_, &all), "MPI_Comm_group");
@@ -87,7 +91,7 @@ std::unique_ptr<Communicator> MpiCommunicator::start_group(Identity identity,
   MPI_Group_free(&some);
   MPI_Group_free(&all);
   return_errors(communicator);
-  return std::make_unique<MpiCommunicator>(std::move(identity), communicator, engine_);
+  return communicator;
 }
 
 StagedOperation& MpiCommunicator::stage(Stream& stream) {

@@ -9,7 +9,9 @@
 
 namespace orchard {
 
-class MpiCommunicator final : public Communicator {
+struct NcclContext;
+
+class MpiCommunicator : public Communicator {
  public:
   // All ranks of MPI_COMM_WORLD. ranks_per_node: 0 to ask MPI who shares memory with whom.
   static std::unique_ptr<Communicator> world(int ranks_per_node);
@@ -20,7 +22,15 @@ class MpiCommunicator final : public Communicator {
 
   void progress() override { engine_->progress(); }
 
- private:
+  // The same ranks, with a log of operations in common, and NCCL for memory of the device.
+  std::unique_ptr<Communicator> over_nccl(const NcclContext& context);
+
+ protected:
+  // Of some ranks of this group.
+  MPI_Comm make_mpi_group(std::span<const int> places) const;
+  MPI_Comm mpi() const { return communicator_; }
+  const std::shared_ptr<MpiEngine>& engine() const { return engine_; }
+
   std::unique_ptr<Communicator> start_group(Identity identity,
                                             std::span<const int> places) override;
   Started start_reduction(Stream& stream, const Reduction& reduction, Ticket ticket) override;
@@ -33,6 +43,7 @@ class MpiCommunicator final : public Communicator {
   void run_host_gathering(std::span<const std::byte> mine, std::span<std::byte> all,
                           Ticket ticket) override;
 
+ private:
   StagedOperation& stage(Stream& stream);
   MpiTransfer& take_transfer() { return transfers_.take(place_); }
 

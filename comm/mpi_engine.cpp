@@ -33,8 +33,9 @@ void MpiEngine::progress() {
 
 void MpiEngine::wait_for(const MpiOperation& operation) {
   while (operation.state_ == MpiOperation::State::in_flight) {
+    if (while_waiting_) while_waiting_();
     // Alone, it may sleep inside MPI, which is quicker than looking again and again.
-    if (active_.size() == 1) active_.front()->block();
+    if (active_.size() == 1 && !while_waiting_) active_.front()->block();
     progress();
   }
 }

@@ -8,6 +8,7 @@
 #include <mpi.h>
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -28,7 +29,11 @@ class MpiEngine {
   void progress();
   void wait_for(const MpiOperation& operation);
 
+  // What the host does while it waits, instead of sleeping inside MPI.
+  void while_waiting(std::function<void()> work) { while_waiting_ = std::move(work); }
+
  private:
+  std::function<void()> while_waiting_;
   std::vector<MpiOperation*> active_;
 };
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "comm/rank_order_sum.h"
+#include "kernels/collective/rank_sum_cpu.h"
 
 namespace orchard {
 namespace {
@@ -116,8 +116,9 @@ void MpiReduction::sum() {
     sources_.push_back(r == place().rank ? at(own.begin) : scratch_of(r));
   // In a reduce-scatter result_ is where this rank's first element goes.
   const std::int64_t first = edges_.empty() ? 0 : edges_[static_cast<std::size_t>(place().rank)];
-  sum_in_rank_order(dtype_, result_ + static_cast<std::size_t>(own.begin - first) * element_bytes_,
-                    sources_, own.count());
+  cpu::sum_in_rank_order(dtype_,
+                         result_ + static_cast<std::size_t>(own.begin - first) * element_bytes_,
+                         sources_, own.count());
 }
 
 void MpiReduction::post_gathering() {

@@ -164,8 +164,9 @@ int command_eval(Arguments arguments) {
     const AskedModel& asked = request->asked;
     const TrainingSet set = TrainingSet::open(asked.run.training_set);
     const StageData data(set, asked.run, asked.stage);
-    const std::unique_ptr<Device> device = open_device(asked.run.device, job.ranks().rank());
-    const ParallelContext ranks = context_of(asked, job.ranks());
+    const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
+    const DeviceRanks connected = connect_devices(job.ranks(), *device);
+    const ParallelContext ranks = context_of(asked, connected.of(job.ranks()));
     const std::unique_ptr<InferenceModel> model = load_model(
         asked, *device, ranks, asked.stage.sequence_length + request->options.longest_answer);
     const EvaluationReport report =

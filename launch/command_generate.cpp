@@ -128,8 +128,9 @@ int command_generate(Arguments arguments) {
     });
     if (!request) return 0;
     const AskedModel& asked = request->asked;
-    const std::unique_ptr<Device> device = open_device(asked.run.device, job.ranks().rank());
-    const ParallelContext ranks = context_of(asked, job.ranks());
+    const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
+    const DeviceRanks connected = connect_devices(job.ranks(), *device);
+    const ParallelContext ranks = context_of(asked, connected.of(job.ranks()));
     const std::unique_ptr<InferenceModel> model =
         load_model(asked, *device, ranks, prompt->length + request->longest);
     constexpr std::int32_t stop[] = {token_end, token_turn_end};

@@ -178,8 +178,9 @@ int command_score(Arguments arguments) {
     std::size_t longest = 1;
     for (const ScoreRequest& one : requests) longest = std::max(longest, one.tokens.size());
     const AskedModel& asked = request->asked;
-    const std::unique_ptr<Device> device = open_device(asked.run.device, job.ranks().rank());
-    const ParallelContext ranks = context_of(asked, job.ranks());
+    const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
+    const DeviceRanks connected = connect_devices(job.ranks(), *device);
+    const ParallelContext ranks = context_of(asked, connected.of(job.ranks()));
     const std::unique_ptr<InferenceModel> model =
         load_model(asked, *device, ranks, static_cast<std::int64_t>(longest));
     TilingOptions tiling = asked.stage.tiling;

@@ -201,6 +201,9 @@ int command_train(Arguments arguments) {
       }
       return 0;
     }
+    // Before anything is written: a run that finds no GPU leaves no trace.
+    std::unique_ptr<Device> device;
+    job.together([&] { device = open_device(run, rank_on_node(job.ranks())); });
     std::optional<RunLock> lock;
     std::string changes;
     job.together([&] {
@@ -220,8 +223,10 @@ int command_train(Arguments arguments) {
       if (job.is_first()) add_observers(observers, run, request->options, terminal);
     });
     if (!changes.empty()) observers.on_message("changed since the run began: " + changes);
-    const std::unique_ptr<Device> device = open_device(run.device, job.ranks().rank());
-    train(run, request->options, *device, job.ranks(), observers);
+    const DeviceRanks ranks = connect_devices(job.ranks(), *device);
+    if (!ranks.obstacle.empty())
+      observers.on_message("data of GPUs passes through the host: " + ranks.obstacle);
+    train(run, request->options, *device, ranks.of(job.ranks()), observers);
     return 0;
   });
 }

@@ -12,6 +12,8 @@ namespace {
 constexpr ChoiceNames<DType, 2> dtypes{{{"f32", DType::f32}, {"bf16", DType::bf16}}};
 constexpr ChoiceNames<DeviceKind, 3> devices{
     {{"cpu", DeviceKind::cpu}, {"cuda", DeviceKind::cuda}, {"simt", DeviceKind::simt}}};
+constexpr ChoiceNames<GpuArch, 2> gpu_archs{
+    {{"sm_80", GpuArch::sm_80}, {"sm_90a", GpuArch::sm_90a}}};
 constexpr ChoiceNames<FeatureLayer, 3> feature_layers{{{"post_norm", FeatureLayer::post_norm},
                                                        {"last", FeatureLayer::last},
                                                        {"penultimate", FeatureLayer::penultimate}}};
@@ -45,6 +47,9 @@ void add_run(std::vector<RunOption>& options) {
   options.push_back(choice_option(
       {"run.device", "where the model lives; simt: the CUDA path, emulated and checked"}, devices,
       [](auto& r) -> auto& { return r.device; }));
+  options.push_back(choice_option(
+      {"run.simt_arch", "device simt: the architecture whose kernels the emulated GPU runs"},
+      gpu_archs, [](auto& r) -> auto& { return r.simt_arch; }));
   options.push_back(choice_option(
       {"run.dtype", "activations; weights keep fp32 masters"}, dtypes,
       [](auto& r) -> auto& { return r.dtype; }));

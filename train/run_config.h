@@ -9,6 +9,7 @@
 #include "data/marks.h"
 #include "data/sample_layout.h"
 #include "data/tiling.h"
+#include "kernels/gpu/gpu_properties.h"
 #include "models/config.h"
 #include "parallel/expert_dispatcher.h"
 #include "parallel/sharding.h"
@@ -43,6 +44,7 @@ struct RunConfig {
   ExpertDispatchOptions experts;
   std::vector<StageConfig> stages;
   DeviceKind device = DeviceKind::cpu;  // where the model lives
+  GpuArch simt_arch = GpuArch::sm_80;   // whose kernels an emulated GPU runs
   DType dtype = DType::f32;
   std::uint64_t seed = 1;
   double init_scale = 1;                // of the initial weights' standard deviations

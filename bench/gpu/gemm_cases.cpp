@@ -1,7 +1,7 @@
 // Matrix products at the shapes of the presets (launch/recipes): the linear layers of their decoders
 // and of the vision tower at 8192 rows, forward and both gradients, and the experts' products.
-#include "bench/gpu/cublaslt.h"
 #include "bench/gpu/gpu_bench.h"
+#include "kernels/cuda/cublaslt.h"
 #include "kernels/gemm/gemm.h"
 
 namespace orchard::bench {
@@ -42,8 +42,10 @@ GpuCase gemm_case(const std::string& name, Gemm form, std::int64_t m, std::int64
             op.a = bench.random(DType::bf16, ta ? Shape{k, m} : Shape{m, k});
             op.b = bench.random(DType::bf16, tb ? Shape{n, k} : Shape{k, n}, 0.02f);
             op.c = bench.random(out, {m, n});
-            return {.ours = [&bench, op] { run(bench.stream(), op); },
-                    .reference = cublaslt_call(bench.stream(), op)};
+            const auto library = [&bench, op] { return cuda::run_library(bench.stream(), op); };
+            GpuCase::Calls calls{.ours = [&bench, op] { run(bench.stream(), op); }};
+            if (cuda::cublaslt_absence().empty() && library()) calls.reference = library;
+            return calls;
           }};
 }
 

@@ -4,19 +4,20 @@
 #include <cmath>
 #include <random>
 
+#include "kernels/cuda/call.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_stream.h"
 
 namespace orchard::bench {
 namespace {
 
-using cuda::check;
+using cuda::call;
 
 constexpr std::size_t pattern_elements = std::size_t{1} << 22;
 
 struct Event {
   cudaEvent_t handle = nullptr;
-  Event() { check(cudaEventCreate(&handle), "cudaEventCreate"); }
+  Event() { call("cudaEventCreate", cudaEventCreate, &handle); }
   ~Event() { cudaEventDestroy(handle); }
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
@@ -24,9 +25,9 @@ struct Event {
 
 cudaDeviceProp properties() {
   int ordinal = 0;
-  check(cudaGetDevice(&ordinal), "cudaGetDevice");
+  call("cudaGetDevice", cudaGetDevice, &ordinal);
   cudaDeviceProp result{};
-  check(cudaGetDeviceProperties(&result, ordinal), "cudaGetDeviceProperties");
+  call("cudaGetDeviceProperties", cudaGetDeviceProperties, &result, ordinal);
   return result;
 }
 
@@ -57,22 +58,21 @@ Tensor GpuBench::random(DType dtype, const Shape& shape, float scale) {
   auto* const data = static_cast<std::byte*>(out.raw());
   for (std::size_t at = 0; at < out.size_bytes(); at += pattern.size()) {
     const std::size_t bytes = std::min(pattern.size(), out.size_bytes() - at);
-    check(cudaMemcpy(data + at, pattern.data(), bytes, cudaMemcpyHostToDevice),
-          "cudaMemcpy of {} bytes", bytes);
+    call("cudaMemcpy", cudaMemcpy, data + at, pattern.data(), bytes, cudaMemcpyHostToDevice);
   }
   return out;
 }
 
 Tensor GpuBench::integers(const std::vector<std::int32_t>& values) {
   const Tensor out = allocate(DType::i32, {static_cast<std::int64_t>(values.size())});
-  check(cudaMemcpy(out.raw(), values.data(), out.size_bytes(), cudaMemcpyHostToDevice),
-        "cudaMemcpy of {} bytes", out.size_bytes());
+  call("cudaMemcpy", cudaMemcpy, out.raw(), values.data(), out.size_bytes(),
+       cudaMemcpyHostToDevice);
   return out;
 }
 
 Tensor GpuBench::zeros(DType dtype, const Shape& shape) {
   const Tensor out = allocate(dtype, shape);
-  check(cudaMemset(out.raw(), 0, out.size_bytes()), "cudaMemset of {} bytes", out.size_bytes());
+  call("cudaMemset", cudaMemset, out.raw(), 0, out.size_bytes());
   return out;
 }
 
@@ -80,19 +80,19 @@ Tensor GpuBench::bytes(std::int64_t count) {
   return allocate(DType::u8, {count});
 }
 
-double GpuBench::median_us(const std::function<void()>& call) {
+double GpuBench::median_us(const std::function<void()>& measured) {
   constexpr int warm_up = 3, calls = 30;
   const cudaStream_t stream = cuda::native_stream(*stream_);
   std::vector<float> milliseconds;
   const Event start, stop;
   for (int i = 0; i < warm_up + calls; ++i) {
-    check(cudaMemsetAsync(flush_.data(), i, flush_.size_bytes(), stream), "cudaMemsetAsync");
-    check(cudaEventRecord(start.handle, stream), "cudaEventRecord");
-    call();
-    check(cudaEventRecord(stop.handle, stream), "cudaEventRecord");
+    call("cudaMemsetAsync", cudaMemsetAsync, flush_.data(), i, flush_.size_bytes(), stream);
+    call("cudaEventRecord", cudaEventRecord, start.handle, stream);
+    measured();
+    call("cudaEventRecord", cudaEventRecord, stop.handle, stream);
     stream_->synchronize();
     float elapsed = 0;
-    check(cudaEventElapsedTime(&elapsed, start.handle, stop.handle), "cudaEventElapsedTime");
+    call("cudaEventElapsedTime", cudaEventElapsedTime, &elapsed, start.handle, stop.handle);
     if (i >= warm_up) milliseconds.push_back(elapsed);
   }
   std::nth_element(milliseconds.begin(), milliseconds.begin() + calls / 2, milliseconds.end());
@@ -102,7 +102,7 @@ double GpuBench::median_us(const std::function<void()>& call) {
 std::string GpuBench::description() const {
   const cudaDeviceProp p = properties();
   int driver = 0;
-  check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+  call("cudaDriverGetVersion", cudaDriverGetVersion, &driver);
   return fmt::format("{}, sm_{}{}, {} SMs, driver for CUDA {}.{}", p.name, p.major, p.minor,
                      p.multiProcessorCount, driver / 1000, driver % 1000 / 10);
 }

@@ -27,7 +27,7 @@ class GpuBench {
   void forget_operands() { buffers_.clear(); }
 
   // The median of 30 calls in microseconds, each after the L2 cache was overwritten, by CUDA events.
-  double median_us(const std::function<void()>& call);
+  double median_us(const std::function<void()>& measured);
 
   // "NVIDIA H100 80GB HBM3, sm_90, 132 SMs, driver 13.0".
   std::string description() const;

@@ -13,6 +13,23 @@
 namespace orchard {
 namespace {
 
+// Work is done when its call returns: there is nothing to wait for.
+class CpuEvent final : public Event {
+ public:
+  void record(Stream&) override {}
+  bool is_done() override { return true; }
+  void synchronize() override {}
+};
+
+class CpuGraph final : public Graph {
+ public:
+  explicit CpuGraph(std::function<void()> work) : work_(std::move(work)) {}
+  void replay(Stream&) override { work_(); }
+
+ private:
+  std::function<void()> work_;
+};
+
 class CpuStream final : public Stream {
  public:
   explicit CpuStream(Device& device) : Stream(device) {}
@@ -23,6 +40,11 @@ class CpuStream final : public Stream {
             "copy of {} {} into {} {}", name_of(source.dtype()), source.shape(),
             name_of(destination.dtype()), destination.shape());
     if (source.numel()) std::memcpy(destination.raw(), source.raw(), source.size_bytes());
+  }
+
+  void wait(Event&) override {}
+  std::unique_ptr<Graph> capture(std::function<void()> work) override {
+    return std::make_unique<CpuGraph>(std::move(work));
   }
 
   void fill_zero(Tensor destination) override {
@@ -46,6 +68,7 @@ class CpuDevice final : public Device {
     cpu::register_operations(operations());
   }
   std::unique_ptr<Stream> make_stream() override { return std::make_unique<CpuStream>(*this); }
+  std::unique_ptr<Event> make_event() override { return std::make_unique<CpuEvent>(); }
 
  private:
   std::byte* allocate_bytes(std::size_t bytes) override {

@@ -9,8 +9,8 @@
 namespace orchard {
 
 // GPU number `ordinal` with every CUDA operation registered. It becomes the current GPU of the
-// calling thread, which must be the one that drives the device. Throws Error with CUDA's reason
-// when there is no such GPU or no driver.
+// calling thread, which must be the one that drives the device. Throws Error, one line that says what
+// is missing, where there is no GPU that the kernels run on, or no driver for it.
 std::unique_ptr<Device> make_cuda_device(int ordinal = 0);
 
 // GPUs that this process sees: 0 without a driver.

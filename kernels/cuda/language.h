@@ -62,11 +62,8 @@ void launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Parameters.
             Arguments&&... arguments) {
   // What a kernel may use without being asked for by name.
   constexpr std::size_t default_shared_limit = 48 * 1024;
-  if (shape.shared_bytes > default_shared_limit) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shape.shared_bytes)),
-          "shared memory of {} bytes for kernel {}", shape.shared_bytes, shape.kernel);
-  }
+  if (shape.shared_bytes > default_shared_limit)
+    allow_shared_bytes(reinterpret_cast<const void*>(kernel), shape);
   cudaLaunchConfig_t config{};
   config.gridDim = {shape.grid.x, shape.grid.y, shape.grid.z};
   config.blockDim = {shape.block.x, shape.block.y, shape.block.z};
@@ -84,10 +81,8 @@ void launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Parameters.
     attribute.id = cudaLaunchAttributeCooperative;
     attribute.val.cooperative = 1;
   }
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...),
-        "launch of {}: grid ({}, {}, {}), block ({}, {}, {}), {} bytes of shared memory",
-        shape.kernel, shape.grid.x, shape.grid.y, shape.grid.z, shape.block.x, shape.block.y,
-        shape.block.z, shape.shared_bytes);
+  launched(stream, shape,
+           cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
 }
 
 }  // namespace orchard::cuda

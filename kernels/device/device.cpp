@@ -5,6 +5,8 @@
 namespace orchard {
 
 Device::~Device() = default;
+Event::~Event() = default;
+Graph::~Graph() = default;
 Stream::~Stream() = default;
 
 Buffer::Buffer(Device& device, std::size_t bytes) : device_(&device), bytes_(bytes) {

@@ -4,11 +4,15 @@
 // Stream is an in-order queue of work on one device. Nothing promises that work is done when a call
 // returns: only Stream::synchronize does. The CPU's stream happens to run each operation at once.
 //
-// A device is driven by one host thread. Buffers must not outlive their device.
+// Streams of one device go on beside each other. What one of them needs of another's work it waits
+// for by an Event. A Graph is work that was recorded once and is queued again as a whole.
+//
+// A device is driven by one host thread. Buffers, streams, events and graphs must not outlive it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <typeindex>
 #include <unordered_map>
@@ -19,6 +23,8 @@
 namespace orchard {
 
 class Device;
+class Event;
+class Graph;
 class Stream;
 
 // What a test reads to prove that a warm training step allocates nothing.
@@ -70,6 +76,11 @@ class Device {
   DeviceKind kind() const { return kind_; }
   Buffer allocate(std::size_t bytes) { return Buffer(*this, bytes); }
   virtual std::unique_ptr<Stream> make_stream() = 0;
+  virtual std::unique_ptr<Event> make_event() = 0;
+
+  // Lets queued work go on, without waiting for it, where nothing but calls of the host moves it: on
+  // an emulated device, whose host waits for other ranks. Does nothing elsewhere.
+  virtual void advance() {}
 
   DeviceStatistics& statistics() { return statistics_; }
   OperationTable& operations() { return operations_; }
@@ -113,6 +124,21 @@ class Stream {
   virtual void copy(Tensor destination, ConstTensor source) = 0;
   virtual void fill_zero(Tensor destination) = 0;
 
+  // Work queued from now on begins after the point that `event` stands for now. An event that was
+  // never recorded holds nothing up.
+  virtual void wait(Event& event) = 0;
+
+  // Records what `work` queues on this stream, and on no other, instead of running it. `work` must
+  // not wait for the stream, nor for events, nor make the workspace grow: it has run before. The
+  // addresses and numbers that it passes are those of every replay, the workspace's too: the stream
+  // must outlive the graph, and its workspace not grow. What it does on the host happens
+  // once on a GPU, and in every replay on the CPU, whose operations cannot be recorded: there must be
+  // nothing that matters.
+  virtual std::unique_ptr<Graph> capture(std::function<void()> work) = 0;
+
+  // What libraries of the device take as its stream: a cudaStream_t. Null elsewhere.
+  virtual void* native_handle() const { return nullptr; }
+
   // Scratch memory for one operation: valid, in stream order, until the next operation asks for its
   // own. Grows to the largest request during warm-up and never shrinks. Aligned to 256 bytes.
   std::byte* workspace(std::size_t bytes);
@@ -123,6 +149,35 @@ class Stream {
  private:
   Device& device_;
   Buffer workspace_;
+};
+
+// A point in the work of a stream, for other streams of the device and for the host to wait for.
+class Event {
+ public:
+  virtual ~Event();
+  Event() = default;
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  // Stands for the point after everything queued on `stream` so far, and no more for another. Streams
+  // that wait already wait for the point they were told of.
+  virtual void record(Stream& stream) = 0;
+  // The point is passed, or there is none.
+  virtual bool is_done() = 0;
+  // Returns when is_done().
+  virtual void synchronize() = 0;
+};
+
+// Recorded work of one stream.
+class Graph {
+ public:
+  virtual ~Graph();
+  Graph() = default;
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+
+  // Queues all of it on `stream`, of the device that it was recorded on.
+  virtual void replay(Stream& stream) = 0;
 };
 
 // Runs `operation` with the implementation that the stream's device has for its type.

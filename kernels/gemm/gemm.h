@@ -24,6 +24,8 @@
 // element by element, which is several times slower. ORCHARD_GPU_GEMM chooses the kernel for bf16: auto
 // (the default: by GPU and shape), sm80_64, sm80_128, sm90_128, sm90_256 (tensor cores of that
 // generation, side of the tiles); one that does not take the operands gives way to one that does.
+// With cublaslt single products, f32 too, are NVIDIA's cuBLASLt's where it takes them: loaded at run
+// time, an error when missing.
 // Grouped products find their groups on the device: the host reads no offsets, and does not check them.
 #pragma once
 

@@ -43,15 +43,17 @@ enum class Kernel : std::uint8_t { sm80_64, sm80_128, sm90_128, sm90_256 };
 // ORCHARD_GPU_GEMM, read once a device.
 struct Forced {
   std::optional<Kernel> kernel;
+  bool library = false;
 
   Forced() {
     const char* const value = std::getenv("ORCHARD_GPU_GEMM");
     const std::string_view name = value ? value : "auto";
+    library = name == "cublaslt";
     constexpr std::array names{"sm80_64", "sm80_128", "sm90_128", "sm90_256"};
     const auto found = std::find(names.begin(), names.end(), name);
-    require(name == "auto" || found != names.end(),
-            "ORCHARD_GPU_GEMM is {}; it may be auto, {}, {}, {} or {}", name, names[0], names[1],
-            names[2], names[3]);
+    require(name == "auto" || library || found != names.end(),
+            "ORCHARD_GPU_GEMM is {}; it may be auto, {}, {}, {}, {} or cublaslt", name, names[0],
+            names[1], names[2], names[3]);
     if (found != names.end()) kernel = static_cast<Kernel>(found - names.begin());
   }
 };
@@ -111,10 +113,14 @@ void run_kernel(Stream& stream, const Operation& op, Kernel kernel, Slices... sl
 
 template <class Operation>
 void run_any(Stream& stream, const Operation& op) {
+  const Forced& forced = stream.device().extension<Forced>();
+  if constexpr (std::is_same_v<Operation, Gemm>) {
+    if (forced.library && run_library(stream, op)) return;
+  }
   if (op.a.dtype() == DType::f32) return run_f32(stream, op);
   const GpuProperties& gpu = gpu_properties(stream);
   const Extents c = extents(op);
-  Kernel kernel = stream.device().extension<Forced>().kernel.value_or(choose(gpu, c));
+  Kernel kernel = forced.kernel.value_or(choose(gpu, c));
   // What sm_90a's kernels do not take runs on those of sm_80.
   if (is_sm90(kernel) && !(gpu.compute_capability == 90 && takes_sm90(op.a, op.b))) {
     kernel = choose_sm80(c, gpu.multiprocessors);

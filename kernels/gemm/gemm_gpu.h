@@ -105,6 +105,10 @@ constexpr F32Tile choose_f32_tile(std::int64_t m, std::int64_t n) {
   return n <= 16 ? F32Tile::tall : m <= 16 ? F32Tile::flat : F32Tile::square;
 }
 
+// By the vendor's library; false, having done nothing, where it does not take the product. Throws Error
+// where the library is missing (kernels/cuda/cublaslt.h).
+bool run_library(Stream&, const Gemm&);
+
 // f32 operands, on the FFMA units (gemm_f32.cu): the correctness mode, without tf32's rounding. Cuts
 // long sums into slices itself.
 void run_f32(Stream&, const Gemm&);

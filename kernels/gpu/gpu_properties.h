@@ -2,9 +2,14 @@
 // (Device::extension).
 #pragma once
 
+#include <cstdint>
+
 #include "kernels/device/device.h"
 
 namespace orchard {
+
+// What kernels are compiled for: those of sm_80 run on every GPU since, those of sm_90a on that alone.
+enum class GpuArch : std::uint8_t { sm_80, sm_90a };
 
 struct GpuProperties {
   int compute_capability = 0;  // 90 for sm_90

@@ -5,6 +5,7 @@ namespace orchard::GPU_NAMESPACE {
 void register_operations(OperationTable& table) {
   register_activation(table);
   register_attention(table);
+  register_collective(table);
   register_convolution(table);
   register_elementwise(table);
   register_embedding(table);

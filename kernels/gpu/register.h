@@ -9,6 +9,7 @@ namespace orchard::GPU_NAMESPACE {
 
 void register_activation(OperationTable&);
 void register_attention(OperationTable&);
+void register_collective(OperationTable&);
 void register_convolution(OperationTable&);
 void register_elementwise(OperationTable&);
 void register_embedding(OperationTable&);

@@ -10,6 +10,7 @@
 #include "kernels/simt/heap.h"
 #include "kernels/simt/multiprocessor.h"
 #include "kernels/simt/runtime.h"
+#include "kernels/simt/work_queue.h"
 
 namespace orchard {
 namespace simt {
@@ -36,15 +37,12 @@ class QueuedLaunch final : public LaunchSite {
 
 class SimtStream final : public Stream {
  public:
-  SimtStream(Device& device, Heap& heap, Multiprocessor& multiprocessor)
-      : Stream(device), heap_(heap), multiprocessor_(multiprocessor) {}
+  SimtStream(Device& device, Heap& heap, Multiprocessor& multiprocessor, WorkQueues& queues)
+      : Stream(device), heap_(heap), multiprocessor_(multiprocessor), queue_(queues) {}
 
-  void synchronize() override {
-    const std::vector<std::function<void()>> work = std::exchange(queue_, {});
-    if (work.empty()) return;
-    const HeapAccess access(heap_);
-    for (const auto& run : work) run();
-  }
+  void synchronize() override { queue_.run(); }
+  void wait(Event& event) override;
+  std::unique_ptr<Graph> capture(std::function<void()> work) override;
 
   void copy(Tensor destination, ConstTensor source) override {
     require(destination.dtype() == source.dtype() && destination.numel() == source.numel(),
@@ -70,6 +68,7 @@ class SimtStream final : public Stream {
 
   void launch(const LaunchShape& shape, KernelCall call) {
     queue_.emplace_back([this, shape, call = std::move(call)] {
+      queue_.launches().note(shape);
       QueuedLaunch site(shape, heap_, multiprocessor_);
       if (FrontEnd* const front_end = multiprocessor_.options().front_end) {
         front_end->launch(shape, call, site);
@@ -78,6 +77,8 @@ class SimtStream final : public Stream {
       }
     });
   }
+
+  WorkQueue& queue() { return queue_; }
 
  private:
   void check_operand(std::string_view role, const ConstTensor& tensor) const {
@@ -99,8 +100,53 @@ class SimtStream final : public Stream {
 
   Heap& heap_;
   Multiprocessor& multiprocessor_;
-  std::vector<std::function<void()>> queue_;
+  WorkQueue queue_;
 };
+
+WorkQueue& queue_of(Stream& stream, std::string_view what) {
+  require(stream.device().kind() == DeviceKind::simt,
+          "{} of an emulated device was given a stream of device {}", what,
+          name_of(stream.device().kind()));
+  return static_cast<SimtStream&>(stream).queue();
+}
+
+class SimtEvent final : public Event {
+ public:
+  explicit SimtEvent(WorkQueues& queues) : queues_(queues) {}
+
+  void record(Stream& stream) override { point_ = queue_of(stream, "an event").add_point(); }
+  bool is_done() override { return !point_ || point_->queue == nullptr; }
+  void synchronize() override {
+    if (!is_done()) queues_.run_until(*point_->queue, [this] { return is_done(); });
+    require(!point_ || !point_->dropped, "the work that an event stands for was dropped");
+  }
+  const std::shared_ptr<WorkPoint>& point() const { return point_; }
+
+ private:
+  WorkQueues& queues_;
+  std::shared_ptr<WorkPoint> point_;
+};
+
+class SimtGraph final : public Graph {
+ public:
+  explicit SimtGraph(std::vector<WorkQueue::Work> work) : work_(std::move(work)) {}
+  void replay(Stream& stream) override {
+    WorkQueue& queue = queue_of(stream, "a graph");
+    for (const WorkQueue::Work& piece : work_) queue.emplace_back(piece);
+  }
+
+ private:
+  std::vector<WorkQueue::Work> work_;
+};
+
+void SimtStream::wait(Event& event) {
+  const auto& point = static_cast<SimtEvent&>(event).point();
+  if (point) queue_.add_wait(point);
+}
+
+std::unique_ptr<Graph> SimtStream::capture(std::function<void()> work) {
+  return std::make_unique<SimtGraph>(queue_.record(work));
+}
 
 }  // namespace
 
@@ -111,12 +157,17 @@ void enqueue(Stream& stream, const LaunchShape& shape, KernelCall call) {
   static_cast<SimtStream&>(stream).launch(shape, std::move(call));
 }
 
+void enqueue_polled(Stream& stream, std::function<bool()> poll) {
+  queue_of(stream, "communication").add_polled(std::move(poll));
+}
+
 }  // namespace simt
 
 SimtDevice::SimtDevice(const SimtOptions& options)
     : Device(DeviceKind::simt),
       heap_(std::make_unique<simt::Heap>()),
-      multiprocessor_(std::make_unique<simt::Multiprocessor>(options, *heap_, counters_)) {
+      multiprocessor_(std::make_unique<simt::Multiprocessor>(options, *heap_, counters_)),
+      queues_(std::make_unique<simt::WorkQueues>(*heap_)) {
   extension<GpuProperties>() = {.compute_capability = options.compute_capability,
                                 .multiprocessors = options.multiprocessors};
   simt::register_operations(operations());
@@ -125,7 +176,29 @@ SimtDevice::SimtDevice(const SimtOptions& options)
 SimtDevice::~SimtDevice() = default;
 
 std::unique_ptr<Stream> SimtDevice::make_stream() {
-  return std::make_unique<simt::SimtStream>(*this, *heap_, *multiprocessor_);
+  return std::make_unique<simt::SimtStream>(*this, *heap_, *multiprocessor_, *queues_);
+}
+
+std::unique_ptr<Event> SimtDevice::make_event() {
+  return std::make_unique<simt::SimtEvent>(*queues_);
+}
+
+void SimtDevice::advance() {
+  queues_->advance();
+}
+
+void SimtDevice::read(void* host, const void* device, std::size_t bytes) const {
+  require(bytes == 0 || heap_->contains(device, bytes),
+          "what a message of {} bytes is read from is {}", bytes, heap_->locate(device));
+  if (bytes > 0) std::memcpy(host, device, bytes);
+}
+
+void SimtDevice::write(void* device, const void* host, std::size_t bytes) {
+  require(bytes == 0 || heap_->contains(device, bytes),
+          "what a message of {} bytes is written to is {}", bytes, heap_->locate(device));
+  if (bytes == 0) return;
+  std::memcpy(device, host, bytes);
+  heap_->initialised().mark(heap_->offset_of(device), bytes);
 }
 
 std::byte* SimtDevice::allocate_bytes(std::size_t bytes) {

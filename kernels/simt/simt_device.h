@@ -3,8 +3,9 @@
 // it says nothing about time. docs/simt.md shows how to run a kernel of one's own.
 //
 // Work is deferred: launches, copies and fills run, in order, inside Stream::synchronize. So a
-// missing wait shows as data that is not there. What was queued and never waited for does not run.
-// A fault throws Error from synchronize and drops the rest of that stream's queue.
+// missing wait, for a stream or between two, shows as data that is not there. What was queued and
+// never waited for does not run. A fault throws Error from synchronize and drops the rest of that
+// stream's queue.
 //
 // Device memory is not the host's: between synchronizes it is unmapped, and host code that touches
 // it crashes. Fresh memory is filled with 0xff bytes (NaN, or -1), which a read of uninitialised
@@ -13,9 +14,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "kernels/device/device.h"
+#include "kernels/gpu/gpu_properties.h"
 #include "kernels/simt/counters.h"
 
 namespace orchard {
@@ -25,6 +28,7 @@ namespace simt {
 class FrontEnd;
 class Heap;
 class Multiprocessor;
+class WorkQueues;
 
 // Which of the threads that can run runs next, and the order of blocks. A correct kernel does not
 // depend on it.
@@ -42,6 +46,10 @@ enum class Races : std::uint8_t { ignore, find };
 
 void register_operations(OperationTable&);
 
+// Queues work that needs other ranks to act, too: called again and again, while somebody waits for
+// the stream, until it returns true.
+void enqueue_polled(Stream& stream, std::function<bool()> poll);
+
 }  // namespace simt
 
 struct SimtOptions {
@@ -56,11 +64,25 @@ struct SimtOptions {
   simt::FrontEnd* front_end = nullptr;          // that outlives the device; none: compiled kernels
 };
 
+// The GPU for which kernels of this architecture are chosen, with its shared memory (CUDA C++
+// Programming Guide, "Compute Capabilities").
+constexpr SimtOptions simt_options(GpuArch arch) {
+  if (arch == GpuArch::sm_90a) return {.compute_capability = 90, .shared_bytes_limit = 227 * 1024};
+  return {.compute_capability = 80, .shared_bytes_limit = 163 * 1024};
+}
+
 class SimtDevice final : public Device {
  public:
   explicit SimtDevice(const SimtOptions& options);
   ~SimtDevice() override;
   std::unique_ptr<Stream> make_stream() override;
+  std::unique_ptr<Event> make_event() override;
+  void advance() override;
+
+  // For what moves data to and from the device by itself, inside enqueue_polled. Throws Error unless
+  // all of the device's bytes lie in one live allocation.
+  void read(void* host, const void* device, std::size_t bytes) const;
+  void write(void* device, const void* host, std::size_t bytes);
 
   // Of all launches since the last reset. Accesses are counted with Counting::on.
   const simt::Counters& counters() const { return counters_; }
@@ -73,6 +95,7 @@ class SimtDevice final : public Device {
   simt::Counters counters_;
   std::unique_ptr<simt::Heap> heap_;
   std::unique_ptr<simt::Multiprocessor> multiprocessor_;
+  std::unique_ptr<simt::WorkQueues> queues_;
 };
 
 // The emulated GPU with every CUDA operation registered.

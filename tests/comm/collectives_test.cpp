@@ -3,6 +3,8 @@
 // must do.
 #include <algorithm>
 
+#include "comm/emulated_nccl.h"
+#include "comm/nccl.h"
 #include "tests/comm/ranks_test.h"
 #include "tests/kernels/device_test.h"
 
@@ -67,10 +69,26 @@ std::int64_t sum_of(std::span<const std::int64_t> counts, int up_to) {
   return std::accumulate(counts.begin(), counts.begin() + up_to, std::int64_t{0});
 }
 
-struct Case {};
+// How messages between devices travel.
+enum class Transport { mpi, nccl };
+
+struct Case {
+  Transport transport = Transport::mpi;
+};
 
 class Collectives : public DeviceTest<Case> {
  protected:
+  void SetUp() override {
+    DeviceTest<Case>::SetUp();
+    if (IsSkipped() || parameter().transport == Transport::mpi) return;
+    if (world_->size() == 1) GTEST_SKIP() << "one rank has nobody to talk to";
+    // Segments so small that buffers of these tests take several.
+    mpi_world_ =
+        std::exchange(world_, make_nccl_world(*world_, {.device = stream().device(),
+                                                        .library = make_emulated_nccl(),
+                                                        .segment_bytes = std::size_t{1} << 20}));
+  }
+
   void in_every_group(const std::function<void(Communicator&)>& body) {
     for_each_group(*world_, body);
   }
@@ -84,11 +102,15 @@ class Collectives : public DeviceTest<Case> {
     stream().synchronize();
   }
 
-  std::unique_ptr<Communicator> world_ = session->world();
+  std::unique_ptr<Communicator> mpi_world_, world_ = session->world();
 };
 
 INSTANTIATE_TEST_SUITE_P(Devices, Collectives,
                          ::testing::Combine(every_device(), ::testing::Values(Case{})),
+                         device_test_name<Case>);
+INSTANTIATE_TEST_SUITE_P(EmulatedNccl, Collectives,
+                         ::testing::Combine(::testing::Values(DeviceKind::simt),
+                                            ::testing::Values(Case{Transport::nccl})),
                          device_test_name<Case>);
 
 TEST_P(Collectives, AllReduceSumsInRankOrder) {
@@ -281,6 +303,45 @@ TEST_P(Collectives, ExchangeDeliversInOrder) {
     EXPECT_TRUE(from_left == message(left, 1));
     EXPECT_TRUE(again == message(left, 2));
     EXPECT_TRUE(own == message(rank, 3));
+  });
+}
+
+// As stages of a pipeline do: what a rank will receive is asked for ahead of what it sends before, and
+// rank 0 both gives and takes, as where a pipeline goes round more than once.
+TEST_P(Collectives, ReceivesAskedForAheadHoldNoSendUp) {
+  in_every_group([&](Communicator& group) {
+    if (group.size() == 1) return;
+    constexpr std::int64_t size = 70'001;
+    constexpr int messages = 3;
+    const int rank = group.rank(), ranks = group.size();
+    const int left = (rank + ranks - 1) % ranks, right = (rank + 1) % ranks;
+    std::vector<Guarded> in, out;
+    std::vector<OnDevice> in_d, out_d;
+    in.reserve(messages), out.reserve(messages);
+    std::vector<Pending> arrivals, departures;
+    for (unsigned m = 0; m < messages; ++m) {
+      in.push_back(zeros(DType::f32, {size}));
+      in_d.push_back(on_device(in.back()));
+      const Incoming incoming[] = {{.data = in_d.back(), .from = left}};
+      arrivals.push_back(group.exchange(stream(), {}, incoming));
+    }
+    // Rank 0 begins; every other passes on what it got.
+    for (unsigned m = 0; m < messages; ++m) {
+      out.push_back(contribution(DType::f32, size, 7, m));
+      out_d.push_back(on_device(out.back()));
+      if (rank > 0) {
+        arrivals[m].wait(stream());
+        stream().copy(out_d.back(), in_d[m].tensor());
+      }
+      const Outgoing outgoing[] = {{.data = out_d.back(), .to = right}};
+      departures.push_back(group.exchange(stream(), outgoing, {}));
+    }
+    for (Pending& pending : departures) pending.wait(stream());
+    for (unsigned m = 0; m < messages; ++m) {
+      if (rank == 0) arrivals[m].wait(stream());
+      download({&in_d[m]});
+      EXPECT_TRUE(in[m] == contribution(DType::f32, size, 7, m));
+    }
   });
 }
 

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "kernels/simt/simt_device.h"
-#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/op_test.h"
+#include "tests/kernels/simt_policy.h"
 #ifdef ORCHARD_HAS_CUDA
 #include "kernels/cuda/cuda_device.h"
 #endif
@@ -26,12 +26,12 @@ struct FoundDevice {
   std::string absence;
 };
 
-inline FoundDevice find_device(DeviceKind kind) {
+inline FoundDevice find_device(DeviceKind kind, const SimtOptions& simt = {}) {
   switch (kind) {
     case DeviceKind::cpu:
       return {make_cpu_device(), {}};
     case DeviceKind::simt:
-      return {make_policy_device(), {}};
+      return {make_policy_device(simt), {}};
     case DeviceKind::cuda:
 #ifdef ORCHARD_HAS_CUDA
       try {
@@ -125,11 +125,14 @@ class DeviceTest : public ::testing::TestWithParam<std::tuple<DeviceKind, Case>>
  protected:
   void SetUp() override {
     const DeviceKind kind = std::get<0>(this->GetParam());
-    auto [device, absence] = find_device(kind);
+    auto [device, absence] = find_device(kind, simt_options());
     if (!device) GTEST_SKIP() << name_of(kind) << ": " << absence;
     device_ = std::move(device);
     stream_ = device_->make_stream();
   }
+
+  // What the emulator is made with, for tests to override.
+  virtual SimtOptions simt_options() const { return {}; }
 
   const Case& parameter() const { return std::get<1>(this->GetParam()); }
   DeviceKind kind() const { return std::get<0>(this->GetParam()); }

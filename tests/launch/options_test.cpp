@@ -39,6 +39,18 @@ class Variable {
   const char* name_;
 };
 
+TEST(Options, TheEmulatedGpuRunsTheKernelsOfTheArchitectureAskedFor) {
+  const ResolvedRun plain({.recipe = "tiny"});
+  EXPECT_EQ(plain.config().simt_arch, GpuArch::sm_80);
+  const ResolvedRun asked({.recipe = "tiny", .command_line = {given("run.simt_arch", "sm_90a")}});
+  EXPECT_EQ(asked.config().simt_arch, GpuArch::sm_90a);
+  EXPECT_THAT(asked.to_ini(ResolvedRun::Show::origins), HasSubstr("simt_arch = sm_90a"));
+  EXPECT_THAT(message_of([] {
+                ResolvedRun({.recipe = "tiny", .command_line = {given("run.simt_arch", "sm_70")}});
+              }),
+              AllOf(HasSubstr("run.simt_arch"), HasSubstr("sm_80 | sm_90a")));
+}
+
 TEST(Precedence, CommandLineThenEnvironmentThenRecipeThenDefault) {
   const Scratch folder;
   const std::filesystem::path recipe = folder / "mine.ini";
@@ -291,9 +303,9 @@ TEST(Options, EachFillsItsOwnFieldOnly) {
     RunConfig run = default_run();
     const std::string before = option.print(run);
     std::string value;
-    for (const char* candidate :
-         {"3", "4", "0.25", "simt", "bf16", "last", "blocks", "all_choices", "fixed", "fit",
-          "separators", "assistant", "adafactor", "no", "dp-tp-ep-pp", "direct", "gpipe"}) {
+    for (const char* candidate : {"3", "4", "0.25", "simt", "bf16", "last", "blocks", "all_choices",
+                                  "fixed", "fit", "separators", "assistant", "adafactor", "no",
+                                  "dp-tp-ep-pp", "direct", "gpipe", "sm_90a"}) {
       if (candidate == before || !option.read(run, candidate)) continue;
       value = candidate;
       break;

@@ -13,6 +13,7 @@ struct Setting {
   DType dtype = DType::f32;
   bool sparse = true;
   Recompute recompute = Recompute::none;
+  GpuArch simt_arch = GpuArch::sm_80;
 };
 
 void PrintTo(const Setting& setting, std::ostream* out) {
@@ -51,6 +52,8 @@ RunConfig three_stages(const std::filesystem::path& set, const Setting& setting)
     run.stages.push_back(stage);
   }
   run.dtype = setting.dtype;
+  // The attention of sm_90a is for heads of 128.
+  if (setting.simt_arch == GpuArch::sm_90a) run.model.decoder.head_dim = 128;
   run.model.recompute = setting.recompute;
   if (!setting.sparse) run.model.decoder.moe = {};
   return run;
@@ -64,7 +67,18 @@ Recorder trained(RunConfig run, Device& device, const std::filesystem::path& fol
   return recorder;
 }
 
-class DeviceTraining : public DeviceTest<Setting> {};
+class DeviceTraining : public DeviceTest<Setting> {
+ protected:
+  SimtOptions simt_options() const override {
+    SimtOptions options = orchard::simt_options(parameter().simt_arch);
+    if (parameter().simt_arch == GpuArch::sm_90a) options.counting = simt::Counting::on;
+    return options;
+  }
+  // What the copy engine of sm_90 loaded.
+  std::uint64_t tensor_load_bytes() const {
+    return static_cast<SimtDevice&>(stream().device()).counters().tensor_load_bytes;
+  }
+};
 
 TEST_P(DeviceTraining, LossesAreThoseOfTheCpu) {
   const Scratch scratch;
@@ -95,6 +109,10 @@ TEST_P(DeviceTraining, LossesAreThoseOfTheCpu) {
     EXPECT_NEAR(actual.validations[v].report.loss, expected.validations[v].report.loss,
                 close * expected.validations[v].report.loss);
   }
+  if (parameter().simt_arch == GpuArch::sm_90a) {
+    // Its kernels did run; fp32 has none of its own.
+    EXPECT_EQ(tensor_load_bytes() > 0, run.dtype == DType::bf16);
+  }
 }
 
 constexpr Setting settings[] = {
@@ -105,12 +123,27 @@ constexpr Setting settings[] = {
     {.name = "sparse_bf16", .dtype = DType::bf16},
 };
 
+// A GPU has the kernels that it has; the emulator those that it is asked for.
+constexpr Setting sm90_settings[] = {
+    {.name = "sm_90a_sparse", .simt_arch = GpuArch::sm_90a},
+    {.name = "sm_90a_dense_bf16",
+     .dtype = DType::bf16,
+     .sparse = false,
+     .simt_arch = GpuArch::sm_90a},
+    {.name = "sm_90a_sparse_bf16", .dtype = DType::bf16, .simt_arch = GpuArch::sm_90a},
+};
+
+std::string name_of_test(const ::testing::TestParamInfo<std::tuple<DeviceKind, Setting>>& test) {
+  return std::string(name_of(std::get<0>(test.param))) + "_" + std::get<1>(test.param).name;
+}
+
 INSTANTIATE_TEST_SUITE_P(Toys, DeviceTraining,
                          ::testing::Combine(every_gpu(), ::testing::ValuesIn(settings)),
-                         [](const auto& test) {
-                           return std::string(name_of(std::get<0>(test.param))) + "_" +
-                                  std::get<1>(test.param).name;
-                         });
+                         name_of_test);
+INSTANTIATE_TEST_SUITE_P(ToysOnSm90, DeviceTraining,
+                         ::testing::Combine(::testing::Values(DeviceKind::simt),
+                                            ::testing::ValuesIn(sm90_settings)),
+                         name_of_test);
 
 }  // namespace
 }  // namespace orchard::testing

@@ -1,13 +1,16 @@
-#include "comm/rank_order_sum.h"
+#include "kernels/collective/rank_sum_cpu.h"
 
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <vector>
 
+#include "kernels/collective/rank_sum.h"
 #include "kernels/core/visit.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/register.h"
 
-namespace orchard {
+namespace orchard::cpu {
 namespace {
 
 inline float load(float value) {
@@ -55,10 +58,24 @@ void sum_in_rank_order(DType dtype, std::byte* result, std::span<const std::byte
     return;
   }
   visit_float(dtype, [&]<class T>(T) {
-    cpu::parallel_for(count, 16 * block, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(count, 16 * block, [&](std::int64_t begin, std::int64_t end) {
       sum_blocks(reinterpret_cast<T*>(result), sources, begin, end);
     });
   });
 }
 
-}  // namespace orchard
+void register_collective(OperationTable& table) {
+  table.add<RankSum>([](Stream&, const RankSum& op) {
+    std::vector<const std::byte*> sources;
+    const auto row_bytes = static_cast<std::size_t>(op.parts.dim(1)) * size_of(op.parts.dtype());
+    for (int r = 0; r < op.parts.dim(0); ++r) {
+      sources.push_back(static_cast<const std::byte*>(op.parts.raw()) +
+                        static_cast<std::size_t>(r) * row_bytes);
+    }
+    sources[static_cast<std::size_t>(op.own_rank)] = static_cast<const std::byte*>(op.own.raw());
+    sum_in_rank_order(op.result.dtype(), static_cast<std::byte*>(op.result.raw()), sources,
+                      op.result.numel());
+  });
+}
+
+}  // namespace orchard::cpu
