@@ -2,9 +2,9 @@
 #include <limits>
 
 #include "kernels/loss/loss.h"
-#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/cross_entropy_reference.h"
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
 namespace {

@@ -3,9 +3,9 @@
 // sizes that choose for themselves.
 #include "kernels/gemm/gemm_gpu.h"
 
-#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/device_test.h"
 #include "tests/kernels/gemm_test.h"
+#include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
 namespace {
@@ -97,9 +97,9 @@ TEST(GemmEmulated, SlicesOfKAddUp) {
   using simt::AsyncCompletion;
   using simt::ThreadOrder;
   const auto device = make_policy_device({.order = ThreadOrder::random,
-                                        .seed = 7,
-                                        .completion = AsyncCompletion::lazy,
-                                        .compute_capability = 90});
+                                          .seed = 7,
+                                          .completion = AsyncCompletion::lazy,
+                                          .compute_capability = 90});
   const auto stream = device->make_stream();
   for (const auto& [k, slices] : cuts()) {
     SCOPED_TRACE(fmt::format("{} slices", slices));
@@ -296,9 +296,9 @@ TEST(GemmErrors, AnUnknownKernelIsRefused) {
     check_gemm(*stream, DType::bf16, DType::f32, {8, 8, 8}, {});
     FAIL() << "a kernel that does not exist was accepted";
   } catch (const Error& error) {
-    EXPECT_STREQ(
-        error.what(),
-        "ORCHARD_GPU_GEMM is sm70; it may be auto, sm80_64, sm80_128, sm90_128 or sm90_256");
+    EXPECT_STREQ(error.what(),
+                 "ORCHARD_GPU_GEMM is sm70; it may be auto, sm80_64, sm80_128, sm90_128, sm90_256 "
+                 "or cublaslt");
   }
 }
 

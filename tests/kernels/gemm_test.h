@@ -8,8 +8,8 @@
 #include <string>
 
 #include "kernels/gemm/gemm.h"
-#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
 

@@ -1,8 +1,8 @@
 // QK-norm + RoPE against an fp64 reference.
 #include "kernels/norm/norm.h"
-#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/checks.h"
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
 namespace {

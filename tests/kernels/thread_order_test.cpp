@@ -7,8 +7,8 @@
 #include "kernels/loss/loss.h"
 #include "kernels/norm/norm.h"
 #include "kernels/optimizer/optimizer.h"
-#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
 namespace {

@@ -4,8 +4,8 @@
 #include <functional>
 #include <vector>
 
-#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
 

@@ -9,8 +9,8 @@
 #include "kernels/norm/norm.h"
 #include "kernels/optimizer/optimizer.h"
 #include "kernels/simt/simt_device.h"
-#include "tests/kernels/simt_policy.h"
 #include "tests/kernels/op_test.h"
+#include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
 namespace {
