@@ -53,7 +53,8 @@ __device__ void softmax_backward(bool sees, float scale, const QueryTerms& terms
 }
 
 template <class T, int capacity>
-__global__ void __launch_bounds__(fma_threads, fma_blocks) attention_d_q_rows(Backward<T> op) {
+__global__ void __launch_bounds__(fma_threads, fma_blocks<capacity>)
+    attention_d_q_rows(Backward<T> op) {
   const Problem& problem = op.problem;
   const int head = static_cast<int>(blockIdx.x) % problem.heads;
   // From the last tile to the first: under a causal mask the last have the most keys.
@@ -112,7 +113,8 @@ __global__ void __launch_bounds__(fma_threads, fma_blocks) attention_d_q_rows(Ba
 }
 
 template <class T, int capacity>
-__global__ void __launch_bounds__(fma_threads, fma_blocks) attention_d_k_d_v_rows(Backward<T> op) {
+__global__ void __launch_bounds__(fma_threads, fma_blocks<capacity>)
+    attention_d_k_d_v_rows(Backward<T> op) {
   const Problem& problem = op.problem;
   const int kv_head = static_cast<int>(blockIdx.x) % problem.kv_heads;
   // From the first tile to the last: under a causal mask the first are seen by the most queries.

@@ -46,7 +46,8 @@ __device__ float half_warp_sum(float value) {
 }
 
 template <class T, int capacity>
-__global__ void __launch_bounds__(fma_threads, fma_blocks) attention_forward_rows(Forward<T> op) {
+__global__ void __launch_bounds__(fma_threads, fma_blocks<capacity>)
+    attention_forward_rows(Forward<T> op) {
   const Problem& problem = op.problem;
   const int head = static_cast<int>(blockIdx.x) % problem.heads;
   // From the last tile to the first: under a causal mask the last have the most keys.

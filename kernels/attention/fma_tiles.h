@@ -12,8 +12,9 @@ namespace orchard::GPU_NAMESPACE {
 
 inline constexpr int fma_tile = 32;
 inline constexpr int fma_threads = 128;
-inline constexpr int fma_blocks =
-    2;  // of an SM: unasked, ptxas saves registers for more, and spills
+// Of an SM, as shared memory has room: unasked, ptxas saves registers for more, and spills.
+template <int capacity>
+inline constexpr int fma_blocks = capacity <= 128 ? 2 : 1;
 inline constexpr int fma_thread_rows = 4;
 
 // Rows of head_dim <= capacity, zeros behind. Four words of padding: the rows of eight neighbours,

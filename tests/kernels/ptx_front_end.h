@@ -9,42 +9,25 @@
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
-#include <map>
 #include <memory>
 #include <string>
 
 #include "kernels/simt/ptx_text/program.h"
 #include "kernels/simt/simt_device.h"
+#include "tests/kernels/ptx_reports.h"
 
 namespace orchard::testing {
-
-// What the launches of one kernel had in common, and what not.
-struct ComparedLaunches {
-  std::uint64_t launches = 0;
-  std::uint64_t unequal = 0;  // whose memory differs in some byte
-  // Of global loads and stores.
-  std::uint64_t compiled_bytes = 0, ptx_bytes = 0;
-  std::uint64_t compiled_sectors = 0, ptx_sectors = 0;
-  std::uint64_t compiled_requests = 0, ptx_requests = 0;
-
-  ComparedLaunches& operator+=(const ComparedLaunches& other) {
-    launches += other.launches, unequal += other.unequal;
-    compiled_bytes += other.compiled_bytes, ptx_bytes += other.ptx_bytes;
-    compiled_sectors += other.compiled_sectors, ptx_sectors += other.ptx_sectors;
-    compiled_requests += other.compiled_requests, ptx_requests += other.ptx_requests;
-    return *this;
-  }
-};
 
 class ComparingFrontEnd final : public simt::FrontEnd {
  public:
   ComparingFrontEnd(simt::ptx::Program& program, std::string report)
       : program_(program), report_(std::move(report)) {}
-  ~ComparingFrontEnd() override { write_report(); }
+  ~ComparingFrontEnd() override { write(); }
   ComparingFrontEnd(const ComparingFrontEnd&) = delete;
   ComparingFrontEnd& operator=(const ComparingFrontEnd&) = delete;
 
-  void launch(const LaunchShape&, const simt::KernelCall& call, simt::LaunchSite& site) override {
+  void launch(const LaunchShape& shape, const simt::KernelCall& call,
+              simt::LaunchSite& site) override {
     const simt::ptx::Kernel& kernel = program_.find(simt::ptx::entry_of(call.kernel));
     const simt::HeapImage before = site.save_memory();
     const simt::Counters start = site.counters();
@@ -62,7 +45,9 @@ class ComparingFrontEnd final : public simt::FrontEnd {
                               .compiled_sectors = sectors(middle) - sectors(start),
                               .ptx_sectors = sectors(end) - sectors(middle),
                               .compiled_requests = requests(middle) - requests(start),
-                              .ptx_requests = requests(end) - requests(middle)};
+                              .ptx_requests = requests(end) - requests(middle),
+                              .threads = shape.block.volume(),
+                              .shared_bytes = shape.shared_bytes};
   }
 
  private:
@@ -74,19 +59,15 @@ class ComparingFrontEnd final : public simt::FrontEnd {
     return c.loads.requests + c.stores.requests;
   }
 
-  void write_report() const {
+  void write() const {
     std::ofstream file(report_);
     if (!file) std::cerr << "cannot write " << report_ << '\n', std::abort();
-    for (const auto& [kernel, r] : records_) {
-      file << r.launches << '\t' << r.unequal << '\t' << r.compiled_bytes << '\t' << r.ptx_bytes
-           << '\t' << r.compiled_sectors << '\t' << r.ptx_sectors << '\t' << r.compiled_requests
-           << '\t' << r.ptx_requests << '\t' << kernel << '\n';
-    }
+    write_report(file, records_);
   }
 
   simt::ptx::Program& program_;
   std::string report_;
-  std::map<std::string, ComparedLaunches> records_;
+  LaunchRecords records_;
 };
 
 // nullptr where the environment asks for none.

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <map>
 
 #include "tests/kernels/ptx_front_end.h"
@@ -52,21 +51,6 @@ constexpr const char* diverging[] = {"pool<", "add_to_table<", "copy_rows<", "at
 // Instances that no launch can choose as yet: rows are of f32 and bf16, so of an even number of bytes.
 constexpr const char* out_of_reach = "<unsigned char";
 
-std::map<std::string, ComparedLaunches> read_reports(const std::string& folder) {
-  std::map<std::string, ComparedLaunches> out;
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    std::ifstream file(entry.path());
-    ComparedLaunches r;
-    std::string kernel;
-    while (file >> r.launches >> r.unequal >> r.compiled_bytes >> r.ptx_bytes >>
-               r.compiled_sectors >> r.ptx_sectors >> r.compiled_requests >> r.ptx_requests &&
-           std::getline(file >> std::ws, kernel)) {
-      out[kernel] += r;
-    }
-  }
-  return out;
-}
-
 class PtxReport : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -79,7 +63,7 @@ class PtxReport : public ::testing::Test {
     entries_ = simt::ptx::Program(simt::ptx::read_modules(modules)).entries();
   }
 
-  std::map<std::string, ComparedLaunches> records_;
+  LaunchRecords records_;
   std::vector<simt::ptx::EntryName> entries_;
 };
 
