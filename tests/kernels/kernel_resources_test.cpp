@@ -40,17 +40,16 @@ struct Resources {
   unsigned threads = 0, shared_bytes = 0;  // of the largest launch
   bool is_launched() const { return threads > 0; }
 
+  unsigned warps() const { return (threads + 31) / 32; }
   // How many fit a multiprocessor. Registers are given to warps, 256 at a time.
   unsigned blocks() const {
     const Multiprocessor sm = multiprocessor_of(arch);
-    const unsigned warps = (threads + 31) / 32;
-    const unsigned by_registers = sm.registers / (warps * round_up(registers * 32, 256));
+    const unsigned by_registers = sm.registers / (warps() * round_up(registers * 32, 256));
     const unsigned by_shared = sm.shared_bytes / (shared_bytes + reserved_shared_bytes);
-    return std::min({sm.blocks, sm.threads / (warps * 32), by_registers, by_shared});
+    return std::min({sm.blocks, sm.threads / (warps() * 32), by_registers, by_shared});
   }
   double occupancy() const {
-    return static_cast<double>(blocks() * ((threads + 31) / 32 * 32)) /
-           multiprocessor_of(arch).threads;
+    return static_cast<double>(blocks() * warps() * 32) / multiprocessor_of(arch).threads;
   }
 };
 
@@ -175,7 +174,12 @@ std::string short_name(std::string kernel) {
     for (std::size_t at; (at = kernel.find(space)) != std::string::npos;)
       kernel.erase(at, space.size());
   }
-  return kernel.substr(0, kernel.find('('));
+  int depth = 0;  // of template arguments, which may have casts in them
+  const auto parameters = std::ranges::find_if(kernel, [&](char c) {
+    depth += (c == '<') - (c == '>');
+    return c == '(' && depth == 0;
+  });
+  return {kernel.begin(), parameters};
 }
 
 // Registers are the compiler's choice, so the table holds for the version that it names.
