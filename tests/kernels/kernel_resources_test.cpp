@@ -89,7 +89,7 @@ unsigned stated_blocks(const std::string& module, const std::string& mangled) {
 class Compilation {
  public:
   Compilation(const std::string& modules, const std::string& reports, const std::string& ptxas)
-      : version_(word_after(output_of(ptxas + " --version"), "release ")) {
+      : version_(word_after(output_of(ptxas + " --version"), ", V")) {
     const LaunchRecords launches = read_reports(reports);
     std::ifstream list(modules);
     for (std::string path; std::getline(list, path);)
