@@ -66,11 +66,10 @@ void sum_in_rank_order(DType dtype, std::byte* result, std::span<const std::byte
 
 void register_collective(OperationTable& table) {
   table.add<RankSum>([](Stream&, const RankSum& op) {
-    std::vector<const std::byte*> sources;
+    std::vector<const std::byte*> sources(static_cast<std::size_t>(op.parts.dim(0)));
     const auto row_bytes = static_cast<std::size_t>(op.parts.dim(1)) * size_of(op.parts.dtype());
-    for (int r = 0; r < op.parts.dim(0); ++r) {
-      sources.push_back(static_cast<const std::byte*>(op.parts.raw()) +
-                        static_cast<std::size_t>(r) * row_bytes);
+    for (std::size_t r = 0; r < sources.size(); ++r) {
+      sources[r] = static_cast<const std::byte*>(op.parts.raw()) + r * row_bytes;
     }
     sources[static_cast<std::size_t>(op.own_rank)] = static_cast<const std::byte*>(op.own.raw());
     sum_in_rank_order(op.result.dtype(), static_cast<std::byte*>(op.result.raw()), sources,

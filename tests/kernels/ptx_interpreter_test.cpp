@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -51,7 +52,7 @@ std::vector<std::uint32_t> run_probe(const std::string& body, std::vector<std::u
 }
 
 // Applies an instruction of one result and up to three operands of 32 bits each.
-std::uint32_t apply(const std::string& opcode, std::vector<std::uint32_t> operands,
+std::uint32_t apply(const std::string& opcode, const std::vector<std::uint32_t>& operands,
                     const std::string& letter = "r") {
   std::string body, names;
   for (std::size_t n = 0; n < operands.size(); ++n) {
@@ -66,8 +67,9 @@ std::uint32_t apply(const std::string& opcode, std::vector<std::uint32_t> operan
 }
 
 float apply_float(const std::string& opcode, const std::vector<float>& operands) {
-  std::vector<std::uint32_t> bits;
-  for (const float value : operands) bits.push_back(std::bit_cast<std::uint32_t>(value));
+  std::vector<std::uint32_t> bits(operands.size());
+  std::ranges::transform(operands, bits.begin(),
+                         [](float value) { return std::bit_cast<std::uint32_t>(value); });
   return std::bit_cast<float>(apply(opcode, bits, "f"));
 }
 

@@ -83,7 +83,7 @@ __global__ void load_rows(Matrix fault) {
   if (fault != Matrix::no_syncwarp) __syncwarp();
   const float* row = ring.value[0] + 4 * ((lane + 8) % 32);
   if (fault == Matrix::misaligned) row += 2;
-  if (fault == Matrix::outside) row = ring.value[stages] + 4 * lane;
+  if (fault == Matrix::outside) row = ring.value[0] + sizeof(ring.value) / sizeof(float) + 4 * lane;
   unsigned registers[4];
   ldmatrix(registers, row);
 }
@@ -93,7 +93,7 @@ __global__ void store_rows(Matrix fault) {
   const unsigned lane = threadIdx.x;
   float* row = ring.value[0] + 4 * lane;
   if (fault == Matrix::misaligned) row += 2;
-  if (fault == Matrix::outside) row = ring.value[stages] + 4 * lane;
+  if (fault == Matrix::outside) row = ring.value[0] + sizeof(ring.value) / sizeof(float) + 4 * lane;
   const unsigned registers[4] = {lane, lane, lane, lane};
   stmatrix(row, registers);
   if (fault != Matrix::no_syncwarp) __syncwarp();

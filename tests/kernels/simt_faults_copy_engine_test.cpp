@@ -278,7 +278,10 @@ TEST_P(CopyEngineResults, BoxesOfManyBlocksAddUpInsideTheTensorAlone) {
 
 TEST_P(CopyEngineResults, MulticastReachesEveryBlock) {
   Guarded in(DType::bf16, {256, 64}), out(DType::i32, {2, 32});
-  for (int i = 0; i < in.size(); ++i) in.set(i, i / 64 / 64 + i % 64);
+  for (int i = 0; i < in.size(); ++i) {
+    const int band = i / 64 / 64;
+    in.set(i, band + i % 64);
+  }
   OnDevice in_d(*stream_, in), out_d(*stream_, out);
   simt::launch(*stream_,
                {.kernel = "k",
