@@ -4,20 +4,26 @@
 //   d_weight += Σ_rows d_y·x̂,  d_bias += Σ_rows d_y
 //
 // Bytes: 3·e per element, 4·e with d_sum, for elements of e bytes; FLOPs: about 14. Bound: HBM
-// bandwidth. Each row is read once and stays in registers. A block goes down a strip of rows and keeps
-// the weight and its gradient's share in registers all the way; the shares of the strips are then
-// added in order, so the gradient has the same bits every time. Strips have 8 or more rows for each
-// row that is worked on at a time: the shares are small and stay in the L2 cache.
+// bandwidth. Each row is read once. A block goes down a strip of rows and keeps the weight and its
+// gradient's share in registers all the way; the shares of the strips are then added in order, so the
+// gradient has the same bits every time. Strips have 8 or more rows for each row that is worked on at a
+// time: the shares are small and stay in the L2 cache.
+//
+// The next row is on its way to shared memory (cp.async) while a row is worked on, so the bytes in flight,
+// some 90 KB on an SM, cost no registers and do not stop for the reductions. Each thread reads back what it
+// copied itself: that takes no barrier.
 #include <array>
 
 #include "kernels/core/visit.h"
 #include "kernels/device/device.h"
 #include "kernels/gpu/columns.h"
 #include "kernels/gpu/gpu.h"
+#include "kernels/gpu/grid.h"
 #include "kernels/gpu/values.h"
 #include "kernels/gpu/vector.h"
 #include "kernels/norm/norm.h"
 #include "kernels/norm/norm_gpu.h"
+#include "kernels/ptx/cp_async.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
@@ -42,11 +48,20 @@ constexpr int halves(Norm norm) {
   return norm == Norm::layer ? 2 : 1;
 }
 
+// What a row is read from.
+enum Operand : std::uint8_t { operand_x, operand_d_y, operand_d_sum, row_operands };
+
+// Rows in shared memory: the one that is worked on and the next.
+constexpr unsigned ring_stages = 2;
+
 template <class T, int threads, int vectors>
 struct BackwardStorage {
   static constexpr int groups = block_threads(threads) / threads;  // rows worked on at a time
   RowSums<threads> sums;
-  float share[groups][threads * vectors * per_vector<T>];
+  union {
+    uint4 ring[ring_stages][row_operands][vectors][block_threads(threads)];
+    float share[groups][threads * vectors * per_vector<T>];  // when the rows are done
+  };
 };
 
 // Adds the shares of the block's groups of threads and stores the sums, [cols].
@@ -71,8 +86,21 @@ __device__ void store_share(const Floats<T> (&share)[vectors], int cols, float* 
   }
 }
 
+// The row's statistics, zero where there is no row.
+struct RowStatistics {
+  float mean, inverse;
+};
+
+template <Norm norm, class T>
+__device__ RowStatistics statistics_of(const GradientRows<T>& op, std::int64_t row, bool active) {
+  return {norm == Norm::layer && active ? load(op.mean + row) : 0.0f,
+          active ? load(op.inverse + row) : 0.0f};
+}
+
+// Four blocks of four warps, or two of eight, on an SM: as many as a GPU of 132 SMs gets (run_variant).
 template <Norm norm, class T, int threads, int vectors>
-__global__ void __launch_bounds__(block_threads(threads)) norm_backward_rows(GradientRows<T> op) {
+__global__ void __launch_bounds__(block_threads(threads), 512 / block_threads(threads))
+    norm_backward_rows(GradientRows<T> op) {
   auto& shared = shared_storage<BackwardStorage<T, threads, vectors>>();
   constexpr int groups = shared.groups, per = per_vector<T>;
   const int thread = static_cast<int>(threadIdx.x) % threads;
@@ -93,34 +121,42 @@ __global__ void __launch_bounds__(block_threads(threads)) norm_backward_rows(Gra
 
   const std::int64_t first = blockIdx.x * op.strip;
   const std::int64_t end = first + op.strip < op.rows ? first + op.strip : op.rows;
-  int buffer = 0;
-  // All groups take as many turns, for the barriers in row_sum; what has no row works on zeros.
-  for (std::int64_t turn = first; turn < end; turn += groups) {
-    const std::int64_t row = turn + group;
-    const bool active = row < end;
-    const auto* const x_row = reinterpret_cast<const uint4*>(op.x) + row * length;
-    const auto* const d_y_row = reinterpret_cast<const uint4*>(op.d_y) + row * length;
-    uint4 x[vectors], d_y[vectors], d_sum[vectors];
-#pragma unroll
-    for (int v = 0; v < vectors; ++v) {
-      const bool inside = active && at(v) < length;
-      x[v] = inside ? load(x_row + at(v)) : uint4{};
-      d_y[v] = inside ? load(d_y_row + at(v)) : uint4{};
-    }
-    if (op.d_sum != nullptr) {
-      const auto* const d_sum_row = reinterpret_cast<const uint4*>(op.d_sum) + row * length;
+  // What lies outside of the row, or has no row, arrives as zeros.
+  const auto fetch = [&](std::int64_t row, unsigned stage) {
+    const auto copy = [&](Operand operand, const T* from) {
+      const auto* const source = reinterpret_cast<const uint4*>(from) + row * length;
 #pragma unroll
       for (int v = 0; v < vectors; ++v) {
-        d_sum[v] = active && at(v) < length ? load(d_sum_row + at(v)) : uint4{};
+        const bool inside = row < end && at(v) < length;
+        cp_async_16(&shared.ring[stage][operand][v][threadIdx.x],
+                    inside ? source + at(v) : reinterpret_cast<const uint4*>(from),
+                    inside ? 16 : 0);
       }
-    }
-    const float r = active ? load(op.inverse + row) : 0.0f;
-    const float mean = norm == Norm::layer && active ? load(op.mean + row) : 0.0f;
+    };
+    copy(operand_x, op.x);
+    copy(operand_d_y, op.d_y);
+    if (op.d_sum != nullptr) copy(operand_d_sum, op.d_sum);
+    cp_async_commit();
+  };
+  fetch(first + group, 0);
+  RowStatistics next = statistics_of<norm>(op, first + group, first + group < end);
+  unsigned stage = 0;
+  int buffer = 0;
+  // All groups take as many turns, for the barriers in row_sum; what has no row works on zeros.
+  for (std::int64_t turn = first; turn < end; turn += groups, stage ^= 1) {
+    const std::int64_t row = turn + group;
+    const auto [mean, r] = next;
+    fetch(row + groups, stage ^ 1);
+    next = statistics_of<norm>(op, row + groups, row + groups < end);
+    cp_async_wait<1>();
+    const auto own = [&](Operand operand, int v) {
+      return unpack<T>(load_shared(&shared.ring[stage][operand][v][threadIdx.x]));
+    };
 
     float total = 0, dot = 0;  // d_y is zero where there is no element, and so are its products
 #pragma unroll
     for (int v = 0; v < vectors; ++v) {
-      const Floats<T> inputs = unpack<T>(x[v]), gradients = unpack<T>(d_y[v]);
+      const Floats<T> inputs = own(operand_x, v), gradients = own(operand_d_y, v);
       const Floats<T> scales = unpack<T>(weight[v]);
 #pragma unroll
       for (int i = 0; i < per; ++i) {
@@ -145,8 +181,8 @@ __global__ void __launch_bounds__(block_threads(threads)) norm_backward_rows(Gra
     auto* const d_x_row = reinterpret_cast<uint4*>(op.d_x) + row * length;
 #pragma unroll
     for (int v = 0; v < vectors; ++v) {
-      if (!active || at(v) >= length) continue;
-      const Floats<T> inputs = unpack<T>(x[v]), gradients = unpack<T>(d_y[v]);
+      if (row >= end || at(v) >= length) continue;
+      const Floats<T> inputs = own(operand_x, v), gradients = own(operand_d_y, v);
       const Floats<T> scales = unpack<T>(weight[v]);
       Floats<T> out;
 #pragma unroll
@@ -156,13 +192,14 @@ __global__ void __launch_bounds__(block_threads(threads)) norm_backward_rows(Gra
         out.value[i] = r * fmaf(-normalised, mean_dot, g - mean_g);
       }
       if (op.d_sum != nullptr) {
-        const Floats<T> others = unpack<T>(d_sum[v]);
+        const Floats<T> others = own(operand_d_sum, v);
 #pragma unroll
         for (int i = 0; i < per; ++i) out.value[i] += others.value[i];
       }
       store(d_x_row + at(v), pack(out));
     }
   }
+  cp_async_wait_all();
 
   if (op.partials == nullptr) return;
   float* const partial =
@@ -249,9 +286,8 @@ constexpr Variant<T> variant() {
            norm_backward_rows<norm, T, threads, vectors>}};
 }
 
-// The first that holds the row is taken. Four vectors of x, d_y, d_sum and weight, and their share of
-// the gradient, are some 170 registers a thread in bf16, 250 for LayerNorm with its second gradient:
-// three or two blocks of four warps on an SM, with 72 or 48 KB in flight.
+// The first that holds the row is taken. Two rows of x, d_y and d_sum are 48 KB of shared memory for each
+// four warps.
 template <Norm norm, class T>
 constexpr std::array<Variant<T>, 4> variants() {
   return {{
@@ -281,9 +317,10 @@ void run_variant(Stream& stream, const Variant<T>& v, GradientRows<T> op,
                  const AddToGradients& totals) {
   const int block = block_threads(v.threads_per_row);
   const std::int64_t groups = block / v.threads_per_row;
-  // At most 512 strips, of at least 8 turns.
-  const std::int64_t turns =
-      std::max<std::int64_t>(8, (op.rows + groups * 512 - 1) / (groups * 512));
+  // Of at least 8 turns, and no more than the SMs of an H100 hold at once, four warps each: none is left
+  // for a second wave, which would find most SMs idle.
+  const std::int64_t most = 512 * 128 / block;
+  const std::int64_t turns = std::max<std::int64_t>(8, ceil_div(op.rows, groups * most));
   op.strip = turns * groups;
   const std::int64_t strips = (op.rows + op.strip - 1) / op.strip;
   op.partials = partials_of<norm>(stream, totals, strips);
