@@ -4,8 +4,8 @@
 //   d_weight += Σ_rows d_y·x̂,  d_bias += Σ_rows d_y
 //
 // Bytes: 3·e per element, 4·e with d_sum, for elements of e bytes; FLOPs: about 14. Bound: HBM
-// bandwidth. Each row is read once. A block goes down a strip of rows and keeps the weight and its
-// gradient's share in registers all the way; the shares of the strips are then added in order, so the
+// bandwidth. Each row is read once. A block goes down a strip of rows and keeps its share of the
+// weight's gradient in registers all the way; the shares of the strips are then added in order, so the
 // gradient has the same bits every time. Strips have 8 or more rows for each row that is worked on at a
 // time: the shares are small and stay in the L2 cache.
 //
@@ -48,18 +48,27 @@ constexpr int halves(Norm norm) {
   return norm == Norm::layer ? 2 : 1;
 }
 
-// What a row is read from.
-enum Operand : std::uint8_t { operand_x, operand_d_y, operand_d_sum, row_operands };
+// How many blocks an SM shall hold: three of four warps, with 168 registers a thread. LayerNorm needs a few
+// more in its widest rows of that size; a block of 16 warps fills an SM with its shared memory.
+constexpr int blocks_of_sm(Norm norm, int threads_per_row) {
+  return threads_per_row > 128 ? 1 : norm == Norm::layer && threads_per_row == 128 ? 2 : 3;
+}
 
-// Rows in shared memory: the one that is worked on and the next.
+// The row that is worked on and the next: two stages of a ring.
 constexpr unsigned ring_stages = 2;
 
 template <class T, int threads, int vectors>
 struct BackwardStorage {
   static constexpr int groups = block_threads(threads) / threads;  // rows worked on at a time
+  using Row = uint4[vectors][block_threads(threads)];
+  struct Rows {
+    Row x[ring_stages], d_y[ring_stages];
+    Row d_sum;  // late enough with the row that is worked on: it is added last
+  };
   RowSums<threads> sums;
+  Row weight;
   union {
-    uint4 ring[ring_stages][row_operands][vectors][block_threads(threads)];
+    Rows rows;
     float share[groups][threads * vectors * per_vector<T>];  // when the rows are done
   };
 };
@@ -92,14 +101,13 @@ struct RowStatistics {
 };
 
 template <Norm norm, class T>
-__device__ RowStatistics statistics_of(const GradientRows<T>& op, std::int64_t row, bool active) {
+__device__ RowStatistics statistics_of(const GradientRows<T>& op, int row, bool active) {
   return {norm == Norm::layer && active ? load(op.mean + row) : 0.0f,
           active ? load(op.inverse + row) : 0.0f};
 }
 
-// Four blocks of four warps, or two of eight, on an SM: as many as a GPU of 132 SMs gets (run_variant).
 template <Norm norm, class T, int threads, int vectors>
-__global__ void __launch_bounds__(block_threads(threads), 512 / block_threads(threads))
+__global__ void __launch_bounds__(block_threads(threads), blocks_of_sm(norm, threads))
     norm_backward_rows(GradientRows<T> op) {
   auto& shared = shared_storage<BackwardStorage<T, threads, vectors>>();
   constexpr int groups = shared.groups, per = per_vector<T>;
@@ -109,55 +117,59 @@ __global__ void __launch_bounds__(block_threads(threads), 512 / block_threads(th
   const auto cols = static_cast<float>(op.cols);
   const auto at = [&](int v) { return thread + v * threads; };
 
-  uint4 weight[vectors];
   Floats<T> d_weight[vectors], d_bias[vectors];
 #pragma unroll
   for (int v = 0; v < vectors; ++v) {
     const auto* const weights = reinterpret_cast<const uint4*>(op.weight);
-    weight[v] = at(v) < length ? load_readonly(weights + at(v)) : uint4{};
+    store_shared(&shared.weight[v][threadIdx.x],
+                 at(v) < length ? load_readonly(weights + at(v)) : uint4{});
 #pragma unroll
     for (int i = 0; i < per; ++i) d_weight[v].value[i] = d_bias[v].value[i] = 0;
   }
 
-  const std::int64_t first = blockIdx.x * op.strip;
-  const std::int64_t end = first + op.strip < op.rows ? first + op.strip : op.rows;
-  // What lies outside of the row, or has no row, arrives as zeros.
-  const auto fetch = [&](std::int64_t row, unsigned stage) {
-    const auto copy = [&](Operand operand, const T* from) {
-      const auto* const source = reinterpret_cast<const uint4*>(from) + row * length;
+  const auto rows = static_cast<int>(op.rows), strip = static_cast<int>(op.strip);
+  const int first = static_cast<int>(blockIdx.x) * strip;
+  const int end = rows - first > strip ? first + strip : rows;
+  // A copy of an operand's row, which the thread reads back with `own`. What lies outside of the row, or
+  // has no row, arrives as zeros.
+  using Row = BackwardStorage<T, threads, vectors>::Row;
+  const auto fetch = [&](const T* operand, int row, Row& to) {
 #pragma unroll
-      for (int v = 0; v < vectors; ++v) {
-        const bool inside = row < end && at(v) < length;
-        cp_async_16(&shared.ring[stage][operand][v][threadIdx.x],
-                    inside ? source + at(v) : reinterpret_cast<const uint4*>(from),
-                    inside ? 16 : 0);
-      }
-    };
-    copy(operand_x, op.x);
-    copy(operand_d_y, op.d_y);
-    if (op.d_sum != nullptr) copy(operand_d_sum, op.d_sum);
+    for (int v = 0; v < vectors; ++v) {
+      const bool inside = row < end && at(v) < length;
+      const std::int64_t from = inside ? std::int64_t{row} * length + at(v) : 0;
+      cp_async_16(&to[v][threadIdx.x], reinterpret_cast<const uint4*>(operand) + from,
+                  inside ? 16 : 0);
+    }
+  };
+  const auto own = [&](const Row& row, int v) {
+    return unpack<T>(load_shared(&row[v][threadIdx.x]));
+  };
+  const auto fetch_inputs = [&](int row, unsigned stage) {
+    fetch(op.x, row, shared.rows.x[stage]);
+    fetch(op.d_y, row, shared.rows.d_y[stage]);
     cp_async_commit();
   };
-  fetch(first + group, 0);
+  fetch_inputs(first + group, 0);
   RowStatistics next = statistics_of<norm>(op, first + group, first + group < end);
   unsigned stage = 0;
   int buffer = 0;
   // All groups take as many turns, for the barriers in row_sum; what has no row works on zeros.
-  for (std::int64_t turn = first; turn < end; turn += groups, stage ^= 1) {
-    const std::int64_t row = turn + group;
+  for (int turn = first; turn < end; turn += groups, stage ^= 1) {
+    const int row = turn + group;
     const auto [mean, r] = next;
-    fetch(row + groups, stage ^ 1);
+    if (op.d_sum != nullptr) fetch(op.d_sum, row, shared.rows.d_sum);
+    cp_async_commit();
+    fetch_inputs(row + groups, stage ^ 1);
     next = statistics_of<norm>(op, row + groups, row + groups < end);
-    cp_async_wait<1>();
-    const auto own = [&](Operand operand, int v) {
-      return unpack<T>(load_shared(&shared.ring[stage][operand][v][threadIdx.x]));
-    };
+    cp_async_wait<2>();
+    const Row &x = shared.rows.x[stage], &d_y = shared.rows.d_y[stage];
 
     float total = 0, dot = 0;  // d_y is zero where there is no element, and so are its products
 #pragma unroll
     for (int v = 0; v < vectors; ++v) {
-      const Floats<T> inputs = own(operand_x, v), gradients = own(operand_d_y, v);
-      const Floats<T> scales = unpack<T>(weight[v]);
+      const Floats<T> inputs = own(x, v), gradients = own(d_y, v);
+      const Floats<T> scales = own(shared.weight, v);
 #pragma unroll
       for (int i = 0; i < per; ++i) {
         const float normalised = (inputs.value[i] - mean) * r;
@@ -178,12 +190,13 @@ __global__ void __launch_bounds__(block_threads(threads), 512 / block_threads(th
       buffer ^= 1;
     }
 
-    auto* const d_x_row = reinterpret_cast<uint4*>(op.d_x) + row * length;
+    cp_async_wait<1>();
+    auto* const d_x_row = reinterpret_cast<uint4*>(op.d_x) + std::int64_t{row} * length;
 #pragma unroll
     for (int v = 0; v < vectors; ++v) {
       if (row >= end || at(v) >= length) continue;
-      const Floats<T> inputs = own(operand_x, v), gradients = own(operand_d_y, v);
-      const Floats<T> scales = unpack<T>(weight[v]);
+      const Floats<T> inputs = own(x, v), gradients = own(d_y, v);
+      const Floats<T> scales = own(shared.weight, v);
       Floats<T> out;
 #pragma unroll
       for (int i = 0; i < per; ++i) {
@@ -192,7 +205,7 @@ __global__ void __launch_bounds__(block_threads(threads), 512 / block_threads(th
         out.value[i] = r * fmaf(-normalised, mean_dot, g - mean_g);
       }
       if (op.d_sum != nullptr) {
-        const Floats<T> others = own(operand_d_sum, v);
+        const Floats<T> others = own(shared.rows.d_sum, v);
 #pragma unroll
         for (int i = 0; i < per; ++i) out.value[i] += others.value[i];
       }
@@ -286,15 +299,15 @@ constexpr Variant<T> variant() {
            norm_backward_rows<norm, T, threads, vectors>}};
 }
 
-// The first that holds the row is taken. Two rows of x, d_y and d_sum are 48 KB of shared memory for each
-// four warps.
+// The first that holds the row is taken. Shared memory: 48 KB for each four warps of the first three, 96 KB
+// for the last.
 template <Norm norm, class T>
 constexpr std::array<Variant<T>, 4> variants() {
   return {{
       variant<norm, T, 32, 4>(),   //   2 KB: hidden 768 and 1024 in bf16
       variant<norm, T, 64, 4>(),   //   4 KB: hidden 1280 and 2048 in bf16, 1024 in f32
       variant<norm, T, 128, 4>(),  //   8 KB: hidden 3072 and 4096 in bf16
-      variant<norm, T, 256, 4>(),  //  16 KB: hidden 7168 in bf16, 4096 in f32
+      variant<norm, T, 512, 2>(),  //  16 KB: hidden 7168 in bf16, 4096 in f32
   }};
 }
 
@@ -317,9 +330,9 @@ void run_variant(Stream& stream, const Variant<T>& v, GradientRows<T> op,
                  const AddToGradients& totals) {
   const int block = block_threads(v.threads_per_row);
   const std::int64_t groups = block / v.threads_per_row;
-  // Of at least 8 turns, and no more than the SMs of an H100 hold at once, four warps each: none is left
-  // for a second wave, which would find most SMs idle.
-  const std::int64_t most = 512 * 128 / block;
+  // Of at least 8 turns, and no more than 128 SMs hold at once: none of them is left for a second wave,
+  // which would find most SMs of a large GPU idle.
+  const std::int64_t most = 128 * blocks_of_sm(norm, v.threads_per_row);
   const std::int64_t turns = std::max<std::int64_t>(8, ceil_div(op.rows, groups * most));
   op.strip = turns * groups;
   const std::int64_t strips = (op.rows + op.strip - 1) / op.strip;
