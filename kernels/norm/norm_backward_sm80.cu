@@ -255,7 +255,7 @@ struct WeightTerms {
 
 // The gradients of weight and bias for those rows.
 template <Norm norm, class T>
-__global__ void __launch_bounds__(column_threads)
+__global__ void __launch_bounds__(column_threads, column_blocks)
     norm_weight_strips(GradientRows<T> op, ColumnTiling tiling) {
   const Columns<1> columns(tiling);
   Values<1> d_weight{}, d_bias{};
