@@ -152,9 +152,15 @@ struct MoveToken {
   const std::int32_t* tokens;  // nullptr: in order
   std::int32_t* sorted_rows;
   std::int32_t* sorted_tokens;
-  __device__ void operator()(int i, int position) const {
-    store(sorted_rows + position, targets(i));
-    store(sorted_tokens + position, tokens != nullptr ? load(tokens + i) : i);
+  struct Held {
+    int row, token;
+  };
+  __device__ Held read(int i) const {
+    return {targets(i), tokens != nullptr ? load(tokens + i) : i};
+  }
+  __device__ void write(int, int position, const Held& held) const {
+    store(sorted_rows + position, held.row);
+    store(sorted_tokens + position, held.token);
   }
 };
 
