@@ -37,22 +37,37 @@ struct Weights {
   Values<n> tap[taps];
 };
 
+// The weights of a block's channels, as they lie in memory.
+template <class T, int n>
+struct WeightStorage {
+  alignas(16) T value[32 * n * taps];
+};
+
+// Brings them there in full sectors: a lane's own lie 9·n elements apart from its neighbour's. Ends with a
+// barrier.
+template <class T, int n>
+__device__ void fetch_weights(const Convolution<T>& op, WeightStorage<T, n>& shared) {
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * 32 * n * taps;
+  const std::int64_t left = op.picture.channels * taps - first;
+  for (int i = static_cast<int>(threadIdx.x) * n; i < 32 * n * taps; i += 32 * block_warps * n) {
+    if (i >= left) break;
+    const Piece<T, n> piece = load_piece<n>(op.weight + first + i);
+    store_shared(reinterpret_cast<decltype(Piece<T, n>::word)*>(shared.value + i), piece.word);
+  }
+  __syncthreads();
+}
+
 // The weights of n channels lie together, nine by nine.
 template <int n, class T>
-__device__ Weights<n> load_weights(const T* weight, Turn turn) {
+__device__ Weights<n> load_weights(const T* shared, Turn turn) {
   Weights<n> out;
-  if constexpr (n == 1) {
 #pragma unroll
-    for (int tap = 0; tap < taps; ++tap) out.tap[tap] = load_values<1>(weight + tap);
-  } else {
+  for (int k = 0; k < taps; ++k) {
+    using Word = decltype(Piece<T, n>::word);
+    const Values<n> values =
+        values_of(Piece<T, n>{load_shared(reinterpret_cast<const Word*>(shared + k * n))});
 #pragma unroll
-    for (int vector = 0; vector < taps; ++vector) {
-      const Values<n> values = load_values<n>(weight + vector * n);
-#pragma unroll
-      for (int i = 0; i < n; ++i) {
-        out.tap[(vector * n + i) % taps][(vector * n + i) / taps] = values[i];
-      }
-    }
+    for (int i = 0; i < n; ++i) out.tap[(k * n + i) % taps][(k * n + i) / taps] = values[i];
   }
   if (turn == Turn::none) return out;
   Weights<n> turned;
@@ -63,6 +78,8 @@ __device__ Weights<n> load_weights(const T* weight, Turn turn) {
 
 template <class T, int n>
 __global__ void __launch_bounds__(32 * block_warps, 2) convolve(Convolution<T> op, Strips strips) {
+  auto& shared = shared_storage<WeightStorage<T, n>>();
+  fetch_weights(op, shared);
   const Picture& picture = op.picture;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const std::int64_t channel = (static_cast<std::int64_t>(blockIdx.x) * 32 + lane) * n;
@@ -74,7 +91,7 @@ __global__ void __launch_bounds__(32 * block_warps, 2) convolve(Convolution<T> o
   const std::int64_t image_at = (row - i) * picture.width * picture.channels + channel;
   const ColumnsOfRow<T> x(op.x + image_at, picture, i);
   T* const y = op.y + image_at + static_cast<std::int64_t>(i) * picture.width * picture.channels;
-  const Weights<n> weights = load_weights<n>(op.weight + channel * taps, op.turn);
+  const Weights<n> weights = load_weights<n>(shared.value + lane * n * taps, op.turn);
 
   Values<n> left{}, middle{};  // of the outputs j - 1 and j, as far as columns before j go
 #pragma unroll 1
@@ -117,7 +134,8 @@ void convolve(Stream& stream, const char* name, const Convolution<T>& op) {
            {.kernel = name,
             .grid = {blocks_for(name, picture.channels, 32 * n),
                      static_cast<unsigned>(strips.count), static_cast<unsigned>(row_blocks)},
-            .block = {32 * block_warps}},
+            .block = {32 * block_warps},
+            .shared_bytes = sizeof(WeightStorage<T, n>)},
            convolve<T, n>, op, strips);
   });
 }
