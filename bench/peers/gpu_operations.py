@@ -71,14 +71,15 @@ def attention(parts):
 
 
 def grouped(parts):
-    experts, rows, k, n = map(int, parts[3].split("x"))
+    direction = parts[1].rsplit(".", 1)[1]
+    experts, rows, k, n = map(int, parts[2].split("x"))
     x, y = random(experts * rows, k), random(experts * rows, n)
     w = random(experts, n, k)
     ends = torch.arange(1, experts + 1, device="cuda", dtype=torch.int32) * rows
     products = {"forward": lambda: F.grouped_mm(x, w.transpose(1, 2), offs=ends),
                 "input_gradient": lambda: F.grouped_mm(y, w, offs=ends),
                 "weight_gradient": lambda: F.grouped_mm(y.T, x, offs=ends)}
-    yield "grouped_mm", products[parts[2]]
+    yield "grouped_mm", products[direction]
 
 
 def depthwise(parts):
