@@ -174,6 +174,7 @@ void Multiprocessor::issue_tensor_load(const TensorLoad& load, Where where) {
         mark_initialised(to, 16);
         if (chunk.count == 0) return;
         const auto bytes = 2 * static_cast<std::size_t>(chunk.count);
+        count_dram(data + chunk.number, bytes, Access::read);
         // Written, whatever it brings: a tile may reach beyond its group of rows into memory that nobody
         // wrote, and its products there are not stored. Were they, the poison would show.
         std::memcpy(to + 2 * chunk.skip, data + chunk.number, bytes);
@@ -193,6 +194,7 @@ void Multiprocessor::issue_bulk_load(void* shared, const void* global, unsigned 
   BulkLoad copy{.perform =
                     [this, shared, global, bytes] {
                       std::memcpy(shared, global, bytes);
+                      count_dram(global, bytes, Access::read);
                       copy_initialised(shared, global, bytes);
                     },
                 .barrier = barrier,
@@ -280,9 +282,11 @@ void Multiprocessor::issue_tensor_store(const TensorStore& store, Where where) {
         const bf16 value = values[chunk.skip + i];
         to = adds ? to_bf16(to_float(to) + to_float(value)) : value;
       }
-      if (chunk.count > 0) {
-        mark_initialised(data + chunk.number, 2 * static_cast<std::size_t>(chunk.count));
-      }
+      if (chunk.count == 0) return;
+      const auto bytes = 2 * static_cast<std::size_t>(chunk.count);
+      mark_initialised(data + chunk.number, bytes);
+      if (adds) count_dram(data + chunk.number, bytes, Access::read);
+      count_dram(data + chunk.number, bytes, Access::write);
     });
   };
   check_initialised(shared, store.bytes(), where);
@@ -304,6 +308,7 @@ void Multiprocessor::issue_bulk_store(void* global, const void* shared, unsigned
   copy.write = [this, global, taken] {
     std::memcpy(global, taken->data(), taken->size());
     mark_initialised(global, taken->size());
+    count_dram(global, taken->size(), Access::write);
   };
   check_initialised(shared, bytes, where);
   if (races_) {
