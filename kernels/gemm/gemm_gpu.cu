@@ -38,23 +38,34 @@ Extents extents(const GroupedGemmWeightGradient& op) {
 }
 
 // A kernel for bf16.
-enum class Kernel : std::uint8_t { sm80_64, sm80_128, sm90_128, sm90_256 };
+enum class Kernel : std::uint8_t {
+  sm80_64,
+  sm80_128,
+  sm90_128,
+  sm90_256,
+  sm90_128_pair,
+  sm90_256_pair
+};
 
 // ORCHARD_GPU_GEMM, read once a device.
 struct Forced {
   std::optional<Kernel> kernel;
   bool library = false;
+  Writing writing = Writing::stored;
 
   Forced() {
     const char* const value = std::getenv("ORCHARD_GPU_GEMM");
     const std::string_view name = value ? value : "auto";
     library = name == "cublaslt";
-    constexpr std::array names{"sm80_64", "sm80_128", "sm90_128", "sm90_256"};
+    constexpr std::array names{"sm80_64",  "sm80_128",      "sm90_128",
+                               "sm90_256", "sm90_128_pair", "sm90_256_pair"};
     const auto found = std::find(names.begin(), names.end(), name);
     require(name == "auto" || library || found != names.end(),
-            "ORCHARD_GPU_GEMM is {}; it may be auto, {}, {}, {}, {} or cublaslt", name, names[0],
-            names[1], names[2], names[3]);
+            "ORCHARD_GPU_GEMM is {}; it may be auto, {}, {}, {}, {}, {}, {} or cublaslt", name,
+            names[0], names[1], names[2], names[3], names[4], names[5]);
     if (found != names.end()) kernel = static_cast<Kernel>(found - names.begin());
+    const char* const direct = std::getenv("ORCHARD_GPU_GEMM_DIRECT");
+    if (direct && std::string_view(direct) == "1") writing = Writing::direct;
   }
 };
 
@@ -73,8 +84,10 @@ int slices_for(Kernel kernel, const Extents& c, int multiprocessors) {
     case Kernel::sm80_128:
       return slices(128, 128, blocks_per_sm(Tile::side_128));
     case Kernel::sm90_128:
+    case Kernel::sm90_128_pair:
       return slices(128, 128, 1);
     case Kernel::sm90_256:
+    case Kernel::sm90_256_pair:
       return slices(128, 256, 1);
   }
   return 1;
@@ -98,16 +111,24 @@ Kernel choose(const GpuProperties& gpu, const Extents& c) {
 }
 
 template <class Operation, class... Slices>
-void run_kernel(Stream& stream, const Operation& op, Kernel kernel, Slices... slices) {
+void run_kernel(Stream& stream, const Operation& op, Kernel kernel, Writing writing,
+                Slices... slices) {
+  const auto run_wide = [&](WideTile tile, int blocks) {
+    run_sm90(stream, op, WideKernel{tile, blocks, writing}, slices...);
+  };
   switch (kernel) {
     case Kernel::sm80_64:
       return run_bf16(stream, op, Tile::side_64, slices...);
     case Kernel::sm80_128:
       return run_bf16(stream, op, Tile::side_128, slices...);
     case Kernel::sm90_128:
-      return run_sm90(stream, op, WideTile::n_128, slices...);
+      return run_wide(WideTile::n_128, 1);
     case Kernel::sm90_256:
-      return run_sm90(stream, op, WideTile::n_256, slices...);
+      return run_wide(WideTile::n_256, 1);
+    case Kernel::sm90_128_pair:
+      return run_wide(WideTile::n_128, 2);
+    case Kernel::sm90_256_pair:
+      return run_wide(WideTile::n_256, 2);
   }
 }
 
@@ -126,9 +147,9 @@ void run_any(Stream& stream, const Operation& op) {
     kernel = choose_sm80(c, gpu.multiprocessors);
   }
   if constexpr (std::is_same_v<Operation, Gemm>) {
-    run_kernel(stream, op, kernel, slices_for(kernel, c, gpu.multiprocessors));
+    run_kernel(stream, op, kernel, forced.writing, slices_for(kernel, c, gpu.multiprocessors));
   } else {
-    run_kernel(stream, op, kernel);
+    run_kernel(stream, op, kernel, forced.writing);
   }
 }
 

@@ -85,12 +85,22 @@ constexpr WideTile choose_wide_tile(std::int64_t tile_rows, std::int64_t n, std:
   return 2560 * time(256) <= 1408 * time(128) ? WideTile::n_256 : WideTile::n_128;
 }
 
+// How sums get to c: by the copy engine, through shared memory, where it takes c; or each from the
+// register that holds it.
+enum class Writing : std::uint8_t { stored, direct };
+
+struct WideKernel {
+  WideTile tile;
+  int blocks = 1;  // that share columns: 1 or 2
+  Writing writing = Writing::stored;
+};
+
 // bf16 operands, on the tensor cores of sm_90a (gemm_sm90.cu). Needs k > 0 and rows that begin on 16
 // bytes: takes_sm90.
 bool takes_sm90(const ConstTensor& a, const ConstTensor& b);
-void run_sm90(Stream&, const Gemm&, WideTile, int slices = 1);
-void run_sm90(Stream&, const GroupedGemm&, WideTile);
-void run_sm90(Stream&, const GroupedGemmWeightGradient&, WideTile);
+void run_sm90(Stream&, const Gemm&, WideKernel, int slices = 1);
+void run_sm90(Stream&, const GroupedGemm&, WideKernel);
+void run_sm90(Stream&, const GroupedGemmWeightGradient&, WideKernel);
 
 // Tiles of the f32 kernel. A router has a column an expert: [32768, 8] = x [32768, 512] · w^T reads 67 MB
 // for 0.27 GFLOP, 4 FLOPs a byte where an H100 has 20 (67 TFLOP/s, 3.35 TB/s). Tiles of 128 columns would

@@ -24,8 +24,9 @@ struct Work {
   std::int64_t a = 0, b = 0, c = 0;
   int m, n, k;
   int row, col;
-  // The same as coordinates: where m begins in a, where k begins in a and b, which matrix of b.
-  int first_row = 0, first_k = 0, group = 0;
+  // The same as coordinates: where m begins in a and c, where k begins in a and b, which matrix of b and
+  // which of c.
+  int first_row = 0, first_k = 0, b_matrix = 0, c_matrix = 0;
 };
 
 // The sides of a tile.
@@ -79,7 +80,8 @@ struct DenseSchedule {
             .k = k - first_k < depth ? k - first_k : depth,
             .row = at.m * tile.m,
             .col = at.n * tile.n,
-            .first_k = first_k};
+            .first_k = first_k,
+            .c_matrix = slice};
     return true;
   }
 };
@@ -130,7 +132,7 @@ struct GroupedRowsSchedule {
                 .row = tile_of_group * tile.m,
                 .col = at.n * tile.n,
                 .first_row = own_begin,
-                .group = first + owner};
+                .b_matrix = first + owner};
         return true;
       }
       before += __shfl_sync(all_lanes, until, 31);
@@ -167,7 +169,8 @@ struct GroupedDepthSchedule {
             .k = rows,
             .row = at.m * tile.m,
             .col = at.n * tile.n,
-            .first_k = begin};
+            .first_k = begin,
+            .c_matrix = group};
     return rows > 0;
   }
 };

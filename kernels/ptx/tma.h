@@ -57,7 +57,7 @@ __device__ __forceinline__ void tma_store(const TensorMap& map, const void* shar
       : "memory");
 }
 
-// Adds the box to what the tensor holds, each element by itself and rounded to bf16.
+// Adds the box to what the tensor holds, each element by itself and rounded to the tensor's type.
 __device__ __forceinline__ void tma_add(const TensorMap& map, const void* shared, int col, int row,
                                         int matrix) {
   asm volatile(

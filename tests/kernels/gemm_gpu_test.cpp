@@ -12,15 +12,33 @@ namespace {
 
 using simt::Tile;
 using simt::WideTile;
+using simt::Writing;
 
 template <Tile tile>
 void run_emulated(Stream& stream, const Gemm& op) {
   simt::run_bf16(stream, op, tile);
 }
 
-template <WideTile tile>
-void run_emulated_sm90(Stream& stream, const Gemm& op) {
-  simt::run_sm90(stream, op, tile);
+GemmRunner emulated_sm90(const simt::WideKernel& kernel) {
+  return [kernel](Stream& stream, const Gemm& op) { simt::run_sm90(stream, op, kernel); };
+}
+
+// The kernels of sm_90a, in all their forms.
+std::vector<simt::WideKernel> wide_kernels() {
+  std::vector<simt::WideKernel> kernels;
+  for (const WideTile tile : {WideTile::n_128, WideTile::n_256}) {
+    for (const int blocks : {1, 2}) {
+      for (const Writing writing : {Writing::stored, Writing::direct}) {
+        kernels.push_back({tile, blocks, writing});
+      }
+    }
+  }
+  return kernels;
+}
+
+std::string text(const simt::WideKernel& kernel) {
+  return fmt::format("n {}, {} blocks, {}", kernel.tile == WideTile::n_256 ? 256 : 128,
+                     kernel.blocks, kernel.writing == Writing::stored ? "stored" : "direct");
 }
 
 // The large tile, several of it, with and without vector stores, and a depth that wraps the ring.
@@ -55,30 +73,54 @@ TEST(GemmEmulated, ResultsDependOnNoOrderAndNoCompletion) {
   }
 }
 
-// Several tiles for each of two persistent blocks, edges on every side, and rings that wrap.
+// Several tiles for each of four persistent blocks, edges on every side, and rings that wrap.
 TEST(GemmEmulated, TilesOfSm90InEveryForm) {
   using simt::AsyncCompletion;
   using simt::ThreadOrder;
   for (const auto& [completion, order] :
        {std::pair{AsyncCompletion::lazy, ThreadOrder::fifo},
-        std::pair{AsyncCompletion::lazy, ThreadOrder::random},
+        std::pair{AsyncCompletion::random, ThreadOrder::random},
         std::pair{AsyncCompletion::eager, ThreadOrder::reverse}}) {
-    const auto device = make_policy_device(
-        {.order = order, .seed = 7, .completion = completion, .compute_capability = 90});
+    const auto device = make_policy_device({.order = order,
+                                            .seed = 7,
+                                            .completion = completion,
+                                            .compute_capability = 90,
+                                            .multiprocessors = 4});
     const auto stream = device->make_stream();
-    for (const Form& form : transposes()) {
-      check_gemm(*stream, DType::bf16, DType::bf16, {136, 264, 264}, form, Values::integers,
-                 run_emulated_sm90<WideTile::n_256>);
-      check_gemm(*stream, DType::bf16, DType::f32, {136, 136, 456}, form, Values::integers,
-                 run_emulated_sm90<WideTile::n_128>);
+    for (const simt::WideKernel& kernel : wide_kernels()) {
+      SCOPED_TRACE(text(kernel));
+      const bool wide = kernel.tile == WideTile::n_256;
+      for (const Form& form : transposes()) {
+        check_gemm(*stream, DType::bf16, wide ? DType::bf16 : DType::f32,
+                   wide ? Size{392, 520, 264} : Size{520, 392, 392}, form, Values::integers,
+                   emulated_sm90(kernel));
+      }
     }
   }
-  const auto device = make_policy_device({.compute_capability = 90});
+}
+
+// All that the epilogue does, where a tile has one row and where it has one more than a block's, and
+// columns that the copy engine does not take.
+TEST(GemmEmulated, EpiloguesOfSm90) {
+  const auto device = make_policy_device({.compute_capability = 90, .multiprocessors = 4});
   const auto stream = device->make_stream();
-  for (const Form& form : transposes()) {
-    check_gemm(*stream, DType::bf16, DType::f32, {8, 16, 8},
-               {form.transpose_a, form.transpose_b, Accumulate::add, true}, Values::normal,
-               run_emulated_sm90<WideTile::n_128>);
+  for (const simt::WideKernel& kernel : wide_kernels()) {
+    SCOPED_TRACE(text(kernel));
+    for (const Accumulate accumulate : {Accumulate::overwrite, Accumulate::add}) {
+      for (const bool bias : {false, true}) {
+        for (const DType out : {DType::bf16, DType::f32}) {
+          for (const Size& size :
+               {Size{1, 8, 8}, Size{129, 264, 72}, Size{17, 12, 64}, Size{65, 131, 64}}) {
+            check_gemm(*stream, DType::bf16, out, size,
+                       {Transpose::no, Transpose::yes, accumulate, bias}, Values::integers,
+                       emulated_sm90(kernel));
+            check_gemm(*stream, DType::bf16, out, size,
+                       {Transpose::no, Transpose::yes, accumulate, bias}, Values::normal,
+                       emulated_sm90(kernel));
+          }
+        }
+      }
+    }
   }
 }
 
@@ -107,7 +149,7 @@ TEST(GemmEmulated, SlicesOfKAddUp) {
       simt::run_bf16(s, op, Tile::side_64, slices);
     };
     const auto sm90 = [slices = slices](Stream& s, const Gemm& op) {
-      simt::run_sm90(s, op, WideTile::n_128, slices);
+      simt::run_sm90(s, op, {WideTile::n_128}, slices);
     };
     for (Form form : transposes()) {
       check_gemm(*stream, DType::bf16, DType::f32, {72, 40, k}, form, Values::integers, sm80);
@@ -216,6 +258,48 @@ TEST(GemmEmulated, MovesWhatItMust) {
   }
 }
 
+// The kernels of sm_90a: as above, and every byte of c by the copy engine.
+TEST(GemmEmulated, TilesOfSm90MoveWhatTheyMust) {
+  const auto device =
+      make_policy_device({.counting = simt::Counting::on, .compute_capability = 90});
+  const auto stream = device->make_stream();
+  constexpr std::int64_t m = 256, n = 256, k = 128;
+  for (const simt::WideKernel& kernel : wide_kernels()) {
+    if (kernel.writing == Writing::direct) continue;
+    const std::int64_t side = kernel.tile == WideTile::n_256 ? 256 : 128;
+    for (const Form& form : transposes()) {
+      for (const DType out : {DType::bf16, DType::f32}) {
+        SCOPED_TRACE(
+            fmt::format("{}, {} to {}", text(kernel), text(form, {m, n, k}), name_of(out)));
+        Guarded a = random_normal(DType::bf16, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
+        Guarded b = random_normal(DType::bf16, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
+        Guarded c = random_normal(out, {m, n}, 3);
+        OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
+        device->reset_counters();
+        simt::run_sm90(
+            *stream,
+            Gemm{.a = a_d,
+                 .b = b_d,
+                 .c = c_d,
+                 .transpose_a = form.transpose_a,
+                 .transpose_b = form.transpose_b,
+                 .accumulate = out == DType::f32 ? Accumulate::add : Accumulate::overwrite},
+            kernel);
+        stream->synchronize();
+        const simt::Counters& count = device->counters();
+        EXPECT_EQ(count.tensor_flops, std::uint64_t{2 * m * n * k});
+        EXPECT_EQ(count.tensor_load_bytes,
+                  static_cast<std::uint64_t>((m / 128) * (n / side) * (128 + side) * k * 2));
+        EXPECT_EQ(count.stores.bytes, 0u);
+        // And the mbarriers' first states.
+        EXPECT_NEAR(static_cast<double>(count.shared_stores.bytes),
+                    static_cast<double>(m * n) * static_cast<double>(size_of(out)), 512);
+        EXPECT_EQ(count.shared_stores.excess(), 0u);
+      }
+    }
+  }
+}
+
 // Products of many large tiles, with every kernel that this GPU has. A device reads its kernel when it
 // computes its first product of bf16, here an empty one.
 TEST(GemmOnGpu, LargeProductsWithEveryKernel) {
@@ -225,7 +309,8 @@ TEST(GemmOnGpu, LargeProductsWithEveryKernel) {
     std::unique_ptr<Stream> stream;
   };
   std::vector<Forced> all;
-  for (const char* const kernel : {"auto", "sm80_64", "sm80_128", "sm90_128", "sm90_256"}) {
+  for (const char* const kernel :
+       {"auto", "sm80_64", "sm80_128", "sm90_128", "sm90_256", "sm90_128_pair", "sm90_256_pair"}) {
     const Environment environment("ORCHARD_GPU_GEMM", kernel);
     FoundDevice found = find_device(DeviceKind::cuda);
     if (!found.device) GTEST_SKIP() << found.absence;
@@ -297,8 +382,8 @@ TEST(GemmErrors, AnUnknownKernelIsRefused) {
     FAIL() << "a kernel that does not exist was accepted";
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(),
-                 "ORCHARD_GPU_GEMM is sm70; it may be auto, sm80_64, sm80_128, sm90_128, sm90_256 "
-                 "or cublaslt");
+                 "ORCHARD_GPU_GEMM is sm70; it may be auto, sm80_64, sm80_128, sm90_128, sm90_256, "
+                 "sm90_128_pair, sm90_256_pair or cublaslt");
   }
 }
 
