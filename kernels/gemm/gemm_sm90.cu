@@ -32,9 +32,9 @@
 namespace orchard::GPU_NAMESPACE {
 namespace {
 
-constexpr int rows = 128;  // of a tile: 64 for each consumer
-constexpr int depth = 64;  // of a stage: 128 bytes, the width of the swizzle
-constexpr int box = 64;    // sides of the boxes of operands that are not k-major
+constexpr int rows = wide_tile_rows;  // 64 for each consumer
+constexpr int depth = 64;             // of a stage: 128 bytes, the width of the swizzle
+constexpr int box = 64;               // sides of the boxes of operands that are not k-major
 constexpr int warpgroup = 128;
 constexpr int threads = 3 * warpgroup;  // a producer and two consumers
 constexpr int consumer_warps = 8;
@@ -69,10 +69,19 @@ struct Ring {
 static_assert(sizeof(Ring<WideTile::n_256>) <= 227 * 1024);
 static_assert(sizeof(Ring<WideTile::n_128>) <= 227 * 1024);
 
-// How sums get to c.
-struct Output {
-  Epilogue<bf16> sums;
+// Where sums go, and how.
+struct Destination {
+  Epilogue<bf16> values;
   Writing writing;
+};
+
+// Sums of all of k, and those of slices.
+struct Output {
+  Destination c, partial;
+};
+struct OutputMaps {
+  const TensorMap& c;
+  const TensorMap& partial;
 };
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -183,26 +192,28 @@ __device__ void produce(Ring<tile>& ring, const TensorMap& a, const TensorMap& b
 
 // A warp's 16 rows of a tile, from `row` on.
 template <int n, int boxes>
-__device__ void write_rows(const TensorMap& c, const Output& out, const Work& work,
-                           StoreBox (&own)[boxes], const float (&sums)[n / 2], int row) {
-  if (out.writing == Writing::direct) {
+__device__ void write_rows(const OutputMaps& maps, const Output& out, const Work& work,
+                           BoxRing<boxes>& own, const float (&sums)[n / 2], int row) {
+  const Destination to = work.partial ? out.partial : out.c;
+  if (to.writing == Writing::direct) {
 #pragma unroll
     for (int j = 0; j < n / 8; j += 2) {
-      write_fragments(out.sums, work, sums + 4 * j, sums + 4 * j + 4, row, work.col + 8 * j);
+      write_fragments(to.values, work, sums + 4 * j, sums + 4 * j + 4, row, work.col + 8 * j);
     }
     return;
   }
-  const StoreRows at{work.col, work.first_row + row, work.c_matrix, row < work.m};
-  if (out.sums.c_is_bf16) {
-    store_rows<bf16, n>(c, out.sums, work.n, own, sums, at);
+  const TensorMap& map = work.partial ? maps.partial : maps.c;
+  const StoreRows at{work.col, work.c_row + row, work.c_matrix, row < work.m};
+  if (to.values.c_is_bf16) {
+    store_rows<bf16, n>(map, to.values, work.n, own, sums, at);
   } else {
-    store_rows<float, n>(c, out.sums, work.n, own, sums, at);
+    store_rows<float, n>(map, to.values, work.n, own, sums, at);
   }
 }
 
 // A warpgroup: its 64 rows of every tile.
 template <WideTile tile, Transposed a_transposed, Transposed b_transposed, class Schedule>
-__device__ void consume(Ring<tile>& ring, const TensorMap& c, const Output& out,
+__device__ void consume(Ring<tile>& ring, const OutputMaps& maps, const Output& out,
                         const Schedule& schedule) {
   using Shared = Ring<tile>;
   constexpr int steps = depth / 16;
@@ -211,6 +222,7 @@ __device__ void consume(Ring<tile>& ring, const TensorMap& c, const Output& out,
   const Place place = own_place();
   const int tiles = static_cast<int>(schedule.blocks({rows * place.blocks, Shared::n}));
   RingPosition<Shared::stages> at;
+  BoxRing<Shared::boxes> own{ring.c[4 * group + warp]};
   float sums[Shared::n / 2];
 
   // Beyond the end of k the copy engine put zeros, but beyond a group's rows lie the next group's, which
@@ -259,8 +271,7 @@ __device__ void consume(Ring<tile>& ring, const TensorMap& c, const Output& out,
     }
     wgmma_wait<0>();
     release(last);
-    write_rows<Shared::n>(c, out, work, ring.c[4 * group + warp], sums,
-                          work.row + 64 * group + 16 * warp);
+    write_rows<Shared::n>(maps, out, work, own, sums, work.row + 64 * group + 16 * warp);
   }
   wait_for_boxes();
 }
@@ -275,7 +286,8 @@ __device__ void meet_cluster() {
 template <WideTile tile, Transposed a_transposed, Transposed b_transposed, class Schedule>
 __global__ void __launch_bounds__(threads, 1)
     gemm_wgmma(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
-               const __grid_constant__ TensorMap c, Output out, Schedule schedule) {
+               const __grid_constant__ TensorMap c, const __grid_constant__ TensorMap partial,
+               Output out, Schedule schedule) {
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Shared = Ring<tile>;
   auto& ring = shared_storage<Shared>();
@@ -284,6 +296,7 @@ __global__ void __launch_bounds__(threads, 1)
     tma_prefetch(a);
     tma_prefetch(b);
     tma_prefetch(c);
+    tma_prefetch(partial);
     for (int stage = 0; stage < Shared::stages; ++stage) {
       mbarrier_init(&ring.full[stage], 1);
       mbarrier_init(&ring.empty[stage], cluster_blocks() * consumer_warps);
@@ -301,7 +314,7 @@ __global__ void __launch_bounds__(threads, 1)
     if (threadIdx.x < 32) produce<tile, a_transposed, b_transposed>(ring, a, b, schedule);
   } else {
     grow_registers<232>();
-    consume<tile, a_transposed, b_transposed>(ring, c, out, schedule);
+    consume<tile, a_transposed, b_transposed>(ring, {c, partial}, out, schedule);
   }
   // Neither ends while the other may bring operands to it or arrive at its mbarriers.
   if (shares) meet_cluster();
@@ -321,27 +334,39 @@ TensorMap tensor_map(const ConstTensor& x, Transposed transposed, int side) {
 // The copy engine writes rows that begin on 16 bytes, and rounds once: what it adds to bf16 would be
 // rounded twice.
 bool takes_store(const Tensor& c, bool add) {
-  return c.dim(-1) * size_of(c.dtype()) % 16 == 0 && is_aligned(c.raw(), 16) &&
-         !(add && c.dtype() == DType::bf16);
+  return c.dim(-1) * static_cast<std::int64_t>(size_of(c.dtype())) % 16 == 0 &&
+         is_aligned(c.raw(), 16) && !(add && c.dtype() == DType::bf16);
 }
+
+// A tensor that sums go to.
+struct Target {
+  Tensor c;
+  Epilogue<bf16> values;
+
+  Destination destination(Writing writing) const {
+    return {values, c && takes_store(c, values.add) ? writing : Writing::direct};
+  }
+};
 
 template <class Schedule>
 struct Launch {
   Stream& stream;
   WideKernel kernel;
   ConstTensor a, b;
-  Tensor c;
-  Epilogue<bf16> out;
   Schedule schedule;
+  Target c, partial = {};
 
   template <WideTile tile, Transposed a_transposed, Transposed b_transposed>
   void with() const {
-    constexpr int n = config_of(tile).n;
+    constexpr int n = columns_of(tile);
     const auto blocks = static_cast<unsigned>(kernel.blocks);
     const unsigned clusters =
         static_cast<unsigned>(gpu_properties(stream).multiprocessors) / blocks;
-    const bool stores = kernel.writing == Writing::stored && takes_store(c, out.add);
     const TensorMap a_map = tensor_map(a, a_transposed, rows);
+    const Output out{c.destination(kernel.writing), partial.destination(kernel.writing)};
+    const auto map_of = [&](const Target& to, const Destination& how) {
+      return how.writing == Writing::stored ? store_map(to.c) : a_map;  // any map: it is not used
+    };
     launch(stream,
            {.kernel = "gemm_wgmma",
             .grid = {blocks * std::min(clusters, schedule.blocks({rows * kernel.blocks, n}))},
@@ -349,8 +374,8 @@ struct Launch {
             .shared_bytes = sizeof(Ring<tile>),
             .cluster = {blocks}},
            gemm_wgmma<tile, a_transposed, b_transposed, Schedule>, a_map,
-           tensor_map(b, b_transposed, n / kernel.blocks), stores ? store_map(c) : a_map,
-           Output{out, stores ? Writing::stored : Writing::direct}, schedule);
+           tensor_map(b, b_transposed, n / kernel.blocks), map_of(c, out.c),
+           map_of(partial, out.partial), out, schedule);
   }
 
   template <Transposed a_transposed, Transposed b_transposed>
@@ -374,34 +399,53 @@ bool takes_sm90(const ConstTensor& a, const ConstTensor& b) {
 
 // `Transposed` is about the contiguous dimension, `Transpose` about the formula: b is stored [n, k]
 // when the formula transposes it, and then k is contiguous.
-void run_sm90(Stream& stream, const Gemm& op, WideKernel kernel, int slices) {
+void run_sm90(Stream& stream, const Gemm& op, WideKernel kernel, Cut cut) {
   if (op.c.numel() == 0) return;
-  run_sliced<bf16>(stream, op, slices,
-                   [&](const Tensor& c, const Epilogue<bf16>& out, const DenseSchedule& schedule) {
-                     const Launch<DenseSchedule> launch{stream, kernel, op.a,    op.b,
-                                                        c,      out,    schedule};
-                     const bool a_is_mn = op.transpose_a == Transpose::yes;
-                     const bool b_is_k = op.transpose_b == Transpose::yes;
-                     if (a_is_mn && b_is_k) return launch.in<Transposed::yes, Transposed::no>();
-                     if (a_is_mn) return launch.in<Transposed::yes, Transposed::yes>();
-                     if (b_is_k) return launch.in<Transposed::no, Transposed::no>();
-                     launch.in<Transposed::no, Transposed::yes>();
-                   });
+  const int unit = rows * kernel.blocks;
+  const std::int64_t m = op.c.dim(0), n = op.c.dim(1);
+  const std::int64_t whole = cut.slices > 1 ? std::min(m, cut.whole / unit * unit) : m;
+  CutSchedule schedule{schedule_of(op, 1), schedule_of(op, cut.slices)};
+  schedule.whole.m = static_cast<int>(whole);
+  schedule.cut.m = static_cast<int>(m - whole);
+
+  Target partial;
+  if (whole < m) {
+    const int slices = schedule.cut.slices;
+    const auto bytes = static_cast<std::size_t>(slices * (m - whole) * n) * sizeof(float);
+    partial.c = Tensor(stream.workspace(bytes), DType::f32, {slices, m - whole, n}, op.c.device());
+    partial.values = epilogue<bf16>(partial.c, {}, Accumulate::overwrite);
+  }
+  const Target c{op.c, epilogue<bf16>(op.c, op.bias, op.accumulate)};
+  const Launch<CutSchedule> launch{stream, kernel, op.a, op.b, schedule, c, partial};
+  const bool a_is_mn = op.transpose_a == Transpose::yes;
+  const bool b_is_k = op.transpose_b == Transpose::yes;
+  if (a_is_mn && b_is_k) {
+    launch.in<Transposed::yes, Transposed::no>();
+  } else if (a_is_mn) {
+    launch.in<Transposed::yes, Transposed::yes>();
+  } else if (b_is_k) {
+    launch.in<Transposed::no, Transposed::no>();
+  } else {
+    launch.in<Transposed::no, Transposed::yes>();
+  }
+  if (whole < m) {
+    add_slices(stream, partial.c.data<float>(), schedule.cut,
+               epilogue<bf16>(op.c.slice(whole, m - whole), op.bias, op.accumulate));
+  }
 }
 
 void run_sm90(Stream& stream, const GroupedGemm& op, WideKernel kernel) {
   if (op.c.numel() == 0) return;
-  const Launch<GroupedRowsSchedule> launch{
-      stream, kernel, op.a, op.b, op.c, epilogue<bf16>(op.c, {}, op.accumulate), schedule_of(op)};
+  const Target c{op.c, epilogue<bf16>(op.c, {}, op.accumulate)};
+  const Launch<GroupedRowsSchedule> launch{stream, kernel, op.a, op.b, schedule_of(op), c};
   if (op.transpose_b == Transpose::yes) return launch.in<Transposed::no, Transposed::no>();
   launch.in<Transposed::no, Transposed::yes>();
 }
 
 void run_sm90(Stream& stream, const GroupedGemmWeightGradient& op, WideKernel kernel) {
   if (op.d_b.numel() == 0) return;
-  const Launch<GroupedDepthSchedule> launch{
-      stream,         kernel, op.a, op.b, op.d_b, epilogue<bf16>(op.d_b, {}, Accumulate::add),
-      schedule_of(op)};
+  const Target c{op.d_b, epilogue<bf16>(op.d_b, {}, Accumulate::add)};
+  const Launch<GroupedDepthSchedule> launch{stream, kernel, op.a, op.b, schedule_of(op), c};
   launch.in<Transposed::yes, Transposed::yes>();
 }
 

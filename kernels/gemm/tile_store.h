@@ -10,7 +10,6 @@
 // written as a whole or not at all; what lies outside c the copy engine leaves out.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -89,6 +88,19 @@ __device__ void add_bias(float (&sums)[cols / 2], const bf16* bias, int col, int
   }
 }
 
+// A warp's boxes, which it goes through in turn.
+template <int boxes>
+struct BoxRing {
+  StoreBox (&box)[boxes];
+  int next = 0;
+
+  __device__ std::byte* take() {
+    std::byte* const bytes = box[next].bytes;
+    next = (next + 1) % boxes;
+    return bytes;
+  }
+};
+
 // A warp's rows of a tile: where they begin in c, seen as a stack of matrices, and whether they are the
 // product's to write.
 struct StoreRows {
@@ -96,25 +108,23 @@ struct StoreRows {
   bool inside;
 };
 
-// Writes the warp's [16, n] sums, in the layout of wgmma, by way of its `boxes`. The copies are under way
-// at return; wait_for_boxes comes before the block ends. The sums stay as they are: were they changed, in
-// a branch even, the compiler would fence the next tile's wgmma.
+// Writes the warp's [16, n] sums, in the layout of wgmma, by way of its boxes. The copies are under way at
+// return; wait_for_boxes comes before the block ends. The sums stay as they are: were they changed, in a
+// branch even, the compiler would fence the next tile's wgmma.
 template <class C, int n, int boxes>
 __device__ void store_rows(const TensorMap& c, const Epilogue<bf16>& out, int columns,
-                           StoreBox (&box)[boxes], const float (&sums)[n / 2],
-                           const StoreRows& at) {
-  constexpr int cols = StoreBox::cols<C>, count = n / cols, in_use = std::min(boxes, count);
-  static_assert(count % in_use == 0, "every tile begins with the first box");
+                           BoxRing<boxes>& ring, const float (&sums)[n / 2], const StoreRows& at) {
+  constexpr int cols = StoreBox::cols<C>;
   const bool leads = elect_one();
 #pragma unroll
-  for (int i = 0; i < count; ++i) {
-    std::byte* const bytes = box[i % in_use].bytes;
+  for (int i = 0; i < n / cols; ++i) {
     const int col = at.col + i * cols;
     float own[cols / 2];
 #pragma unroll
     for (int j = 0; j < cols / 2; ++j) own[j] = sums[i * cols / 2 + j];
     if (out.bias != nullptr) add_bias<cols>(own, out.bias, col, columns);
-    if (leads) bulk_wait_read<in_use - 1>();
+    std::byte* const bytes = ring.take();
+    if (leads) bulk_wait_read<boxes - 1>();
     __syncwarp();
     fill_box<C>(bytes, own);
     fence_proxy_async();

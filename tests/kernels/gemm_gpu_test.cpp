@@ -92,7 +92,7 @@ TEST(GemmEmulated, TilesOfSm90InEveryForm) {
       const bool wide = kernel.tile == WideTile::n_256;
       for (const Form& form : transposes()) {
         check_gemm(*stream, DType::bf16, wide ? DType::bf16 : DType::f32,
-                   wide ? Size{392, 520, 264} : Size{520, 392, 392}, form, Values::integers,
+                   wide ? Size{264, 520, 264} : Size{264, 264, 392}, form, Values::integers,
                    emulated_sm90(kernel));
       }
     }
@@ -112,11 +112,8 @@ TEST(GemmEmulated, EpiloguesOfSm90) {
           for (const Size& size :
                {Size{1, 8, 8}, Size{129, 264, 72}, Size{17, 12, 64}, Size{65, 131, 64}}) {
             check_gemm(*stream, DType::bf16, out, size,
-                       {Transpose::no, Transpose::yes, accumulate, bias}, Values::integers,
-                       emulated_sm90(kernel));
-            check_gemm(*stream, DType::bf16, out, size,
-                       {Transpose::no, Transpose::yes, accumulate, bias}, Values::normal,
-                       emulated_sm90(kernel));
+                       {Transpose::no, Transpose::yes, accumulate, bias},
+                       size.k == 72 ? Values::normal : Values::integers, emulated_sm90(kernel));
           }
         }
       }
@@ -149,7 +146,7 @@ TEST(GemmEmulated, SlicesOfKAddUp) {
       simt::run_bf16(s, op, Tile::side_64, slices);
     };
     const auto sm90 = [slices = slices](Stream& s, const Gemm& op) {
-      simt::run_sm90(s, op, {WideTile::n_128}, slices);
+      simt::run_sm90(s, op, {WideTile::n_128}, {.slices = slices});
     };
     for (Form form : transposes()) {
       check_gemm(*stream, DType::bf16, DType::f32, {72, 40, k}, form, Values::integers, sm80);
@@ -162,6 +159,27 @@ TEST(GemmEmulated, SlicesOfKAddUp) {
       check_gemm(*stream, DType::bf16, DType::bf16, {33, 67, k}, form, Values::integers, sm80);
       check_gemm(*stream, DType::bf16, DType::f32, {33, 67, k}, form, Values::normal, sm80);
       check_gemm(*stream, DType::bf16, DType::bf16, {72, 136, aligned}, form, Values::normal, sm90);
+    }
+  }
+}
+
+// Rows that are summed in one go, and below them rows in slices: every kernel of sm_90a, with all that the
+// second launch must do.
+TEST(GemmEmulated, RowsInSlicesBelowWholeOnes) {
+  const auto device = make_policy_device({.order = simt::ThreadOrder::random,
+                                          .seed = 7,
+                                          .completion = simt::AsyncCompletion::random,
+                                          .compute_capability = 90,
+                                          .multiprocessors = 4});
+  const auto stream = device->make_stream();
+  for (const simt::WideKernel& kernel : wide_kernels()) {
+    SCOPED_TRACE(text(kernel));
+    for (const simt::Cut& cut : {simt::Cut{256, 3}, simt::Cut{128, 2}}) {
+      const auto product = [&](Stream& s, const Gemm& op) { simt::run_sm90(s, op, kernel, cut); };
+      check_gemm(*stream, DType::bf16, DType::bf16, {392, 264, 200},
+                 {Transpose::no, Transpose::yes}, Values::integers, product);
+      check_gemm(*stream, DType::bf16, DType::f32, {392, 136, 200},
+                 {Transpose::yes, Transpose::no, Accumulate::add, true}, Values::integers, product);
     }
   }
 }
@@ -211,13 +229,49 @@ TEST(GemmChoice, CutsWhatLeavesSMsIdle) {
   EXPECT_EQ(simt::choose_slices(1280, 8192, sm90), 1);
   EXPECT_EQ(simt::choose_slices(0, 32768, sm90), 1);
   EXPECT_EQ(simt::choose_slices(16, 0, sm90), 1);
-  EXPECT_EQ(simt::choose_wide_tile(4, 512, 32768, 132), WideTile::n_128);
   const simt::Blocks narrow{264, simt::ffma_overhead};
   EXPECT_EQ(simt::choose_slices(4, 32768, narrow), 66);  // a router's weight gradient
   EXPECT_EQ(simt::choose_slices(256, 512, narrow), 1);   // its logits
   for (const std::int64_t tiles : {1, 3, 7, 40, 131}) {
     const int slices = simt::choose_slices(tiles, 1 << 20, sm90);
     EXPECT_LE(tiles * slices, 2 * 132) << "the workspace is not bounded";
+  }
+}
+
+// Tiles of sm_90a on an H100: full rounds of whole tiles, and the rest in slices that fill the SMs.
+TEST(GemmChoice, CutsTheLastRoundOfSm90) {
+  struct Case {
+    simt::WideProduct product;
+    WideTile tile;
+    std::int64_t whole;
+    int slices;
+  };
+  for (const Case& c : {
+           Case{{512, 512, 32768}, WideTile::n_256, 0, 16},     // no full round
+           Case{{8192, 5120, 3072}, WideTile::n_256, 0, 1},     // the last round is nearly full
+           Case{{5120, 1280, 8192}, WideTile::n_256, 3328, 3},  // a round of 130, and 70 tiles
+           Case{{8192, 1280, 5120}, WideTile::n_256, 6656, 2},  // two of 130, and 60 tiles
+           Case{{1024, 1024, 1024}, WideTile::n_128, 0, 1},     // too short
+           Case{{8192, 1280, 5120, false}, WideTile::n_128, 0, 1},
+       }) {
+    SCOPED_TRACE(fmt::format("{} x {} x {}", c.product.m, c.product.n, c.product.k));
+    const simt::WidePlan plan = simt::choose_plan(c.product, 132);
+    EXPECT_EQ(plan.tile, c.tile);
+    EXPECT_EQ(plan.cut.whole, c.whole);
+    EXPECT_EQ(plan.cut.slices, c.slices);
+  }
+  for (const std::int64_t m : {1, 100, 128, 1000, 4096, 5120}) {
+    for (const WideTile tile : {WideTile::n_128, WideTile::n_256}) {
+      const simt::WideProduct product{m, 1280, 1 << 20};
+      const simt::WidePlan plan = simt::plan_for(product, tile, 132),
+                           whole = simt::plan_with(product, tile, 132, 0, 1);
+      EXPECT_LE(plan.time, whole.time);
+      const std::int64_t kept =
+          plan.cut.whole / 128 * simt::divide_up(1280, simt::columns_of(tile));
+      if (plan.cut.slices > 1) {
+        EXPECT_LE(plan.blocks - kept, 2 * 132) << "the workspace is not bounded";
+      }
+    }
   }
 }
 
@@ -332,7 +386,9 @@ TEST(GemmOnGpu, LargeProductsWithEveryKernel) {
             Values::integers);
     }
     check(DType::bf16, {700, 711, 97}, form, Values::normal);
-    // Few tiles, a long k: slices.
+    // A round and a bit on 132 SMs, and few tiles: slices of a k that is long.
+    check(DType::f32, {1160, 2048, 1032}, {form.transpose_a, form.transpose_b, Accumulate::add},
+          Values::integers);
     check(DType::f32, {264, 392, 4200}, {form.transpose_a, form.transpose_b, Accumulate::add},
           Values::integers);
   }
