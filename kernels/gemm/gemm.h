@@ -25,8 +25,9 @@
 // element by element, which is several times slower. ORCHARD_GPU_GEMM chooses the kernel for bf16: auto
 // (the default: by GPU and shape), sm80_64, sm80_128, sm90_128, sm90_256 (tensor cores of that
 // generation, side of the tiles), sm90_128_pair, sm90_256_pair (two blocks fetch what both multiply); one
-// that does not take the operands gives way to one that does. With ORCHARD_GPU_GEMM_DIRECT=1 those of
-// sm_90 write c from registers, not by the copy engine.
+// that does not take the operands gives way to one that does. ORCHARD_GPU_GEMM_WRITING chooses how those of
+// sm_90 write c: stored (the default: by the copy engine), prefetched (what they add to comes to the L2
+// ahead), direct (from registers).
 // With cublaslt single products, f32 too, are NVIDIA's cuBLASLt's where it takes them: loaded at run
 // time, an error when missing.
 // Grouped products find their groups on the device: the host reads no offsets, and does not check them.

@@ -50,7 +50,15 @@ enum class Kernel : std::uint8_t {
   sm90_256_pair
 };
 
-// ORCHARD_GPU_GEMM, read once a device.
+Writing writing_named(std::string_view name) {
+  if (name == "prefetched") return Writing::prefetched;
+  if (name == "direct") return Writing::direct;
+  require(name == "stored",
+          "ORCHARD_GPU_GEMM_WRITING is {}; it may be stored, prefetched or direct", name);
+  return Writing::stored;
+}
+
+// ORCHARD_GPU_GEMM and ORCHARD_GPU_GEMM_WRITING, read once a device.
 struct Forced {
   std::optional<Kernel> kernel;
   bool library = false;
@@ -67,8 +75,8 @@ struct Forced {
             "ORCHARD_GPU_GEMM is {}; it may be auto, {}, {}, {}, {}, {}, {} or cublaslt", name,
             names[0], names[1], names[2], names[3], names[4], names[5]);
     if (found != names.end()) kernel = static_cast<Kernel>(found - names.begin());
-    const char* const direct = std::getenv("ORCHARD_GPU_GEMM_DIRECT");
-    if (direct && std::string_view(direct) == "1") writing = Writing::direct;
+    const char* const way = std::getenv("ORCHARD_GPU_GEMM_WRITING");
+    if (way) writing = writing_named(way);
   }
 };
 

@@ -160,19 +160,43 @@ __device__ std::uint64_t operand_descriptor(const bf16* operand, int step) {
                           box_bytes);
 }
 
+// Of the boxes of c that a tile is added to, those whose turn it is at a step: in the last steps of k, so
+// that they come in time and do not crowd out operands.
+template <int n>
+struct BoxesAhead {
+  static constexpr int cols = StoreBox::cols<float>, in_row = n / cols;
+  static constexpr int count = rows / StoreBox::rows * in_row;
+  static constexpr int lead = 8;  // steps
+  int next = 0;
+
+  __device__ void fetch(const TensorMap& c, const Work& work, int step) {
+    const int steps = tiles_in(work.k, depth), first = steps > lead ? steps - lead : 0;
+    if (step < first) return;
+    const int until = count * (step - first + 1) / (steps - first);
+    for (; next < until; ++next) {
+      const int row = work.row + next / in_row * StoreBox::rows;
+      if (row < work.m) {
+        tma_prefetch_box(c, work.col + next % in_row * cols, work.c_row + row, work.c_matrix);
+      }
+    }
+  }
+};
+
 // One warp; one of its lanes issues.
 template <WideTile tile, Transposed a_transposed, Transposed b_transposed, class Schedule>
 __device__ void produce(Ring<tile>& ring, const TensorMap& a, const TensorMap& b,
-                        const Schedule& schedule) {
+                        const TensorMap& c, const Output& out, const Schedule& schedule) {
   using Shared = Ring<tile>;
   constexpr unsigned stage_bytes = sizeof ring.a[0] + sizeof ring.b[0];
   const bool leader = elect_one();
   const Place place = own_place();
   const int tiles = static_cast<int>(schedule.blocks({rows * place.blocks, Shared::n}));
+  const bool adds_to_c = out.c.writing == Writing::prefetched && out.c.values.add;
   RingPosition<Shared::stages> at;
   for (int number = place.first_tile(); number < tiles; number += place.step()) {
     Work work;
     if (!find_work(schedule, place, number, Shared::n, work) || !leader) continue;
+    BoxesAhead<Shared::n> ahead;
     for (int k = 0; k < work.k; k += depth, at.advance()) {
       std::uint64_t* const full = &ring.full[at.stage];
       mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
@@ -186,6 +210,7 @@ __device__ void produce(Ring<tile>& ring, const TensorMap& a, const TensorMap& b
         load_half<b_transposed, Shared::n>(ring.b[at.stage], b, work.col, work.first_k + k,
                                            work.b_matrix, full, place.rank);
       }
+      if (adds_to_c && !work.partial) ahead.fetch(c, work, k / depth);
     }
   }
 }
@@ -311,7 +336,7 @@ __global__ void __launch_bounds__(threads, 1)
   if (shares) meet_cluster();
   if (threadIdx.x < warpgroup) {
     shrink_registers<40>();
-    if (threadIdx.x < 32) produce<tile, a_transposed, b_transposed>(ring, a, b, schedule);
+    if (threadIdx.x < 32) produce<tile, a_transposed, b_transposed>(ring, a, b, c, out, schedule);
   } else {
     grow_registers<232>();
     consume<tile, a_transposed, b_transposed>(ring, {c, partial}, out, schedule);
@@ -365,7 +390,7 @@ struct Launch {
     const TensorMap a_map = tensor_map(a, a_transposed, rows);
     const Output out{c.destination(kernel.writing), partial.destination(kernel.writing)};
     const auto map_of = [&](const Target& to, const Destination& how) {
-      return how.writing == Writing::stored ? store_map(to.c) : a_map;  // any map: it is not used
+      return how.writing != Writing::direct ? store_map(to.c) : a_map;  // any map: it is not used
     };
     launch(stream,
            {.kernel = "gemm_wgmma",

@@ -24,9 +24,9 @@ constexpr int columns_of(WideTile tile) {
   return tile == WideTile::n_256 ? 256 : 128;
 }
 
-// How sums get to c: by the copy engine, through shared memory, where it takes c; or each from the
-// register that holds it.
-enum class Writing : std::uint8_t { stored, direct };
+// How sums get to c: by the copy engine, through shared memory, where it takes c, which may bring what they
+// are added to into the L2 ahead; or each from the register that holds it.
+enum class Writing : std::uint8_t { stored, prefetched, direct };
 
 struct WideKernel {
   WideTile tile;

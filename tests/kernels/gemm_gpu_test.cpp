@@ -28,7 +28,7 @@ std::vector<simt::WideKernel> wide_kernels() {
   std::vector<simt::WideKernel> kernels;
   for (const WideTile tile : {WideTile::n_128, WideTile::n_256}) {
     for (const int blocks : {1, 2}) {
-      for (const Writing writing : {Writing::stored, Writing::direct}) {
+      for (const Writing writing : {Writing::stored, Writing::prefetched, Writing::direct}) {
         kernels.push_back({tile, blocks, writing});
       }
     }
@@ -38,7 +38,10 @@ std::vector<simt::WideKernel> wide_kernels() {
 
 std::string text(const simt::WideKernel& kernel) {
   return fmt::format("n {}, {} blocks, {}", kernel.tile == WideTile::n_256 ? 256 : 128,
-                     kernel.blocks, kernel.writing == Writing::stored ? "stored" : "direct");
+                     kernel.blocks,
+                     kernel.writing == Writing::stored       ? "stored"
+                     : kernel.writing == Writing::prefetched ? "prefetched"
+                                                             : "direct");
 }
 
 // The large tile, several of it, with and without vector stores, and a depth that wraps the ring.

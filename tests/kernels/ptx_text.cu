@@ -126,6 +126,7 @@ __global__ void tma(const __grid_constant__ TensorMap map, void* to, int col, in
   tma_load_multicast(to, map, col, row, matrix, barrier, 5);
   tma_store(map, to, col, row, matrix);
   tma_add(map, to, col, row, matrix);
+  tma_prefetch_box(map, col, row, matrix);
 }
 
 __global__ void __launch_bounds__(128)

@@ -192,7 +192,8 @@ TEST(PtxText, Tma) {
              "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [&p0, {p2, p3, p4}], "
              "[shared p1];",
              "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group "
-             "[&p0, {p2, p3, p4}], [shared p1];"}));
+             "[&p0, {p2, p3, p4}], [shared p1];",
+             "cp.async.bulk.prefetch.tensor.3d.L2.global.tile [&p0, {p2, p3, p4}];"}));
 }
 
 // `accumulate` arrives through a conversion: "?".

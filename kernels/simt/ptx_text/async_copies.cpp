@@ -145,6 +145,11 @@ void prefetch_map(Frame& frame, const Instruction& i) {
   static_cast<void>(tensor_map(frame, i, address_value(frame, i, 0)));
 }
 
+// [map, {col, row, matrix}]
+void prefetch_box(Frame& frame, const Instruction& i) {
+  static_cast<void>(tensor_map(frame, i, frame.read<std::uint64_t>(frame.operand(i, 0))));
+}
+
 void fence_from_generic_proxy(Frame&, const Instruction&) {
   fence_proxy();
 }
@@ -183,6 +188,7 @@ void add_async_copies(Opcodes& to) {
   to.add("cp.async.bulk.commit_group", "", commit_stores);
   to.add("cp.async.bulk.wait_group", "i", wait_for_stores<false>);
   to.add("cp.async.bulk.wait_group.read", "i", wait_for_stores<true>);
+  to.add("cp.async.bulk.prefetch.tensor.3d.L2.global.tile", "t", prefetch_box);
   to.add("prefetch.tensormap", "a", prefetch_map);
   to.add("fence.mbarrier_init.release.cluster", "", fence_initialisation);
   to.add("fence.proxy.async.shared::cta", "", fence_from_generic_proxy);
