@@ -91,6 +91,7 @@ TEST(GemmEmulated, TilesOfSm90InEveryForm) {
                                             .multiprocessors = 4});
     const auto stream = device->make_stream();
     for (const simt::WideKernel& kernel : wide_kernels()) {
+      if (kernel.writing == Writing::prefetched) continue;  // nothing is added to
       SCOPED_TRACE(text(kernel));
       const bool wide = kernel.tile == WideTile::n_256;
       for (const Form& form : transposes()) {
@@ -361,19 +362,31 @@ TEST(GemmEmulated, TilesOfSm90MoveWhatTheyMust) {
 // computes its first product of bf16, here an empty one.
 TEST(GemmOnGpu, LargeProductsWithEveryKernel) {
   struct Forced {
-    const char* kernel;
+    std::string kernel;
     std::unique_ptr<Device> device;
     std::unique_ptr<Stream> stream;
   };
   std::vector<Forced> all;
-  for (const char* const kernel :
-       {"auto", "sm80_64", "sm80_128", "sm90_128", "sm90_256", "sm90_128_pair", "sm90_256_pair"}) {
-    const Environment environment("ORCHARD_GPU_GEMM", kernel);
+  struct Choice {
+    const char *kernel, *writing;
+  };
+  for (const auto& [kernel, writing] : {Choice{"auto", "stored"},
+                                        {"sm80_64", "stored"},
+                                        {"sm80_128", "stored"},
+                                        {"sm90_128", "stored"},
+                                        {"sm90_256", "stored"},
+                                        {"sm90_128_pair", "stored"},
+                                        {"sm90_256_pair", "stored"},
+                                        {"sm90_256", "prefetched"},
+                                        {"sm90_256", "direct"}}) {
+    const Environment environment("ORCHARD_GPU_GEMM", kernel),
+        way("ORCHARD_GPU_GEMM_WRITING", writing);
     FoundDevice found = find_device(DeviceKind::cuda);
     if (!found.device) GTEST_SKIP() << found.absence;
     auto stream = found.device->make_stream();
     check_gemm(*stream, DType::bf16, DType::bf16, {0, 0, 0}, {});
-    all.push_back({kernel, std::move(found.device), std::move(stream)});
+    all.push_back(
+        {fmt::format("{} {}", kernel, writing), std::move(found.device), std::move(stream)});
   }
   const auto check = [&](DType out, const Size& size, const Form& form, Values values) {
     GemmProblem problem(DType::bf16, out, size, form, values);
