@@ -44,11 +44,12 @@ struct TilePosition {
 };
 
 // Tile number `number` of a matrix of tiles. Blocks run roughly in the order of their numbers, and
-// those that run together should share rows and columns: they walk through bands of eight tiles down
-// and then one to the right, so that the 264 blocks of an H100 touch 8 tiles of a and 33 of b where
-// whole rows of tiles would touch 1 and 264.
-__device__ inline TilePosition tile_position(int number, int tiles_m, int tiles_n) {
-  constexpr int band = 8;
+// those that run together should share rows and columns: they walk through bands of tiles down and then
+// one to the right. A band has eight tiles, so that the 264 blocks of 128 x 128 on an H100 touch 8 tiles of
+// a and 33 of b where whole rows of tiles would touch 1 and 264; sixteen of tiles that are twice as wide as
+// high, of which 132 then touch 2048 rows of a and 2112 of b.
+__device__ inline TilePosition tile_position(int number, TileSides tile, int tiles_m, int tiles_n) {
+  const int band = tile.n > tile.m ? 16 : 8;
   const int first = number / (band * tiles_n) * band;
   const int height = tiles_m - first < band ? tiles_m - first : band;
   const int within = number - first * tiles_n;
@@ -72,7 +73,7 @@ struct DenseSchedule {
   __device__ bool find(int block, TileSides tile, Work& work) const {
     const int slice = block / tiles(tile), first_k = slice * depth;
     const TilePosition at =
-        tile_position(block % tiles(tile), tiles_in(m, tile.m), tiles_in(n, tile.n));
+        tile_position(block % tiles(tile), tile, tiles_in(m, tile.m), tiles_in(n, tile.n));
     work = {.a = first_k * a_step,
             .b = first_k * b_step,
             .c = std::int64_t{slice} * m * n,
@@ -123,7 +124,7 @@ struct GroupedRowsSchedule {
 
   // Called by whole warps.
   __device__ bool find(int block, TileSides tile, Work& work) const {
-    const TilePosition at = tile_position(block, tile_rows(tile), tiles_in(n, tile.n));
+    const TilePosition at = tile_position(block, tile, tile_rows(tile), tiles_in(n, tile.n));
     const int lane = static_cast<int>(threadIdx.x) % 32;
     int before = 0;  // rows of tiles in the groups before `first`
     for (int first = 0; first < groups; first += 32) {
@@ -179,7 +180,7 @@ struct GroupedDepthSchedule {
   __device__ bool find(int block, TileSides tile, Work& work) const {
     const int group = block / tiles(tile);
     const TilePosition at =
-        tile_position(block % tiles(tile), tiles_in(m, tile.m), tiles_in(n, tile.n));
+        tile_position(block % tiles(tile), tile, tiles_in(m, tile.m), tiles_in(n, tile.n));
     const int begin = load_readonly(row_offsets + group);
     const int rows = load_readonly(row_offsets + group + 1) - begin;
     work = {.a = std::int64_t{begin} * m,
