@@ -114,6 +114,7 @@ __global__ void mbarriers(std::uint64_t* barrier, unsigned number) {
   mbarrier_fence_init();
   mbarrier_arrive(barrier);
   mbarrier_arrive_in_block(barrier, number);
+  mbarrier_hand_back_in_block(barrier, number);
   mbarrier_arrive_expect(barrier, number);
   mbarrier_wait(barrier, number);
 }
@@ -125,6 +126,7 @@ __global__ void tma(const __grid_constant__ TensorMap map, void* to, int col, in
   tma_load_multicast(to, map, col, row, matrix, barrier, 5);
   tma_store(map, to, col, row, matrix);
   tma_add(map, to, col, row, matrix);
+  tma_prefetch_box(map, col, row, matrix);
 }
 
 __global__ void __launch_bounds__(128)

@@ -175,6 +175,8 @@ TEST(PtxText, Mbarrier) {
           "mbarrier.arrive.shared::cta.b64 _, [shared p0];",
           "mapa.shared::cluster.u32 there, shared p0, p1;",
           "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];",
+          "mapa.shared::cluster.u32 there, shared p0, p1;",
+          "mbarrier.arrive.shared::cluster.b64 _, [there];",
           "mbarrier.arrive.expect_tx.shared::cta.b64 _, [shared p0], p1;",
           "mbarrier.try_wait.parity.shared::cta.b64 p, [shared p0], p1;", "selp.u32 ?, 1, 0, p;"}));
 }
@@ -190,7 +192,8 @@ TEST(PtxText, Tma) {
              "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [&p0, {p2, p3, p4}], "
              "[shared p1];",
              "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group "
-             "[&p0, {p2, p3, p4}], [shared p1];"}));
+             "[&p0, {p2, p3, p4}], [shared p1];",
+             "cp.async.bulk.prefetch.tensor.3d.L2.global.tile [&p0, {p2, p3, p4}];"}));
 }
 
 // `accumulate` arrives through a conversion: "?".
