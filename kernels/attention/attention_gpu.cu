@@ -62,9 +62,14 @@ void attention_forward(Stream& stream, const AttentionForward& op) {
 }
 
 void attention_backward(Stream& stream, const AttentionBackward& op) {
-  const Kernel kernel =
-      choose_kernel(stream, {op.q, op.k, op.v, op.out, op.d_out, op.d_q, op.d_k, op.d_v});
-  (kernel == Kernel::fma ? attention_backward_fma : attention_backward_mma)(stream, op);
+  switch (choose_kernel(stream, {op.q, op.k, op.v, op.out, op.d_out, op.d_q, op.d_k, op.d_v})) {
+    case Kernel::fma:
+      return attention_backward_fma(stream, op);
+    case Kernel::sm80:
+      return attention_backward_mma(stream, op);
+    case Kernel::sm90:
+      return attention_backward_wgmma(stream, op);
+  }
 }
 
 }  // namespace

@@ -72,5 +72,6 @@ void attention_backward_mma(Stream&, const AttentionBackward&);
 
 // The same on sm_90a's own instructions, for a head_dim of 128.
 void attention_forward_wgmma(Stream&, const AttentionForward&);
+void attention_backward_wgmma(Stream&, const AttentionBackward&);
 
 }  // namespace orchard::GPU_NAMESPACE

@@ -128,6 +128,16 @@ __global__ void tma(const __grid_constant__ TensorMap map, void* to, int col, in
 }
 
 __global__ void __launch_bounds__(128)
+    wgmma_n64(float* memory, std::uint64_t a, std::uint64_t b, unsigned accumulate) {
+  float d[32];
+#pragma unroll
+  for (int i = 0; i < 32; ++i) d[i] = memory[i];
+  wgmma_m64k16<Transposed::no, Transposed::yes>(d, a, b, accumulate);
+#pragma unroll
+  for (int i = 0; i < 32; ++i) memory[i] = d[i];
+}
+
+__global__ void __launch_bounds__(128)
     wgmma_n128(float* memory, std::uint64_t a, std::uint64_t b, unsigned accumulate) {
   float d[64];
 #pragma unroll
