@@ -162,13 +162,12 @@ __device__ void produce_terms(Storage<head_dim, wanted>& shared, const Backward&
 
 // The columns of a tile from `begin` on, which the document does not have.
 template <int head_dim, Gradients wanted>
-__device__ void zero_tail(Storage<head_dim, wanted>& shared, int stage, int begin,
-                          int consumer_threads) {
+__device__ void zero_tail(Storage<head_dim, wanted>& shared, int stage, int begin, int consumers) {
   const int thread = static_cast<int>(threadIdx.x) - warpgroup;
-  zero_rows(shared.first[stage], begin, thread, consumer_threads);
-  zero_rows(shared.second[stage], begin, thread, consumer_threads);
+  zero_rows(shared.first[stage], begin, thread, consumers);
+  zero_rows(shared.second[stage], begin, thread, consumers);
   fence_proxy_async();
-  bar_sync(1, static_cast<unsigned>(consumer_threads));
+  bar_sync(1, static_cast<unsigned>(consumers));
 }
 
 // Stores this lane's sums of rows `row` and row + 8 of `rows`, times `factor`. The lanes of a quad have
