@@ -1,4 +1,4 @@
-// Attention backward in bf16 on sm_90a (H100, H200), head_dim 128. The formulas and the form are those
+// Attention backward in bf16 on sm_90a (H100, H200), head_dim 64 and 128. The formulas and the form are those
 // of attention_backward_sm80.cu: one kernel walks over keys for d_q, one over queries for d_k and d_v,
 // and each sum has one owner and one order.
 //
@@ -31,17 +31,18 @@ struct TileShape {
   int stages;
 };
 
-// Of a consumer thread's 240 registers gradients take 64 (d_q) or 128, scores and their gradients as
-// many as there are columns, and these in bf16 half of that again.
-constexpr TileShape tile_shape(Gradients wanted) {
-  return wanted == Gradients::d_q ? TileShape{.columns = 128, .stages = 2}  // 64 KB a stage
-                                  : TileShape{.columns = 64, .stages = 4};  // 32 KB a stage
+// Of a consumer thread's 240 registers gradients take head_dim / 2 (d_q) or head_dim, scores and their
+// gradients as many as there are columns, and these in bf16 half of that again.
+constexpr TileShape tile_shape(int head_dim, Gradients wanted) {
+  const bool for_queries = wanted == Gradients::d_q;
+  // 16 to 64 KB a stage. For d_k and d_v 128 columns would spill, at a head_dim of 64, too.
+  return {.columns = for_queries ? 128 : 64, .stages = for_queries && head_dim > 64 ? 2 : 4};
 }
 
 // `first` are multiplied for the scores, `second` for the gradient of the probabilities.
 template <int head_dim, Gradients wanted>
 struct Storage {
-  static constexpr TileShape shape = tile_shape(wanted);
+  static constexpr TileShape shape = tile_shape(head_dim, wanted);
   WgmmaRows<head_dim, tile_rows> first_rows, second_rows;
   WgmmaRows<head_dim, shape.columns> first[shape.stages], second[shape.stages];
   // Where columns are queries; with `first`.
@@ -68,7 +69,7 @@ struct Work {
   __device__ int active_groups() const { return (rows + group_rows - 1) / group_rows; }
 };
 
-template <Gradients wanted>
+template <int head_dim, Gradients wanted>
 __device__ Work work_of(const Problem& problem) {
   constexpr bool for_queries = wanted == Gradients::d_q;
   const int heads = for_queries ? problem.heads : problem.kv_heads;
@@ -81,7 +82,7 @@ __device__ Work work_of(const Problem& problem) {
   const int group = problem.heads / problem.kv_heads, row_head = block % heads;
   const int rows = min((for_queries ? document.queries : document.keys) - tile.first, tile_rows);
   const Sight sight = sight_of<wanted>(document, problem.mask, tile.first, tile.first + rows);
-  constexpr int columns = tile_shape(wanted).columns;
+  constexpr int columns = tile_shape(head_dim, wanted).columns;
   return {.document = document,
           .first = tile.first,
           .row_head = row_head,
@@ -117,7 +118,7 @@ struct Maps {
 // One thread.
 template <int head_dim, Gradients wanted>
 __device__ void produce(Storage<head_dim, wanted>& shared, const Maps& maps, const Work& work) {
-  constexpr TileShape shape = tile_shape(wanted);
+  constexpr TileShape shape = tile_shape(head_dim, wanted);
   if (work.tiles() == 0) return;
   load_rows(shared.first_rows, maps.first_rows, work.row_head, work.row_begin, &shared.rows_full);
   load_rows(shared.second_rows, maps.second_rows, work.row_head, work.row_begin, &shared.rows_full);
@@ -137,7 +138,7 @@ __device__ void produce(Storage<head_dim, wanted>& shared, const Maps& maps, con
 template <int head_dim, Gradients wanted>
 __device__ void produce_terms(Storage<head_dim, wanted>& shared, const Backward& op,
                               const Work& work) {
-  constexpr TileShape shape = tile_shape(wanted);
+  constexpr TileShape shape = tile_shape(head_dim, wanted);
   constexpr int own = shape.columns / 32;
   for (Walk walk(work); walk.i < work.tiles(); walk.advance(work, shape.columns)) {
     float log2_sum[own], dot[own];
@@ -209,7 +210,7 @@ __device__ void store_gradient(const float (&sums)[head_dim / 2], float factor, 
 template <int head_dim, Gradients wanted>
 __device__ void consume(Storage<head_dim, wanted>& shared, const Backward& op, const Work& work) {
   constexpr bool for_queries = wanted == Gradients::d_q;
-  constexpr TileShape shape = tile_shape(wanted);
+  constexpr TileShape shape = tile_shape(head_dim, wanted);
   constexpr int columns = shape.columns;
   const Problem& problem = op.problem;
   const Document& document = work.document;
@@ -387,14 +388,14 @@ __global__ void __launch_bounds__(threads, 1)
                              const __grid_constant__ TensorMap first,
                              const __grid_constant__ TensorMap second, Backward op) {
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  const Work work = work_of<wanted>(op.problem);
+  const Work work = work_of<head_dim, wanted>(op.problem);
   if (work.rows <= 0) return;
   auto& shared = shared_storage<Storage<head_dim, wanted>>();
   if (threadIdx.x == 0) {
     constexpr unsigned terms = wanted == Gradients::d_q ? 0 : 32;
     const auto consumers = static_cast<unsigned>(work.active_groups() * warpgroup / 32);
     mbarrier_init(&shared.rows_full, 2);
-    for (int stage = 0; stage < tile_shape(wanted).stages; ++stage) {
+    for (int stage = 0; stage < tile_shape(head_dim, wanted).stages; ++stage) {
       mbarrier_init(&shared.first_full[stage], 1 + terms);
       mbarrier_init(&shared.second_full[stage], 1);
       mbarrier_init(&shared.first_empty[stage], consumers);
@@ -425,7 +426,7 @@ void launch_backward(Stream& stream, const AttentionBackward& op, const Backward
   const Extent3 grid =
       grid_of("AttentionBackward", tiles, for_queries ? problem.heads : problem.kv_heads);
   if (grid.x == 0) return;
-  constexpr int columns = tile_shape(wanted).columns;
+  constexpr int columns = tile_shape(head_dim, wanted).columns;
   using Shared = Storage<head_dim, wanted>;
   static_assert(sizeof(Shared) <= 227 * 1024);
   launch(stream,
@@ -441,12 +442,17 @@ void launch_backward(Stream& stream, const AttentionBackward& op, const Backward
          tensor_map(for_queries ? op.v : op.d_out, columns), backward);
 }
 
+template <int head_dim>
+void launch_both(Stream& stream, const AttentionBackward& op, const Backward& backward) {
+  launch_backward<head_dim, Gradients::d_q>(stream, op, backward);
+  launch_backward<head_dim, Gradients::d_k_and_d_v>(stream, op, backward);
+}
+
 }  // namespace
 
 void attention_backward_wgmma(Stream& stream, const AttentionBackward& op) {
   const Backward backward = backward_of(stream, op);
-  launch_backward<128, Gradients::d_q>(stream, op, backward);
-  launch_backward<128, Gradients::d_k_and_d_v>(stream, op, backward);
+  (backward.problem.head_dim == 64 ? launch_both<64> : launch_both<128>)(stream, op, backward);
 }
 
 }  // namespace orchard::GPU_NAMESPACE

@@ -380,7 +380,11 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AttentionOnSm90,
                                            Case{b16, 1, 1, 128, {0, 131, 0}, {0, 333, 5}},
                                            Case{b16, 1, 1, 128, {200}, {}, Mask::causal, 0, 30},
                                            Case{b16, 2, 1, 128, {}, {}, Mask::causal, 2},
-                                           Case{b16, 2, 1, 128, {5}, {0}}));
+                                           Case{b16, 2, 1, 128, {5}, {0}},
+                                           Case{b16, 3, 1, 64, {129, 63, 65, 127}},
+                                           Case{b16, 2, 2, 64, {260, 1}, {}, Mask::full, 3},
+                                           Case{b16, 2, 1, 64, {64, 0, 70, 5}, {400, 7, 30, 0}},
+                                           Case{b16, 1, 1, 64, {300}, {}, Mask::causal, 0, 30}));
 
 TEST(AttentionOnGpu, DoesNotDependOnTheOrderOfThreadsAndCopies) {
   for (const Case& c : {Case{b16, 2, 1, 64, {70, 40}}, Case{b16, 1, 1, 128, {5, 70}, {40, 100}},
