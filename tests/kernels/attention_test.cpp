@@ -5,8 +5,10 @@
 
 #include <limits>
 #include <numeric>
+#include <optional>
 
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/environment.h"
 #include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
@@ -395,6 +397,32 @@ TEST(AttentionOnGpu, DoesNotDependOnTheOrderOfThreadsAndCopies) {
     for (const std::uint64_t seed : {1, 2}) {
       const SimtOptions options{.order = simt::ThreadOrder::random, .seed = seed};
       EXPECT_TRUE(fifo.same_results(run_on_simt(c, options))) << "seed " << seed;
+    }
+  }
+}
+
+// Documents of many tiles, with every kernel for tensor cores that this GPU has, at its own speed. A
+// device reads the limit when it first computes attention.
+TEST(AttentionOnGpu, LongDocumentsWithEveryKernel) {
+  for (const std::int64_t head_dim : {64, 128}) {
+    const Case c{b16, 3, 1, head_dim, {1000, 77, 450}};
+    std::optional<Reference> expected;
+    for (const char* const kernel : {"sm80", "sm90"}) {
+      SCOPED_TRACE(kernel);
+      const Environment environment("ORCHARD_GPU_ATTENTION", kernel);
+      const FoundDevice found = find_device(DeviceKind::cuda);
+      if (!found.device) GTEST_SKIP() << found.absence;
+      const auto stream = found.device->make_stream();
+      Problem p(c);
+      run_both(*stream, p);
+      if (!expected) expected.emplace(p);
+      expect_forward(p, *expected);
+      expect_backward(p, *expected);
+      for (int i = 0; i < 20; ++i) {
+        Problem again(c);
+        run_both(*stream, again);
+        ASSERT_TRUE(p.same_results(again)) << "two runs differ";
+      }
     }
   }
 }
