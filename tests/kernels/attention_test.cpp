@@ -401,9 +401,9 @@ TEST(AttentionOnGpu, DoesNotDependOnTheOrderOfThreadsAndCopies) {
   }
 }
 
-// Documents of many tiles, with every kernel for tensor cores that this GPU has, at its own speed. A
-// device reads the limit when it first computes attention.
-TEST(AttentionOnGpu, LongDocumentsWithEveryKernel) {
+// Gradients of documents of many tiles, with every kernel for tensor cores that this GPU has, at its own
+// speed. A device reads the limit when it first computes attention.
+TEST(AttentionOnGpu, GradientsOfLongDocumentsWithEveryKernel) {
   for (const std::int64_t head_dim : {64, 128}) {
     const Case c{b16, 3, 1, head_dim, {1000, 77, 450}};
     std::optional<Reference> expected;
@@ -416,7 +416,6 @@ TEST(AttentionOnGpu, LongDocumentsWithEveryKernel) {
       Problem p(c);
       run_both(*stream, p);
       if (!expected) expected.emplace(p);
-      expect_forward(p, *expected);
       expect_backward(p, *expected);
       for (int i = 0; i < 20; ++i) {
         Problem again(c);
