@@ -1,16 +1,17 @@
-// Attention backward in bf16 on sm_90a (H100, H200), head_dim 64 and 128. The formulas and the form are those
-// of attention_backward_sm80.cu: one kernel walks over keys for d_q, one over queries for d_k and d_v,
-// and each sum has one owner and one order.
+// Attention backward in bf16 on sm_90a (H100, H200), head_dim 64 and 128. The formulas and the form are
+// those of attention_backward_sm80.cu: one kind of block walks over keys for d_q, one over queries for
+// d_k and d_v, and each sum has one owner and one order.
 //
 // FLOPs: 14·head_dim per visible query-key pair, in tiles. Bound: the tensor cores, 4096 FLOPs a clock
 // and SM. Of 128 bytes a clock of shared memory, products of 64 rows with 64 columns read 128, with 128
 // columns 96, and those whose left operand is in registers 64.
 //
 // A block takes 128 rows, 64 for each of two warpgroups; one thread asks the copy engine for the tiles
-// of columns, as far ahead as the ring is long. Four products follow each other in a warpgroup (three
-// for d_q), and one or two are always in flight: the scores' arithmetic runs beside the product for
-// d_probabilities, that of d_scores beside d_v's, and a tile's last product beside the next one's
-// scores. Probabilities and d_scores become left operands in their registers.
+// of columns, as far ahead as the ring is long. A warpgroup computes of a tile the scores, d_probabilities,
+// d_v and at last d_k or d_q. The scores' arithmetic runs beside the product for d_probabilities, that of
+// d_scores beside the one for d_v, and a tile's last product is started with the next one's scores; the
+// other warpgroup fills what is left. Probabilities and d_scores become left operands in their registers.
+#include <algorithm>
 #include <type_traits>
 
 #include "kernels/attention/attention_backward.h"
@@ -39,6 +40,20 @@ constexpr TileShape tile_shape(int head_dim, Gradients wanted) {
   return {.columns = for_queries ? 128 : 64, .stages = for_queries && head_dim > 64 ? 2 : 4};
 }
 
+// What a block does: its rows, and the tiles of columns of all heads that read them, one head after
+// the other. Rows and columns count as in their tensors. It lies in shared memory, as the loops want
+// every register.
+struct Work {
+  int row_head, row_begin, rows;
+  int head_begin;
+  int column_begin, column_end;  // that any of the rows sees
+  int document_end;              // from this column on there are other documents
+  int edge;                      // where the diagonal cuts the first row
+  int tiles;                     // of all heads
+  int consumers;                 // threads of the warpgroups that have rows
+  Sight sight[groups];
+};
+
 // `first` are multiplied for the scores, `second` for the gradient of the probabilities.
 template <int head_dim, Gradients wanted>
 struct Storage {
@@ -48,6 +63,7 @@ struct Storage {
   // Where columns are queries; with `first`.
   alignas(16) float log2_sum[shape.stages][shape.columns];
   alignas(16) float dot[shape.stages][shape.columns];
+  Work work;
   std::uint64_t rows_full;
   std::uint64_t first_full[shape.stages], first_empty[shape.stages];
   std::uint64_t second_full[shape.stages], second_empty[shape.stages];
@@ -55,26 +71,11 @@ struct Storage {
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// What a block does: its rows, and the tiles of columns of all heads that read them, one head after
-// the other. Rows and columns count as in their tensors.
-struct Work {
-  Document document;
-  int first;  // row of the document
-  int row_head, row_begin, rows;
-  int head_begin, heads;         // of the columns
-  int column_begin, column_end;  // that any of the rows sees
-  int document_end;              // from this column on there are other documents
-  int tiles_of_head;
-  __device__ int tiles() const { return tiles_of_head * heads; }
-  __device__ int active_groups() const { return (rows + group_rows - 1) / group_rows; }
-};
-
 template <int head_dim, Gradients wanted>
 __device__ Work work_of(const Problem& problem) {
   constexpr bool for_queries = wanted == Gradients::d_q;
   const int heads = for_queries ? problem.heads : problem.kv_heads;
-  // The longest first: under a causal mask the last queries see the most keys, and the first keys
-  // are seen by the most queries.
+  // The longest first, as in attention_backward_sm80.cu.
   const int block = static_cast<int>(for_queries ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
   const DocumentTile tile = find_tile(problem.packing, for_queries ? Axis::queries : Axis::keys,
                                       tile_rows, block / heads);
@@ -83,18 +84,25 @@ __device__ Work work_of(const Problem& problem) {
   const int rows = min((for_queries ? document.queries : document.keys) - tile.first, tile_rows);
   const Sight sight = sight_of<wanted>(document, problem.mask, tile.first, tile.first + rows);
   constexpr int columns = tile_shape(head_dim, wanted).columns;
-  return {.document = document,
-          .first = tile.first,
-          .row_head = row_head,
+  const int tiles_of_head = (sight.any_end - sight.any_begin + columns - 1) / columns;
+  const auto sight_of_group = [&](int i) {
+    const int begin = i * group_rows, end = min(begin + group_rows, rows);
+    return sight_of<wanted>(document, problem.mask, tile.first + begin, tile.first + end);
+  };
+  const int shift = document.keys - document.queries;
+  return {.row_head = row_head,
           .row_begin = (for_queries ? document.query_begin : document.key_begin) + tile.first,
           .rows = rows,
           .head_begin = for_queries ? row_head / group : row_head * group,
-          .heads = for_queries ? 1 : group,
           .column_begin = sight.any_begin,
           .column_end = sight.any_end,
           .document_end = for_queries ? document.key_begin + document.keys
                                       : document.query_begin + document.queries,
-          .tiles_of_head = (sight.any_end - sight.any_begin + columns - 1) / columns};
+          .edge = tile.first +
+                  (for_queries ? document.key_begin + shift + 1 : document.query_begin - shift),
+          .tiles = tiles_of_head * (for_queries ? 1 : group),
+          .consumers = (rows + group_rows - 1) / group_rows * warpgroup,
+          .sight = {sight_of_group(0), sight_of_group(1)}};
 }
 
 // The tile at hand.
@@ -117,12 +125,13 @@ struct Maps {
 
 // One thread.
 template <int head_dim, Gradients wanted>
-__device__ void produce(Storage<head_dim, wanted>& shared, const Maps& maps, const Work& work) {
+__device__ void produce(Storage<head_dim, wanted>& shared, const Maps& maps) {
+  const Work& work = shared.work;
   constexpr TileShape shape = tile_shape(head_dim, wanted);
-  if (work.tiles() == 0) return;
+  if (work.tiles == 0) return;
   load_rows(shared.first_rows, maps.first_rows, work.row_head, work.row_begin, &shared.rows_full);
   load_rows(shared.second_rows, maps.second_rows, work.row_head, work.row_begin, &shared.rows_full);
-  for (Walk walk(work); walk.i < work.tiles(); walk.advance(work, shape.columns)) {
+  for (Walk walk(work); walk.i < work.tiles; walk.advance(work, shape.columns)) {
     const Turn<shape.stages> turn(walk.i);
     mbarrier_wait(&shared.first_empty[turn.stage], turn.parity ^ 1);
     load_rows(shared.first[turn.stage], maps.first, walk.head, walk.column,
@@ -136,11 +145,11 @@ __device__ void produce(Storage<head_dim, wanted>& shared, const Maps& maps, con
 // One warp, where columns are queries: their log_sum_exp and D. A head's lie `heads` apart, and begin
 // anywhere, so that the copy engine cannot bring them.
 template <int head_dim, Gradients wanted>
-__device__ void produce_terms(Storage<head_dim, wanted>& shared, const Backward& op,
-                              const Work& work) {
+__device__ void produce_terms(Storage<head_dim, wanted>& shared, const Backward& op) {
+  const Work& work = shared.work;
   constexpr TileShape shape = tile_shape(head_dim, wanted);
   constexpr int own = shape.columns / 32;
-  for (Walk walk(work); walk.i < work.tiles(); walk.advance(work, shape.columns)) {
+  for (Walk walk(work); walk.i < work.tiles; walk.advance(work, shape.columns)) {
     float log2_sum[own], dot[own];
 #pragma unroll
     for (int j = 0; j < own; ++j) {
@@ -208,24 +217,18 @@ __device__ void store_gradient(const float (&sums)[head_dim / 2], float factor, 
 
 // A warpgroup: its 64 rows.
 template <int head_dim, Gradients wanted>
-__device__ void consume(Storage<head_dim, wanted>& shared, const Backward& op, const Work& work) {
+__device__ void consume(Storage<head_dim, wanted>& shared, const Backward& op) {
+  const Work& work = shared.work;
   constexpr bool for_queries = wanted == Gradients::d_q;
   constexpr TileShape shape = tile_shape(head_dim, wanted);
   constexpr int columns = shape.columns;
   const Problem& problem = op.problem;
-  const Document& document = work.document;
   const int group_row = (static_cast<int>(threadIdx.x) / warpgroup - 1) * group_rows;
   static_assert(for_queries || shape.stages > 2, "a skipped tile follows one that is still read");
   if (group_row >= work.rows) return;
   const int warp_row = group_row + static_cast<int>(threadIdx.x) % warpgroup / 32 * 16;
   const int row = warp_row + lane() / 4;  // and 8 further
-  const Sight sight = sight_of<wanted>(document, problem.mask, work.first + group_row,
-                                       work.first + min(group_row + group_rows, work.rows));
-  // Where the diagonal cuts this lane's first row.
-  const int shift = document.keys - document.queries;
-  const int edge = work.first + row +
-                   (for_queries ? document.key_begin + shift + 1 : document.query_begin - shift);
-
+  const Sight& sight = work.sight[group_row / group_rows];
   float d_first[head_dim / 2];                     // of q, or of k
   float d_second[for_queries ? 1 : head_dim / 2];  // of v
 #pragma unroll
@@ -284,7 +287,7 @@ __device__ void consume(Storage<head_dim, wanted>& shared, const Backward& op, c
   int before = 0;  // the stage of the tile before
   // Goes on to a tile that the group's rows see. At most one is skipped: it is the other group's alone.
   const auto seek = [&] {
-    for (; walk.i < work.tiles(); walk.advance(work, columns)) {
+    for (; walk.i < work.tiles; walk.advance(work, columns)) {
       const Turn<shape.stages> turn(walk.i);
       const int stage = turn.stage, begin = walk.column, end = begin + columns;
       mbarrier_wait(&shared.first_full[stage], turn.parity);
@@ -292,7 +295,7 @@ __device__ void consume(Storage<head_dim, wanted>& shared, const Backward& op, c
       if (is_seen && end <= work.document_end) return true;
       mbarrier_wait(&shared.second_full[stage], turn.parity);
       if (end > work.document_end) {
-        zero_tail(shared, stage, work.document_end - begin, work.active_groups() * warpgroup);
+        zero_tail(shared, stage, work.document_end - begin, work.consumers);
       }
       if (is_seen) return true;
       release(&shared.first_empty[stage]);
@@ -332,11 +335,11 @@ __device__ void consume(Storage<head_dim, wanted>& shared, const Backward& op, c
     }
     // Pairs that do not see each other contribute nothing; the log_sum_exp of their query may be -inf.
     if (begin < sight.all_begin || end > sight.all_end) {
-      const Edge<wanted> here{problem.mask, edge - begin, work.document_end - begin};
+      const int origin = begin + lane() % 4 * 2;
+      const Edge<wanted> here{problem.mask, work.edge + row - origin, work.document_end - origin};
 #pragma unroll
       for (int s = 0; s < columns / 2; ++s) {
-        const int column = 8 * (s / 4) + lane() % 4 * 2 + s % 2;
-        if (!here.sees(8 * (s / 2 % 2), column)) scores[s] = 0.0f;
+        if (!here.sees(8 * (s / 2 % 2), 8 * (s / 4) + s % 2)) scores[s] = 0.0f;
       }
     }
     if constexpr (for_queries) {
@@ -363,7 +366,7 @@ __device__ void consume(Storage<head_dim, wanted>& shared, const Backward& op, c
     walk.advance(work, columns);
   };
 
-  if (work.tiles() > 0) mbarrier_wait(&shared.rows_full, 0);
+  if (work.tiles > 0) mbarrier_wait(&shared.rows_full, 0);
   if (seek()) {
     do_tile(std::true_type{});
     while (seek()) do_tile(std::false_type{});
@@ -379,21 +382,15 @@ __device__ void consume(Storage<head_dim, wanted>& shared, const Backward& op, c
   }
 }
 
-#endif
-
 template <int head_dim, Gradients wanted>
-__global__ void __launch_bounds__(threads, 1)
-    attention_backward_wgmma(const __grid_constant__ TensorMap first_rows,
-                             const __grid_constant__ TensorMap second_rows,
-                             const __grid_constant__ TensorMap first,
-                             const __grid_constant__ TensorMap second, Backward op) {
-#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+__device__ void run_block(const Maps& maps, const Backward& op) {
   const Work work = work_of<head_dim, wanted>(op.problem);
   if (work.rows <= 0) return;
   auto& shared = shared_storage<Storage<head_dim, wanted>>();
   if (threadIdx.x == 0) {
+    shared.work = work;
     constexpr unsigned terms = wanted == Gradients::d_q ? 0 : 32;
-    const auto consumers = static_cast<unsigned>(work.active_groups() * warpgroup / 32);
+    const auto consumers = static_cast<unsigned>(work.consumers / 32);
     mbarrier_init(&shared.rows_full, 2);
     for (int stage = 0; stage < tile_shape(head_dim, wanted).stages; ++stage) {
       mbarrier_init(&shared.first_full[stage], 1 + terms);
@@ -406,53 +403,67 @@ __global__ void __launch_bounds__(threads, 1)
   __syncthreads();
   if (threadIdx.x < warpgroup) {
     shrink_registers<24>();
-    if (threadIdx.x == 0) produce(shared, {first_rows, second_rows, first, second}, work);
+    if (threadIdx.x == 0) produce(shared, maps);
     if constexpr (wanted == Gradients::d_k_and_d_v) {
-      if (threadIdx.x / 32 == 1) produce_terms(shared, op, work);
+      if (threadIdx.x / 32 == 1) produce_terms(shared, op);
     }
   } else {
     grow_registers<240>();
-    consume(shared, op, work);
+    consume(shared, op);
+  }
+}
+
+#endif
+
+// Both kinds of blocks in one grid: what one kind leaves of the multiprocessors the other takes. Those
+// of keys come first, since they are longer. *_rows are boxes of tile_rows, the others of columns.
+template <int head_dim>
+__global__ void __launch_bounds__(threads, 1) attention_backward_wgmma(
+    const __grid_constant__ TensorMap q_rows, const __grid_constant__ TensorMap d_out_rows,
+    const __grid_constant__ TensorMap k_columns, const __grid_constant__ TensorMap v_columns,
+    const __grid_constant__ TensorMap k_rows, const __grid_constant__ TensorMap v_rows,
+    const __grid_constant__ TensorMap q_columns, const __grid_constant__ TensorMap d_out_columns,
+    Backward op, unsigned key_blocks) {
+#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if (blockIdx.x < key_blocks) {
+    run_block<head_dim, Gradients::d_k_and_d_v>({k_rows, v_rows, q_columns, d_out_columns}, op);
+  } else {
+    run_block<head_dim, Gradients::d_q>({q_rows, d_out_rows, k_columns, v_columns}, op);
   }
 #endif
 }
 
-template <int head_dim, Gradients wanted>
-void launch_backward(Stream& stream, const AttentionBackward& op, const Backward& backward) {
-  constexpr bool for_queries = wanted == Gradients::d_q;
-  const Problem& problem = backward.problem;
-  const std::int64_t tiles =
-      slots(problem.packing, for_queries ? Axis::queries : Axis::keys, tile_rows);
-  const Extent3 grid =
-      grid_of("AttentionBackward", tiles, for_queries ? problem.heads : problem.kv_heads);
-  if (grid.x == 0) return;
-  constexpr int columns = tile_shape(head_dim, wanted).columns;
-  using Shared = Storage<head_dim, wanted>;
-  static_assert(sizeof(Shared) <= 227 * 1024);
-  launch(stream,
-         {.kernel = for_queries ? "attention_backward_wgmma for d_q"
-                                : "attention_backward_wgmma for d_k and d_v",
-          .grid = grid,
-          .block = {threads},
-          .shared_bytes = sizeof(Shared)},
-         attention_backward_wgmma<head_dim, wanted>,
-         tensor_map(for_queries ? op.q : op.k, tile_rows),
-         tensor_map(for_queries ? op.d_out : op.v, tile_rows),
-         tensor_map(for_queries ? op.k : op.q, columns),
-         tensor_map(for_queries ? op.v : op.d_out, columns), backward);
-}
-
 template <int head_dim>
-void launch_both(Stream& stream, const AttentionBackward& op, const Backward& backward) {
-  launch_backward<head_dim, Gradients::d_q>(stream, op, backward);
-  launch_backward<head_dim, Gradients::d_k_and_d_v>(stream, op, backward);
+void launch_backward(Stream& stream, const AttentionBackward& op, const Backward& backward) {
+  constexpr int queries = tile_shape(head_dim, Gradients::d_k_and_d_v).columns;
+  constexpr int keys = tile_shape(head_dim, Gradients::d_q).columns;
+  constexpr std::size_t shared_bytes = std::max(sizeof(Storage<head_dim, Gradients::d_q>),
+                                                sizeof(Storage<head_dim, Gradients::d_k_and_d_v>));
+  static_assert(shared_bytes <= 227 * 1024);
+  const Problem& problem = backward.problem;
+  const std::int64_t key_blocks = slots(problem.packing, Axis::keys, tile_rows) * problem.kv_heads;
+  const std::int64_t query_blocks =
+      slots(problem.packing, Axis::queries, tile_rows) * problem.heads;
+  const std::int64_t blocks = key_blocks + query_blocks;
+  require(blocks < (std::int64_t{1} << 31),
+          "AttentionBackward: {} tiles of queries and keys exceed a grid (2^31 blocks)", blocks);
+  launch(stream,
+         {.kernel = "attention_backward_wgmma",
+          .grid = {static_cast<unsigned>(blocks)},
+          .block = {threads},
+          .shared_bytes = shared_bytes},
+         attention_backward_wgmma<head_dim>, tensor_map(op.q, tile_rows),
+         tensor_map(op.d_out, tile_rows), tensor_map(op.k, keys), tensor_map(op.v, keys),
+         tensor_map(op.k, tile_rows), tensor_map(op.v, tile_rows), tensor_map(op.q, queries),
+         tensor_map(op.d_out, queries), backward, static_cast<unsigned>(key_blocks));
 }
 
 }  // namespace
 
 void attention_backward_wgmma(Stream& stream, const AttentionBackward& op) {
   const Backward backward = backward_of(stream, op);
-  (backward.problem.head_dim == 64 ? launch_both<64> : launch_both<128>)(stream, op, backward);
+  (backward.problem.head_dim == 64 ? launch_backward<64> : launch_backward<128>)(stream, op,
+                                                                                 backward);
 }
 
 }  // namespace orchard::GPU_NAMESPACE
