@@ -180,41 +180,6 @@ __device__ void zero_tail(Storage<head_dim, wanted>& shared, int stage, int begi
   bar_sync(1, static_cast<unsigned>(consumers));
 }
 
-// Stores this lane's sums of rows `row` and row + 8 of `rows`, times `factor`. The lanes of a quad have
-// two columns of every eight each; they exchange them, so that each stores eight of its own.
-template <int head_dim>
-__device__ void store_gradient(const float (&sums)[head_dim / 2], float factor, bf16* gradient,
-                               int heads, const Work& work, int row) {
-  const bool odd = lane() % 2 != 0, high = lane() % 4 >= 2;
-  const auto exchange = [](unsigned& low_word, unsigned& high_word, bool keeps_high, int distance) {
-    const unsigned other = __shfl_xor_sync(all_lanes, keeps_high ? low_word : high_word, distance);
-    (keeps_high ? low_word : high_word) = other;
-  };
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int r = row + 8 * half;
-    bf16* const to =
-        gradient + (std::int64_t{work.row_begin + r} * heads + work.row_head) * head_dim;
-#pragma unroll
-    for (int j = 0; j < head_dim / 8; j += 4) {
-      unsigned word[4];
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const int at = 4 * (j + w) + 2 * half;
-        word[w] = pack_bf16x2(sums[at] * factor, sums[at + 1] * factor);
-      }
-      exchange(word[0], word[1], odd, 1);
-      exchange(word[2], word[3], odd, 1);
-      exchange(word[0], word[2], high, 2);
-      exchange(word[1], word[3], high, 2);
-      if (r < work.rows) {
-        store(reinterpret_cast<uint4*>(to + 8 * (j + lane() % 4)),
-              uint4{word[0], word[1], word[2], word[3]});
-      }
-    }
-  }
-}
-
 // A warpgroup: its 64 rows.
 template <int head_dim, Gradients wanted>
 __device__ void consume(Storage<head_dim, wanted>& shared, const Backward& op) {
@@ -374,11 +339,15 @@ __device__ void consume(Storage<head_dim, wanted>& shared, const Backward& op) {
     wgmma_wait<0>();
   }
 
+  const auto store_gradient = [&](const auto& sums, float factor, bf16* gradient, int heads) {
+    const HeadRows<bf16> to(gradient, work.row_head, heads, head_dim);
+    store_sums<head_dim>(sums, factor, to, work.row_begin + warp_row, work.rows - warp_row);
+  };
   if constexpr (for_queries) {
-    store_gradient<head_dim>(d_first, problem.scale, op.d_q, problem.heads, work, row);
+    store_gradient(d_first, problem.scale, op.d_q, problem.heads);
   } else {
-    store_gradient<head_dim>(d_first, problem.scale, op.d_k, problem.kv_heads, work, row);
-    store_gradient<head_dim>(d_second, 1.0f, op.d_v, problem.kv_heads, work, row);
+    store_gradient(d_first, problem.scale, op.d_k, problem.kv_heads);
+    store_gradient(d_second, 1.0f, op.d_v, problem.kv_heads);
   }
 }
 
@@ -416,19 +385,22 @@ __device__ void run_block(const Maps& maps, const Backward& op) {
 #endif
 
 // Both kinds of blocks in one grid: what one kind leaves of the multiprocessors the other takes. Those
-// of keys come first, since they are longer. *_rows are boxes of tile_rows, the others of columns.
+// of keys come first, since they are longer. Of q and d_out there are boxes for rows and for columns; of
+// k and v these are the same.
 template <int head_dim>
-__global__ void __launch_bounds__(threads, 1) attention_backward_wgmma(
-    const __grid_constant__ TensorMap q_rows, const __grid_constant__ TensorMap d_out_rows,
-    const __grid_constant__ TensorMap k_columns, const __grid_constant__ TensorMap v_columns,
-    const __grid_constant__ TensorMap k_rows, const __grid_constant__ TensorMap v_rows,
-    const __grid_constant__ TensorMap q_columns, const __grid_constant__ TensorMap d_out_columns,
-    Backward op, unsigned key_blocks) {
+__global__ void __launch_bounds__(threads, 1)
+    attention_backward_wgmma(const __grid_constant__ TensorMap q_rows,
+                             const __grid_constant__ TensorMap d_out_rows,
+                             const __grid_constant__ TensorMap q_columns,
+                             const __grid_constant__ TensorMap d_out_columns,
+                             const __grid_constant__ TensorMap k,
+                             const __grid_constant__ TensorMap v, Backward op,
+                             unsigned key_blocks) {
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   if (blockIdx.x < key_blocks) {
-    run_block<head_dim, Gradients::d_k_and_d_v>({k_rows, v_rows, q_columns, d_out_columns}, op);
+    run_block<head_dim, Gradients::d_k_and_d_v>({k, v, q_columns, d_out_columns}, op);
   } else {
-    run_block<head_dim, Gradients::d_q>({q_rows, d_out_rows, k_columns, v_columns}, op);
+    run_block<head_dim, Gradients::d_q>({q_rows, d_out_rows, k, v}, op);
   }
 #endif
 }
@@ -436,15 +408,14 @@ __global__ void __launch_bounds__(threads, 1) attention_backward_wgmma(
 template <int head_dim>
 void launch_backward(Stream& stream, const AttentionBackward& op, const Backward& backward) {
   constexpr int queries = tile_shape(head_dim, Gradients::d_k_and_d_v).columns;
-  constexpr int keys = tile_shape(head_dim, Gradients::d_q).columns;
+  static_assert(tile_shape(head_dim, Gradients::d_q).columns == tile_rows, "boxes of k and v");
   constexpr std::size_t shared_bytes = std::max(sizeof(Storage<head_dim, Gradients::d_q>),
                                                 sizeof(Storage<head_dim, Gradients::d_k_and_d_v>));
   static_assert(shared_bytes <= 227 * 1024);
   const Problem& problem = backward.problem;
   const std::int64_t key_blocks = slots(problem.packing, Axis::keys, tile_rows) * problem.kv_heads;
-  const std::int64_t query_blocks =
-      slots(problem.packing, Axis::queries, tile_rows) * problem.heads;
-  const std::int64_t blocks = key_blocks + query_blocks;
+  const std::int64_t blocks =
+      key_blocks + slots(problem.packing, Axis::queries, tile_rows) * problem.heads;
   require(blocks < (std::int64_t{1} << 31),
           "AttentionBackward: {} tiles of queries and keys exceed a grid (2^31 blocks)", blocks);
   launch(stream,
@@ -453,9 +424,9 @@ void launch_backward(Stream& stream, const AttentionBackward& op, const Backward
           .block = {threads},
           .shared_bytes = shared_bytes},
          attention_backward_wgmma<head_dim>, tensor_map(op.q, tile_rows),
-         tensor_map(op.d_out, tile_rows), tensor_map(op.k, keys), tensor_map(op.v, keys),
-         tensor_map(op.k, tile_rows), tensor_map(op.v, tile_rows), tensor_map(op.q, queries),
-         tensor_map(op.d_out, queries), backward, static_cast<unsigned>(key_blocks));
+         tensor_map(op.d_out, tile_rows), tensor_map(op.q, queries), tensor_map(op.d_out, queries),
+         tensor_map(op.k, tile_rows), tensor_map(op.v, tile_rows), backward,
+         static_cast<unsigned>(key_blocks));
 }
 
 }  // namespace

@@ -4,7 +4,8 @@
 // serves as an operand whose rows are m or n (q, k of q·kᵀ) and as one whose rows are k (v of P·v).
 #pragma once
 
-#include "kernels/core/tensor.h"
+#include "kernels/attention/attention_gpu.h"
+#include "kernels/attention/mma_tiles.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/ptx/mbarrier.h"
 #include "kernels/ptx/tma.h"
@@ -69,6 +70,41 @@ __device__ __forceinline__ void round_sums(const float (&sums)[registers], int s
 #pragma unroll
   for (int r = 0; r < 4; ++r) {
     operand[r] = pack_bf16x2(sums[8 * step + 2 * r], sums[8 * step + 2 * r + 1]);
+  }
+}
+
+// Stores a warp's sums, times `factor` and rounded to bf16, as rows [first, first + count), of which a
+// warp has up to 16. The lanes of a quad have two columns of every eight each; they exchange them, so
+// that each stores eight of its own.
+template <int head_dim>
+__device__ void store_sums(const float (&sums)[head_dim / 2], float factor,
+                           const HeadRows<bf16>& to, std::int64_t first, int count) {
+  const bool odd = lane() % 2 != 0, high = lane() % 4 >= 2;
+  const auto exchange = [](unsigned& low_word, unsigned& high_word, bool keeps_high, int distance) {
+    const unsigned other = __shfl_xor_sync(all_lanes, keeps_high ? low_word : high_word, distance);
+    (keeps_high ? low_word : high_word) = other;
+  };
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = lane() / 4 + 8 * half;
+    bf16* const begin = to.data + (first + row) * to.stride;
+#pragma unroll
+    for (int j = 0; j < head_dim / 8; j += 4) {
+      unsigned word[4];
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const int at = 4 * (j + w) + 2 * half;
+        word[w] = pack_bf16x2(sums[at] * factor, sums[at + 1] * factor);
+      }
+      exchange(word[0], word[1], odd, 1);
+      exchange(word[2], word[3], odd, 1);
+      exchange(word[0], word[2], high, 2);
+      exchange(word[1], word[3], high, 2);
+      if (row < count) {
+        store(reinterpret_cast<uint4*>(begin + 8 * (j + lane() % 4)),
+              uint4{word[0], word[1], word[2], word[3]});
+      }
+    }
   }
 }
 
