@@ -458,17 +458,18 @@ TEST(AttentionOnGpu, UsesTheBanksOfSharedMemoryWithoutConflicts) {
 }
 
 TEST(AttentionOnGpu, TakesNoKernelBeyondTheOneThatTheEnvironmentNames) {
-  const auto flops_under = [](const char* limit) {
-    setenv("ORCHARD_GPU_ATTENTION", limit, 1);
-    const simt::Counters counters = count({b16, 1, 1, 64, {16}}, forward);
-    unsetenv("ORCHARD_GPU_ATTENTION");
-    return counters.tensor_flops;
+  const auto under = [](const char* limit, auto run_operation, int compute_capability) {
+    const Environment environment("ORCHARD_GPU_ATTENTION", limit);
+    return count({b16, 1, 1, 64, {16}}, run_operation, compute_capability);
   };
-  EXPECT_GT(flops_under("auto"), 0u);
-  EXPECT_GT(flops_under("sm80"), 0u);
-  EXPECT_EQ(flops_under("fma"), 0u);
-  EXPECT_THROW(flops_under("fast"), Error);
-  unsetenv("ORCHARD_GPU_ATTENTION");
+  EXPECT_GT(under("auto", forward, 80).tensor_flops, 0u);
+  EXPECT_GT(under("sm80", forward, 80).tensor_flops, 0u);
+  EXPECT_EQ(under("fma", forward, 80).tensor_flops, 0u);
+  EXPECT_GT(under("auto", backward, 90).tensor_load_bytes, 0u);
+  EXPECT_GT(under("sm90", backward, 90).tensor_load_bytes, 0u);
+  EXPECT_EQ(under("sm80", backward, 90).tensor_load_bytes, 0u);
+  EXPECT_GT(under("sm80", backward, 90).tensor_flops, 0u);
+  EXPECT_THROW(under("fast", forward, 80), Error);
 }
 
 // One tile each way: every kernel reads its operands once. What it reads beyond them are offsets,
