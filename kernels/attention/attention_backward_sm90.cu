@@ -64,7 +64,7 @@ struct Storage {
   alignas(16) float log2_sum[shape.stages][shape.columns];
   alignas(16) float dot[shape.stages][shape.columns];
   Work work;
-  std::uint64_t rows_full;
+  std::uint64_t first_rows_full, second_rows_full;
   std::uint64_t first_full[shape.stages], first_empty[shape.stages];
   std::uint64_t second_full[shape.stages], second_empty[shape.stages];
 };
@@ -129,13 +129,17 @@ __device__ void produce(Storage<head_dim, wanted>& shared, const Maps& maps) {
   const Work& work = shared.work;
   constexpr TileShape shape = tile_shape(head_dim, wanted);
   if (work.tiles == 0) return;
-  load_rows(shared.first_rows, maps.first_rows, work.row_head, work.row_begin, &shared.rows_full);
-  load_rows(shared.second_rows, maps.second_rows, work.row_head, work.row_begin, &shared.rows_full);
+  load_rows(shared.first_rows, maps.first_rows, work.row_head, work.row_begin,
+            &shared.first_rows_full);
   for (Walk walk(work); walk.i < work.tiles; walk.advance(work, shape.columns)) {
     const Turn<shape.stages> turn(walk.i);
     mbarrier_wait(&shared.first_empty[turn.stage], turn.parity ^ 1);
     load_rows(shared.first[turn.stage], maps.first, walk.head, walk.column,
               &shared.first_full[turn.stage]);
+    if (walk.i == 0) {  // no sooner than they are needed
+      load_rows(shared.second_rows, maps.second_rows, work.row_head, work.row_begin,
+                &shared.second_rows_full);
+    }
     mbarrier_wait(&shared.second_empty[turn.stage], turn.parity ^ 1);
     load_rows(shared.second[turn.stage], maps.second, walk.head, walk.column,
               &shared.second_full[turn.stage]);
@@ -278,9 +282,15 @@ __device__ void consume(Storage<head_dim, wanted>& shared, const Backward& op) {
   const auto do_tile = [&](auto is_first) {
     const Turn<shape.stages> turn(walk.i);
     const int stage = turn.stage, begin = walk.column, end = begin + columns;
-    if constexpr (!is_first) finish_tile_before();
+    if constexpr (is_first) {
+      mbarrier_wait(&shared.first_rows_full, 0);
+    } else {
+      finish_tile_before();
+    }
     multiply_transposed(scores, shared.first_rows, shared.first[stage]);
-    if constexpr (!is_first) {
+    if constexpr (is_first) {
+      mbarrier_wait(&shared.second_rows_full, 0);
+    } else {
       wgmma_wait<1>();
       release(&shared.first_empty[before]);
       if constexpr (!for_queries) release(&shared.second_empty[before]);
@@ -331,7 +341,6 @@ __device__ void consume(Storage<head_dim, wanted>& shared, const Backward& op) {
     walk.advance(work, columns);
   };
 
-  if (work.tiles > 0) mbarrier_wait(&shared.rows_full, 0);
   if (seek()) {
     do_tile(std::true_type{});
     while (seek()) do_tile(std::false_type{});
@@ -353,6 +362,12 @@ __device__ void consume(Storage<head_dim, wanted>& shared, const Backward& op) {
 
 template <int head_dim, Gradients wanted>
 __device__ void run_block(const Maps& maps, const Backward& op) {
+  if (threadIdx.x == 0) {
+    tma_prefetch(maps.first_rows);
+    tma_prefetch(maps.first);
+    tma_prefetch(maps.second_rows);
+    tma_prefetch(maps.second);
+  }
   const Work work = work_of<head_dim, wanted>(op.problem);
   if (work.rows <= 0) return;
   auto& shared = shared_storage<Storage<head_dim, wanted>>();
@@ -360,7 +375,8 @@ __device__ void run_block(const Maps& maps, const Backward& op) {
     shared.work = work;
     constexpr unsigned terms = wanted == Gradients::d_q ? 0 : 32;
     const auto consumers = static_cast<unsigned>(work.consumers / 32);
-    mbarrier_init(&shared.rows_full, 2);
+    mbarrier_init(&shared.first_rows_full, 1);
+    mbarrier_init(&shared.second_rows_full, 1);
     for (int stage = 0; stage < tile_shape(head_dim, wanted).stages; ++stage) {
       mbarrier_init(&shared.first_full[stage], 1 + terms);
       mbarrier_init(&shared.second_full[stage], 1);
