@@ -130,6 +130,27 @@ __global__ void tma(const __grid_constant__ TensorMap map, void* to, int col, in
 }
 
 __global__ void __launch_bounds__(128)
+    wgmma_n64(float* memory, std::uint64_t a, std::uint64_t b, unsigned accumulate) {
+  float d[32];
+#pragma unroll
+  for (int i = 0; i < 32; ++i) d[i] = memory[i];
+  wgmma_m64k16<Transposed::no, Transposed::yes>(d, a, b, accumulate);
+#pragma unroll
+  for (int i = 0; i < 32; ++i) memory[i] = d[i];
+}
+
+__global__ void __launch_bounds__(128)
+    wgmma_n64_registers(float* memory, unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                        std::uint64_t b, unsigned accumulate) {
+  float d[32];
+#pragma unroll
+  for (int i = 0; i < 32; ++i) d[i] = memory[i];
+  wgmma_m64k16<Transposed::yes>(d, {a0, a1, a2, a3}, b, accumulate);
+#pragma unroll
+  for (int i = 0; i < 32; ++i) memory[i] = d[i];
+}
+
+__global__ void __launch_bounds__(128)
     wgmma_n128(float* memory, std::uint64_t a, std::uint64_t b, unsigned accumulate) {
   float d[64];
 #pragma unroll

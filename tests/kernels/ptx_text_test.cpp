@@ -199,6 +199,14 @@ TEST(PtxText, Tma) {
 // `accumulate` arrives through a conversion: "?".
 TEST(PtxText, Wgmma) {
   EXPECT_EQ(
+      inline_ptx("wgmma_n64"),
+      (Lines{"setp.ne.b32 p, ?, 0;", "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" +
+                                         words(32) + "}, p1, p2, p, 1, 1, 0, 1;"}));
+  EXPECT_EQ(
+      inline_ptx("wgmma_n64_registers"),
+      (Lines{"setp.ne.b32 p, ?, 0;", "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" +
+                                         words(32) + "}, {p1, p2, p3, p4}, p5, p, 1, 1, 1;"}));
+  EXPECT_EQ(
       inline_ptx("wgmma_n128"),
       (Lines{"fence.proxy.async.shared::cta;", "wgmma.fence.sync.aligned;", "setp.ne.b32 p, ?, 0;",
              "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" + words(64) +

@@ -32,6 +32,12 @@ void wait_at_cluster_barrier(Frame& frame, const Instruction& i) {
   cluster_wait(frame.where(i));
 }
 
+void wait_at_named_barrier(Frame& frame, const Instruction& i) {
+  barrier_sync({frame.read<std::uint32_t>(frame.operand(i, 0)),
+                frame.read<std::uint32_t>(frame.operand(i, 1))},
+               frame.where(i));
+}
+
 void synchronise_warp(Frame& frame, const Instruction& i) {
   warp_collective(syncwarp_operation, frame.read<std::uint32_t>(frame.operand(i, 0)), nullptr,
                   frame.where(i));
@@ -104,6 +110,7 @@ void add_warp_operations(Opcodes& to) {
   to.add("bar.sync", "i", wait_at_block_barrier);
   to.add("barrier.cluster.arrive", "", arrive_at_cluster_barrier);
   to.add("barrier.cluster.wait", "", wait_at_cluster_barrier);
+  to.add("bar.sync", "ww", wait_at_named_barrier);
   to.add("bar.warp.sync", "w", synchronise_warp);
   to.add("shfl.sync.up.b32", "=w=pwwww", shuffle_lanes<Shuffle::up>);
   to.add("shfl.sync.down.b32", "=w=pwwww", shuffle_lanes<Shuffle::down>);
