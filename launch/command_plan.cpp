@@ -33,7 +33,7 @@ void print_comparison(std::span<const Plan> plans, double memory_limit) {
   for (const Plan& plan : plans) {
     fmt::print("{:<13}{:>7}{:>10.4g}{:>10.4g}{:>7.1f}%{:>12.4g}{}\n", name_of(plan.kind),
                plan.schedule.chunks, plan.timeline.makespan(), plan.timeline.bubble(),
-               100 * plan.utilisation(), plan.peak_saved(),
+               100 * plan.timeline.utilisation(), plan.peak_saved(),
                memory_limit > 0 && plan.peak_saved() > memory_limit ? "  over the limit" : "");
   }
 }
@@ -57,7 +57,7 @@ std::string title_of(const Plan& plan) {
 
 std::string summary_of(const Plan& plan) {
   return fmt::format("step {:.4g}, bubble {:.4g}, ranks busy {:.1f} %", plan.timeline.makespan(),
-                     plan.timeline.bubble(), 100 * plan.utilisation());
+                     plan.timeline.bubble(), 100 * plan.timeline.utilisation());
 }
 
 void print_plan(const Plan& plan) {

@@ -27,12 +27,6 @@ std::optional<Number> parse_number(std::string_view text) {
 
 }  // namespace
 
-double Plan::utilisation() const {
-  double busy = 0;
-  for (const RankTimeline& rank : timeline.ranks) busy += rank.busy;
-  return busy / (timeline.makespan() * schedule.ranks);
-}
-
 double Plan::peak_saved() const {
   double most = 0;
   for (const RankTimeline& rank : timeline.ranks) most = std::max(most, rank.peak_saved);

@@ -22,8 +22,6 @@ struct Plan {
   PipelineTimeline timeline;
   std::vector<int> cuts;  // of the blocks, where there are any
 
-  // Work by the length of the step times its ranks: 1 is a step without any idle time.
-  double utilisation() const;
   double peak_saved() const;  // of the rank that saves most
 };
 
