@@ -135,7 +135,7 @@ Idle idle_of(const PipelineStages& stages, std::span<const LinkCost> costs, int 
   world.sum_on_host(of_ranks);
   const double all = step_seconds * world.size();
   const PipelineTimeline timeline =
-      simulate(stages.schedule(micro_batches), stage_costs(stages, costs));
+      simulate(stages.schedule(micro_batches), pipeline_costs(stages, costs));
   return {.cut = stages.to_string(),
           .bubble = (1 - timeline.utilisation()) * of_ranks[1] / all,
           .waited = of_ranks[0] / all};

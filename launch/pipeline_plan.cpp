@@ -67,7 +67,13 @@ Plan make_plan(ScheduleKind kind, const PlanRequest& request) {
                      .chunks = request.chunks > 0 ? request.chunks : default_chunks(kind),
                      .micro_batches = request.micro_batches});
   PipelineCosts costs = PipelineCosts::even(plan.schedule, request.cost);
-  if (!request.blocks.empty()) {
+  if (!request.links.empty()) {
+    std::vector<double> totals;
+    for (const LinkCost& link : request.links) totals.push_back(link.total());
+    plan.cuts = balanced_cuts(totals, plan.schedule.stages());
+    costs =
+        pipeline_costs({kind, plan.schedule.ranks, plan.schedule.chunks, plan.cuts}, request.links);
+  } else if (!request.blocks.empty()) {
     plan.cuts = balanced_cuts(request.blocks, plan.schedule.stages());
     costs.stages.clear();
     for (const double cost : stage_costs(request.blocks, plan.cuts))

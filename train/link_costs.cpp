@@ -32,7 +32,7 @@ std::vector<LinkCost> measured_costs(const ModelConfig& model, const Workload& w
   return costs;
 }
 
-PipelineCosts stage_costs(const PipelineStages& stages, std::span<const LinkCost> links) {
+PipelineCosts pipeline_costs(const PipelineStages& stages, std::span<const LinkCost> links) {
   require(std::ssize(links) == stages.links(stages.count() - 1).last,
           "costs of {} links are not those of a pipeline of {}", links.size(), stages.to_string());
   double all = 0;

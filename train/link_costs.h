@@ -34,6 +34,6 @@ std::vector<LinkCost> measured_costs(const ModelConfig& model, const Workload& w
 // Of a pipeline's stages, for the simulator, in units of the mean time of a rank for one direction
 // of a micro-batch: a third of its time. Either half of backward costs half of it. A micro-batch
 // saves the same at every stage.
-PipelineCosts stage_costs(const PipelineStages& stages, std::span<const LinkCost> links);
+PipelineCosts pipeline_costs(const PipelineStages& stages, std::span<const LinkCost> links);
 
 }  // namespace orchard

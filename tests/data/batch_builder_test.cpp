@@ -296,6 +296,39 @@ class BadSamples : public ::testing::Test {
   std::vector<BadSample> reported;
 };
 
+// Everything but the pictures' contents is as ever, and nobody looks at them.
+TEST(BatchBuilder, PicturesCanBeLeftOut) {
+  Memory memory({{.text_tokens = 3, .pictures = {{9, 9}, {20, 7}}},
+                 {.text_tokens = 4},
+                 {.text_tokens = 3, .pictures = {{9, 9}}}});
+  const SampleLayout layout(memory.index, options_of(TilingMode::whole, 32), {});
+  PackedSequence sequence = pack(layout, {0, 1, 2});
+  BatchBuilder builder(layout, memory.source(), {}, device());
+  const MicroBatch whole = builder.build({&sequence, 1});
+  EXPECT_EQ(std::ssize(whole.patches), 3 * tile_values);
+
+  SampleSource without = memory.source();
+  without.decode = [](const EncodedPicture&) -> Picture {
+    ADD_FAILURE() << "a picture was decoded";
+    return {};
+  };
+  for (Sample& sample : memory.samples)
+    for (EncodedPicture& picture : sample.pictures) picture.bytes.clear();
+  BatchBuilder bare(layout, without, {.pictures = PictureContent::absent}, device());
+  const MicroBatch absent = bare.build({&sequence, 1});
+  EXPECT_THAT(absent.patches, IsEmpty());
+  EXPECT_THAT(absent.bad_documents, IsEmpty());
+  EXPECT_EQ(absent.tiles, whole.tiles);
+  EXPECT_EQ(absent.sources, whole.sources);
+  EXPECT_EQ(absent.targets, whole.targets);
+  EXPECT_EQ(absent.positions, whole.positions);
+  EXPECT_EQ(absent.document_offsets, whole.document_offsets);
+  EXPECT_EQ(absent.real_rows, whole.real_rows);
+  EXPECT_EQ(absent.category, whole.category);
+  EXPECT_EQ(absent.sample, whole.sample);
+  EXPECT_EQ(absent.target_count, whole.target_count);
+}
+
 TEST_F(BadSamples, APictureThatDoesNotDecodeTurnsGrey) {
   memory.samples[0].pictures[0].bytes.clear();
   const MicroBatch batch = build(memory.source());

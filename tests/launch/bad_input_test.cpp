@@ -100,9 +100,11 @@ class BadInput : public ::testing::Test {
 
 TEST_F(BadInput, APictureThatDoesNotDecodeIsCountedAndCostsItsTargetsOnly) {
   write_set(set_, [](int i) { return i % 10 == 3; });
-  for (const bool two_ranks : {false, true}) {
-    const std::string words = arguments(set_, "--stage 1");
-    const Outcome outcome = two_ranks ? orchard_on_two_ranks(words) : orchard_alone(words);
+  std::vector<double> alone;  // losses
+  for (const std::string layout : {"", "--pp 1", "--pp 2"}) {
+    SCOPED_TRACE(layout);
+    const std::string words = arguments(set_, "--stage 1 " + layout);
+    const Outcome outcome = layout.empty() ? orchard_alone(words) : orchard_on_two_ranks(words);
     ASSERT_EQ(outcome.code, 0) << outcome.output;
     EXPECT_THAT(outcome.output, AllOf(HasSubstr("bad sample "), HasSubstr("(made:"),
                                       HasSubstr("it keeps its place without targets")));
@@ -113,7 +115,10 @@ TEST_F(BadInput, APictureThatDoesNotDecodeIsCountedAndCostsItsTargetsOnly) {
       if (!line.contains("bad_samples")) continue;
       ++steps;
       bad += line["bad_samples"].get<std::int64_t>();
-      EXPECT_TRUE(line["loss"].is_number()) << text;
+      ASSERT_TRUE(line["loss"].is_number()) << text;
+      const auto loss = line["loss"].get<double>();
+      if (layout.empty()) alone.push_back(loss);
+      EXPECT_NEAR(loss, alone.at(static_cast<std::size_t>(steps - 1)), 1e-5 * loss);
     }
     EXPECT_EQ(steps, 8);
     EXPECT_GT(bad, 0);
