@@ -11,6 +11,7 @@
 #include "bench/command_line.h"
 #include "bench/gpu/gpu_bench.h"
 #include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/cudnn.h"
 
 namespace orchard::bench {
 namespace {
@@ -56,6 +57,7 @@ int run_all(const Options& options) {
   GpuBench bench;
   fmt::print(stderr, "{}\n", bench.description());
   if (!cuda::cublaslt_absence().empty()) fmt::print(stderr, "{}\n", cuda::cublaslt_absence());
+  if (!cuda::cudnn_absence().empty()) fmt::print(stderr, "{}\n", cuda::cudnn_absence());
   for (const auto& cases :
        {gemm_cases(), attention_cases(), moe_cases(), picture_cases(), row_cases()}) {
     for (const GpuCase& test : cases) {

@@ -1,8 +1,9 @@
-// Training speed of the small text models: tokens/s, model FLOP/s beside the machine's own GEMM
-// peak measured in the same process, peak memory, and where the time goes.
+// Training speed of a recipe's decoder on text alone: tokens/s, model FLOP/s beside the machine's own
+// GEMM peak measured in the same process, peak memory, and where the time goes.
 //
-//   bench_train_step [--model tiny|tiny-moe] [--dtype f32|bf16] [--sequence 512] [--micro-batch 8]
-//                    [--steps 10] [--threads 2] [--device cpu|cuda] [--json]
+//   bench_train_step [--model tiny|tiny-moe|1b|...] [--dtype f32|bf16] [--sequence 512]
+//                    [--micro-batch 8] [--recompute none|blocks] [--steps 10] [--threads 2]
+//                    [--device cpu|cuda] [--json]
 //   mpirun -n 2 bench_train_step --threads 1 --tp 2 ...
 //   mpirun -n 2 bench_train_step --threads 1 --pp 2 --schedule zb-h1 --micro-batches 8 ...
 //
@@ -42,6 +43,7 @@ namespace {
 struct Setting {
   std::string model = "tiny";
   DType dtype = DType::f32;
+  std::string recompute = "none";
   std::int64_t sequence = 512;
   std::int64_t micro_batch = 8;
   std::int64_t micro_batches = 1;  // of a step, over all ranks
@@ -100,6 +102,8 @@ RunConfig run_of(const Setting& setting) {
   }
   run.dtype = setting.dtype;
   run.micro_batch = 1;
+  run.model.vision = {};
+  run.model.recompute = setting.recompute == "blocks" ? Recompute::blocks : Recompute::none;
   run.model.decoder.max_positions = std::max(run.model.decoder.max_positions, setting.sequence);
   return run;
 }
@@ -271,12 +275,13 @@ constexpr std::pair<const char*, const char*> layout_flags[] = {
 std::optional<Setting> parse(int argc, char** argv) {
   Setting setting;
   std::string dtype = "f32";
-  bench::CommandLine options("Training speed of the small text models");
-  options.option("model", setting.model, "tiny | tiny-moe");
+  bench::CommandLine options("Training speed of a recipe's decoder on text alone");
+  options.option("model", setting.model, "a recipe, such as tiny, tiny-moe, 1b");
   options.option("dtype", dtype, "f32 | bf16");
   options.option("sequence", setting.sequence, "tokens");
   options.option("micro-batch", setting.micro_batch, "sequences");
   options.option("micro-batches", setting.micro_batches, "of a step, dealt to the replicas");
+  options.option("recompute", setting.recompute, "none | blocks");
   for (const auto& [flag, key] : layout_flags) {
     const RunOption& option = *find_run_option(fmt::format("layout.{}", key));
     std::string& value = setting.layout[key] = option.print(default_run());
@@ -288,6 +293,8 @@ std::optional<Setting> parse(int argc, char** argv) {
   options.flag("json", setting.json, "print a JSON line");
   if (!options.parse(argc, argv)) return {};
   require(dtype == "f32" || dtype == "bf16", "--dtype is f32 or bf16, not {}", dtype);
+  require(setting.recompute == "none" || setting.recompute == "blocks",
+          "--recompute is none or blocks, not {}", setting.recompute);
   require(setting.device == "cpu" || setting.device == "cuda", "--device is cpu or cuda, not {}",
           setting.device);
   setting.dtype = dtype == "f32" ? DType::f32 : DType::bf16;

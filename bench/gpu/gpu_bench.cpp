@@ -42,10 +42,14 @@ Tensor GpuBench::allocate(DType dtype, const Shape& shape) {
   return buffers_.back().tensor(dtype, shape);
 }
 
-Tensor GpuBench::random(DType dtype, const Shape& shape, float scale) {
-  std::mt19937 engine(static_cast<unsigned>(buffers_.size()) + 1);
+// Making numbers takes the host longer than the GPU takes to compute with them: all operands are of one
+// pattern, each from another place on.
+const std::vector<std::byte>& GpuBench::pattern(DType dtype, float scale) {
+  std::vector<std::byte>& pattern = patterns_[{dtype, scale}];
+  if (!pattern.empty()) return pattern;
+  pattern.resize(pattern_elements * size_of(dtype));
+  std::mt19937 engine(1);
   std::normal_distribution<float> normal(0, scale);
-  std::vector<std::byte> pattern(pattern_elements * size_of(dtype));
   for (std::size_t i = 0; i < pattern_elements; ++i) {
     const float value = normal(engine);
     if (dtype == DType::f32) {
@@ -54,11 +58,19 @@ Tensor GpuBench::random(DType dtype, const Shape& shape, float scale) {
       reinterpret_cast<bf16*>(pattern.data())[i] = to_bf16(value);
     }
   }
+  return pattern;
+}
+
+Tensor GpuBench::random(DType dtype, const Shape& shape, float scale) {
+  const std::vector<std::byte>& numbers = pattern(dtype, scale);
   const Tensor out = allocate(dtype, shape);
   auto* const data = static_cast<std::byte*>(out.raw());
-  for (std::size_t at = 0; at < out.size_bytes(); at += pattern.size()) {
-    const std::size_t bytes = std::min(pattern.size(), out.size_bytes() - at);
-    call("cudaMemcpy", cudaMemcpy, data + at, pattern.data(), bytes, cudaMemcpyHostToDevice);
+  std::size_t from = buffers_.size() * 99991 % pattern_elements * size_of(dtype);
+  for (std::size_t at = 0; at < out.size_bytes();) {
+    const std::size_t bytes = std::min(numbers.size() - from, out.size_bytes() - at);
+    call("cudaMemcpy", cudaMemcpy, data + at, numbers.data() + from, bytes, cudaMemcpyHostToDevice);
+    at += bytes;
+    from = 0;
   }
   return out;
 }

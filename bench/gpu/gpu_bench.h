@@ -3,7 +3,9 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/device/device.h"
@@ -33,12 +35,14 @@ class GpuBench {
   std::string description() const;
 
  private:
+  const std::vector<std::byte>& pattern(DType dtype, float scale);
   Tensor allocate(DType dtype, const Shape& shape);
 
   std::unique_ptr<Device> device_;
   std::unique_ptr<Stream> stream_;
   std::vector<Buffer> buffers_;
-  Buffer flush_;  // twice the L2 cache
+  std::map<std::pair<DType, float>, std::vector<std::byte>> patterns_;  // by scale
+  Buffer flush_;                                                        // twice the L2 cache
 };
 
 // One operation at one shape.

@@ -2,6 +2,7 @@
 // 1280 wide in the vision tower, 1024 in the connector, which brings them to 12 x 12.
 #include "bench/gpu/row_case.h"
 #include "kernels/convolution/convolution.h"
+#include "kernels/cuda/cudnn.h"
 #include "kernels/embedding/embedding.h"
 
 namespace orchard::bench {
@@ -34,16 +35,30 @@ void add_class_tokens(std::vector<GpuCase>& cases) {
   }));
 }
 
+// As row_case; beside cuDNN instead of a copy where there is one that takes the picture.
+template <class Make>
+GpuCase depthwise_case(const std::string& name, double bytes, const Make& make) {
+  GpuCase beside_copy = row_case(name, bytes, make);
+  return {.name = name, .bytes = bytes, .prepare = [=](GpuBench& bench) -> GpuCase::Calls {
+            const auto op = make(bench);
+            const auto library = [&bench, op] { return cuda::run_library(bench.stream(), op); };
+            if (!cuda::cudnn_absence().empty() || !library()) return beside_copy.prepare(bench);
+            return {.ours = [&bench, op] { run(bench.stream(), op); },
+                    .reference = library,
+                    .reference_name = "cuDNN"};
+          }};
+}
+
 void add_convolutions(std::vector<GpuCase>& cases, std::int64_t grid) {
   const Shape picture = {tiles, grid, grid, channels}, weight = {channels, 3, 3};
   const double n = static_cast<double>(tiles * grid * grid * channels);
   const std::string shape = fmt::format("{}x{}x{}x{}", tiles, grid, grid, channels);
-  cases.push_back(row_case("depthwise/forward/" + shape, 4 * n, [=](GpuBench& bench) {
+  cases.push_back(depthwise_case("depthwise/forward/" + shape, 4 * n, [=](GpuBench& bench) {
     return DepthwiseConv3x3Forward{.x = bench.random(bf16, picture),
                                    .weight = bench.random(bf16, weight),
                                    .y = bench.random(bf16, picture)};
   }));
-  cases.push_back(row_case("depthwise/input_gradient/" + shape, 4 * n, [=](GpuBench& bench) {
+  cases.push_back(depthwise_case("depthwise/input_gradient/" + shape, 4 * n, [=](GpuBench& bench) {
     return DepthwiseConv3x3BackwardInput{.d_y = bench.random(bf16, picture),
                                          .weight = bench.random(bf16, weight),
                                          .d_x = bench.random(bf16, picture)};

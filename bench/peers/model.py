@@ -1,4 +1,4 @@
-"""`tiny` and `tiny-moe` as a PyTorch user would write them: library kernels wherever one exists, experts looped over
+"""`tiny`, `tiny-moe` and the decoder of `1b` as a PyTorch user would write them: library kernels wherever one exists, experts looped over
 as in transformers' Mixtral or, with a library that has it, one grouped product for all."""
 
 from dataclasses import dataclass
@@ -29,7 +29,11 @@ class Config:
         return self.experts > 0 and layer % 2 == 1
 
 
-CONFIGS = {"tiny": Config(), "tiny-moe": Config(experts=8)}
+CONFIGS = {
+    "tiny": Config(),
+    "tiny-moe": Config(experts=8),
+    "1b": Config(layers=24, hidden=2048, ffn=5632, heads=16, kv_heads=8, head_dim=128, vocabulary=49152),
+}
 
 
 def rotation(length, head_dim, theta):
@@ -110,7 +114,8 @@ class Experts(nn.Module):
         order = chosen.flatten().argsort(stable=True)
         token = order // self.c.top_k
         ends = torch.bincount(chosen.flatten(), minlength=self.c.experts).cumsum(0).to(torch.int32)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         gate, up = F.grouped_mm(x[token].to(dtype), self.gate_up.to(dtype).transpose(1, 2), offs=ends).chunk(2, dim=-1)
         rows = F.grouped_mm(F.silu(gate) * up, self.down.to(dtype).transpose(1, 2), offs=ends)
         return torch.zeros_like(x).index_add_(0, token, (rows * gates.flatten()[order, None]).to(x.dtype))

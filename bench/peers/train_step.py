@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Training speed of `tiny` and `tiny-moe` in PyTorch, as one JSON line with the keys of
+"""Training speed of `tiny`, `tiny-moe` and `1b` in PyTorch, as one JSON line with the keys of
 bench_train_step --json.
 
-    train_step.py [--model tiny|tiny-moe] [--dtype f32|bf16|bf16-weights] [--run eager|compile]
+    train_step.py [--model tiny|tiny-moe|1b] [--dtype f32|bf16|bf16-weights] [--run eager|compile]
                   [--experts loop|grouped] [--loss plain|chunked] [--sequence 512] [--micro-batch 8] [--steps 10]
                   [--threads 2] [--device cpu|cuda]
 

@@ -113,7 +113,9 @@ void convolve(Stream& stream, const char* name, const Convolution<T>& op) {
   });
 }
 
-void depthwise_forward(Stream& stream, const DepthwiseConv3x3Forward& op) {
+}  // namespace
+
+void run_kernel(Stream& stream, const DepthwiseConv3x3Forward& op) {
   visit_float(op.x.dtype(), [&]<class T>(T) {
     convolve<T>(stream, "depthwise_conv_3x3",
                 {.x = op.x.data<T>(),
@@ -124,7 +126,7 @@ void depthwise_forward(Stream& stream, const DepthwiseConv3x3Forward& op) {
   });
 }
 
-void depthwise_backward_input(Stream& stream, const DepthwiseConv3x3BackwardInput& op) {
+void run_kernel(Stream& stream, const DepthwiseConv3x3BackwardInput& op) {
   visit_float(op.d_y.dtype(), [&]<class T>(T) {
     convolve<T>(stream, "depthwise_conv_3x3_backward_input",
                 {.x = op.d_y.data<T>(),
@@ -133,13 +135,6 @@ void depthwise_backward_input(Stream& stream, const DepthwiseConv3x3BackwardInpu
                  .picture = Picture(op.d_y.shape()),
                  .turn = Turn::by_180_degrees});
   });
-}
-
-}  // namespace
-
-void register_depthwise_convolution(OperationTable& table) {
-  table.add<DepthwiseConv3x3Forward>(depthwise_forward);
-  table.add<DepthwiseConv3x3BackwardInput>(depthwise_backward_input);
 }
 
 }  // namespace orchard::GPU_NAMESPACE

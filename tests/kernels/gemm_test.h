@@ -9,23 +9,10 @@
 
 #include "kernels/gemm/gemm.h"
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/environment.h"
 #include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
-
-// Sets an environment variable for a while.
-class Environment {
- public:
-  Environment(const char* name, const std::string& value) : name_(name) {
-    setenv(name, value.c_str(), 1);
-  }
-  ~Environment() { unsetenv(name_); }
-  Environment(const Environment&) = delete;
-  Environment& operator=(const Environment&) = delete;
-
- private:
-  const char* name_;
-};
 
 // The CPU with this library; "auto" is what this CPU gets, "sgemm" is what a CPU without AVX-512
 // gets, and widens bf16. Or another device: "simt", "simt90" (with the kernels of sm_90a), "cuda". Throws
