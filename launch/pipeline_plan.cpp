@@ -68,9 +68,7 @@ Plan make_plan(ScheduleKind kind, const PlanRequest& request) {
                      .micro_batches = request.micro_batches});
   PipelineCosts costs = PipelineCosts::even(plan.schedule, request.cost);
   if (!request.links.empty()) {
-    std::vector<double> totals;
-    for (const LinkCost& link : request.links) totals.push_back(link.total());
-    plan.cuts = balanced_cuts(totals, plan.schedule.stages());
+    plan.cuts = balanced_cuts(totals_of(request.links), plan.schedule.stages());
     costs =
         pipeline_costs({kind, plan.schedule.ranks, plan.schedule.chunks, plan.cuts}, request.links);
   } else if (!request.blocks.empty()) {

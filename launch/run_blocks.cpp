@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "launch/device.h"
 #include "launch/run_arguments.h"
@@ -36,16 +37,9 @@ CostByKind times_of(const RunBlocksRequest& request, const RunConfig& run, const
   return read_link_times(path).seconds;
 }
 
-std::vector<double> totals_of(const std::vector<LinkCost>& costs) {
-  std::vector<double> totals;
-  for (const LinkCost& cost : costs) totals.push_back(cost.total());
-  return totals;
-}
-
 double sum_of(const std::vector<LinkCost>& costs) {
-  double sum = 0;
-  for (const LinkCost& cost : costs) sum += cost.total();
-  return sum;
+  const std::vector<double> totals = totals_of(costs);
+  return std::accumulate(totals.begin(), totals.end(), 0.0);
 }
 
 double largest_share(const std::vector<LinkCost>& costs, std::span<const int> cuts) {

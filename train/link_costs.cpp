@@ -1,5 +1,7 @@
 #include "train/link_costs.h"
 
+#include <algorithm>
+
 #include "kernels/core/error.h"
 
 namespace orchard {
@@ -30,6 +32,12 @@ std::vector<LinkCost> measured_costs(const ModelConfig& model, const Workload& w
                                                  .backward = costs[i].backward * seconds_per_flop};
   }
   return costs;
+}
+
+std::vector<double> totals_of(std::span<const LinkCost> links) {
+  std::vector<double> totals(links.size());
+  std::ranges::transform(links, totals.begin(), &LinkCost::total);
+  return totals;
 }
 
 PipelineCosts pipeline_costs(const PipelineStages& stages, std::span<const LinkCost> links) {

@@ -31,6 +31,9 @@ std::vector<LinkCost> counted_costs(const ModelConfig& model, const Workload& wo
 std::vector<LinkCost> measured_costs(const ModelConfig& model, const Workload& work,
                                      const CostByKind& seconds);
 
+// Forward and backward of each link, what cuts are balanced by.
+std::vector<double> totals_of(std::span<const LinkCost> links);
+
 // Of a pipeline's stages, for the simulator, in units of the mean time of a rank for one direction
 // of a micro-batch: a third of its time. Either half of backward costs half of it. A micro-batch
 // saves the same at every stage.

@@ -32,9 +32,7 @@ PipelineStages cut_pipeline(const ModelConfig& model, const PipelineOptions& opt
   const int chunks = options.chunks_of_rank(), stages = ranks * chunks;
   if (!options.stage_blocks.empty())
     return {options.schedule, ranks, chunks, cuts_asked_for(model, options.stage_blocks, stages)};
-  std::vector<double> totals;
-  for (const LinkCost& link : costs) totals.push_back(link.total());
-  return {options.schedule, ranks, chunks, balanced_cuts(totals, stages)};
+  return {options.schedule, ranks, chunks, balanced_cuts(totals_of(costs), stages)};
 }
 
 PipelineStages cut_pipeline(const ModelConfig& model, const PipelineOptions& options, int ranks,

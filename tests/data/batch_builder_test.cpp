@@ -273,7 +273,7 @@ class BadSamples : public ::testing::Test {
     BatchBuilder builder(layout, std::move(source),
                          {.on_bad = [this](const BadSample& bad) { reported.push_back(bad); }},
                          device());
-    const MicroBatch batch = builder.build(std::vector{pack(layout, {0, 1})});
+    MicroBatch batch = builder.build(std::vector{pack(layout, {0, 1})});
     EXPECT_EQ(builder.bad_samples(), 1);
     return batch;
   }

@@ -41,9 +41,9 @@ CostByKind one_second_each() {
 }
 
 std::vector<int> sizes_of(const PipelineStages& stages) {
-  std::vector<int> sizes;
+  std::vector<int> sizes(static_cast<std::size_t>(stages.count()));
   for (int stage = 0; stage < stages.count(); ++stage)
-    sizes.push_back(stages.links(stage).last - stages.links(stage).first);
+    sizes[static_cast<std::size_t>(stage)] = stages.links(stage).last - stages.links(stage).first;
   return sizes;
 }
 
