@@ -23,7 +23,8 @@ LocalRoutes::LocalRoutes(Stream& stream, Arena& arena, ConstTensor experts,
 ExpertTransfer LocalRoutes::dispatch(Stream& stream, Arena& arena, ConstTensor x) const {
   const Tensor rows = arena.allocate(x.dtype(), {source_.dim(0), x.dim(1)});
   run(stream,
-      DispatchForward{.x = x, .source = source_, .row_offsets = row_offsets_, .rows = rows});
+      DispatchForward{
+          .x = x, .source = source_, .slot = slot_, .row_offsets = row_offsets_, .rows = rows});
   return ExpertTransfer(rows);
 }
 

@@ -90,6 +90,7 @@ void add_permute(std::vector<GpuCase>& cases, std::int64_t hidden) {
     const PermutePlan plan = routing(bench).plan;
     return DispatchForward{.x = bench.random(bf16, of_tokens),
                            .source = plan.source,
+                           .slot = plan.slot,
                            .row_offsets = plan.row_offsets,
                            .rows = bench.random(bf16, of_rows)};
   }));

@@ -11,6 +11,7 @@
 #include "kernels/device/device.h"
 #include "kernels/gpu/columns.h"
 #include "kernels/gpu/math.h"
+#include "kernels/gpu/pieces.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
@@ -39,25 +40,26 @@ struct Excitation {
 };
 
 template <class T, int width>
-__global__ void __launch_bounds__(column_threads)
+__global__ void __launch_bounds__(column_threads, column_blocks)
     excite_forward(Excitation<T> op, ColumnTiling tiling) {
   const Columns<width> columns(tiling);
   const Values<width> factors = op.factors(tiling, columns);
   columns.for_each_row(
-      [&](std::int64_t pixel) { return load_values<width>(op.x + op.at(tiling, columns, pixel)); },
-      [&](std::int64_t pixel, const Values<width>& x) {
-        store_values(op.out + op.at(tiling, columns, pixel),
-                     map([](float value, float factor) { return value * factor; }, x, factors));
+      [&](std::int64_t pixel) { return load_piece<width>(op.x + op.at(tiling, columns, pixel)); },
+      [&](std::int64_t pixel, const Piece<T, width>& x) {
+        store_values(
+            op.out + op.at(tiling, columns, pixel),
+            map([](float value, float factor) { return value * factor; }, values_of(x), factors));
       });
 }
 
-template <int width>
+template <class T, int width>
 struct PixelPair {
-  Values<width> x, d_y;
+  Piece<T, width> x, d_y;
 };
 
 template <class T, int width>
-__global__ void __launch_bounds__(column_threads)
+__global__ void __launch_bounds__(column_threads, heavy_column_blocks)
     excite_backward(Excitation<T> op, ColumnTiling tiling, float* partials) {
   const Columns<width> columns(tiling);
   const Values<width> factors = op.factors(tiling, columns);
@@ -65,13 +67,14 @@ __global__ void __launch_bounds__(column_threads)
   columns.for_each_row(
       [&](std::int64_t pixel) {
         const std::int64_t at = op.at(tiling, columns, pixel);
-        return PixelPair<width>{load_values<width>(op.x + at), load_values<width>(op.d_y + at)};
+        return PixelPair<T, width>{load_piece<width>(op.x + at), load_piece<width>(op.d_y + at)};
       },
-      [&](std::int64_t pixel, const PixelPair<width>& in) {
+      [&](std::int64_t pixel, const PixelPair<T, width>& in) {
+        const Values<width> x = values_of(in.x), d_y = values_of(in.d_y);
 #pragma unroll
-        for (int i = 0; i < width; ++i) total[i] = fmaf(in.d_y[i], in.x[i], total[i]);
+        for (int i = 0; i < width; ++i) total[i] = fmaf(d_y[i], x[i], total[i]);
         store_values(op.out + op.at(tiling, columns, pixel),
-                     map([](float d, float factor) { return d * factor; }, in.d_y, factors));
+                     map([](float d, float factor) { return d * factor; }, d_y, factors));
       });
   columns.sum_columns(
       total, [&](std::int64_t col, float sum) { store(partial_of(partials, tiling, col), sum); });
@@ -101,7 +104,8 @@ void forward(Stream& stream, const Excitation<T>& op, const ExciteForward& shape
 
 template <class T, int width>
 void backward(Stream& stream, const Excitation<T>& op, const ExciteBackward& shape) {
-  const ColumnTiling tiling = tile_columns(shape.x.dim(0), shape.x.dim(1), shape.x.dim(2), width);
+  const ColumnTiling tiling =
+      tile_columns(shape.x.dim(0), shape.x.dim(1), shape.x.dim(2), width, heavy_column_blocks);
   auto* const partials = reinterpret_cast<float*>(stream.workspace(
       static_cast<std::size_t>(tiling.partial_rows() * tiling.cols) * sizeof(float)));
   if (!tiling.empty()) {

@@ -12,24 +12,13 @@
 //
 // Scores and their gradients become left operands where they lie, in the accumulators: with keys as
 // rows, d_v and d_k take them transposed as they are. Two stages of columns, one barrier a tile.
-#include "kernels/attention/attention_gpu.h"
+#include "kernels/attention/attention_backward.h"
 #include "kernels/attention/mma_tiles.h"
-#include "kernels/attention/row_dots.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/ptx/exp2.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
-
-struct Backward {
-  Problem problem;
-  const bf16 *q, *k, *v, *d_out;
-  const float *log_sum_exp, *dots;  // [query_tokens, heads]
-  bf16 *d_q, *d_k, *d_v;
-  float log2_scale;
-};
-
-enum class Gradients : std::uint8_t { d_q, d_k_and_d_v };
 
 struct TileShape {
   int warps;
@@ -70,54 +59,6 @@ struct Storage {
   Destination destination;
 };
 
-// The columns, rows of their tensor, that rows [begin, end) of the document see, as a warp of them
-// needs to know it. Of no rows: none.
-struct Sight {
-  int any_begin, all_begin;  // the first column that any row sees, and that all see
-  int all_end, any_end;
-};
-
-template <Gradients wanted>
-__device__ Sight sight_of(const Document& document, Mask mask, int begin, int end) {
-  const bool rows = begin < end;
-  if constexpr (wanted == Gradients::d_q) {
-    const auto visible = [&](int query) {
-      const std::int64_t keys = rows ? document.visible_keys(mask, query) : 0;
-      return document.key_begin + static_cast<int>(keys);
-    };
-    return {document.key_begin, document.key_begin, visible(begin), visible(end - 1)};
-  } else {
-    const auto seeing = [&](int key) {
-      const std::int64_t query = rows ? document.first_query(mask, key) : document.queries;
-      return document.query_begin + static_cast<int>(query);
-    };
-    const int queries_end = document.query_begin + document.queries;
-    return {seeing(begin), seeing(end - 1), queries_end, queries_end};
-  }
-}
-
-// log_sum_exp and D of this lane's two rows of each 16, where rows are queries.
-template <int m>
-struct RowTerms {
-  float log2_sum[m][2], dot[m][2];
-};
-
-template <int m>
-__device__ RowTerms<m> load_row_terms(const Backward& op, int head, int first_query, int rows) {
-  RowTerms<m> terms;
-#pragma unroll
-  for (int i = 0; i < m; ++i) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = 16 * i + 8 * half + lane() / 4;
-      const std::int64_t at = std::int64_t{first_query + row} * op.problem.heads + head;
-      terms.log2_sum[i][half] = row < rows ? load(op.log_sum_exp + at) * log2_e : 0.0f;
-      terms.dot[i][half] = row < rows ? load(op.dots + at) : 0.0f;
-    }
-  }
-  return terms;
-}
-
 // A pair's score and the gradient of its probability become the probability and the gradient of the
 // score, but for the factor scale.
 __device__ __forceinline__ void softmax_backward(float log2_scale, float log2_sum, float dot,
@@ -127,12 +68,10 @@ __device__ __forceinline__ void softmax_backward(float log2_scale, float log2_su
 }
 
 // Pairs that do not see each other contribute nothing; the log_sum_exp of their query may be -inf.
-// Of this lane's first row the columns from `edge` on see it (columns are queries) or those before
-// (columns are keys), of the next rows one more each where the mask is causal, and none from
-// `columns` on.
+// `edge` counts rows from this lane's first one.
 template <Gradients wanted, int m, int n>
 __device__ __forceinline__ void mask_pairs(MmaSums<m, n>& scores, MmaSums<m, n>& d_scores,
-                                           Mask mask, int edge, int columns) {
+                                           const Edge<wanted>& edge) {
 #pragma unroll
   for (int i = 0; i < m; ++i) {
 #pragma unroll
@@ -140,9 +79,7 @@ __device__ __forceinline__ void mask_pairs(MmaSums<m, n>& scores, MmaSums<m, n>&
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         const int column = 8 * j + lane() % 4 * 2 + c % 2, row = 16 * i + 8 * (c / 2);
-        const bool sees = mask == Mask::full ||
-                          (wanted == Gradients::d_q ? column < edge + row : column >= edge + row);
-        if (!sees || column >= columns) scores[i][j][c] = d_scores[i][j][c] = 0.0f;
+        if (!edge.sees(row, column)) scores[i][j][c] = d_scores[i][j][c] = 0.0f;
       }
     }
   }
@@ -291,7 +228,8 @@ __global__ void __launch_bounds__(tile_shape(head_dim, wanted).threads(),
         }
       }
       if (begin < sight.all_begin || end > sight.all_end) {
-        mask_pairs<wanted, m, n>(scores, d_scores, problem.mask, edge - begin, columns_end - begin);
+        mask_pairs<wanted, m, n>(scores, d_scores,
+                                 {problem.mask, edge - begin, columns_end - begin});
       }
       if constexpr (!for_queries) multiply_add<m, n>(scores, stage.second, step, d_second);
       multiply_add<m, n>(d_scores, stage.first, step, d_first);
@@ -338,17 +276,7 @@ void launch_both(Stream& stream, const Backward& backward) {
 }  // namespace
 
 void attention_backward_mma(Stream& stream, const AttentionBackward& op) {
-  const Backward backward{.problem = problem_of("AttentionBackward", op),
-                          .q = op.q.data<bf16>(),
-                          .k = op.k.data<bf16>(),
-                          .v = op.v.data<bf16>(),
-                          .d_out = op.d_out.data<bf16>(),
-                          .log_sum_exp = op.log_sum_exp.data<float>(),
-                          .dots = row_dots(stream, op),
-                          .d_q = op.d_q.data<bf16>(),
-                          .d_k = op.d_k.data<bf16>(),
-                          .d_v = op.d_v.data<bf16>(),
-                          .log2_scale = op.scale * log2_e};
+  const Backward backward = backward_of(stream, op);
   const int head_dim = backward.problem.head_dim;
   (head_dim <= 64   ? launch_both<64>
    : head_dim <= 80 ? launch_both<80>

@@ -10,25 +10,19 @@
 // masked only in the tiles that the diagonal or the document's end cuts.
 #include "kernels/attention/attention_gpu.h"
 #include "kernels/attention/softmax.h"
+#include "kernels/attention/wgmma_tiles.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/gpu_properties.h"
-#include "kernels/ptx/mbarrier.h"
-#include "kernels/ptx/tma.h"
-#include "kernels/ptx/wgmma.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
 
 constexpr int head_dim = 128;
-constexpr int rows_of_group = 64;
 constexpr int groups = 2;
-constexpr int tile_rows = groups * rows_of_group;
+constexpr int tile_rows = groups * group_rows;
 constexpr int tile_keys = 128;
 constexpr int stages = 2;
-constexpr int warpgroup = 128;
 constexpr int threads = (1 + groups) * warpgroup;  // a producer and two consumers
-constexpr int box = 64;                            // columns: 128 bytes, the width of the swizzle
-constexpr int boxes = head_dim / box;
 
 struct Forward {
   Problem problem;
@@ -37,14 +31,9 @@ struct Forward {
   float log2_scale;
 };
 
-template <int rows>
-struct alignas(1024) Boxes {
-  bf16 element[boxes][rows * box];
-};
-
 struct Storage {
-  Boxes<tile_rows> q;
-  Boxes<tile_keys> k[stages], v[stages];
+  WgmmaRows<head_dim, tile_rows> q;
+  WgmmaRows<head_dim, tile_keys> k[stages], v[stages];
   std::uint64_t q_full, k_full[stages], v_full[stages], k_empty[stages], v_empty[stages];
   std::uint64_t tail_zeroed;
 };
@@ -55,45 +44,11 @@ static_assert(sizeof(Storage) <= 227 * 1024);
 constexpr int steps = head_dim / 16;  // of a product; as many in keys
 static_assert(head_dim == tile_keys);
 
-// A head's columns of rows [row, row + rows) of a tensor [tokens, heads·head_dim].
-template <int rows>
-__device__ void load_rows(Boxes<rows>& to, const TensorMap& map, int head, int row,
-                          std::uint64_t* full) {
-  mbarrier_arrive_expect(full, sizeof to);
-#pragma unroll
-  for (int i = 0; i < boxes; ++i) {
-    tma_load(to.element[i], map, head * head_dim + i * box, row, 0, full);
-  }
-}
-
-// The operand's 16 columns from 16·step on, from row `row` on: rows are m or n, columns k.
-template <int rows>
-__device__ std::uint64_t columns_of(const Boxes<rows>& tile, int row, int step) {
-  const unsigned address =
-      shared_address(tile.element[step / 4]) + static_cast<unsigned>(row) * box * sizeof(bf16);
-  return wgmma_descriptor(address + static_cast<unsigned>(step % 4) * 32, 0);
-}
-
-// The operand's 16 rows from 16·step on: rows are k, columns n.
-template <int rows>
-__device__ std::uint64_t rows_of(const Boxes<rows>& tile, int step) {
-  return wgmma_descriptor(shared_address(tile.element[0]) + static_cast<unsigned>(step) * 2048,
-                          sizeof tile.element[0]);
-}
-
-// Where the tiles of K and V lie in their rings. Parities alternate from lap to lap.
-struct Turn {
-  int stage;
-  unsigned parity;
-  __device__ explicit Turn(int tile)
-      : stage(tile % stages), parity(static_cast<unsigned>(tile / stages % 2)) {}
-};
-
 __device__ void produce(Storage& shared, const TensorMap& q, const TensorMap& k, const TensorMap& v,
                         const DocumentTile& tile, int head, int kv_head, int tiles) {
   load_rows(shared.q, q, head, tile.document.query_begin + tile.first, &shared.q_full);
   for (int i = 0; i < tiles; ++i) {
-    const Turn turn(i);
+    const Turn<stages> turn(i);
     const int row = tile.document.key_begin + i * tile_keys;
     mbarrier_wait(&shared.k_empty[turn.stage], turn.parity ^ 1);
     load_rows(shared.k[turn.stage], k, kv_head, row, &shared.k_full[turn.stage]);
@@ -102,15 +57,10 @@ __device__ void produce(Storage& shared, const TensorMap& q, const TensorMap& k,
   }
 }
 
-// The copy engine knows tensors, not documents: behind the document's last key lie other rows of v,
-// which may be infinite, and which a probability of 0 would not silence. They become zeros.
-__device__ void zero_tail(Storage& shared, Boxes<tile_keys>& v, int keys) {
+// What lies behind the document's last key.
+__device__ void zero_tail(Storage& shared, WgmmaRows<head_dim, tile_keys>& v, int keys) {
   const int thread = static_cast<int>(threadIdx.x) - warpgroup;
-  constexpr int units = box * sizeof(bf16) / sizeof(uint4);  // of a row; swizzled among themselves
-  for (int i = keys * units + thread; i < tile_keys * units; i += groups * warpgroup) {
-#pragma unroll
-    for (auto& half : v.element) store_shared(reinterpret_cast<uint4*>(half) + i, {0, 0, 0, 0});
-  }
+  zero_rows(v, keys, thread, groups * warpgroup);
   fence_proxy_async();
   mbarrier_arrive(&shared.tail_zeroed);
   mbarrier_wait(&shared.tail_zeroed, 0);
@@ -121,10 +71,10 @@ __device__ void consume(Storage& shared, const Forward& op, const DocumentTile& 
   const Problem& problem = op.problem;
   const Document& document = tile.document;
   const int group = static_cast<int>(threadIdx.x) / warpgroup - 1;
-  const int row = group * rows_of_group + static_cast<int>(threadIdx.x) % warpgroup / 32 * 16;
+  const int row = group * group_rows + static_cast<int>(threadIdx.x) % warpgroup / 32 * 16;
   const int lane_row = row + lane() / 4;  // and 8 further
   // Before this tile every row of the group sees all keys.
-  const int first_row = tile.first + min(group * rows_of_group, rows - 1);
+  const int first_row = tile.first + min(group * group_rows, rows - 1);
   const int whole = static_cast<int>(document.visible_keys(problem.mask, first_row)) / tile_keys;
   const int seen = tile.first + lane_row + 1 + document.keys - document.queries;
   const auto release = [](std::uint64_t* empty) {
@@ -142,18 +92,18 @@ __device__ void consume(Storage& shared, const Forward& op, const DocumentTile& 
   running.clear();
 
   const auto start_scores = [&](int i) {
-    const auto& k = shared.k[Turn(i).stage];
+    const auto& k = shared.k[Turn<stages>(i).stage];
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
-      wgmma_m64k16<Transposed::no, Transposed::no>(
-          flat_scores, columns_of(shared.q, group * rows_of_group, step), columns_of(k, 0, step),
-          step > 0);
+      wgmma_m64k16<Transposed::no, Transposed::no>(flat_scores,
+                                                   columns_of(shared.q, group * group_rows, step),
+                                                   columns_of(k, 0, step), step > 0);
     }
     wgmma_commit();
   };
   const auto start_sums = [&](int i) {
-    const auto& v = shared.v[Turn(i).stage];
+    const auto& v = shared.v[Turn<stages>(i).stage];
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
@@ -169,11 +119,7 @@ __device__ void consume(Storage& shared, const Forward& op, const DocumentTile& 
   const auto round_scores = [&] {
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int at = 8 * step + 2 * r;
-        probabilities[step][r] = pack_bf16x2(flat_scores[at], flat_scores[at + 1]);
-      }
+      round_sums(flat_scores, step, probabilities[step]);
     }
   };
 
@@ -187,7 +133,7 @@ __device__ void consume(Storage& shared, const Forward& op, const DocumentTile& 
   online_softmax<1, tile_keys / 8>(scores, op.log2_scale, running, shrink);
   round_scores();
   for (int i = 1; i < tiles; ++i) {
-    const Turn turn(i), before(i - 1);
+    const Turn<stages> turn(i), before(i - 1);
     mbarrier_wait(&shared.k_full[turn.stage], turn.parity);
     start_scores(i);
     mbarrier_wait(&shared.v_full[before.stage], before.parity);
@@ -201,7 +147,7 @@ __device__ void consume(Storage& shared, const Forward& op, const DocumentTile& 
     rescale<1, head_dim / 8>(out, shrink);
     round_scores();
   }
-  const Turn last(tiles - 1);
+  const Turn<stages> last(tiles - 1);
   mbarrier_wait(&shared.v_full[last.stage], last.parity);
   const int keys = document.keys - (tiles - 1) * tile_keys;
   if (keys < tile_keys) zero_tail(shared, shared.v[last.stage], keys);
@@ -276,16 +222,6 @@ __global__ void __launch_bounds__(threads, 1)
     consume(shared, op, tile, rows, head, tiles);
   }
 #endif
-}
-
-// [tokens, heads, head_dim] as a matrix of tokens.
-TensorMap tensor_map(const ConstTensor& x, int rows) {
-  return make_tensor_map({.data = x.raw(),
-                          .cols = x.dim(1) * x.dim(2),
-                          .rows = x.dim(0),
-                          .matrices = 1,
-                          .box_cols = box,
-                          .box_rows = rows});
 }
 
 }  // namespace

@@ -12,7 +12,8 @@ using Encode = decltype(&cuTensorMapEncodeTiled);
 TensorMap make_tensor_map(const TensorBox& box) {
   static const auto encode = reinterpret_cast<Encode>(driver_function("cuTensorMapEncodeTiled"));
   constexpr unsigned rank = 3;
-  constexpr cuuint64_t element_bytes = 2;
+  const bool is_f32 = box.dtype == DType::f32;
+  const auto element_bytes = static_cast<cuuint64_t>(size_of(box.dtype));
   const auto cols = static_cast<cuuint64_t>(box.cols), rows = static_cast<cuuint64_t>(box.rows);
   // The innermost dimension first; its stride is understood.
   const cuuint64_t extents[rank] = {cols, rows, static_cast<cuuint64_t>(box.matrices)};
@@ -22,8 +23,9 @@ TensorMap make_tensor_map(const TensorBox& box) {
   const cuuint32_t steps[rank] = {1, 1, 1};
   TensorMap map;
   const CUresult status =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, rank, const_cast<void*>(box.data), extents,
-             strides, sides, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode(&map, is_f32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+             rank, const_cast<void*>(box.data), extents, strides, sides, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     fail("cuTensorMapEncodeTiled({}, {} matrices of [{}, {}] in boxes of [{}, {}]) failed: {}",

@@ -7,6 +7,7 @@
 #include "kernels/device/device.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gpu/columns.h"
+#include "kernels/gpu/pieces.h"
 #include "kernels/gpu/pointwise.h"
 #include "kernels/gpu/register.h"
 
@@ -109,13 +110,14 @@ void scale(Stream& stream, const Scale& op) {
 }
 
 template <class T, int width>
-__global__ void __launch_bounds__(column_threads)
+__global__ void __launch_bounds__(column_threads, column_blocks)
     column_sum_strips(const T* x, ColumnTiling tiling, float* partials) {
   const Columns<width> columns(tiling);
   Values<width> total{};
   columns.for_each_row(
-      [&](std::int64_t row) { return load_values<width>(x + row * tiling.cols + columns.col); },
-      [&](std::int64_t, const Values<width>& in) {
+      [&](std::int64_t row) { return load_piece<width>(x + row * tiling.cols + columns.col); },
+      [&](std::int64_t, const Piece<T, width>& held) {
+        const Values<width> in = values_of(held);
 #pragma unroll
         for (int i = 0; i < width; ++i) total[i] += in[i];
       });

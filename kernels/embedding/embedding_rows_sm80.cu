@@ -5,8 +5,9 @@
 //
 // Gathers are copies of rows (kernels/gpu/copy_rows.h). Scatters gather, too, through the inverse of
 // their indices, so that each row is written once. The table gradient adds the rows of one id in
-// token order, as the CPU does, bit for bit: token numbers are sorted by id, stably, and one warp
-// owns all tokens of an id in its columns.
+// token order, as the CPU does, bit for bit: token numbers are sorted by id, stably. A warp adds up all
+// tokens of an id. Those of the few ids that many tokens name, whose sum takes as many dependent steps, are
+// shared out by columns, and begin first.
 #include <bit>
 
 #include "kernels/core/visit.h"
@@ -151,9 +152,15 @@ struct MoveToken {
   const std::int32_t* tokens;  // nullptr: in order
   std::int32_t* sorted_rows;
   std::int32_t* sorted_tokens;
-  __device__ void operator()(int i, int position) const {
-    store(sorted_rows + position, targets(i));
-    store(sorted_tokens + position, tokens != nullptr ? load(tokens + i) : i);
+  struct Held {
+    int row, token;
+  };
+  __device__ Held read(int i) const {
+    return {targets(i), tokens != nullptr ? load(tokens + i) : i};
+  }
+  __device__ void write(int, int position, const Held& held) const {
+    store(sorted_rows + position, held.row);
+    store(sorted_tokens + position, held.token);
   }
 };
 
@@ -198,51 +205,139 @@ SortedTokens sort_tokens(Stream& stream, const ConstTensor& sources, TableRows t
 }
 
 constexpr int warps_per_block = 4;
+constexpr int window = 32;  // places of the sorted order that a warp looks at together
 
 struct TableGradient {
   SortedTokens sorted;
   int tokens, rows;
   std::int64_t hidden;
-  float* d_table;  // [rows, hidden]
+  float* d_table;       // [rows, hidden]
+  int long_run_blocks;  // come first
+  int chunks;           // of the columns, 32 · n each
+
+  // Whether the place is there and of this table row.
+  __device__ bool is_of(int table_row, int place) const {
+    return place < tokens && load(sorted.rows + place) == table_row;
+  }
 };
 
-// A warp stands at one place of the sorted order, for a run of columns. Where a table row begins it
-// adds up all tokens of that row: 32 of them are looked up at once, eight are in flight.
+// Up to 32 tokens from a place of the sorted order on that are of one table row: one a lane.
+struct TokenWindow {
+  int token = 0, count = 0;
+};
+__device__ inline TokenWindow window_at(const TableGradient& op, int table_row, int place) {
+  const int own = place + static_cast<int>(threadIdx.x) % 32;
+  const bool same = op.is_of(table_row, own);
+  return {same ? load(op.sorted.tokens + own) : 0, __popc(__ballot_sync(all_lanes, same))};
+}
+
+// The columns of a lane: one of `chunks` runs of n, 32·n apart. A lane beyond the last column has the last
+// ones once more, so that loads take no branch; it stores nothing.
+template <int n, int chunks>
+struct TableColumns {
+  std::int64_t first, hidden;
+  __device__ bool inside(int c) const { return first + c * 32 * n < hidden; }
+  __device__ std::int64_t at(int c) const { return inside(c) ? first + c * 32 * n : hidden - n; }
+};
+
+// Adds the rows of a window's tokens [done, done + at_once) to the totals.
+template <int at_once, class T, int n, int chunks>
+__device__ void add_rows(const T* d_y, const TokenWindow& tokens, int done,
+                         const TableColumns<n, chunks>& columns, Values<n> (&total)[chunks]) {
+  Piece<T, n> held[at_once][chunks];
+#pragma unroll
+  for (int i = 0; i < at_once; ++i) {
+    const std::int64_t token = __shfl_sync(all_lanes, tokens.token, done + i);
+    const T* const row = d_y + token * columns.hidden;
+#pragma unroll
+    for (int c = 0; c < chunks; ++c) held[i][c] = load_piece<n>(row + columns.at(c));
+  }
+#pragma unroll
+  for (int i = 0; i < at_once; ++i) {
+#pragma unroll
+    for (int c = 0; c < chunks; ++c) {
+      const Values<n> values = values_of(held[i][c]);
+#pragma unroll
+      for (int k = 0; k < n; ++k) total[c][k] += values[k];
+    }
+  }
+}
+
+// d_table's columns += the rows of all tokens from `begin` on that are of this table row, in order;
+// `tokens` are the first of them. At most `at_once` rows are in flight.
+template <int at_once, class T, int n, int chunks>
+__device__ void add_run(const T* d_y, const TableGradient& op, int table_row, int begin,
+                        TokenWindow tokens, const TableColumns<n, chunks>& columns) {
+  float* const target = op.d_table + table_row * op.hidden;
+  Values<n> total[chunks];
+#pragma unroll
+  for (int c = 0; c < chunks; ++c) total[c] = load_values<n>(target + columns.at(c));
+  for (int place = begin; tokens.count > 0;) {
+    place += window;
+    const TokenWindow next =
+        tokens.count == window ? window_at(op, table_row, place) : TokenWindow{};
+    int done = 0;
+    for (; done + at_once <= tokens.count; done += at_once) {
+      add_rows<at_once>(d_y, tokens, done, columns, total);
+    }
+#pragma unroll 1
+    for (; done < tokens.count; ++done) add_rows<1>(d_y, tokens, done, columns, total);
+    tokens = next;
+  }
+  __syncwarp();  // lanes beyond the last column have read what others write
+#pragma unroll
+  for (int c = 0; c < chunks; ++c) {
+    if (columns.inside(c)) store_values(target + columns.at(c), total[c]);
+  }
+}
+
+// A run is long if a whole window of the sorted order, aligned to its size, is of its table row. One chunk
+// of columns and the first such window of a run are a warp's.
+template <class T, int n>
+__device__ void add_long_run(const T* d_y, const TableGradient& op, int warp) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int place = warp / op.chunks * window;
+  if (place + window > op.tokens) return;
+  const int own_row = load(op.sorted.rows + place + lane);
+  const int table_row = __shfl_sync(all_lanes, own_row, 0);
+  const bool is_whole = __ballot_sync(all_lanes, own_row == table_row) == all_lanes;
+  if (!is_whole || table_row >= op.rows) return;
+  const bool before = place > 0 && load(op.sorted.rows + place - window + lane) == table_row;
+  const unsigned earlier = __ballot_sync(all_lanes, before);
+  if (earlier == all_lanes) return;
+  const int begin = place - __popc(earlier);
+  const TableColumns<n, 1> columns{(static_cast<std::int64_t>(warp % op.chunks) * 32 + lane) * n,
+                                   op.hidden};
+  add_run<16>(d_y, op, table_row, begin, window_at(op, table_row, begin), columns);
+}
+
+// The warp of the place where a run begins that is not long: all columns.
+template <class T, int n>
+__device__ void add_short_run(const T* d_y, const TableGradient& op, int begin) {
+  if (begin >= op.tokens) return;
+  const int table_row = load(op.sorted.rows + begin);
+  const int whole = (begin + window - 1) / window * window;  // the first aligned window
+  if (table_row >= op.rows || (begin > 0 && op.is_of(table_row, begin - 1)) ||
+      op.is_of(table_row, whole + window - 1)) {
+    return;
+  }
+  constexpr int chunks = 4;
+  const TokenWindow tokens = window_at(op, table_row, begin);
+  for (std::int64_t first = static_cast<int>(threadIdx.x) % 32 * n;
+       first - first % (32 * n) < op.hidden; first += chunks * 32 * n) {
+    add_run<2>(d_y, op, table_row, begin, tokens, TableColumns<n, chunks>{first, op.hidden});
+  }
+}
+
 template <class T, int n>
 __global__ void __launch_bounds__(32 * warps_per_block)
     add_to_table(const T* d_y, TableGradient op) {
-  constexpr int in_flight = 8;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int begin = static_cast<int>(blockIdx.x) * warps_per_block + warp;
-  if (begin >= op.tokens) return;
-  const int table_row = load(op.sorted.rows + begin);
-  if (table_row >= op.rows || (begin > 0 && load(op.sorted.rows + begin - 1) == table_row)) return;
-  const std::int64_t column = (static_cast<std::int64_t>(blockIdx.y) * 32 + lane) * n;
-  const bool inside = column < op.hidden;
-  float* const target = op.d_table + table_row * op.hidden + column;
-  Values<n> total{};
-  if (inside) total = load_values<n>(target);
-  for (int first = begin, run = 32; run == 32; first += 32) {
-    const bool same = first + lane < op.tokens && load(op.sorted.rows + first + lane) == table_row;
-    const int token = same ? load(op.sorted.tokens + first + lane) : 0;
-    run = __popc(__ballot_sync(all_lanes, same));
-    for (int done = 0; done < run; done += in_flight) {
-      Piece<T, n> rows[in_flight];
-#pragma unroll
-      for (int i = 0; i < in_flight; ++i) {
-        const std::int64_t row = __shfl_sync(all_lanes, token, done + i);
-        rows[i] = inside && done + i < run ? load_piece<n>(d_y + row * op.hidden + column)
-                                           : Piece<T, n>{};
-      }
-#pragma unroll
-      for (int i = 0; i < in_flight; ++i) {
-        const Values<n> row = values_of(rows[i]);
-#pragma unroll
-        for (int j = 0; j < n; ++j) total[j] += done + i < run ? row[j] : 0.0f;
-      }
-    }
+  const int block = static_cast<int>(blockIdx.x), warp = static_cast<int>(threadIdx.x) / 32;
+  if (block < op.long_run_blocks) {
+    add_long_run<T, n>(d_y, op, block * warps_per_block + warp);
+  } else {
+    add_short_run<T, n>(d_y, op, (block - op.long_run_blocks) * warps_per_block + warp);
   }
-  if (inside) store_values(target, total);
 }
 
 template <class T>
@@ -251,12 +346,21 @@ void table_gradient(Stream& stream, const EmbeddingBackward& op) {
   const int tokens = int_extent("EmbeddingBackward", op.d_y.dim(0));
   const TableRows table = rows_of("EmbeddingBackward", op.shard, op.d_table);
   const SortedTokens sorted = sort_tokens(stream, op.sources, table);
-  const TableGradient gradient{sorted, tokens, table.count, hidden, op.d_table.data<float>()};
-  visit_piece<T>(hidden, {op.d_y.raw(), op.d_table.raw()}, [&](auto n) {
+  visit_width<quad>(hidden, {op.d_y.raw(), op.d_table.raw()}, [&](auto n) {
+    const std::int64_t chunks = ceil_div(hidden, 32 * n);
+    const unsigned long_runs =
+        blocks_for("add_to_table", tokens / window * chunks, warps_per_block);
+    const unsigned short_runs = blocks_for("add_to_table", tokens, warps_per_block);
+    const TableGradient gradient{.sorted = sorted,
+                                 .tokens = tokens,
+                                 .rows = table.count,
+                                 .hidden = hidden,
+                                 .d_table = op.d_table.data<float>(),
+                                 .long_run_blocks = static_cast<int>(long_runs),
+                                 .chunks = static_cast<int>(chunks)};
     launch(stream,
            {.kernel = "add_to_table",
-            .grid = {blocks_for("add_to_table", tokens, warps_per_block),
-                     blocks_for("add_to_table", hidden, 32 * n)},
+            .grid = {long_runs + short_runs},
             .block = {32 * warps_per_block}},
            add_to_table<T, n>, op.d_y.data<T>(), gradient);
   });

@@ -24,8 +24,10 @@ struct Work {
   std::int64_t a = 0, b = 0, c = 0;
   int m, n, k;
   int row, col;
-  // The same as coordinates: where m begins in a, where k begins in a and b, which matrix of b.
-  int first_row = 0, first_k = 0, group = 0;
+  // The same as coordinates: where m begins in a and in c, where k begins in a and b, which matrix of b
+  // and which of c.
+  int first_row = 0, c_row = 0, first_k = 0, b_matrix = 0, c_matrix = 0;
+  bool partial = false;  // c is the slices' sums (CutSchedule)
 };
 
 // The sides of a tile.
@@ -42,11 +44,12 @@ struct TilePosition {
 };
 
 // Tile number `number` of a matrix of tiles. Blocks run roughly in the order of their numbers, and
-// those that run together should share rows and columns: they walk through bands of eight tiles down
-// and then one to the right, so that the 264 blocks of an H100 touch 8 tiles of a and 33 of b where
-// whole rows of tiles would touch 1 and 264.
-__device__ inline TilePosition tile_position(int number, int tiles_m, int tiles_n) {
-  constexpr int band = 8;
+// those that run together should share rows and columns: they walk through bands of tiles down and then
+// one to the right. A band has eight tiles, so that the 264 blocks of 128 x 128 on an H100 touch 8 tiles of
+// a and 33 of b where whole rows of tiles would touch 1 and 264; sixteen of tiles that are twice as wide as
+// high, of which 132 then touch 2048 rows of a and 2112 of b.
+__device__ inline TilePosition tile_position(int number, TileSides tile, int tiles_m, int tiles_n) {
+  const int band = tile.n > tile.m ? 16 : 8;
   const int first = number / (band * tiles_n) * band;
   const int height = tiles_m - first < band ? tiles_m - first : band;
   const int within = number - first * tiles_n;
@@ -70,7 +73,7 @@ struct DenseSchedule {
   __device__ bool find(int block, TileSides tile, Work& work) const {
     const int slice = block / tiles(tile), first_k = slice * depth;
     const TilePosition at =
-        tile_position(block % tiles(tile), tiles_in(m, tile.m), tiles_in(n, tile.n));
+        tile_position(block % tiles(tile), tile, tiles_in(m, tile.m), tiles_in(n, tile.n));
     work = {.a = first_k * a_step,
             .b = first_k * b_step,
             .c = std::int64_t{slice} * m * n,
@@ -79,7 +82,27 @@ struct DenseSchedule {
             .k = k - first_k < depth ? k - first_k : depth,
             .row = at.m * tile.m,
             .col = at.n * tile.n,
-            .first_k = first_k};
+            .first_k = first_k,
+            .c_matrix = slice};
+    return true;
+  }
+};
+
+// One product whose first rows are summed in one go, the others in slices of k (plan_sm90.h). For kernels
+// that take coordinates: `a` does not know of the rows before.
+struct CutSchedule {
+  // Whether other groups' data follow where a product's k ends.
+  static constexpr bool ends_in_data = false;
+  DenseSchedule whole, cut;
+
+  constexpr unsigned blocks(TileSides tile) const { return whole.blocks(tile) + cut.blocks(tile); }
+
+  __device__ bool find(int block, TileSides tile, Work& work) const {
+    const int first = static_cast<int>(whole.blocks(tile));
+    if (block < first) return whole.find(block, tile, work);
+    cut.find(block - first, tile, work);
+    work.first_row = whole.m;
+    work.partial = true;
     return true;
   }
 };
@@ -101,7 +124,7 @@ struct GroupedRowsSchedule {
 
   // Called by whole warps.
   __device__ bool find(int block, TileSides tile, Work& work) const {
-    const TilePosition at = tile_position(block, tile_rows(tile), tiles_in(n, tile.n));
+    const TilePosition at = tile_position(block, tile, tile_rows(tile), tiles_in(n, tile.n));
     const int lane = static_cast<int>(threadIdx.x) % 32;
     int before = 0;  // rows of tiles in the groups before `first`
     for (int first = 0; first < groups; first += 32) {
@@ -130,7 +153,8 @@ struct GroupedRowsSchedule {
                 .row = tile_of_group * tile.m,
                 .col = at.n * tile.n,
                 .first_row = own_begin,
-                .group = first + owner};
+                .c_row = own_begin,
+                .b_matrix = first + owner};
         return true;
       }
       before += __shfl_sync(all_lanes, until, 31);
@@ -156,7 +180,7 @@ struct GroupedDepthSchedule {
   __device__ bool find(int block, TileSides tile, Work& work) const {
     const int group = block / tiles(tile);
     const TilePosition at =
-        tile_position(block % tiles(tile), tiles_in(m, tile.m), tiles_in(n, tile.n));
+        tile_position(block % tiles(tile), tile, tiles_in(m, tile.m), tiles_in(n, tile.n));
     const int begin = load_readonly(row_offsets + group);
     const int rows = load_readonly(row_offsets + group + 1) - begin;
     work = {.a = std::int64_t{begin} * m,
@@ -167,7 +191,8 @@ struct GroupedDepthSchedule {
             .k = rows,
             .row = at.m * tile.m,
             .col = at.n * tile.n,
-            .first_k = begin};
+            .first_k = begin,
+            .c_matrix = group};
     return rows > 0;
   }
 };

@@ -17,6 +17,9 @@
 namespace orchard::GPU_NAMESPACE {
 
 constexpr int column_threads = 256;
+// How many blocks an SM shall hold (__launch_bounds__), so that all strips are at work at once: three where
+// registers hold much for each column.
+constexpr int column_blocks = 4, heavy_column_blocks = 3;
 
 struct ColumnTiling {
   std::int64_t batches, rows, cols;
@@ -30,15 +33,15 @@ struct ColumnTiling {
   std::int64_t partial_rows() const { return batches * strips; }  // each of `cols` floats
 };
 
-// `width` divides cols. At most about 512 blocks: four on each SM of an H100, with 64 KB in flight.
+// `width` divides cols. At most about `blocks_of_sm` on each of 128 SMs: with four, 64 KB are in flight on each.
 // At least 128 rows in a strip: what a strip reads and writes beside its rows is little.
 inline ColumnTiling tile_columns(std::int64_t batches, std::int64_t rows, std::int64_t cols,
-                                 int width) {
+                                 int width, int blocks_of_sm = column_blocks) {
   ColumnTiling t{.batches = batches, .rows = rows, .cols = cols};
   while (t.lanes < 32 && t.lanes * width < cols) t.lanes *= 2;
   t.tiles = static_cast<unsigned>((cols + t.lanes * width - 1) / (t.lanes * width));
   const std::int64_t blocks = std::max<std::int64_t>(1, t.tiles * batches);
-  const std::int64_t most = std::max<std::int64_t>(1, 512 / blocks);
+  const std::int64_t most = std::max<std::int64_t>(1, 128 * blocks_of_sm / blocks);
   t.strip = std::max<std::int64_t>(128, (rows + most - 1) / most);
   t.strips = static_cast<unsigned>((rows + t.strip - 1) / t.strip);
   require(batches < 65536, "{} batches are more than the columns of a grid can hold (65535)",

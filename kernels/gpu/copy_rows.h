@@ -39,17 +39,17 @@ __global__ void __launch_bounds__(32 * copy_warps)
   const Unit* const from = source_of(row);
   const std::int64_t units = source_of.units;
   Unit* const to = y + row * units;
-  for (std::int64_t begin = static_cast<int>(threadIdx.x) % 32; begin < units;
-       begin += 32 * in_flight) {
+  // All lanes take as many turns, so that they stay together in an unrolled loop.
+  for (std::int64_t begin = 0; begin < units; begin += 32 * in_flight) {
+    const auto at = [&](int i) { return begin + 32 * i + static_cast<int>(threadIdx.x) % 32; };
     Unit held[in_flight];
 #pragma unroll
     for (int i = 0; i < in_flight; ++i) {
-      const std::int64_t at = begin + 32 * i;
-      held[i] = from != nullptr && at < units ? load(from + at) : Unit{};
+      held[i] = from != nullptr && at(i) < units ? load(from + at(i)) : Unit{};
     }
 #pragma unroll
     for (int i = 0; i < in_flight; ++i) {
-      if (begin + 32 * i < units) store(to + begin + 32 * i, held[i]);
+      if (at(i) < units) store(to + at(i), held[i]);
     }
   }
 }

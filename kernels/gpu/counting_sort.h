@@ -11,7 +11,7 @@
 // order and keeps one tally per bucket; the warps of a block hold consecutive runs of items.
 //
 // Bytes: each item's bucket twice, plus what `place` moves. Bound: the latency of three launches,
-// at the sizes of a micro-batch.
+// at the sizes of a micro-batch. So all that a lane reads is in flight at once, before it is needed.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +27,7 @@ inline constexpr int bucket_bits = 8;
 inline constexpr int max_buckets = 1 << bucket_bits;
 inline constexpr int sort_warps = 8, sort_threads = 32 * sort_warps;
 inline constexpr int items_per_warp = 256, items_per_block = sort_warps * items_per_warp;
+inline constexpr int items_per_lane = items_per_warp / 32;
 static_assert(sort_threads == max_buckets, "a thread tends one bucket");
 
 struct WarpTallies {
@@ -49,33 +50,55 @@ __device__ inline unsigned peers_of(int bucket) {
   return peers;
 }
 
-// Walks this warp's items in order. body(item, rank) is called for each, where `rank` is
-// `tally[bucket]` plus the number of this warp's earlier items in the item's bucket, -1 for an item
-// without one; afterwards each tally has grown by the number of its items. All lanes call.
-template <class BucketOf, class Body>
-__device__ void walk_items(const BucketOf& bucket_of, int items, int* tally, const Body& body) {
+// The lane's k-th item. The lanes of a warp have neighbouring ones.
+__device__ inline int item_of_lane(int k) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int begin = static_cast<int>(blockIdx.x) * items_per_block + warp * items_per_warp;
-  for (int i = begin + lane; i < begin + items_per_warp + lane; i += 32) {
-    const int bucket = i < items ? bucket_of(i) : -1;
+  return static_cast<int>(blockIdx.x) * items_per_block + warp * items_per_warp + 32 * k + lane;
+}
+
+// One number for each of a lane's items.
+struct LaneItems {
+  int of[items_per_lane];
+};
+
+// Their buckets, -1 where there is no item or where it has none.
+template <class BucketOf>
+__device__ LaneItems load_buckets(const BucketOf& bucket_of, int items) {
+  LaneItems buckets;
+#pragma unroll
+  for (int k = 0; k < items_per_lane; ++k) {
+    buckets.of[k] = item_of_lane(k) < items ? bucket_of(item_of_lane(k)) : -1;
+  }
+  return buckets;
+}
+
+// Walks this warp's items in order. An item's rank is `tally[bucket]` plus the number of the warp's earlier
+// items in its bucket, -1 without one; afterwards each tally has grown by the number of its items. All
+// lanes call.
+__device__ inline LaneItems rank_items(const LaneItems& buckets, int* tally) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  LaneItems ranks;
+#pragma unroll
+  for (int k = 0; k < items_per_lane; ++k) {
+    const int bucket = buckets.of[k];
     const unsigned peers = peers_of(bucket);
     const unsigned below = peers & ((1u << lane) - 1);
-    if (i < items) body(i, bucket >= 0 ? tally[bucket] + __popc(below) : -1);
+    ranks.of[k] = bucket >= 0 ? tally[bucket] + __popc(below) : -1;
     __syncwarp();  // all have read before the lowest of them counts all
     if (bucket >= 0 && below == 0) tally[bucket] += __popc(peers);
     __syncwarp();
   }
+  return ranks;
 }
 
 // How many of each warp's items fall into each bucket. Ends with a barrier.
-template <class BucketOf>
-__device__ void tally_items(const BucketOf& bucket_of, int items, WarpTallies& tallies) {
+__device__ inline void tally_items(const LaneItems& buckets, WarpTallies& tallies) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   for (int bucket = static_cast<int>(threadIdx.x) % 32; bucket < max_buckets; bucket += 32) {
     tallies.count[warp][bucket] = 0;
   }
   __syncwarp();
-  walk_items(bucket_of, items, tallies.count[warp], [](int, int) {});
+  rank_items(buckets, tallies.count[warp]);
   __syncthreads();
 }
 
@@ -84,7 +107,7 @@ template <class BucketOf>
 __global__ void __launch_bounds__(sort_threads)
     count_buckets(BucketOf bucket_of, int items, int buckets, std::int32_t* counts) {
   auto& tallies = shared_storage<WarpTallies>();
-  tally_items(bucket_of, items, tallies);
+  tally_items(load_buckets(bucket_of, items), tallies);
   const int bucket = static_cast<int>(threadIdx.x);
   if (bucket >= buckets) return;
   int count = 0;
@@ -126,7 +149,13 @@ __global__ void __launch_bounds__(sort_threads)
     place_items(BucketOf bucket_of, int items, int buckets, const std::int32_t* counts,
                 const std::int32_t* bucket_begin, Place place) {
   auto& tallies = shared_storage<WarpTallies>();
-  tally_items(bucket_of, items, tallies);
+  const LaneItems buckets_of_lane = load_buckets(bucket_of, items);
+  decltype(place.read(0)) held[items_per_lane];
+#pragma unroll
+  for (int k = 0; k < items_per_lane; ++k) {
+    if (item_of_lane(k) < items) held[k] = place.read(item_of_lane(k));
+  }
+  tally_items(buckets_of_lane, tallies);
   const int bucket = static_cast<int>(threadIdx.x);
   if (bucket < buckets) {
     int next = load(bucket_begin + bucket) +
@@ -138,8 +167,11 @@ __global__ void __launch_bounds__(sort_threads)
     }
   }
   __syncthreads();
-  walk_items(bucket_of, items, tallies.count[threadIdx.x / 32],
-             [&](int item, int position) { place(item, position); });
+  const LaneItems positions = rank_items(buckets_of_lane, tallies.count[threadIdx.x / 32]);
+#pragma unroll
+  for (int k = 0; k < items_per_lane; ++k) {
+    if (item_of_lane(k) < items) place.write(item_of_lane(k), positions.of[k], held[k]);
+  }
 }
 
 struct CountingSort {
@@ -154,8 +186,8 @@ inline int sort_blocks(std::int64_t items) {
   return static_cast<int>(ceil_div(items, items_per_block));
 }
 
-// bucket_of(item) gives a bucket, or -1 for an item to leave out. place(item, position) receives
-// every item once, with position -1 for those.
+// bucket_of(item) gives a bucket, or -1 for an item to leave out. place.write(item, position, held) receives
+// every item once, with position -1 for those, and what place.read(item) gave before any write.
 template <class BucketOf, class Place>
 void counting_sort(Stream& stream, const CountingSort& sort, const BucketOf& bucket_of,
                    const Place& place) {

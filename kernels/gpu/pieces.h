@@ -1,7 +1,7 @@
 // Elements on their way through registers as they lie in memory: in bf16 half of what their floats
 // (Values) would take, which counts where many loads are in flight. Kernels are templates of the
-// number n of neighbouring elements that a thread moves, with two instances: per_vector<T>, where
-// rows and addresses allow accesses of 16 bytes, and 1, for all others.
+// number n of neighbouring elements that a thread moves, with two instances: per_vector<T>, or four where
+// each takes much room beside it, where rows and addresses allow that; and 1, for all others.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,12 @@
 
 namespace orchard::GPU_NAMESPACE {
 
+inline constexpr int quad = 4;
+
 template <class T, int n>
 struct Piece {
-  static_assert(n == 1 || n == per_vector<T>, "one element or one vector");
-  std::conditional_t<n == 1, T, uint4> word;
+  static_assert(n == 1 || n == quad || n == per_vector<T>, "one element, four, or one vector");
+  std::conditional_t<n == 1, T, AccessWord<T, n>> word;
 };
 
 template <int n, class T>
@@ -36,22 +38,29 @@ __device__ Values<n> values_of(const Piece<T, n>& piece) {
   if constexpr (n == 1) {
     out[0] = widen(piece.word);
   } else {
-    const Floats<T> floats = unpack<T>(piece.word);
+    unsigned words[4];
+    write_words(piece.word, words);
 #pragma unroll
-    for (int i = 0; i < n; ++i) out[i] = floats.value[i];
+    for (int i = 0; i < n; ++i) out[i] = element_of(words, i, static_cast<const T*>(nullptr));
   }
   return out;
 }
 
-// Calls body(std::integral_constant<int, n>{}) with the largest n for rows of `cols` elements of T
-// in all these tensors; absent ones (nullptr) do not matter, fp32 gradients may be among them.
-template <class T, class Body>
-void visit_piece(std::int64_t cols, std::initializer_list<const void*> tensors, const Body& body) {
-  if (cols % per_vector<T> == 0 && all_aligned(16, tensors)) {
-    body(std::integral_constant<int, per_vector<T>>{});
+// Calls body(std::integral_constant<int, n>{}) with `widest`, or 1 where rows of `cols` elements or one of
+// these tensors do not allow it; absent ones (nullptr) do not matter, fp32 gradients may be among them.
+template <int widest, class Body>
+void visit_width(std::int64_t cols, std::initializer_list<const void*> tensors, const Body& body) {
+  if (cols % widest == 0 && all_aligned(16, tensors)) {
+    body(std::integral_constant<int, widest>{});
   } else {
     body(std::integral_constant<int, 1>{});
   }
+}
+
+// With the elements of 16 bytes.
+template <class T, class Body>
+void visit_piece(std::int64_t cols, std::initializer_list<const void*> tensors, const Body& body) {
+  visit_width<per_vector<T>>(cols, tensors, body);
 }
 
 }  // namespace orchard::GPU_NAMESPACE

@@ -26,7 +26,7 @@ __device__ Values<n> map(const F& f, const Values<n>& first, const Others&... ot
   return out;
 }
 
-// What one access of 16, 8 or 4 bytes moves.
+// What one access of 16, 8, 4 or 2 bytes moves.
 template <int bytes>
 struct WordOf;
 template <>
@@ -40,6 +40,11 @@ struct WordOf<8> {
 template <>
 struct WordOf<4> {
   using type = unsigned;
+};
+
+template <>
+struct WordOf<2> {
+  using type = unsigned short;
 };
 
 template <class T, int n>

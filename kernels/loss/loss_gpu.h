@@ -102,10 +102,21 @@ __device__ RowSum sum_row(const float* row, std::int64_t count, Caching caching,
 template <int width, class Use>
 __device__ void for_each_again(const float* row, std::int64_t count, const LossStorage& shared,
                                const Use& use) {
-  constexpr int step = loss_threads * width;
-  std::int64_t i = threadIdx.x * width;
-  for (; i < cached_logits && i < count; i += step) use(i, load_values<width>(shared.row + i));
-  for (; i < count; i += step) use(i, load_values<width>(row + i));
+  constexpr int at_once = 4;
+  constexpr std::int64_t step = loss_threads * width;
+  const std::int64_t first = threadIdx.x * width;
+  if (first >= count) return;
+  // Backwards: what was read last is in the L2 cache before other rows push it out.
+  std::int64_t i = first + (count - 1 - first) / step * step;
+  for (; i - (at_once - 1) * step >= cached_logits; i -= at_once * step) {
+    Values<width> held[at_once];
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) held[k] = load_values<width>(row + i - k * step);
+#pragma unroll
+    for (int k = 0; k < at_once; ++k) use(i - k * step, held[k]);
+  }
+  for (; i >= cached_logits; i -= step) use(i, load_values<width>(row + i));
+  for (; i >= 0; i -= step) use(i, load_values<width>(shared.row + i));
 }
 
 }  // namespace orchard::GPU_NAMESPACE

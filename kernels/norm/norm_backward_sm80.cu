@@ -4,20 +4,26 @@
 //   d_weight += Σ_rows d_y·x̂,  d_bias += Σ_rows d_y
 //
 // Bytes: 3·e per element, 4·e with d_sum, for elements of e bytes; FLOPs: about 14. Bound: HBM
-// bandwidth. Each row is read once and stays in registers. A block goes down a strip of rows and keeps
-// the weight and its gradient's share in registers all the way; the shares of the strips are then
-// added in order, so the gradient has the same bits every time. Strips have 8 or more rows for each
-// row that is worked on at a time: the shares are small and stay in the L2 cache.
+// bandwidth. Each row is read once. A block goes down a strip of rows and keeps its share of the
+// weight's gradient in registers all the way; the shares of the strips are then added in order, so the
+// gradient has the same bits every time. Strips have 8 or more rows for each row that is worked on at a
+// time: the shares are small and stay in the L2 cache.
+//
+// The next row is on its way to shared memory (cp.async) while a row is worked on, so the bytes in flight,
+// some 90 KB on an SM, cost no registers and do not stop for the reductions. Each thread reads back what it
+// copied itself: that takes no barrier.
 #include <array>
 
 #include "kernels/core/visit.h"
 #include "kernels/device/device.h"
 #include "kernels/gpu/columns.h"
 #include "kernels/gpu/gpu.h"
+#include "kernels/gpu/grid.h"
 #include "kernels/gpu/values.h"
 #include "kernels/gpu/vector.h"
 #include "kernels/norm/norm.h"
 #include "kernels/norm/norm_gpu.h"
+#include "kernels/ptx/cp_async.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
@@ -42,11 +48,29 @@ constexpr int halves(Norm norm) {
   return norm == Norm::layer ? 2 : 1;
 }
 
+// How many blocks an SM shall hold: three of four warps, with 168 registers a thread. LayerNorm needs a few
+// more in its widest rows of that size; a block of 16 warps fills an SM with its shared memory.
+constexpr int blocks_of_sm(Norm norm, int threads_per_row) {
+  return threads_per_row > 128 ? 1 : norm == Norm::layer && threads_per_row == 128 ? 2 : 3;
+}
+
+// The row that is worked on and the next: two stages of a ring.
+constexpr unsigned ring_stages = 2;
+
 template <class T, int threads, int vectors>
 struct BackwardStorage {
   static constexpr int groups = block_threads(threads) / threads;  // rows worked on at a time
+  using Row = uint4[vectors][block_threads(threads)];
+  struct Rows {
+    Row x[ring_stages], d_y[ring_stages];
+    Row d_sum;  // late enough with the row that is worked on: it is added last
+  };
   RowSums<threads> sums;
-  float share[groups][threads * vectors * per_vector<T>];
+  Row weight;
+  union {
+    Rows rows;
+    float share[groups][threads * vectors * per_vector<T>];  // when the rows are done
+  };
 };
 
 // Adds the shares of the block's groups of threads and stores the sums, [cols].
@@ -71,8 +95,20 @@ __device__ void store_share(const Floats<T> (&share)[vectors], int cols, float* 
   }
 }
 
+// The row's statistics, zero where there is no row.
+struct RowStatistics {
+  float mean, inverse;
+};
+
+template <Norm norm, class T>
+__device__ RowStatistics statistics_of(const GradientRows<T>& op, int row, bool active) {
+  return {norm == Norm::layer && active ? load(op.mean + row) : 0.0f,
+          active ? load(op.inverse + row) : 0.0f};
+}
+
 template <Norm norm, class T, int threads, int vectors>
-__global__ void __launch_bounds__(block_threads(threads)) norm_backward_rows(GradientRows<T> op) {
+__global__ void __launch_bounds__(block_threads(threads), blocks_of_sm(norm, threads))
+    norm_backward_rows(GradientRows<T> op) {
   auto& shared = shared_storage<BackwardStorage<T, threads, vectors>>();
   constexpr int groups = shared.groups, per = per_vector<T>;
   const int thread = static_cast<int>(threadIdx.x) % threads;
@@ -81,47 +117,59 @@ __global__ void __launch_bounds__(block_threads(threads)) norm_backward_rows(Gra
   const auto cols = static_cast<float>(op.cols);
   const auto at = [&](int v) { return thread + v * threads; };
 
-  uint4 weight[vectors];
   Floats<T> d_weight[vectors], d_bias[vectors];
 #pragma unroll
   for (int v = 0; v < vectors; ++v) {
     const auto* const weights = reinterpret_cast<const uint4*>(op.weight);
-    weight[v] = at(v) < length ? load_readonly(weights + at(v)) : uint4{};
+    store_shared(&shared.weight[v][threadIdx.x],
+                 at(v) < length ? load_readonly(weights + at(v)) : uint4{});
 #pragma unroll
     for (int i = 0; i < per; ++i) d_weight[v].value[i] = d_bias[v].value[i] = 0;
   }
 
-  const std::int64_t first = blockIdx.x * op.strip;
-  const std::int64_t end = first + op.strip < op.rows ? first + op.strip : op.rows;
-  int buffer = 0;
-  // All groups take as many turns, for the barriers in row_sum; what has no row works on zeros.
-  for (std::int64_t turn = first; turn < end; turn += groups) {
-    const std::int64_t row = turn + group;
-    const bool active = row < end;
-    const auto* const x_row = reinterpret_cast<const uint4*>(op.x) + row * length;
-    const auto* const d_y_row = reinterpret_cast<const uint4*>(op.d_y) + row * length;
-    uint4 x[vectors], d_y[vectors], d_sum[vectors];
+  const auto rows = static_cast<int>(op.rows), strip = static_cast<int>(op.strip);
+  const int first = static_cast<int>(blockIdx.x) * strip;
+  const int end = rows - first > strip ? first + strip : rows;
+  // A copy of an operand's row, which the thread reads back with `own`. What lies outside of the row, or
+  // has no row, arrives as zeros.
+  using Row = BackwardStorage<T, threads, vectors>::Row;
+  const auto fetch = [&](const T* operand, int row, Row& to) {
 #pragma unroll
     for (int v = 0; v < vectors; ++v) {
-      const bool inside = active && at(v) < length;
-      x[v] = inside ? load(x_row + at(v)) : uint4{};
-      d_y[v] = inside ? load(d_y_row + at(v)) : uint4{};
+      const bool inside = row < end && at(v) < length;
+      const std::int64_t from = inside ? std::int64_t{row} * length + at(v) : 0;
+      cp_async_16(&to[v][threadIdx.x], reinterpret_cast<const uint4*>(operand) + from,
+                  inside ? 16 : 0);
     }
-    if (op.d_sum != nullptr) {
-      const auto* const d_sum_row = reinterpret_cast<const uint4*>(op.d_sum) + row * length;
-#pragma unroll
-      for (int v = 0; v < vectors; ++v) {
-        d_sum[v] = active && at(v) < length ? load(d_sum_row + at(v)) : uint4{};
-      }
-    }
-    const float r = active ? load(op.inverse + row) : 0.0f;
-    const float mean = norm == Norm::layer && active ? load(op.mean + row) : 0.0f;
+  };
+  const auto own = [&](const Row& row, int v) {
+    return unpack<T>(load_shared(&row[v][threadIdx.x]));
+  };
+  const auto fetch_inputs = [&](int row, unsigned stage) {
+    fetch(op.x, row, shared.rows.x[stage]);
+    fetch(op.d_y, row, shared.rows.d_y[stage]);
+    cp_async_commit();
+  };
+  fetch_inputs(first + group, 0);
+  RowStatistics next = statistics_of<norm>(op, first + group, first + group < end);
+  unsigned stage = 0;
+  int buffer = 0;
+  // All groups take as many turns, for the barriers in row_sum; what has no row works on zeros.
+  for (int turn = first; turn < end; turn += groups, stage ^= 1) {
+    const int row = turn + group;
+    const auto [mean, r] = next;
+    if (op.d_sum != nullptr) fetch(op.d_sum, row, shared.rows.d_sum);
+    cp_async_commit();
+    fetch_inputs(row + groups, stage ^ 1);
+    next = statistics_of<norm>(op, row + groups, row + groups < end);
+    cp_async_wait<2>();
+    const Row &x = shared.rows.x[stage], &d_y = shared.rows.d_y[stage];
 
     float total = 0, dot = 0;  // d_y is zero where there is no element, and so are its products
 #pragma unroll
     for (int v = 0; v < vectors; ++v) {
-      const Floats<T> inputs = unpack<T>(x[v]), gradients = unpack<T>(d_y[v]);
-      const Floats<T> scales = unpack<T>(weight[v]);
+      const Floats<T> inputs = own(x, v), gradients = own(d_y, v);
+      const Floats<T> scales = own(shared.weight, v);
 #pragma unroll
       for (int i = 0; i < per; ++i) {
         const float normalised = (inputs.value[i] - mean) * r;
@@ -142,12 +190,13 @@ __global__ void __launch_bounds__(block_threads(threads)) norm_backward_rows(Gra
       buffer ^= 1;
     }
 
-    auto* const d_x_row = reinterpret_cast<uint4*>(op.d_x) + row * length;
+    cp_async_wait<1>();
+    auto* const d_x_row = reinterpret_cast<uint4*>(op.d_x) + std::int64_t{row} * length;
 #pragma unroll
     for (int v = 0; v < vectors; ++v) {
-      if (!active || at(v) >= length) continue;
-      const Floats<T> inputs = unpack<T>(x[v]), gradients = unpack<T>(d_y[v]);
-      const Floats<T> scales = unpack<T>(weight[v]);
+      if (row >= end || at(v) >= length) continue;
+      const Floats<T> inputs = own(x, v), gradients = own(d_y, v);
+      const Floats<T> scales = own(shared.weight, v);
       Floats<T> out;
 #pragma unroll
       for (int i = 0; i < per; ++i) {
@@ -156,13 +205,14 @@ __global__ void __launch_bounds__(block_threads(threads)) norm_backward_rows(Gra
         out.value[i] = r * fmaf(-normalised, mean_dot, g - mean_g);
       }
       if (op.d_sum != nullptr) {
-        const Floats<T> others = unpack<T>(d_sum[v]);
+        const Floats<T> others = own(shared.rows.d_sum, v);
 #pragma unroll
         for (int i = 0; i < per; ++i) out.value[i] += others.value[i];
       }
       store(d_x_row + at(v), pack(out));
     }
   }
+  cp_async_wait_all();
 
   if (op.partials == nullptr) return;
   float* const partial =
@@ -205,7 +255,7 @@ struct WeightTerms {
 
 // The gradients of weight and bias for those rows.
 template <Norm norm, class T>
-__global__ void __launch_bounds__(column_threads)
+__global__ void __launch_bounds__(column_threads, column_blocks)
     norm_weight_strips(GradientRows<T> op, ColumnTiling tiling) {
   const Columns<1> columns(tiling);
   Values<1> d_weight{}, d_bias{};
@@ -249,16 +299,15 @@ constexpr Variant<T> variant() {
            norm_backward_rows<norm, T, threads, vectors>}};
 }
 
-// The first that holds the row is taken. Four vectors of x, d_y, d_sum and weight, and their share of
-// the gradient, are some 170 registers a thread in bf16, 250 for LayerNorm with its second gradient:
-// three or two blocks of four warps on an SM, with 72 or 48 KB in flight.
+// The first that holds the row is taken. Shared memory: 48 KB for each four warps of the first three, 96 KB
+// for the last.
 template <Norm norm, class T>
 constexpr std::array<Variant<T>, 4> variants() {
   return {{
       variant<norm, T, 32, 4>(),   //   2 KB: hidden 768 and 1024 in bf16
       variant<norm, T, 64, 4>(),   //   4 KB: hidden 1280 and 2048 in bf16, 1024 in f32
       variant<norm, T, 128, 4>(),  //   8 KB: hidden 3072 and 4096 in bf16
-      variant<norm, T, 256, 4>(),  //  16 KB: hidden 7168 in bf16, 4096 in f32
+      variant<norm, T, 512, 2>(),  //  16 KB: hidden 7168 in bf16, 4096 in f32
   }};
 }
 
@@ -281,9 +330,10 @@ void run_variant(Stream& stream, const Variant<T>& v, GradientRows<T> op,
                  const AddToGradients& totals) {
   const int block = block_threads(v.threads_per_row);
   const std::int64_t groups = block / v.threads_per_row;
-  // At most 512 strips, of at least 8 turns.
-  const std::int64_t turns =
-      std::max<std::int64_t>(8, (op.rows + groups * 512 - 1) / (groups * 512));
+  // Of at least 8 turns, and no more than 128 SMs hold at once: none of them is left for a second wave,
+  // which would find most SMs of a large GPU idle.
+  const std::int64_t most = 128 * blocks_of_sm(norm, v.threads_per_row);
+  const std::int64_t turns = std::max<std::int64_t>(8, ceil_div(op.rows, groups * most));
   op.strip = turns * groups;
   const std::int64_t strips = (op.rows + op.strip - 1) / op.strip;
   op.partials = partials_of<norm>(stream, totals, strips);

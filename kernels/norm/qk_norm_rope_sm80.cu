@@ -9,8 +9,8 @@
 //
 // A head is shared by `lanes` neighbouring lanes of a warp, so that its sums are shuffles. A lane
 // holds both elements of its pairs: one 16-byte access in each half of the head. The gradient of the
-// weight stays in registers while a block goes down a strip of heads; the strips are then added in
-// order.
+// weight stays in registers while a block goes down a strip of heads, and the next head is on its way while
+// one is worked on; the strips are then added in order.
 #include <cstdint>
 #include <limits>
 
@@ -18,6 +18,7 @@
 #include "kernels/device/device.h"
 #include "kernels/gpu/columns.h"
 #include "kernels/gpu/gpu.h"
+#include "kernels/gpu/pieces.h"
 #include "kernels/gpu/values.h"
 #include "kernels/gpu/warp.h"
 #include "kernels/norm/norm.h"
@@ -26,7 +27,9 @@
 namespace orchard::GPU_NAMESPACE {
 namespace {
 
-constexpr int head_threads = 256;
+// Of a block. Forward has nothing but its occupancy to hide latency: nine small blocks need no more than 56
+// registers a thread.
+constexpr int forward_threads = 128, head_threads = 256;
 
 template <class T>
 struct Heads {
@@ -67,6 +70,17 @@ __device__ void store_pairs(T* head, int half, int i, const Pairs<width>& pairs)
   store_values(head + half + i, pairs.second);
 }
 
+// The same as they lie in memory.
+template <class T, int width>
+struct RawPairs {
+  Piece<T, width> first, second;
+  __device__ Pairs<width> values() const { return {values_of(first), values_of(second)}; }
+};
+template <int width, class T>
+__device__ RawPairs<T, width> load_raw_pairs(const T* head, int half, int i) {
+  return {load_piece<width>(head + i), load_piece<width>(head + half + i)};
+}
+
 // The row of the rotation table of a head's token, and whether there is one. Where there is not, the
 // results become NaN, which no training run overlooks.
 struct Turn {
@@ -75,44 +89,48 @@ struct Turn {
 };
 
 template <class T>
-__device__ Turn turn_of(const Heads<T>& op, std::int64_t head) {
-  const int position =
-      load(op.positions + static_cast<unsigned>(head) / static_cast<unsigned>(op.heads));
+__device__ Turn turn_of(const Heads<T>& op, int position) {
   const bool known = position >= 0 && position < op.max_positions;
   return {op.rotation + (known ? static_cast<std::int64_t>(position) * op.head_dim : 0), known};
+}
+template <class T>
+__device__ int position_of(const Heads<T>& op, std::int64_t head) {
+  return load(op.positions + static_cast<unsigned>(head) / static_cast<unsigned>(op.heads));
 }
 
 constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
 
 // A lane holds `chunks` times `width` pairs. Chunks that begin beyond half the head are not there.
 template <class T, int width, int chunks>
-__global__ void __launch_bounds__(head_threads) qk_norm_rope_forward(Heads<T> op) {
+__global__ void __launch_bounds__(forward_threads, chunks == 1 ? 9 : 1)
+    qk_norm_rope_forward(Heads<T> op) {
   const int lane = static_cast<int>(threadIdx.x) & (op.lanes - 1);
   const int half = op.head_dim / 2;
-  const std::int64_t head = static_cast<std::int64_t>(blockIdx.x) * (head_threads / op.lanes) +
+  const std::int64_t head = static_cast<std::int64_t>(blockIdx.x) * (forward_threads / op.lanes) +
                             static_cast<int>(threadIdx.x) / op.lanes;
   // Lanes without a head stay for the shuffles.
   const int held = head < op.count ? half : 0;
   const T* const x = op.x + head * op.head_dim;
   const auto at = [&](int c) { return (lane + c * op.lanes) * width; };
 
-  // All loads before the reduction, whose shuffles hide their latency.
-  const Turn turn = held > 0 ? turn_of(op, head) : Turn{};
-  Pairs<width> values[chunks] = {}, weight[chunks] = {}, angle[chunks] = {};
+  // All loads from afar before the reduction, whose shuffles hide their latency.
+  const Turn turn = held > 0 ? turn_of(op, position_of(op, head)) : Turn{};
+  RawPairs<T, width> raw[chunks] = {};
+  Pairs<width> angle[chunks] = {};
 #pragma unroll
   for (int c = 0; c < chunks; ++c) {
     if (at(c) >= held) continue;
-    values[c] = load_pairs<width>(x, half, at(c));
-    weight[c] = load_pairs<width>(op.weight, half, at(c));
+    raw[c] = load_raw_pairs<width>(x, half, at(c));
     angle[c] = load_pairs<width>(turn.row, half, at(c));  // cos, sin
   }
   float squares = 0;
 #pragma unroll
   for (int c = 0; c < chunks; ++c) {
+    const Pairs<width> values = raw[c].values();
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      squares = fmaf(values[c].first[i], values[c].first[i], squares);
-      squares = fmaf(values[c].second[i], values[c].second[i], squares);
+      squares = fmaf(values.first[i], values.first[i], squares);
+      squares = fmaf(values.second[i], values.second[i], squares);
     }
   }
   squares = warp_sum(squares, op.lanes);
@@ -124,11 +142,13 @@ __global__ void __launch_bounds__(head_threads) qk_norm_rope_forward(Heads<T> op
 #pragma unroll
   for (int c = 0; c < chunks; ++c) {
     if (at(c) >= held) continue;
+    const Pairs<width> values = raw[c].values();
+    const Pairs<width> weight = load_pairs<width>(op.weight, half, at(c));  // of L1
     Pairs<width> out;
 #pragma unroll
     for (int i = 0; i < width; ++i) {
-      const float a = values[c].first[i] * r * weight[c].first[i];
-      const float b = values[c].second[i] * r * weight[c].second[i];
+      const float a = values.first[i] * r * weight.first[i];
+      const float b = values.second[i] * r * weight.second[i];
       out.first[i] = fmaf(a, angle[c].first[i], -b * angle[c].second[i]);
       out.second[i] = fmaf(a, angle[c].second[i], b * angle[c].first[i]);
     }
@@ -141,57 +161,89 @@ struct HeadShares {
   float value[head_threads * 2 * width * chunks];
 };
 
+// What a lane reads of a head, as far as no other read comes first.
 template <class T, int width, int chunks>
-__global__ void __launch_bounds__(head_threads) qk_norm_rope_backward(Heads<T> op) {
+struct HeadInputs {
+  RawPairs<T, width> x[chunks], d_y[chunks];
+  int position;
+  float inverse_rms;
+};
+template <int width, int chunks, class T, class At>
+__device__ HeadInputs<T, width, chunks> load_head(const Heads<T>& op, std::int64_t head, int held,
+                                                  const At& at) {
+  HeadInputs<T, width, chunks> in{};
+  if (held == 0) return in;
+  in.position = position_of(op, head);
+  in.inverse_rms = load(op.known_rms + head);
+#pragma unroll
+  for (int c = 0; c < chunks; ++c) {
+    if (at(c) >= held) continue;
+    in.x[c] = load_raw_pairs<width>(op.x + head * op.head_dim, held, at(c));
+    in.d_y[c] = load_raw_pairs<width>(op.d_y + head * op.head_dim, held, at(c));
+  }
+  return in;
+}
+
+template <class T, int width, int chunks>
+__global__ void __launch_bounds__(head_threads, chunks == 1 ? 2 : 1)
+    qk_norm_rope_backward(Heads<T> op) {
   const int lane = static_cast<int>(threadIdx.x) & (op.lanes - 1);
   const int group = static_cast<int>(threadIdx.x) / op.lanes, groups = head_threads / op.lanes;
   const int half = op.head_dim / 2;
   const auto at = [&](int c) { return (lane + c * op.lanes) * width; };
 
-  Pairs<width> weight[chunks] = {}, d_weight[chunks] = {};
+  RawPairs<T, width> raw_weight[chunks] = {};
+  Pairs<width> d_weight[chunks] = {};
 #pragma unroll
   for (int c = 0; c < chunks; ++c) {
-    if (at(c) < half) weight[c] = load_pairs<width>(op.weight, half, at(c));
+    if (at(c) < half) raw_weight[c] = load_raw_pairs<width>(op.weight, half, at(c));
   }
 
   const std::int64_t begin = blockIdx.x * op.strip;
   const std::int64_t end = begin + op.strip < op.count ? begin + op.strip : op.count;
+  const auto held_of = [&](std::int64_t head) { return head < end ? half : 0; };
+  const auto load_inputs = [&](std::int64_t head) {
+    return load_head<width, chunks>(op, head, held_of(head), at);
+  };
+  HeadInputs<T, width, chunks> next = load_inputs(begin + group);
   // All groups take as many turns: lanes without a head stay for the shuffles.
+#pragma unroll 1
   for (std::int64_t first = begin; first < end; first += groups) {
     const std::int64_t head = first + group;
-    const int held = head < end ? half : 0;
+    const int held = held_of(head);
+    const HeadInputs<T, width, chunks> in = next;
+    next = load_inputs(head + groups);
+    const Turn turn = turn_of(op, in.position);
+    const float r = turn.known ? in.inverse_rms : not_a_number;
     Pairs<width> x[chunks] = {}, h[chunks] = {};
-    float r = 0, dot = 0;
-    if (held > 0) {
-      const Turn turn = turn_of(op, head);
-      r = turn.known ? load(op.known_rms + head) : not_a_number;
+    float dot = 0;
 #pragma unroll
-      for (int c = 0; c < chunks; ++c) {
-        if (at(c) >= held) continue;
-        x[c] = load_pairs<width>(op.x + head * op.head_dim, half, at(c));
-        const Pairs<width> d_y = load_pairs<width>(op.d_y + head * op.head_dim, half, at(c));
-        const Pairs<width> angle = load_pairs<width>(turn.row, half, at(c));
+    for (int c = 0; c < chunks; ++c) {
+      if (at(c) >= held) continue;
+      const Pairs<width> d_y = in.d_y[c].values(), weight = raw_weight[c].values();
+      const Pairs<width> angle = load_pairs<width>(turn.row, half, at(c));
+      x[c] = in.x[c].values();
 #pragma unroll
-        for (int i = 0; i < width; ++i) {
-          x[c].first[i] *= r, x[c].second[i] *= r;
-          h[c].first[i] = fmaf(d_y.first[i], angle.first[i], d_y.second[i] * angle.second[i]);
-          h[c].second[i] = fmaf(d_y.second[i], angle.first[i], -d_y.first[i] * angle.second[i]);
-          const float to_first = h[c].first[i] * x[c].first[i];
-          const float to_second = h[c].second[i] * x[c].second[i];
-          dot = fmaf(to_first, weight[c].first[i], fmaf(to_second, weight[c].second[i], dot));
-          d_weight[c].first[i] += to_first, d_weight[c].second[i] += to_second;
-        }
+      for (int i = 0; i < width; ++i) {
+        x[c].first[i] *= r, x[c].second[i] *= r;
+        h[c].first[i] = fmaf(d_y.first[i], angle.first[i], d_y.second[i] * angle.second[i]);
+        h[c].second[i] = fmaf(d_y.second[i], angle.first[i], -d_y.first[i] * angle.second[i]);
+        const float to_first = h[c].first[i] * x[c].first[i];
+        const float to_second = h[c].second[i] * x[c].second[i];
+        dot = fmaf(to_first, weight.first[i], fmaf(to_second, weight.second[i], dot));
+        d_weight[c].first[i] += to_first, d_weight[c].second[i] += to_second;
       }
     }
     const float mean = warp_sum(dot, op.lanes) / static_cast<float>(op.head_dim);
 #pragma unroll
     for (int c = 0; c < chunks; ++c) {
       if (at(c) >= held) continue;
+      const Pairs<width> weight = raw_weight[c].values();
       Pairs<width> out;
 #pragma unroll
       for (int i = 0; i < width; ++i) {
-        out.first[i] = r * fmaf(-x[c].first[i], mean, h[c].first[i] * weight[c].first[i]);
-        out.second[i] = r * fmaf(-x[c].second[i], mean, h[c].second[i] * weight[c].second[i]);
+        out.first[i] = r * fmaf(-x[c].first[i], mean, h[c].first[i] * weight.first[i]);
+        out.second[i] = r * fmaf(-x[c].second[i], mean, h[c].second[i] * weight.second[i]);
       }
       store_pairs(op.d_x + head * op.head_dim, half, at(c), out);
     }
@@ -259,11 +311,11 @@ Heads<T> heads_of(const Operation& op) {
 template <class T, int width, int chunks>
 void launch_forward(Stream& stream, Heads<T> op) {
   op.lanes = lanes_for(op.head_dim / 2, width);
-  const std::int64_t per_block = head_threads / op.lanes;
+  const std::int64_t per_block = forward_threads / op.lanes;
   launch(stream,
          {.kernel = "qk_norm_rope_forward",
           .grid = {static_cast<unsigned>((op.count + per_block - 1) / per_block)},
-          .block = {head_threads}},
+          .block = {forward_threads}},
          qk_norm_rope_forward<T, width, chunks>, op);
 }
 

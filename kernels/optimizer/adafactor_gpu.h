@@ -81,7 +81,8 @@ struct Factored {
 
 // Pass 1: sums of g² along rows and columns.
 template <int width>
-__global__ void __launch_bounds__(column_threads) adafactor_collect(Factored op) {
+__global__ void __launch_bounds__(column_threads, heavy_column_blocks)
+    adafactor_collect(Factored op) {
   const Columns<width> columns(op.tiling);
   Values<width> total{};
   columns.for_each_turn([&](std::int64_t row) { return op.gradient(row, columns); },
@@ -125,7 +126,8 @@ struct StoreInverseMean {
 
 // Pass 2: Σu².
 template <int width>
-__global__ void __launch_bounds__(column_threads) adafactor_measure(Factored op) {
+__global__ void __launch_bounds__(column_threads, heavy_column_blocks)
+    adafactor_measure(Factored op) {
   const Columns<width> columns(op.tiling);
   const Values<width> factors = op.column_factors(columns);
   const float inverse_mean = load(op.inverse_mean);
@@ -153,7 +155,8 @@ struct WeightAndGradient {
 
 // Pass 3: the weights.
 template <int width>
-__global__ void __launch_bounds__(column_threads) adafactor_update(Factored op) {
+__global__ void __launch_bounds__(column_threads, heavy_column_blocks)
+    adafactor_update(Factored op) {
   const Columns<width> columns(op.tiling);
   const Values<width> factors = op.column_factors(columns);
   const float inverse_mean = load(op.inverse_mean), lr = op.weights.lr();

@@ -43,7 +43,7 @@ struct StoreTotal {
 void adafactor_sums(Stream& stream, const AdaFactorSums& op) {
   const std::int64_t rows = op.gradients.dim(0), cols = op.gradients.dim(1);
   visit_width(cols, {op.gradients.raw()}, nullptr, [&](auto width) {
-    const ColumnTiling tiling = tile_columns(1, rows, cols, width);
+    const ColumnTiling tiling = tile_columns(1, rows, cols, width, heavy_column_blocks);
     ScratchLayout layout;
     const auto row_sums = layout.add<float>(tiling.tiles * rows);
     const auto column_sums = layout.add<float>(tiling.strips * cols);
@@ -83,7 +83,7 @@ void measure_factored(Stream& stream, const AdaFactorMeasure& op) {
   update_averages(stream, average, op.v_col, op.col_sums, op.rows);
   const float* const v_col = op.v_col.data<float>() + op.first_col;
   visit_width(cols, {op.gradients.raw(), v_col}, nullptr, [&](auto width) {
-    const ColumnTiling tiling = tile_columns(1, rows, cols, width);
+    const ColumnTiling tiling = tile_columns(1, rows, cols, width, heavy_column_blocks);
     const std::int64_t blocks = std::int64_t{tiling.tiles} * tiling.strips;
     ScratchLayout layout;
     const auto squares = layout.add<double>(blocks);
@@ -141,13 +141,14 @@ void adafactor_apply(Stream& stream, const AdaFactorApply& op) {
   auto* const inverse_mean = reinterpret_cast<float*>(stream.workspace(sizeof(float)));
   store_inverse_mean(stream, op.v_col, inverse_mean);
   visit_width(cols, {weights.weights, op.gradients.raw(), v_col}, weights.copy, [&](auto width) {
-    launch_update<width>(stream, {.gradients = op.gradients.data<float>(),
-                                  .v_row = op.v_row.data<float>(),
-                                  .v_col = v_col,
-                                  .inverse_mean = inverse_mean,
-                                  .gradient_scale = op.gradient_scale,
-                                  .weights = weights,
-                                  .tiling = tile_columns(1, rows, cols, width)});
+    launch_update<width>(stream,
+                         {.gradients = op.gradients.data<float>(),
+                          .v_row = op.v_row.data<float>(),
+                          .v_col = v_col,
+                          .inverse_mean = inverse_mean,
+                          .gradient_scale = op.gradient_scale,
+                          .weights = weights,
+                          .tiling = tile_columns(1, rows, cols, width, heavy_column_blocks)});
   });
 }
 

@@ -40,7 +40,7 @@ Weights weights_of(const AdaFactor& op, const float* clipped_lr) {
 template <int width>
 void factored_step(Stream& stream, const AdaFactor& op) {
   const std::int64_t rows = op.weights.dim(0), cols = op.weights.dim(1);
-  const ColumnTiling tiling = tile_columns(1, rows, cols, width);
+  const ColumnTiling tiling = tile_columns(1, rows, cols, width, heavy_column_blocks);
   const std::int64_t blocks = std::int64_t{tiling.tiles} * tiling.strips;
   const std::int64_t row_sums = tiling.tiles * rows, column_sums = tiling.strips * cols;
   std::byte* const memory =

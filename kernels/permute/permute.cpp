@@ -46,6 +46,7 @@ void run(Stream& stream, const DispatchForward& op) {
   const std::int64_t max_rows = op.rows.dim(0);
   check.operand("x", op.x, op.x.shape(), float_types);
   check.operand("source", op.source, {max_rows}, {DType::i32});
+  if (op.slot) check_slot(check, op.slot, op.x.dim(0));
   check.operand("row_offsets", op.row_offsets, op.row_offsets.shape(), {DType::i32});
   check.operand("rows", op.rows, {max_rows, op.x.dim(1)}, {op.x.dtype()});
   dispatch(stream, op, "DispatchForward");

@@ -35,10 +35,11 @@ struct PermutePlan {
 };
 
 // rows[r] = x[source[r]], zeros where source is -1 (only rows below row_offsets[experts] are
-// written).
+// written). With the plan's slot a GPU reads a token once for all its rows.
 struct DispatchForward {
   ConstTensor x;            // [tokens, hidden]
   ConstTensor source;       // i32 [max_rows]
+  ConstTensor slot = {};    // i32 [tokens, k · parts]; absent: not at hand
   ConstTensor row_offsets;  // i32 [experts + 1]
   Tensor rows;              // [max_rows, hidden]
 };

@@ -26,7 +26,9 @@ struct PlaceChoice {
   std::int32_t* source;
   std::int32_t* slot;
   int k;
-  __device__ void operator()(int choice, int row) const {
+  struct Nothing {};
+  __device__ Nothing read(int) const { return {}; }
+  __device__ void write(int choice, int row, Nothing) const {
     store(slot + choice, row);
     if (row >= 0) store(source + row, choice / k);
   }

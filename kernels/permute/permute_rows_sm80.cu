@@ -1,6 +1,7 @@
 // Moves of rows between tokens and experts on GPUs, from sm_80 on.
 //
-// Bytes, per kept choice and element of e bytes: DispatchForward 2·e, CombineBackward 2·e and e per
+// Bytes, per kept choice and element of e bytes: DispatchForward e, and e per token (2·e where the slots
+// are not at hand), CombineBackward 2·e and e per
 // token; the two sums (DispatchBackward, CombineForward) read each row once and write each token
 // once. FLOPs: 2 per row element read, 3 in CombineBackward. Bound: HBM bandwidth.
 //
@@ -206,19 +207,23 @@ __global__ void __launch_bounds__(32 * block_warps) spread_gradient(SpreadGradie
   }
 }
 
-// d_rows[r] = 0 for the padding rows below *row_count. A warp looks at 32 rows, then clears those
-// it found together.
+// rows[r] = 0 for the padding rows below *row_count of the 32 that warp `warp` looks at.
+template <class Unit>
+__device__ void clear_padding_rows(const std::int32_t* source, const std::int32_t* row_count,
+                                   Unit* rows, std::int64_t units, std::int64_t warp) {
+  const std::int64_t first = warp * 32, row = first + lane_of_thread();
+  const bool padding = row < load(row_count) && load(source + row) < 0;
+  for (unsigned left = __ballot_sync(all_lanes, padding); left != 0; left &= left - 1) {
+    Unit* const target = rows + (first + __ffs(static_cast<int>(left)) - 1) * units;
+    for (std::int64_t i = lane_of_thread(); i < units; i += 32) store(target + i, Unit{});
+  }
+}
+
 template <class Unit>
 __global__ void __launch_bounds__(32 * block_warps)
     clear_padding(const std::int32_t* source, const std::int32_t* row_count, Unit* d_rows,
                   std::int64_t units) {
-  const std::int64_t first = warp_of_grid() * 32, row = first + lane_of_thread();
-  const std::int64_t rows = load(row_count);
-  const bool padding = row < rows && load(source + row) < 0;
-  for (unsigned left = __ballot_sync(all_lanes, padding); left != 0; left &= left - 1) {
-    Unit* const target = d_rows + (first + __ffs(static_cast<int>(left)) - 1) * units;
-    for (std::int64_t i = lane_of_thread(); i < units; i += 32) store(target + i, Unit{});
-  }
+  clear_padding_rows(source, row_count, d_rows, units, warp_of_grid());
 }
 
 void clear_padding(Stream& stream, const CombineBackward& op) {
@@ -250,9 +255,67 @@ void combine_backward(Stream& stream, const CombineBackward& op) {
 
 // ---- DispatchForward ---------------------------------------------------------------------------
 
+// Rows cut into units, as for copy_rows.
+template <class Unit>
+struct SpreadRows {
+  const Unit* x;
+  const std::int32_t* slot;       // [tokens, count]
+  const std::int32_t* source;     // [max_rows]
+  const std::int32_t* row_count;  // in use
+  Unit* rows;
+  std::int64_t tokens, units;
+  int count;  // slots of a token
+};
+
+// The warps of the tokens come first, then those that look for padding.
+template <class Unit>
+__global__ void __launch_bounds__(32 * block_warps) spread_rows(SpreadRows<Unit> op) {
+  constexpr int in_flight = 4;
+  const std::int64_t token = warp_of_grid();
+  if (token >= op.tokens) {
+    return clear_padding_rows(op.source, op.row_count, op.rows, op.units, token - op.tokens);
+  }
+  const int lane = lane_of_thread();
+  const int own_row = lane < op.count ? load(op.slot + token * op.count + lane) : -1;
+  const Unit* const from = op.x + token * op.units;
+  // All lanes take as many turns, for the shuffles.
+  for (std::int64_t begin = 0; begin < op.units; begin += 32 * in_flight) {
+    const auto at = [&](int i) { return begin + 32 * i + lane; };
+    Unit held[in_flight];
+#pragma unroll
+    for (int i = 0; i < in_flight; ++i) held[i] = at(i) < op.units ? load(from + at(i)) : Unit{};
+    for (int j = 0; j < op.count; ++j) {
+      const std::int64_t row = __shfl_sync(all_lanes, own_row, j);
+      if (row < 0) continue;
+      Unit* const to = op.rows + row * op.units;
+#pragma unroll
+      for (int i = 0; i < in_flight; ++i) {
+        if (at(i) < op.units) store(to + at(i), held[i]);
+      }
+    }
+  }
+}
+
 void dispatch_forward(Stream& stream, const DispatchForward& op) {
-  copy_gathered_rows(stream, "dispatch", op.x, op.source.data<std::int32_t>(), 0, op.rows,
-                     op.row_offsets.data<std::int32_t>() + op.row_offsets.dim(0) - 1);
+  const std::int32_t* const row_count =
+      op.row_offsets.data<std::int32_t>() + op.row_offsets.dim(0) - 1;
+  if (!op.slot) {
+    return copy_gathered_rows(stream, "dispatch", op.x, op.source.data<std::int32_t>(), 0, op.rows,
+                              row_count);
+  }
+  visit_unit(row_bytes(op.rows), {op.x.raw(), op.rows.raw()},
+             [&]<class Unit>(Unit, std::int64_t units) {
+               const SpreadRows<Unit> spread{.x = static_cast<const Unit*>(op.x.raw()),
+                                             .slot = op.slot.data<std::int32_t>(),
+                                             .source = op.source.data<std::int32_t>(),
+                                             .row_count = row_count,
+                                             .rows = static_cast<Unit*>(op.rows.raw()),
+                                             .tokens = op.x.dim(0),
+                                             .units = units,
+                                             .count = static_cast<int>(op.slot.dim(1))};
+               launch_warps(stream, "dispatch", spread.tokens + ceil_div(op.rows.dim(0), 32),
+                            spread_rows<Unit>, spread);
+             });
 }
 
 }  // namespace

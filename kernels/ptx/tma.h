@@ -57,7 +57,7 @@ __device__ __forceinline__ void tma_store(const TensorMap& map, const void* shar
       : "memory");
 }
 
-// Adds the box to what the tensor holds, each element by itself and rounded to bf16.
+// Adds the box to what the tensor holds, each element by itself and rounded to the tensor's type.
 __device__ __forceinline__ void tma_add(const TensorMap& map, const void* shared, int col, int row,
                                         int matrix) {
   asm volatile(
@@ -65,6 +65,14 @@ __device__ __forceinline__ void tma_add(const TensorMap& map, const void* shared
       "[%0, {%1, %2, %3}], [%4];" ::"l"(&map),
       "r"(col), "r"(row), "r"(matrix), "r"(shared_address(shared))
       : "memory");
+}
+
+// Brings a box near, into the L2: what tma_add or tma_load will soon ask for.
+__device__ __forceinline__ void tma_prefetch_box(const TensorMap& map, int col, int row,
+                                                 int matrix) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(&map),
+               "r"(col), "r"(row), "r"(matrix)
+               : "memory");
 }
 
 // Brings the map near, before its first use.
@@ -94,6 +102,8 @@ inline void tma_add(const TensorMap& map, const void* shared, int col, int row, 
                     Where where = Where::current()) {
   issue_tensor_store({map.box, shared, col, row, matrix, Combine::add}, where);
 }
+
+inline void tma_prefetch_box(const TensorMap&, int, int, int) {}
 
 inline void tma_prefetch(const TensorMap&) {}
 

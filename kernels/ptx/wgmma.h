@@ -62,6 +62,28 @@ __device__ __forceinline__ void grow_registers() {
 }
 
 template <Transposed a_transposed, Transposed b_transposed>
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[32], std::uint64_t a, std::uint64_t b,
+                                             bool accumulate) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, %32, %33, p, 1, 1, %35, %36;\n"
+      "}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "l"(a), "l"(b), "r"(static_cast<unsigned>(accumulate)), "n"(static_cast<int>(a_transposed)),
+        "n"(static_cast<int>(b_transposed)));
+}
+
+template <Transposed a_transposed, Transposed b_transposed>
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[64], std::uint64_t a, std::uint64_t b,
                                              bool accumulate) {
   asm volatile(
@@ -92,6 +114,28 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[64], std::uint64_t a, st
 
 // As above, with `a` in registers: each warp's 16 rows in the layout of mma's left operand. They must
 // stay as they are until the wait.
+template <Transposed b_transposed>
+__device__ __forceinline__ void wgmma_m64k16(float (&d)[32], const unsigned (&a)[4],
+                                             std::uint64_t b, bool accumulate) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+      "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n"
+      "}"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),
+        "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]),
+        "+f"(d[14]), "+f"(d[15]), "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]),
+        "+f"(d[21]), "+f"(d[22]), "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]),
+        "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<unsigned>(accumulate)),
+        "n"(static_cast<int>(b_transposed)));
+}
+
 template <Transposed b_transposed>
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[64], const unsigned (&a)[4],
                                              std::uint64_t b, bool accumulate) {
@@ -169,7 +213,7 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[128], std::uint64_t a, s
 template <Transposed a_transposed, Transposed b_transposed, std::size_t registers>
 void wgmma_m64k16(float (&d)[registers], std::uint64_t a, std::uint64_t b, bool accumulate,
                   Where where = Where::current()) {
-  static_assert(registers == 64 || registers == 128, "n is 128 or 256");
+  static_assert(registers == 32 || registers == 64 || registers == 128, "n is 64, 128 or 256");
   WgmmaArguments arguments{.d = d,
                            .n = 2 * registers,
                            .a = a,
@@ -183,7 +227,7 @@ void wgmma_m64k16(float (&d)[registers], std::uint64_t a, std::uint64_t b, bool 
 template <Transposed b_transposed, std::size_t registers>
 void wgmma_m64k16(float (&d)[registers], const unsigned (&a)[4], std::uint64_t b, bool accumulate,
                   Where where = Where::current()) {
-  static_assert(registers == 64, "n is 128");
+  static_assert(registers == 32 || registers == 64, "n is 64 or 128");
   WgmmaArguments arguments{.d = d,
                            .n = 2 * registers,
                            .b = b,

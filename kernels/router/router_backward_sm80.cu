@@ -1,4 +1,4 @@
-// The router's gradient on GPUs, from sm_80 on: one warp a token. Bytes: 8 per logit, 12 per
+// The router's gradient on GPUs, from sm_80 on: 8 to 32 lanes a token. Bytes: 8 per logit, 12 per
 // choice. FLOPs: about 6 per logit. Bound: HBM bandwidth.
 //
 // With S the sum of the k chosen p plus 1e-9, g_j = p_j/S and G_j = d_gates of the kept choices:
@@ -36,60 +36,65 @@ __device__ inline TokenRange sequence_of(const Sequences& all, int token) {
   return whole_sequence(all, low);
 }
 
-template <int n>
+template <class Lanes>
 __global__ void __launch_bounds__(router_threads) route_gradient(RouterGradient op) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  constexpr int n = Lanes::per_lane;
+  const int lane = Lanes::lane();
   const int token =
-      static_cast<int>(blockIdx.x) * router_warps + static_cast<int>(threadIdx.x) / 32;
-  if (token >= op.tokens) return;  // whole warps, and no barrier follows
-  const TokenRange sequence = sequence_of(op.sequences, token);
+      (static_cast<int>(blockIdx.x) * router_warps + warp_of_thread()) * Lanes::tokens_of_warp +
+      Lanes::token_of_warp();
+  const bool inside = token < op.tokens;  // others stay for the shuffles
   const std::int64_t row = static_cast<std::int64_t>(token) * op.experts;
-  if (token >= sequence.real_end) {
-    for (int e = lane; e < op.experts; e += 32) store(op.d_logits + row + e, 0.0f);
-    return;
-  }
-  float p[n], d_p[n];
-  const float balance = op.balance_scale / static_cast<float>(sequence.real_end - sequence.begin);
+  // What does not depend on the sequence is on its way while that is looked for. Lane j has the j-th
+  // choice.
+  float p[n];
 #pragma unroll
   for (int i = 0; i < n; ++i) {
-    const int e = lane + 32 * i;
-    p[i] = e < op.experts ? load(op.probabilities + row + e) : 0.0f;
-    d_p[i] =
-        e < op.experts
-            ? balance * load_readonly(op.fractions +
-                                      static_cast<std::int64_t>(sequence.sequence) * op.experts + e)
-            : 0.0f;
+    const int e = Lanes::expert(i);
+    p[i] = inside && e < op.experts ? load(op.probabilities + row + e) : 0.0f;
   }
+  const bool has_choice = inside && lane < op.k;
+  const std::int64_t choice_at = static_cast<std::int64_t>(token) * op.k + lane;
+  const int expert = has_choice ? load(op.chosen + choice_at) : -1;
+  const bool is_kept = has_choice && load(op.kept + choice_at) >= 0;
+  const float log_sum_exp = inside ? load(op.log_sum_exp + token) : 0.0f;
 
-  // Lane j has the j-th choice.
-  int expert = -1;
-  float chosen_p = 0, d_gate = 0;
-  if (lane < op.k) {
-    const std::int64_t at = static_cast<std::int64_t>(token) * op.k + lane;
-    expert = load(op.chosen + at);
-    chosen_p = load(op.probabilities + row + expert);
-    d_gate = load(op.kept + at) >= 0 ? load(op.d_gates + at) : 0.0f;
+  const TokenRange sequence = inside ? sequence_of(op.sequences, token) : TokenRange{};
+  const bool real = inside && token < sequence.real_end;
+  const float* const fractions =
+      op.fractions + static_cast<std::int64_t>(sequence.sequence) * op.experts;
+  const float balance =
+      real ? op.balance_scale / static_cast<float>(sequence.real_end - sequence.begin) : 0.0f;
+  float d_p[n];
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    const int e = Lanes::expert(i);
+    d_p[i] = real && e < op.experts ? balance * load_readonly(fractions + e) : 0.0f;
   }
-  const float scale = warp_sum(chosen_p) + 1e-9f;
-  const float dot = warp_sum(d_gate * chosen_p);
+  const float chosen_p = real && expert >= 0 ? load(op.probabilities + row + expert) : 0.0f;
+  const float d_gate = real && is_kept ? load(op.d_gates + choice_at) : 0.0f;
+  const float scale = warp_sum(chosen_p, Lanes::lanes) + 1e-9f;
+  const float dot = warp_sum(d_gate * chosen_p, Lanes::lanes);
   const float term = (d_gate - dot / scale) / scale;
   for (int j = 0; j < op.k; ++j) {
-    const int choice = __shfl_sync(all_lanes, expert, j);
-    const float d_choice = __shfl_sync(all_lanes, term, j);
+    const int choice = __shfl_sync(all_lanes, expert, j, Lanes::lanes);
+    const float d_choice = __shfl_sync(all_lanes, term, j, Lanes::lanes);
 #pragma unroll
     for (int i = 0; i < n; ++i) {
-      if (choice == lane + 32 * i) d_p[i] += d_choice;
+      if (choice == Lanes::expert(i)) d_p[i] += d_choice;
     }
   }
 
   float expectation = 0;
 #pragma unroll
   for (int i = 0; i < n; ++i) expectation = fmaf(p[i], d_p[i], expectation);
-  const float shift = 2 * op.z_scale * load(op.log_sum_exp + token) - warp_sum(expectation);
+  expectation = warp_sum(expectation, Lanes::lanes);
+  if (!inside) return;  // no shuffle follows
+  const float shift = 2 * op.z_scale * log_sum_exp - expectation;
 #pragma unroll
   for (int i = 0; i < n; ++i) {
-    const int e = lane + 32 * i;
-    if (e < op.experts) store(op.d_logits + row + e, p[i] * (d_p[i] + shift));
+    const int e = Lanes::expert(i);
+    if (e < op.experts) store(op.d_logits + row + e, real ? p[i] * (d_p[i] + shift) : 0.0f);
   }
 }
 
@@ -112,12 +117,12 @@ void router_backward(Stream& stream, const RouterBackward& op) {
       .k = op.k,
       .balance_scale = op.balance_scale * static_cast<float>(experts) / static_cast<float>(counted),
       .z_scale = op.z_scale};
-  visit_experts_per_lane("RouterBackward", experts, [&](auto n) {
+  visit_token_lanes("RouterBackward", experts, [&]<class Lanes>(Lanes) {
     launch(stream,
            {.kernel = "router_backward",
-            .grid = {blocks_for("RouterBackward", tokens, router_warps)},
+            .grid = {blocks_for("RouterBackward", tokens, router_warps * Lanes::tokens_of_warp)},
             .block = {router_threads}},
-           route_gradient<n>, gradient);
+           route_gradient<Lanes>, gradient);
   });
 }
 

@@ -1,20 +1,21 @@
 // Routing on GPUs, from sm_80 on, in three launches (two without a capacity):
 //
-//   choose   softmax, top k, gates and margin of each token, one warp a token; a block also sums up
+//   choose   softmax, top k, gates and margin of each token, by 8 to 32 lanes; a block also sums up
 //            its slice of at most 64 tokens of one sequence: probabilities, choices, z loss
 //   tally    one block a sequence: sums over the slices, losses, and the position in its expert's
 //            queue that each slice begins at
 //   drop     each slice ranks its choices again and drops those beyond the capacity
 //
 // Bytes: 8 per logit, 12 per choice, and 4·(1 + k)/64 per logit for the slices' sums, twice. FLOPs:
-// about 10 and an exponential per logit. Bound: HBM bandwidth, for few experts the latency of the
-// warp's reductions (15 + 5·k shuffles a token).
+// about 10 and an exponential per logit. Bound: HBM bandwidth; for few experts or tokens the latency of
+// the launches and, in each, of a few dependent loads and reductions over a token's lanes.
 //
 // All sums have an order that the shapes fix; counts are integers. So a run repeats bit for bit.
 #include <limits>
 
 #include "kernels/device/device.h"
 #include "kernels/device/scratch.h"
+#include "kernels/gpu/block.h"
 #include "kernels/gpu/grid.h"
 #include "kernels/gpu/register.h"
 #include "kernels/router/router.h"
@@ -56,13 +57,6 @@ struct Router {
 
 // ---- choose ------------------------------------------------------------------------------------
 
-__device__ inline int lane_of_thread() {
-  return static_cast<int>(threadIdx.x) % 32;
-}
-__device__ inline int warp_of_thread() {
-  return static_cast<int>(threadIdx.x) / 32;
-}
-
 // Orders (p, expert) so that the largest key is the choice: larger p first, ties to the lower
 // expert, NaN below every number. 0: not there, or taken.
 __device__ inline std::uint64_t key_of(float p, int expert) {
@@ -77,250 +71,307 @@ __device__ inline float score_of(std::uint64_t key) {
   return rank >= 2 ? __uint_as_float(rank - 2) : 0.0f;
 }
 
-template <int n>
-__device__ std::uint64_t warp_max(const std::uint64_t (&keys)[n]) {
+// The largest key of a token's lanes, in each of them.
+template <class Lanes>
+__device__ std::uint64_t largest_key(const std::uint64_t (&keys)[Lanes::per_lane]) {
   std::uint64_t best = 0;
 #pragma unroll
-  for (int i = 0; i < n; ++i) best = std::max(best, keys[i]);
-  for (int distance = 16; distance > 0; distance /= 2) {
+  for (int i = 0; i < Lanes::per_lane; ++i) best = std::max(best, keys[i]);
+#pragma unroll
+  for (int distance = Lanes::lanes / 2; distance > 0; distance /= 2) {
     best = std::max(best, __shfl_xor_sync(all_lanes, best, distance));
   }
   return best;
 }
 
+// One number for each of a lane's experts.
+template <class Lanes>
+struct PerExpert {
+  float of[Lanes::per_lane];
+};
+
+// Of a token that is not there, zeros.
+template <class Lanes>
+__device__ PerExpert<Lanes> load_logits(const Router& op, std::int64_t token, bool is_there) {
+  PerExpert<Lanes> out;
+#pragma unroll
+  for (int i = 0; i < Lanes::per_lane; ++i) {
+    const int expert = Lanes::expert(i);
+    out.of[i] =
+        is_there && expert < op.experts ? load(op.logits + token * op.experts + expert) : 0.0f;
+  }
+  return out;
+}
+
 // The probabilities of a token's experts, 0 beyond the last; also its log_sum_exp.
-template <int n>
+template <class Lanes>
 struct Softmax {
-  float p[n];
+  PerExpert<Lanes> p;
   float log_sum_exp;
 };
-template <int n>
-__device__ Softmax<n> softmax(const float* logits, int experts) {
-  Softmax<n> out;
-  const int lane = lane_of_thread();
+template <class Lanes>
+__device__ Softmax<Lanes> softmax(const PerExpert<Lanes>& logits, int experts) {
+  Softmax<Lanes> out;
   float largest = -std::numeric_limits<float>::infinity();
 #pragma unroll
-  for (int i = 0; i < n; ++i) {
-    out.p[i] = lane + 32 * i < experts ? load(logits + lane + 32 * i)
-                                       : -std::numeric_limits<float>::infinity();
-    largest = fmaxf(largest, out.p[i]);
+  for (int i = 0; i < Lanes::per_lane; ++i) {
+    if (Lanes::expert(i) < experts) largest = fmaxf(largest, logits.of[i]);
   }
-  for (int distance = 16; distance > 0; distance /= 2) {
+#pragma unroll
+  for (int distance = Lanes::lanes / 2; distance > 0; distance /= 2) {
     largest = fmaxf(largest, __shfl_xor_sync(all_lanes, largest, distance));
   }
   float sum = 0;
 #pragma unroll
-  for (int i = 0; i < n; ++i) {
-    out.p[i] = lane + 32 * i < experts ? expf(out.p[i] - largest) : 0.0f;
-    sum += out.p[i];
+  for (int i = 0; i < Lanes::per_lane; ++i) {
+    out.p.of[i] = Lanes::expert(i) < experts ? expf(logits.of[i] - largest) : 0.0f;
+    sum += out.p.of[i];
   }
-  sum = warp_sum(sum);
+  sum = warp_sum(sum, Lanes::lanes);
 #pragma unroll
-  for (int i = 0; i < n; ++i) out.p[i] /= sum;
+  for (int i = 0; i < Lanes::per_lane; ++i) out.p.of[i] /= sum;
   out.log_sum_exp = largest + logf(sum);
   return out;
+}
+
+// A token's choices: lane j has the j-th and its p.
+struct Choices {
+  int expert = -1;
+  float p = 0, sum = 1e-9f;
+  float margin = 0;  // of the last over the best that was not chosen
+};
+template <class Lanes>
+__device__ Choices choose_experts(const Router& op, std::int64_t token, bool real,
+                                  const PerExpert<Lanes>& p) {
+  constexpr int n = Lanes::per_lane;
+  std::uint64_t keys[n];
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    const int expert = Lanes::expert(i);
+    keys[i] = expert < op.experts ? key_of(p.of[i], expert) : 0;
+  }
+  Choices out;
+  float last = 0;
+  for (int j = 0; j < op.k; ++j) {
+    const int expert = op.replay == nullptr ? expert_of(largest_key<Lanes>(keys))
+                       : real               ? load(op.replay + token * op.k + j)
+                                            : 0;
+    float own = 0;
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const bool is_own = expert == Lanes::expert(i);
+      own = is_own ? p.of[i] : own;
+      keys[i] = is_own ? 0 : keys[i];
+    }
+    last = __shfl_sync(all_lanes, own, expert % Lanes::lanes, Lanes::lanes);
+    out.sum += last;
+    if (Lanes::lane() == j) out.expert = expert, out.p = last;
+  }
+  if (op.margins != nullptr) {
+    const float runner_up = score_of(largest_key<Lanes>(keys));
+    out.margin = op.experts > op.k ? last - runner_up : 0.0f;
+  }
+  return out;
+}
+
+// Padding has no choices and zeros elsewhere.
+template <class Lanes>
+__device__ void store_token(const Router& op, std::int64_t token, bool real,
+                            const Softmax<Lanes>& row, const Choices& choices) {
+  const int lane = Lanes::lane();
+#pragma unroll
+  for (int i = 0; i < Lanes::per_lane; ++i) {
+    const int expert = Lanes::expert(i);
+    if (expert < op.experts) {
+      store(op.probabilities + token * op.experts + expert, real ? row.p.of[i] : 0.0f);
+    }
+  }
+  if (lane < op.k) {
+    const std::int64_t at = token * op.k + lane;
+    const int expert = real ? choices.expert : -1;
+    store(op.chosen + at, expert);
+    store(op.kept + at, expert);  // until `drop`
+    store(op.gates + at, real ? choices.p / choices.sum : 0.0f);
+  }
+  if (lane == 0) {
+    store(op.log_sum_exp + token, real ? row.log_sum_exp : 0.0f);
+    if (op.margins != nullptr) store(op.margins + token, real ? choices.margin : 0.0f);
+  }
 }
 
 struct SliceStorage {
   float mass[router_warps][max_router_experts];
   float z[router_warps];
-  int chosen[slice_tokens][max_top_k];
+  int choices[max_top_k * max_router_experts];  // [k, experts]
 };
 
-// Everything of one token that depends on it alone. `chosen` receives the k choices.
-template <int n>
-__device__ void route_token(const Router& op, std::int64_t token, const Softmax<n>& row,
-                            int* chosen) {
-  const int lane = lane_of_thread();
-  std::uint64_t keys[n];
+// The sum over the tokens that a warp has at once, by the lanes that hold the same experts.
+template <class Lanes>
+__device__ float sum_over_tokens(float value) {
 #pragma unroll
-  for (int i = 0; i < n; ++i) {
-    const int expert = lane + 32 * i;
-    keys[i] = expert < op.experts ? key_of(row.p[i], expert) : 0;
-    if (expert < op.experts) store(op.probabilities + token * op.experts + expert, row.p[i]);
+  for (int distance = Lanes::lanes; distance < 32; distance *= 2) {
+    value += __shfl_xor_sync(all_lanes, value, distance);
   }
-  int own_choice = 0;  // lane j: the j-th choice and its p
-  float own_p = 0, last_p = 0, scale = 1e-9f;
-  for (int j = 0; j < op.k; ++j) {
-    const int expert =
-        op.replay != nullptr ? load(op.replay + token * op.k + j) : expert_of(warp_max(keys));
-    float p = 0;
-#pragma unroll
-    for (int i = 0; i < n; ++i) {
-      const bool own = expert == lane + 32 * i;
-      p = own ? row.p[i] : p;
-      keys[i] = own ? 0 : keys[i];
-    }
-    last_p = __shfl_sync(all_lanes, p, expert % 32);
-    scale += last_p;
-    if (lane == j) own_choice = expert, own_p = last_p;
-  }
-  if (lane < op.k) {
-    const std::int64_t at = token * op.k + lane;
-    chosen[lane] = own_choice;
-    store(op.chosen + at, own_choice);
-    store(op.kept + at, own_choice);  // until `drop`
-    store(op.gates + at, own_p / scale);
-  }
-  if (op.margins != nullptr) {
-    const float runner_up = score_of(warp_max(keys));
-    if (lane == 0) store(op.margins + token, op.experts > op.k ? last_p - runner_up : 0.0f);
-  }
-  if (lane == 0) store(op.log_sum_exp + token, row.log_sum_exp);
+  return value;
 }
 
-__device__ inline void clear_token(const Router& op, std::int64_t token, int* chosen) {
-  const int lane = lane_of_thread();
-  for (int expert = lane; expert < op.experts; expert += 32) {
-    store(op.probabilities + token * op.experts + expert, 0.0f);
-  }
-  if (lane < op.k) {
-    const std::int64_t at = token * op.k + lane;
-    chosen[lane] = -1;
-    store(op.chosen + at, -1);
-    store(op.kept + at, -1);
-    store(op.gates + at, 0.0f);
-  }
-  if (lane == 0) {
-    store(op.log_sum_exp + token, 0.0f);
-    if (op.margins != nullptr) store(op.margins + token, 0.0f);
-  }
-}
-
-template <int n>
+template <class Lanes>
 __global__ void __launch_bounds__(router_threads) choose(Router op) {
+  constexpr int n = Lanes::per_lane, tokens_at_once = router_warps * Lanes::tokens_of_warp;
   auto& shared = shared_storage<SliceStorage>();
+  const int thread = static_cast<int>(threadIdx.x), warp = warp_of_thread();
+  if (blockIdx.x == 0) {
+    for (int i = thread; i < 2 * op.experts; i += router_threads) store(op.counts + i, 0);
+  }
+  for (int i = thread; i < op.k * op.experts; i += router_threads) shared.choices[i] = 0;
   const TokenRange slice = find_slice(op.sequences, static_cast<int>(blockIdx.x));
   if (slice.sequence < 0) return;  // whole blocks
-  const int lane = lane_of_thread(), warp = warp_of_thread();
-  float mass[n] = {}, z = 0;
-  for (int token = slice.begin + warp; token < slice.end; token += router_warps) {
-    int* const chosen = shared.chosen[token - slice.begin];
-    if (token >= slice.real_end) {
-      clear_token(op, token, chosen);
-      continue;
+  __syncthreads();
+
+  PerExpert<Lanes> mass{};
+  float z = 0;
+  const int own = slice.begin + warp * Lanes::tokens_of_warp + Lanes::token_of_warp();
+  PerExpert<Lanes> next = load_logits<Lanes>(op, own, own < slice.real_end);
+  // All lanes take as many turns, for the shuffles.
+  for (int turn = 0; slice.begin + turn < slice.end; turn += tokens_at_once) {
+    const int token = own + turn, later = token + tokens_at_once;
+    const bool real = token < slice.real_end;
+    const PerExpert<Lanes> logits = next;
+    next = load_logits<Lanes>(op, later, later < slice.real_end);
+    const Softmax<Lanes> row = softmax<Lanes>(logits, op.experts);
+    const Choices choices = choose_experts<Lanes>(op, token, real, row.p);
+    if (token < slice.end) store_token<Lanes>(op, token, real, row, choices);
+    if (!real) continue;
+    if (Lanes::lane() < op.k) {
+      atomicAdd(&shared.choices[Lanes::lane() * op.experts + choices.expert], 1);
     }
-    const Softmax<n> row =
-        softmax<n>(op.logits + static_cast<std::int64_t>(token) * op.experts, op.experts);
-    route_token(op, token, row, chosen);
 #pragma unroll
-    for (int i = 0; i < n; ++i) mass[i] += row.p[i];
+    for (int i = 0; i < n; ++i) mass.of[i] += row.p.of[i];
     z = fmaf(row.log_sum_exp, row.log_sum_exp, z);
   }
 #pragma unroll
-  for (int i = 0; i < n; ++i) shared.mass[warp][lane + 32 * i] = mass[i];
-  if (lane == 0) shared.z[warp] = z;
+  for (int i = 0; i < n; ++i) {
+    const float sum = sum_over_tokens<Lanes>(mass.of[i]);
+    if (Lanes::token_of_warp() == 0) shared.mass[warp][Lanes::expert(i)] = sum;
+  }
+  z = sum_over_tokens<Lanes>(z);
+  if (lane_of_thread() == 0) shared.z[warp] = z;
   __syncthreads();
 
   const std::int64_t index = blockIdx.x;
-  const int expert = static_cast<int>(threadIdx.x);
-  if (expert == 0) {
+  if (thread == 0) {
     float sum = 0;
     for (const float share : shared.z) sum += share;
     store(op.slice_z + index, sum);
   }
-  if (expert >= op.experts) return;
-  float sum = 0;
-  for (int w = 0; w < router_warps; ++w) sum += shared.mass[w][expert];
-  store(op.slice_mass + index * op.experts + expert, sum);
-  for (int j = 0; j < op.k; ++j) {
-    int choices = 0;
-    for (int t = 0; t < slice.end - slice.begin; ++t) choices += shared.chosen[t][j] == expert;
-    store(op.slice_choices + (index * op.k + j) * op.experts + expert, choices);
+  for (int expert = thread; expert < op.experts; expert += router_threads) {
+    float sum = 0;
+    for (int w = 0; w < router_warps; ++w) sum += shared.mass[w][expert];
+    store(op.slice_mass + index * op.experts + expert, sum);
+  }
+  for (int i = thread; i < op.k * op.experts; i += router_threads) {
+    store(op.slice_choices + index * op.k * op.experts + i, shared.choices[i]);
   }
 }
 
 // ---- tally -------------------------------------------------------------------------------------
 
-struct LossStorage {
-  double balance[router_warps], z[router_warps];
+constexpr int tally_threads = 512;
+
+struct TallyStorage {
+  int choices[max_top_k][tally_threads];  // of a thread's slices
+  double mass[tally_threads];
+  BlockSum<double, tally_threads> balance, z;
 };
 
-// The sum of column[i · stride], i in [0, count), with several loads in flight.
-template <class Sum, class T>
-__device__ Sum sum_column(const T* column, int count, std::int64_t stride) {
+// Calls use(i, column[i · stride]) for i in [begin, end), in order, with several loads in flight.
+template <class T, class Use>
+__device__ void for_column(const T* column, int begin, int end, std::int64_t stride,
+                           const Use& use) {
   constexpr int in_flight = 8;
-  Sum sum = 0;
-  for (int first = 0; first < count; first += in_flight) {
+  for (int first = begin; first < end; first += in_flight) {
     T held[in_flight];
 #pragma unroll
     for (int i = 0; i < in_flight; ++i) {
-      held[i] = first + i < count ? load(column + (first + i) * stride) : T{};
-    }
-#pragma unroll
-    for (int i = 0; i < in_flight; ++i) sum += held[i];
-  }
-  return sum;
-}
-
-// Each element becomes `start` plus the sum of those before it.
-__device__ inline void scan_column(std::int32_t* column, int count, std::int64_t stride,
-                                   int start) {
-  constexpr int in_flight = 8;
-  for (int first = 0; first < count; first += in_flight) {
-    int held[in_flight];
-#pragma unroll
-    for (int i = 0; i < in_flight; ++i) {
-      held[i] = first + i < count ? load(column + (first + i) * stride) : 0;
+      held[i] = first + i < end ? load(column + (first + i) * stride) : T{};
     }
 #pragma unroll
     for (int i = 0; i < in_flight; ++i) {
-      if (first + i < count) store(column + (first + i) * stride, start);
-      start += held[i];
+      if (first + i < end) use(first + i, held[i]);
     }
   }
 }
 
-// A block is a sequence, a thread an expert.
-__global__ void __launch_bounds__(router_threads) tally(Router op) {
-  auto& shared = shared_storage<LossStorage>();
+// A block is a sequence. Each expert has a column of threads, which share the slices.
+__global__ void __launch_bounds__(tally_threads) tally(Router op) {
+  auto& shared = shared_storage<TallyStorage>();
   const int s = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-  std::int64_t first_slice = 0;
-  for (int before = 0; before < s; ++before) {
-    first_slice += slices_of(whole_sequence(op.sequences, before));
-  }
+  int columns = 32;
+  while (columns < op.experts) columns *= 2;
+  const int expert = thread % columns, part = thread / columns, parts = tally_threads / columns;
+  const std::int64_t first_slice = slices_before(op.sequences, s);
   const TokenRange sequence = whole_sequence(op.sequences, s);
-  const int slices = slices_of(sequence);
+  const int slices = slices_of(sequence), of_part = (slices + parts - 1) / parts;
+  const int begin = std::min(slices, part * of_part), end = std::min(slices, begin + of_part);
   const double real = std::max(1, sequence.real_end - sequence.begin);
   const int capacity = op.capacity_factor > 0 ? op.capacity_of(sequence) : sequence.end;
+  const bool has_expert = expert < op.experts;
+  const std::int64_t stride = static_cast<std::int64_t>(op.k) * op.experts;
+  const auto choices_of = [&](int rank) {
+    return op.slice_choices + (first_slice * op.k + rank) * op.experts + expert;
+  };
+
+  for (int j = 0; has_expert && j < op.k; ++j) {
+    int choices = 0;
+    for_column(choices_of(j), begin, end, stride, [&](int, int count) { choices += count; });
+    shared.choices[j][thread] = choices;
+  }
+  double mass = 0;
+  if (has_expert) {
+    for_column(op.slice_mass + first_slice * op.experts + expert, begin, end, op.experts,
+               [&](int, float share) { mass += share; });
+  }
+  shared.mass[thread] = mass;
+  __syncthreads();
 
   double balance = 0;
-  if (thread < op.experts) {
+  if (has_expert) {
     int total = 0, kept = 0, counted = 0;
     for (int j = 0; j < op.k; ++j) {
-      std::int32_t* const choices =
-          op.slice_choices + (first_slice * op.k + j) * op.experts + thread;
-      const std::int64_t stride = static_cast<std::int64_t>(op.k) * op.experts;
-      const int of_rank = sum_column<int>(choices, slices, stride);
-      if (op.capacity_factor > 0) scan_column(choices, slices, stride, kept);
+      int before = 0, of_rank = 0;  // choices of the parts before this one, and of all
+      for (int other = 0; other < parts; ++other) {
+        const int choices = shared.choices[j][other * columns + expert];
+        before += other < part ? choices : 0;
+        of_rank += choices;
+      }
+      if (op.capacity_factor > 0) {
+        int position = kept + before;
+        std::int32_t* const column = choices_of(j);
+        for_column(column, begin, end, stride, [&](int i, int count) {
+          store(column + i * stride, position);
+          position += count;
+        });
+      }
       total += of_rank;
       kept = std::min(capacity, kept + of_rank);
       if (j == 0 || op.balance_counts == BalanceCounts::all_choices) counted = total;
     }
-    if (total > 0) atomicAdd(op.counts + thread, total);
-    if (kept > 0) atomicAdd(op.counts + op.experts + thread, kept);
-    const double fraction = counted / real;
-    const double mass =
-        sum_column<double>(op.slice_mass + first_slice * op.experts + thread, slices, op.experts);
-    store(op.fractions + static_cast<std::int64_t>(s) * op.experts + thread,
-          static_cast<float>(fraction));
-    balance = fraction * (mass / real);
+    if (part == 0) {
+      if (total > 0) atomicAdd(op.counts + expert, total);
+      if (kept > 0) atomicAdd(op.counts + op.experts + expert, kept);
+      const double fraction = counted / real;
+      store(op.fractions + static_cast<std::int64_t>(s) * op.experts + expert,
+            static_cast<float>(fraction));
+      mass = 0;
+      for (int other = 0; other < parts; ++other) mass += shared.mass[other * columns + expert];
+      balance = fraction * (mass / real);
+    }
   }
   double z = 0;
-  for (int i = thread; i < slices; i += router_threads) z += load(op.slice_z + first_slice + i);
-  balance = warp_sum(balance);
-  z = warp_sum(z);
-  if (lane_of_thread() == 0) {
-    shared.balance[warp_of_thread()] = balance;
-    shared.z[warp_of_thread()] = z;
-  }
-  __syncthreads();
+  for (int i = thread; i < slices; i += tally_threads) z += load(op.slice_z + first_slice + i);
+  balance = block_sum<tally_threads>(balance, shared.balance);
+  z = block_sum<tally_threads>(z, shared.z);
   if (thread > 0) return;
-  balance = z = 0;
-  for (int warp = 0; warp < router_warps; ++warp) {
-    balance += shared.balance[warp];
-    z += shared.z[warp];
-  }
   const int counted_choices = op.balance_counts == BalanceCounts::all_choices ? op.k : 1;
   store(op.balance_loss + s, static_cast<float>(balance * op.experts / counted_choices));
   store(op.z_loss + s, static_cast<float>(z));
@@ -389,22 +440,21 @@ void router_forward(Stream& stream, const RouterForward& op) {
       .slice_mass = mass.in(scratch),
       .slice_z = z.in(scratch),
       .slice_choices = choices.in(scratch)};
-  stream.fill_zero(op.expert_counts);
-  if (sequences == 0) return;
+  if (sequences == 0) return stream.fill_zero(op.expert_counts);
   const Extent3 slice_grid{blocks_for("RouterForward", slices, 1)}, block{router_threads};
-  visit_experts_per_lane("RouterForward", experts, [&](auto n) {
+  visit_token_lanes("RouterForward", experts, [&]<class Lanes>(Lanes) {
     launch(stream,
            {.kernel = "router_choose",
             .grid = slice_grid,
             .block = block,
             .shared_bytes = sizeof(SliceStorage)},
-           choose<n>, router);
+           choose<Lanes>, router);
   });
   launch(stream,
          {.kernel = "router_tally",
           .grid = {blocks_for("RouterForward", sequences, 1)},
-          .block = block,
-          .shared_bytes = sizeof(LossStorage)},
+          .block = {tally_threads},
+          .shared_bytes = sizeof(TallyStorage)},
          tally, router);
   if (op.capacity_factor > 0) {
     launch(stream,

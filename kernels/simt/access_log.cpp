@@ -6,8 +6,6 @@
 namespace orchard::simt {
 namespace {
 
-constexpr std::uintptr_t sector_bytes = 32;
-
 void count_global(std::span<const LoggedAccess> request, AccessCounters& total) {
   std::array<std::uintptr_t, 32> sectors;  // an access is aligned and at most 16 bytes: in one
   std::size_t count = 0;

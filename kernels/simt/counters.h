@@ -2,9 +2,12 @@
 // assertions such as "16 sectors per request" or "reads each byte once".
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace orchard::simt {
+
+inline constexpr std::size_t sector_bytes = 32;
 
 // Global memory, in one direction. A request is one load or store executed by a warp; a sector is
 // 32 aligned bytes, the least that DRAM and the caches move.
@@ -33,9 +36,19 @@ struct SharedCounters {
   bool operator==(const SharedCounters&) const = default;
 };
 
+// DRAM, in whole sectors, of launches whose caches are empty at their start and lose nothing
+// (first_touches.h): the least that such a launch can move.
+struct DramCounters {
+  std::uint64_t read_bytes = 0;     // of sectors that a launch reads before it writes them
+  std::uint64_t written_bytes = 0;  // of sectors that it writes
+  std::uint64_t bytes() const { return read_bytes + written_bytes; }
+  bool operator==(const DramCounters&) const = default;
+};
+
 struct Counters {
   AccessCounters loads;  // cp.async included
   AccessCounters stores;
+  DramCounters dram;                    // the copy engine included
   SharedCounters shared_loads;          // ldmatrix included
   SharedCounters shared_stores;         // cp.async included
   std::uint64_t tensor_flops = 0;       // of mma and wgmma, padding included

@@ -89,6 +89,7 @@ void Multiprocessor::run(const LaunchShape& shape, const std::function<void()>& 
   blockDim = {shape.block.x, shape.block.y, shape.block.z};
   gridDim = {shape.grid.x, shape.grid.y, shape.grid.z};
   ++counters_.launches;
+  first_touches_.begin_launch();
   if (races_) races_->begin_launch(shape);
   struct Activation {
     explicit Activation(Multiprocessor* m, const WatchedAddresses& addresses) {

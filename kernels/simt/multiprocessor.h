@@ -18,6 +18,7 @@
 
 #include "kernels/gpu/launch_shape.h"
 #include "kernels/simt/block.h"
+#include "kernels/simt/first_touches.h"
 #include "kernels/simt/heap.h"
 #include "kernels/simt/mbarriers.h"
 #include "kernels/simt/race_checker.h"
@@ -154,6 +155,7 @@ class Multiprocessor {
   void touch_shared(Block& block, const void* address, std::size_t bytes, Access kind,
                     AccessMode mode, Site site);
   void count_warp(Warp& warp);
+  void count_dram(const void* global, std::size_t bytes, Access kind);
   void log_access(const void* address, std::size_t bytes, Access kind, Space space, Where where);
 
   // Copies (multiprocessor_copies.cpp).
@@ -198,6 +200,7 @@ class Multiprocessor {
   StackPool stacks_;
   SharedMemories shared_;
   std::unique_ptr<RaceChecker> races_;  // nullptr: they are not looked for
+  FirstTouches first_touches_;
 
   // The launch.
   const LaunchShape* shape_ = nullptr;

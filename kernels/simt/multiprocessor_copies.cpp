@@ -1,6 +1,7 @@
 // mbarriers and the copy engine.
 #include <cstring>
 #include <memory>
+#include <type_traits>
 
 #include "kernels/core/dtype.h"
 #include "kernels/core/error.h"
@@ -10,6 +11,23 @@ namespace orchard::simt {
 namespace {
 
 constexpr int poison = 0xff;
+
+// to[i] += from[i], each rounded to T.
+template <class T>
+void add_elements(std::byte* to, const std::byte* from, int count) {
+  for (int i = 0; i < count; ++i, to += sizeof(T), from += sizeof(T)) {
+    T old, more;
+    std::memcpy(&old, to, sizeof(T));
+    std::memcpy(&more, from, sizeof(T));
+    T sum;
+    if constexpr (std::is_same_v<T, float>) {
+      sum = old + more;
+    } else {
+      sum = to_bf16(to_float(old) + to_float(more));
+    }
+    std::memcpy(to, &sum, sizeof(T));
+  }
+}
 
 }  // namespace
 
@@ -132,17 +150,19 @@ void Multiprocessor::check_box(const TensorBox& box, const void* shared, std::si
           "{} bytes at byte {} are not in the {} bytes of shared memory", bytes, at,
           shape_->shared_bytes);
   require(at % 128 == 0, "byte {} of shared memory is not aligned to 128 bytes", at);
-  const auto tensor_bytes = static_cast<std::size_t>(2 * box.cols * box.rows * box.matrices);
+  const auto tensor_bytes =
+      size_of(box.dtype) * static_cast<std::size_t>(box.cols * box.rows * box.matrices);
   require(heap_.contains(box.data, tensor_bytes), "the tensor of {} bytes is {}", tensor_bytes,
           heap_.locate(box.data));
 }
 
 void Multiprocessor::track_box(Operation operation, const TensorBox& box, BoxStart start,
                                AccessMode mode, Site site) {
-  const auto* const data = static_cast<const std::uint16_t*>(box.data);
+  const auto* const data = static_cast<const std::byte*>(box.data);
+  const auto size = static_cast<std::int64_t>(size_of(box.dtype));
   for_each_chunk(box, start, [&](const BoxChunk& chunk) {
     if (chunk.count == 0) return;
-    track(operation, data + chunk.number, 2 * static_cast<std::size_t>(chunk.count), mode,
+    track(operation, data + size * chunk.number, static_cast<std::size_t>(size * chunk.count), mode,
           Proxy::async, site);
   });
 }
@@ -166,17 +186,19 @@ void Multiprocessor::issue_tensor_load(const TensorLoad& load, Where where) {
                   .where = where};
     copy.perform = [this, box, start, shared] {
       std::byte* const begin = shared_.begin(shared_.slot_of(shared));
-      const auto* const data = static_cast<const std::uint16_t*>(box.data);
+      const auto* const data = static_cast<const std::byte*>(box.data);
+      const auto size = static_cast<std::int64_t>(size_of(box.dtype));
       for_each_chunk(box, start, [&](const BoxChunk& chunk) {
         std::byte* const to =
             begin + swizzle_128(static_cast<std::size_t>(shared - begin) + chunk.place);
         std::memset(to, 0, 16);
         mark_initialised(to, 16);
         if (chunk.count == 0) return;
-        const auto bytes = 2 * static_cast<std::size_t>(chunk.count);
+        const auto bytes = static_cast<std::size_t>(size * chunk.count);
+        count_dram(data + size * chunk.number, bytes, Access::read);
         // Written, whatever it brings: a tile may reach beyond its group of rows into memory that nobody
         // wrote, and its products there are not stored. Were they, the poison would show.
-        std::memcpy(to + 2 * chunk.skip, data + chunk.number, bytes);
+        std::memcpy(to + size * chunk.skip, data + size * chunk.number, bytes);
       });
     };
     if (races_) {
@@ -193,6 +215,7 @@ void Multiprocessor::issue_bulk_load(void* shared, const void* global, unsigned 
   BulkLoad copy{.perform =
                     [this, shared, global, bytes] {
                       std::memcpy(shared, global, bytes);
+                      count_dram(global, bytes, Access::read);
                       copy_initialised(shared, global, bytes);
                     },
                 .barrier = barrier,
@@ -271,18 +294,23 @@ void Multiprocessor::issue_tensor_store(const TensorStore& store, Where where) {
     }
   };
   copy.write = [this, box, start, taken, adds] {
-    auto* const data = static_cast<bf16*>(const_cast<void*>(box.data));
+    auto* const data = static_cast<std::byte*>(const_cast<void*>(box.data));
+    const auto size = static_cast<std::int64_t>(size_of(box.dtype));
     for_each_chunk(box, start, [&](const BoxChunk& chunk) {
-      bf16 values[8];
-      std::memcpy(values, taken->data() + chunk.place, sizeof values);
-      for (int i = 0; i < chunk.count; ++i) {
-        bf16& to = data[chunk.number + i];
-        const bf16 value = values[chunk.skip + i];
-        to = adds ? to_bf16(to_float(to) + to_float(value)) : value;
+      if (chunk.count == 0) return;
+      std::byte* const to = data + size * chunk.number;
+      const std::byte* const from = taken->data() + chunk.place + size * chunk.skip;
+      const auto bytes = static_cast<std::size_t>(size * chunk.count);
+      if (!adds) {
+        std::memcpy(to, from, bytes);
+      } else if (box.dtype == DType::f32) {
+        add_elements<float>(to, from, chunk.count);
+      } else {
+        add_elements<bf16>(to, from, chunk.count);
       }
-      if (chunk.count > 0) {
-        mark_initialised(data + chunk.number, 2 * static_cast<std::size_t>(chunk.count));
-      }
+      mark_initialised(to, bytes);
+      if (adds) count_dram(to, bytes, Access::read);
+      count_dram(to, bytes, Access::write);
     });
   };
   check_initialised(shared, store.bytes(), where);
@@ -304,6 +332,7 @@ void Multiprocessor::issue_bulk_store(void* global, const void* shared, unsigned
   copy.write = [this, global, taken] {
     std::memcpy(global, taken->data(), taken->size());
     mark_initialised(global, taken->size());
+    count_dram(global, taken->size(), Access::write);
   };
   check_initialised(shared, bytes, where);
   if (races_) {

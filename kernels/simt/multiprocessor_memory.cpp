@@ -178,9 +178,20 @@ unsigned Multiprocessor::shared_address_of(const void* pointer) const {
 void Multiprocessor::log_access(const void* address, std::size_t bytes, Access kind, Space space,
                                 Where where) {
   if (options_.counting == Counting::off) return;
+  if (space == Space::global) count_dram(address, bytes, kind);
   current_->log.push_back({reinterpret_cast<std::uintptr_t>(address),
                            static_cast<std::uint32_t>(bytes), kind, space,
                            static_cast<std::uint8_t>(current_->lane), where});
+}
+
+void Multiprocessor::count_dram(const void* global, std::size_t bytes, Access kind) {
+  if (options_.counting == Counting::off || bytes == 0) return;
+  const std::size_t begin = heap_.offset_of(global);
+  if (kind == Access::read) {
+    first_touches_.read(begin, bytes, counters_.dram);
+  } else {
+    first_touches_.write(begin, bytes, counters_.dram);
+  }
 }
 
 void Multiprocessor::count_warp(Warp& warp) {

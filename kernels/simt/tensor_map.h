@@ -1,5 +1,5 @@
-// The emulator's tensor map: what cuTensorMapEncodeTiled would make for a stack of row-major bf16
-// matrices whose boxes are swizzled in 128-byte rows.
+// The emulator's tensor map: what cuTensorMapEncodeTiled would make for a stack of row-major matrices
+// of bf16 or f32 whose boxes are swizzled in 128-byte rows.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +34,7 @@ struct TensorLoad {
   // same mbarrier of each. 0: into the block whose memory `shared` is.
   unsigned ranks = 0;
 
-  std::size_t bytes() const { return std::size_t{2} * box.box_cols * box.box_rows; }
+  std::size_t bytes() const { return box.box_bytes(); }
 };
 
 // What a copy into global memory does to what is there.
@@ -47,7 +47,7 @@ struct TensorStore {
   int col, row, matrix;
   Combine combine = Combine::replace;
 
-  std::size_t bytes() const { return std::size_t{2} * box.box_cols * box.box_rows; }
+  std::size_t bytes() const { return box.box_bytes(); }
 };
 
 // Shared memory's 128-byte swizzle: which 16 bytes of the pattern those at `offset` become.
@@ -55,7 +55,7 @@ constexpr std::size_t swizzle_128(std::size_t offset) {
   return offset ^ (offset >> 7 & 7) << 4;
 }
 
-// Eight elements of a box, the 16 bytes that the swizzle moves together. Those inside the tensor are
+// The elements of a box in 16 bytes, which the swizzle moves together. Those inside the tensor are
 // `count` from `skip` on, the first of them its element `number`.
 struct BoxChunk {
   std::size_t place;  // byte of the box, before swizzling
@@ -65,7 +65,7 @@ struct BoxChunk {
 
 template <class Action>
 void for_each_chunk(const TensorBox& box, BoxStart start, const Action& action) {
-  constexpr int width = 8;
+  const int width = 16 / static_cast<int>(size_of(box.dtype));
   for (int r = 0; r < box.box_rows; ++r) {
     const std::int64_t row = start.row + r;
     const bool has_row =
@@ -74,7 +74,7 @@ void for_each_chunk(const TensorBox& box, BoxStart start, const Action& action) 
       const std::int64_t col = start.col + c;
       const std::int64_t begin = std::clamp<std::int64_t>(col, 0, box.cols);
       const std::int64_t end = std::clamp<std::int64_t>(col + width, 0, box.cols);
-      action(BoxChunk{.place = 2 * static_cast<std::size_t>(r * box.box_cols + c),
+      action(BoxChunk{.place = size_of(box.dtype) * static_cast<std::size_t>(r * box.box_cols + c),
                       .skip = static_cast<int>(begin - col),
                       .count = has_row ? static_cast<int>(end - begin) : 0,
                       .number = (start.matrix * box.rows + row) * box.cols + begin});

@@ -5,8 +5,10 @@
 
 #include <limits>
 #include <numeric>
+#include <optional>
 
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/environment.h"
 #include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
@@ -373,7 +375,18 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AttentionOnSm90,
                                            Case{b16, 1, 1, 128, {300}, {}, Mask::causal, 3},
                                            Case{b16, 1, 1, 128, {260}, {}, Mask::full},
                                            Case{b16, 1, 1, 128, {64, 0, 70}, {400, 7, 30}},
-                                           Case{b16, 2, 2, 128, {40, 9, 0}, {10, 0, 9}}));
+                                           Case{b16, 2, 2, 128, {40, 9, 0}, {10, 0, 9}},
+                                           Case{b16, 3, 1, 128, {129, 63, 65, 127}},
+                                           Case{b16, 4, 2, 128, {193, 70}, {}, Mask::full, 5},
+                                           Case{b16, 2, 1, 128, {100, 3}, {37, 200}},
+                                           Case{b16, 1, 1, 128, {0, 131, 0}, {0, 333, 5}},
+                                           Case{b16, 1, 1, 128, {200}, {}, Mask::causal, 0, 30},
+                                           Case{b16, 2, 1, 128, {}, {}, Mask::causal, 2},
+                                           Case{b16, 2, 1, 128, {5}, {0}},
+                                           Case{b16, 3, 1, 64, {129, 63, 65, 127}},
+                                           Case{b16, 2, 2, 64, {260, 1}, {}, Mask::full, 3},
+                                           Case{b16, 2, 1, 64, {64, 0, 70, 5}, {400, 7, 30, 0}},
+                                           Case{b16, 1, 1, 64, {300}, {}, Mask::causal, 0, 30}));
 
 TEST(AttentionOnGpu, DoesNotDependOnTheOrderOfThreadsAndCopies) {
   for (const Case& c : {Case{b16, 2, 1, 64, {70, 40}}, Case{b16, 1, 1, 128, {5, 70}, {40, 100}},
@@ -388,11 +401,37 @@ TEST(AttentionOnGpu, DoesNotDependOnTheOrderOfThreadsAndCopies) {
   }
 }
 
+// Gradients of documents of many tiles, with every kernel for tensor cores that this GPU has, at its own
+// speed. A device reads the limit when it first computes attention.
+TEST(AttentionOnGpu, GradientsOfLongDocumentsWithEveryKernel) {
+  for (const std::int64_t head_dim : {64, 128}) {
+    const Case c{b16, 3, 1, head_dim, {1000, 77, 450}};
+    std::optional<Reference> expected;
+    for (const char* const kernel : {"sm80", "sm90"}) {
+      SCOPED_TRACE(kernel);
+      const Environment environment("ORCHARD_GPU_ATTENTION", kernel);
+      const FoundDevice found = find_device(DeviceKind::cuda);
+      if (!found.device) GTEST_SKIP() << found.absence;
+      const auto stream = found.device->make_stream();
+      Problem p(c);
+      run_both(*stream, p);
+      if (!expected) expected.emplace(p);
+      expect_backward(p, *expected);
+      for (int i = 0; i < 20; ++i) {
+        Problem again(c);
+        run_both(*stream, again);
+        ASSERT_TRUE(p.same_results(again)) << "two runs differ";
+      }
+    }
+  }
+}
+
 // Counters of one operation on the emulator.
 template <class Run>
-simt::Counters count(const Case& c, Run run_operation) {
+simt::Counters count(const Case& c, Run run_operation, int compute_capability = 80) {
   Problem p(c);
-  const auto device = make_policy_device({.counting = simt::Counting::on});
+  const auto device = make_policy_device(
+      {.counting = simt::Counting::on, .compute_capability = compute_capability});
   const auto stream = device->make_stream();
   ProblemOnDevice on_device(*stream, p);
   run(*stream, on_device.forward());
@@ -419,17 +458,18 @@ TEST(AttentionOnGpu, UsesTheBanksOfSharedMemoryWithoutConflicts) {
 }
 
 TEST(AttentionOnGpu, TakesNoKernelBeyondTheOneThatTheEnvironmentNames) {
-  const auto flops_under = [](const char* limit) {
-    setenv("ORCHARD_GPU_ATTENTION", limit, 1);
-    const simt::Counters counters = count({b16, 1, 1, 64, {16}}, forward);
-    unsetenv("ORCHARD_GPU_ATTENTION");
-    return counters.tensor_flops;
+  const auto under = [](const char* limit, auto run_operation, int compute_capability) {
+    const Environment environment("ORCHARD_GPU_ATTENTION", limit);
+    return count({b16, 1, 1, 64, {16}}, run_operation, compute_capability);
   };
-  EXPECT_GT(flops_under("auto"), 0u);
-  EXPECT_GT(flops_under("sm80"), 0u);
-  EXPECT_EQ(flops_under("fma"), 0u);
-  EXPECT_THROW(flops_under("fast"), Error);
-  unsetenv("ORCHARD_GPU_ATTENTION");
+  EXPECT_GT(under("auto", forward, 80).tensor_flops, 0u);
+  EXPECT_GT(under("sm80", forward, 80).tensor_flops, 0u);
+  EXPECT_EQ(under("fma", forward, 80).tensor_flops, 0u);
+  EXPECT_GT(under("auto", backward, 90).tensor_load_bytes, 0u);
+  EXPECT_GT(under("sm90", backward, 90).tensor_load_bytes, 0u);
+  EXPECT_EQ(under("sm80", backward, 90).tensor_load_bytes, 0u);
+  EXPECT_GT(under("sm80", backward, 90).tensor_flops, 0u);
+  EXPECT_THROW(under("fast", forward, 80), Error);
 }
 
 // One tile each way: every kernel reads its operands once. What it reads beyond them are offsets,
@@ -455,6 +495,47 @@ TEST(AttentionOnGpu, ComputesNoTileThatTheMaskHides) {
   for (std::uint64_t row = 0; row < n; row += 32) pairs += 32 * (row + 32);
   EXPECT_EQ(count(causal, forward).tensor_flops, 4 * pairs * dim);
   EXPECT_EQ(count(causal, backward).tensor_flops, 14 * pairs * dim);
+}
+
+// Backward's loads from shared memory, but for wgmma's own, are of two neighbouring queries' log_sum_exp,
+// and D: see above. Each of them shows one wavefront too many, and nothing else does.
+TEST(AttentionOnGpu, WgmmaBackwardUsesTheBanksOfSharedMemoryWithoutConflicts) {
+  const simt::Counters gradients = count({b16, 1, 1, 128, {256}, {}, Mask::full}, backward, 90);
+  // Of 2 tiles of keys and 4 of queries, 8 warps: for each 8 queries a load of either.
+  EXPECT_EQ(gradients.shared_loads.requests, 2u * 4 * 8 * 8 * 2);
+  EXPECT_EQ(gradients.shared_loads.excess(), gradients.shared_loads.requests);
+  EXPECT_EQ(gradients.shared_stores.excess(), 0u);
+}
+
+// The kernel of d_q reads queries' tensors once and keys' once a tile of queries, that of d_k and d_v
+// the other way round.
+TEST(AttentionOnGpu, WgmmaBackwardMovesEachByteOnceInFullSectors) {
+  constexpr std::uint64_t tensor = 256 * 128 * 2, tiles = 2, rows = 256;
+  const simt::Counters gradients = count({b16, 1, 1, 128, {256}, {}, Mask::full}, backward, 90);
+  EXPECT_EQ(gradients.tensor_load_bytes, 2 * (2 * tensor + 2 * tiles * tensor));
+  EXPECT_EQ(gradients.stores.bytes, 3 * tensor + 4 * rows);
+  EXPECT_EQ(gradients.stores.sectors,
+            3 * tensor / 32 + rows);  // D: each row's four bytes by a warp
+  // D's kernel reads d_out and out. Then there are log_sum_exp and D, once for d_q and once a tile of
+  // keys, and up to six offsets for each of 12 warps of 2·5 blocks, spare ones included.
+  const std::uint64_t terms = 2 * rows * 4 / 32 * (1 + tiles), offsets = 6 * 12 * 10;
+  EXPECT_LE(gradients.loads.sectors, 2 * tensor / 32 + terms + offsets);
+}
+
+TEST(AttentionOnGpu, WgmmaBackwardComputesNoTileThatTheMaskHides) {
+  constexpr std::uint64_t n = 384, dim = 128;
+  const Case full{b16, 1, 1, dim, {n}, {}, Mask::full}, causal{b16, 1, 1, dim, {n}};
+  EXPECT_EQ(count(full, backward, 90).tensor_flops, 14 * n * n * dim);
+  // 64 queries meet what the mask leaves in tiles of 128 keys, and 64 keys in tiles of 64 queries.
+  std::uint64_t d_q_pairs = 0, d_k_pairs = 0;
+  for (std::uint64_t row = 0; row < n; row += 64) {
+    d_q_pairs += 64 * ((row + 64 + 127) / 128 * 128);
+    d_k_pairs += 64 * (n - row);
+  }
+  EXPECT_EQ(count(causal, backward, 90).tensor_flops, (6 * d_q_pairs + 8 * d_k_pairs) * dim);
+  // A document of 64 rows or fewer is one warpgroup's.
+  EXPECT_EQ(count({b16, 1, 1, dim, {60}}, backward, 90).tensor_flops,
+            6 * 64 * 128 * dim + 8 * 64 * 64 * dim);
 }
 
 using AttentionExtremes = DeviceTest<DType>;
@@ -485,12 +566,20 @@ TEST_P(AttentionExtremes, NanStaysInItsDocument) {
 
 // The copy engine brings the rows of the next document along, too.
 TEST(AttentionOnSm90Extremes, NanStaysInItsDocument) {
-  Problem p({b16, 1, 1, 128, {40, 40}});
-  for (std::int64_t e = 0; e < 128; ++e) p.v.set(45 * 128 + e, std::nan(""));
-  const auto device = make_policy_device({.compute_capability = 90});
-  run_both(*device->make_stream(), p);
-  EXPECT_TRUE(std::isnan(p.out.at(45 * 128)));
-  for (std::int64_t i = 0; i < 40 * 128; ++i) ASSERT_TRUE(std::isfinite(p.out.at(i))) << i;
+  constexpr std::int64_t dim = 128;
+  for (Guarded Problem::*const operand : {&Problem::q, &Problem::k, &Problem::v, &Problem::d_out}) {
+    Problem p({b16, 1, 1, dim, {40, 40, 40}});
+    for (std::int64_t i = 45 * dim; i < 46 * dim; ++i) (p.*operand).set(i, std::nan(""));
+    const auto device = make_policy_device({.compute_capability = 90});
+    run_both(*device->make_stream(), p);
+    EXPECT_TRUE(std::isnan(p.d_q.at(45 * dim)));
+    for (std::int64_t i = 0; i < p.out.size(); ++i) {
+      if (i >= 40 * dim && i < 80 * dim) continue;
+      for (const Guarded* const result : {&p.out, &p.d_q, &p.d_k, &p.d_v}) {
+        ASSERT_TRUE(std::isfinite(result->at(i))) << i;
+      }
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, AttentionExtremes,

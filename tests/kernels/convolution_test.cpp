@@ -191,19 +191,19 @@ TEST_P(AdaptivePool, BackwardAddsUpOverlappingBins) {
 
 INSTANTIATE_TEST_SUITE_P(
     Shapes, AdaptivePool,
-    ::testing::Combine(every_device(),
-                       ::testing::Values(PoolCase{DType::f32, 1, 1, 1, 1, 1, 1},
-                                         PoolCase{DType::f32, 0, 4, 4, 2, 2, 8},
-                                         PoolCase{DType::f32, 2, 27, 27, 12, 12, 17},
-                                         PoolCase{DType::f32, 1, 16, 16, 4, 4, 33},
-                                         PoolCase{DType::f32, 3, 8, 8, 4, 4, 300},
-                                         PoolCase{DType::f32, 2, 7, 5, 1, 1, 257},
-                                         PoolCase{DType::f32, 2, 3, 5, 7, 8,
-                                                  9},  // output larger than the input
-                                         PoolCase{DType::f32, 1, 5, 3, 3, 5, 4},
-                                         PoolCase{DType::bf16, 2, 27, 13, 12, 5, 31},
-                                         PoolCase{DType::bf16, 4, 6, 6, 1, 1, 512},
-                                         PoolCase{DType::bf16, 2, 4, 4, 2, 2, 16, 1})),
+    ::testing::Combine(
+        every_device(),
+        ::testing::Values(
+            PoolCase{DType::f32, 1, 1, 1, 1, 1, 1}, PoolCase{DType::f32, 0, 4, 4, 2, 2, 8},
+            PoolCase{DType::f32, 2, 27, 27, 12, 12, 17},
+            PoolCase{DType::f32, 1, 16, 16, 4, 4, 33}, PoolCase{DType::f32, 3, 8, 8, 4, 4, 300},
+            PoolCase{DType::f32, 2, 7, 5, 1, 1, 257},
+            PoolCase{DType::f32, 2, 3, 5, 7, 8, 9},  // output larger than the input
+            PoolCase{DType::f32, 1, 5, 3, 3, 5, 4}, PoolCase{DType::bf16, 2, 27, 13, 12, 5, 31},
+            PoolCase{DType::bf16, 4, 6, 6, 1, 1, 512}, PoolCase{DType::bf16, 1, 13, 11, 1, 1, 132},
+            PoolCase{DType::bf16, 1, 7, 7, 1, 1, 31}, PoolCase{DType::f32, 1, 6, 6, 1, 1, 12},
+            PoolCase{DType::bf16, 1, 9, 8, 4, 3, 264}, PoolCase{DType::bf16, 1, 4, 5, 2, 3, 33},
+            PoolCase{DType::bf16, 1, 4, 4, 2, 2, 16}, PoolCase{DType::bf16, 2, 4, 4, 2, 2, 16, 1})),
     device_test_name<PoolCase>);
 
 TEST(ConvolutionOnGpu, SumsAlikeInEveryOrderOfThreads) {

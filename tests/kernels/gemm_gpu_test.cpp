@@ -12,15 +12,36 @@ namespace {
 
 using simt::Tile;
 using simt::WideTile;
+using simt::Writing;
 
 template <Tile tile>
 void run_emulated(Stream& stream, const Gemm& op) {
   simt::run_bf16(stream, op, tile);
 }
 
-template <WideTile tile>
-void run_emulated_sm90(Stream& stream, const Gemm& op) {
-  simt::run_sm90(stream, op, tile);
+GemmRunner emulated_sm90(const simt::WideKernel& kernel) {
+  return [kernel](Stream& stream, const Gemm& op) { simt::run_sm90(stream, op, kernel); };
+}
+
+// The kernels of sm_90a, in all their forms.
+std::vector<simt::WideKernel> wide_kernels() {
+  std::vector<simt::WideKernel> kernels;
+  for (const WideTile tile : {WideTile::n_128, WideTile::n_256}) {
+    for (const int blocks : {1, 2}) {
+      for (const Writing writing : {Writing::stored, Writing::prefetched, Writing::direct}) {
+        kernels.push_back({tile, blocks, writing});
+      }
+    }
+  }
+  return kernels;
+}
+
+std::string text(const simt::WideKernel& kernel) {
+  return fmt::format("n {}, {} blocks, {}", kernel.tile == WideTile::n_256 ? 256 : 128,
+                     kernel.blocks,
+                     kernel.writing == Writing::stored       ? "stored"
+                     : kernel.writing == Writing::prefetched ? "prefetched"
+                                                             : "direct");
 }
 
 // The large tile, several of it, with and without vector stores, and a depth that wraps the ring.
@@ -55,30 +76,52 @@ TEST(GemmEmulated, ResultsDependOnNoOrderAndNoCompletion) {
   }
 }
 
-// Several tiles for each of two persistent blocks, edges on every side, and rings that wrap.
+// Several tiles for each of four persistent blocks, edges on every side, and rings that wrap.
 TEST(GemmEmulated, TilesOfSm90InEveryForm) {
   using simt::AsyncCompletion;
   using simt::ThreadOrder;
   for (const auto& [completion, order] :
        {std::pair{AsyncCompletion::lazy, ThreadOrder::fifo},
-        std::pair{AsyncCompletion::lazy, ThreadOrder::random},
+        std::pair{AsyncCompletion::random, ThreadOrder::random},
         std::pair{AsyncCompletion::eager, ThreadOrder::reverse}}) {
-    const auto device = make_policy_device(
-        {.order = order, .seed = 7, .completion = completion, .compute_capability = 90});
+    const auto device = make_policy_device({.order = order,
+                                            .seed = 7,
+                                            .completion = completion,
+                                            .compute_capability = 90,
+                                            .multiprocessors = 4});
     const auto stream = device->make_stream();
-    for (const Form& form : transposes()) {
-      check_gemm(*stream, DType::bf16, DType::bf16, {136, 264, 264}, form, Values::integers,
-                 run_emulated_sm90<WideTile::n_256>);
-      check_gemm(*stream, DType::bf16, DType::f32, {136, 136, 456}, form, Values::integers,
-                 run_emulated_sm90<WideTile::n_128>);
+    for (const simt::WideKernel& kernel : wide_kernels()) {
+      if (kernel.writing != Writing::stored) continue;  // those of EpiloguesOfSm90
+      SCOPED_TRACE(text(kernel));
+      const bool wide = kernel.tile == WideTile::n_256;
+      for (const Form& form : transposes()) {
+        check_gemm(*stream, DType::bf16, wide ? DType::bf16 : DType::f32,
+                   wide ? Size{264, 520, 264} : Size{264, 264, 392}, form, Values::integers,
+                   emulated_sm90(kernel));
+      }
     }
   }
-  const auto device = make_policy_device({.compute_capability = 90});
+}
+
+// All that the epilogue does, where a tile has one row and where it has one more than a block's, and
+// columns that the copy engine does not take.
+TEST(GemmEmulated, EpiloguesOfSm90) {
+  const auto device = make_policy_device({.compute_capability = 90, .multiprocessors = 4});
   const auto stream = device->make_stream();
-  for (const Form& form : transposes()) {
-    check_gemm(*stream, DType::bf16, DType::f32, {8, 16, 8},
-               {form.transpose_a, form.transpose_b, Accumulate::add, true}, Values::normal,
-               run_emulated_sm90<WideTile::n_128>);
+  for (const simt::WideKernel& kernel : wide_kernels()) {
+    SCOPED_TRACE(text(kernel));
+    for (const Accumulate accumulate : {Accumulate::overwrite, Accumulate::add}) {
+      for (const bool bias : {false, true}) {
+        for (const DType out : {DType::bf16, DType::f32}) {
+          for (const Size& size :
+               {Size{1, 8, 8}, Size{129, 264, 72}, Size{17, 12, 64}, Size{65, 131, 64}}) {
+            check_gemm(*stream, DType::bf16, out, size,
+                       {Transpose::no, Transpose::yes, accumulate, bias},
+                       size.k == 72 ? Values::normal : Values::integers, emulated_sm90(kernel));
+          }
+        }
+      }
+    }
   }
 }
 
@@ -107,7 +150,7 @@ TEST(GemmEmulated, SlicesOfKAddUp) {
       simt::run_bf16(s, op, Tile::side_64, slices);
     };
     const auto sm90 = [slices = slices](Stream& s, const Gemm& op) {
-      simt::run_sm90(s, op, WideTile::n_128, slices);
+      simt::run_sm90(s, op, {WideTile::n_128}, {.slices = slices});
     };
     for (Form form : transposes()) {
       check_gemm(*stream, DType::bf16, DType::f32, {72, 40, k}, form, Values::integers, sm80);
@@ -120,6 +163,27 @@ TEST(GemmEmulated, SlicesOfKAddUp) {
       check_gemm(*stream, DType::bf16, DType::bf16, {33, 67, k}, form, Values::integers, sm80);
       check_gemm(*stream, DType::bf16, DType::f32, {33, 67, k}, form, Values::normal, sm80);
       check_gemm(*stream, DType::bf16, DType::bf16, {72, 136, aligned}, form, Values::normal, sm90);
+    }
+  }
+}
+
+// Rows that are summed in one go, and below them rows in slices: every kernel of sm_90a, with all that the
+// second launch must do.
+TEST(GemmEmulated, RowsInSlicesBelowWholeOnes) {
+  const auto device = make_policy_device({.order = simt::ThreadOrder::random,
+                                          .seed = 7,
+                                          .completion = simt::AsyncCompletion::random,
+                                          .compute_capability = 90,
+                                          .multiprocessors = 4});
+  const auto stream = device->make_stream();
+  for (const simt::WideKernel& kernel : wide_kernels()) {
+    SCOPED_TRACE(text(kernel));
+    for (const simt::Cut& cut : {simt::Cut{256, 3}, simt::Cut{128, 2}}) {
+      const auto product = [&](Stream& s, const Gemm& op) { simt::run_sm90(s, op, kernel, cut); };
+      check_gemm(*stream, DType::bf16, DType::bf16, {392, 264, 200},
+                 {Transpose::no, Transpose::yes}, Values::integers, product);
+      check_gemm(*stream, DType::bf16, DType::f32, {392, 136, 200},
+                 {Transpose::yes, Transpose::no, Accumulate::add, true}, Values::integers, product);
     }
   }
 }
@@ -169,13 +233,49 @@ TEST(GemmChoice, CutsWhatLeavesSMsIdle) {
   EXPECT_EQ(simt::choose_slices(1280, 8192, sm90), 1);
   EXPECT_EQ(simt::choose_slices(0, 32768, sm90), 1);
   EXPECT_EQ(simt::choose_slices(16, 0, sm90), 1);
-  EXPECT_EQ(simt::choose_wide_tile(4, 512, 32768, 132), WideTile::n_128);
   const simt::Blocks narrow{264, simt::ffma_overhead};
   EXPECT_EQ(simt::choose_slices(4, 32768, narrow), 66);  // a router's weight gradient
   EXPECT_EQ(simt::choose_slices(256, 512, narrow), 1);   // its logits
   for (const std::int64_t tiles : {1, 3, 7, 40, 131}) {
     const int slices = simt::choose_slices(tiles, 1 << 20, sm90);
     EXPECT_LE(tiles * slices, 2 * 132) << "the workspace is not bounded";
+  }
+}
+
+// Tiles of sm_90a on an H100: full rounds of whole tiles, and the rest in slices that fill the SMs.
+TEST(GemmChoice, CutsTheLastRoundOfSm90) {
+  struct Case {
+    simt::WideProduct product;
+    WideTile tile;
+    std::int64_t whole;
+    int slices;
+  };
+  for (const Case& c : {
+           Case{{512, 512, 32768}, WideTile::n_256, 0, 16},     // no full round
+           Case{{8192, 5120, 3072}, WideTile::n_256, 0, 1},     // the last round is nearly full
+           Case{{5120, 1280, 8192}, WideTile::n_256, 3328, 3},  // a round of 130, and 70 tiles
+           Case{{8192, 1280, 5120}, WideTile::n_256, 6656, 2},  // two of 130, and 60 tiles
+           Case{{1024, 1024, 1024}, WideTile::n_128, 0, 1},     // too short
+           Case{{8192, 1280, 5120, false}, WideTile::n_128, 0, 1},
+       }) {
+    SCOPED_TRACE(fmt::format("{} x {} x {}", c.product.m, c.product.n, c.product.k));
+    const simt::WidePlan plan = simt::choose_plan(c.product, 132);
+    EXPECT_EQ(plan.tile, c.tile);
+    EXPECT_EQ(plan.cut.whole, c.whole);
+    EXPECT_EQ(plan.cut.slices, c.slices);
+  }
+  for (const std::int64_t m : {1, 100, 128, 1000, 4096, 5120}) {
+    for (const WideTile tile : {WideTile::n_128, WideTile::n_256}) {
+      const simt::WideProduct product{m, 1280, 1 << 20};
+      const simt::WidePlan plan = simt::plan_for(product, tile, 132),
+                           whole = simt::plan_with(product, tile, 132, 0, 1);
+      EXPECT_LE(plan.time, whole.time);
+      const std::int64_t kept =
+          plan.cut.whole / 128 * simt::divide_up(1280, simt::columns_of(tile));
+      if (plan.cut.slices > 1) {
+        EXPECT_LE(plan.blocks - kept, 2 * 132) << "the workspace is not bounded";
+      }
+    }
   }
 }
 
@@ -216,22 +316,77 @@ TEST(GemmEmulated, MovesWhatItMust) {
   }
 }
 
+// The kernels of sm_90a: as above, and every byte of c by the copy engine.
+TEST(GemmEmulated, TilesOfSm90MoveWhatTheyMust) {
+  const auto device =
+      make_policy_device({.counting = simt::Counting::on, .compute_capability = 90});
+  const auto stream = device->make_stream();
+  constexpr std::int64_t m = 256, n = 256, k = 128;
+  for (const simt::WideKernel& kernel : wide_kernels()) {
+    if (kernel.writing == Writing::direct) continue;
+    const std::int64_t side = kernel.tile == WideTile::n_256 ? 256 : 128;
+    for (const Form& form : transposes()) {
+      for (const DType out : {DType::bf16, DType::f32}) {
+        SCOPED_TRACE(
+            fmt::format("{}, {} to {}", text(kernel), text(form, {m, n, k}), name_of(out)));
+        Guarded a = random_normal(DType::bf16, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
+        Guarded b = random_normal(DType::bf16, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
+        Guarded c = random_normal(out, {m, n}, 3);
+        OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
+        device->reset_counters();
+        simt::run_sm90(
+            *stream,
+            Gemm{.a = a_d,
+                 .b = b_d,
+                 .c = c_d,
+                 .transpose_a = form.transpose_a,
+                 .transpose_b = form.transpose_b,
+                 .accumulate = out == DType::f32 ? Accumulate::add : Accumulate::overwrite},
+            kernel);
+        stream->synchronize();
+        const simt::Counters& count = device->counters();
+        EXPECT_EQ(count.tensor_flops, std::uint64_t{2 * m * n * k});
+        EXPECT_EQ(count.tensor_load_bytes,
+                  static_cast<std::uint64_t>((m / 128) * (n / side) * (128 + side) * k * 2));
+        EXPECT_EQ(count.stores.bytes, 0u);
+        // And the mbarriers' first states.
+        EXPECT_NEAR(static_cast<double>(count.shared_stores.bytes),
+                    static_cast<double>(m * n) * static_cast<double>(size_of(out)), 512);
+        EXPECT_EQ(count.shared_stores.excess(), 0u);
+      }
+    }
+  }
+}
+
 // Products of many large tiles, with every kernel that this GPU has. A device reads its kernel when it
 // computes its first product of bf16, here an empty one.
 TEST(GemmOnGpu, LargeProductsWithEveryKernel) {
   struct Forced {
-    const char* kernel;
+    std::string kernel;
     std::unique_ptr<Device> device;
     std::unique_ptr<Stream> stream;
   };
   std::vector<Forced> all;
-  for (const char* const kernel : {"auto", "sm80_64", "sm80_128", "sm90_128", "sm90_256"}) {
-    const Environment environment("ORCHARD_GPU_GEMM", kernel);
+  struct Choice {
+    const char *kernel, *writing;
+  };
+  for (const auto& [kernel, writing] : {Choice{"auto", "stored"},
+                                        {"sm80_64", "stored"},
+                                        {"sm80_128", "stored"},
+                                        {"sm90_128", "stored"},
+                                        {"sm90_256", "stored"},
+                                        {"sm90_128_pair", "stored"},
+                                        {"sm90_256_pair", "stored"},
+                                        {"sm90_256", "prefetched"},
+                                        {"sm90_256", "direct"}}) {
+    const Environment environment("ORCHARD_GPU_GEMM", kernel),
+        way("ORCHARD_GPU_GEMM_WRITING", writing);
     FoundDevice found = find_device(DeviceKind::cuda);
     if (!found.device) GTEST_SKIP() << found.absence;
     auto stream = found.device->make_stream();
     check_gemm(*stream, DType::bf16, DType::bf16, {0, 0, 0}, {});
-    all.push_back({kernel, std::move(found.device), std::move(stream)});
+    all.push_back(
+        {fmt::format("{} {}", kernel, writing), std::move(found.device), std::move(stream)});
   }
   const auto check = [&](DType out, const Size& size, const Form& form, Values values) {
     GemmProblem problem(DType::bf16, out, size, form, values);
@@ -247,7 +402,9 @@ TEST(GemmOnGpu, LargeProductsWithEveryKernel) {
             Values::integers);
     }
     check(DType::bf16, {700, 711, 97}, form, Values::normal);
-    // Few tiles, a long k: slices.
+    // A round and a bit on 132 SMs, and few tiles: slices of a k that is long.
+    check(DType::f32, {1160, 2048, 1032}, {form.transpose_a, form.transpose_b, Accumulate::add},
+          Values::integers);
     check(DType::f32, {264, 392, 4200}, {form.transpose_a, form.transpose_b, Accumulate::add},
           Values::integers);
   }
@@ -297,8 +454,8 @@ TEST(GemmErrors, AnUnknownKernelIsRefused) {
     FAIL() << "a kernel that does not exist was accepted";
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(),
-                 "ORCHARD_GPU_GEMM is sm70; it may be auto, sm80_64, sm80_128, sm90_128, sm90_256 "
-                 "or cublaslt");
+                 "ORCHARD_GPU_GEMM is sm70; it may be auto, sm80_64, sm80_128, sm90_128, sm90_256, "
+                 "sm90_128_pair, sm90_256_pair or cublaslt");
   }
 }
 

@@ -123,23 +123,28 @@ TEST_P(Permute, PlanSortsByExpertThenTokenInPaddedGroups) {
 
 TEST_P(Permute, DispatchCopiesRowsAndZeroesPadding) {
   Guarded x = random_normal(parameter().dtype, token_shape(), 1);
-  Guarded rows(parameter().dtype, row_shape());
-  const Guarded untouched = rows;
-  OnDevice x_d(stream(), x, parameter().shift), rows_d(stream(), rows, parameter().shift);
-  run_and_download(stream(),
-                   DispatchForward{.x = x_d,
-                                   .source = on_device().source,
-                                   .row_offsets = on_device().row_offsets,
-                                   .rows = rows_d},
-                   {&rows_d});
-  for (std::int64_t r = 0; r < max_rows(); ++r) {
-    for (std::int64_t i = 0; i < parameter().hidden; ++i) {
-      const auto token = static_cast<std::int64_t>(source().at(r));
-      const std::int64_t at = r * parameter().hidden + i;
-      if (r >= rows_in_use()) {
-        ASSERT_EQ(rows.at(at), untouched.at(at)) << "row " << r << " past the last group";
-      } else {
-        ASSERT_EQ(rows.at(at), token < 0 ? 0 : x.at(token * parameter().hidden + i)) << "row " << r;
+  OnDevice x_d(stream(), x, parameter().shift);
+  for (const bool with_slot : {false, true}) {
+    Guarded rows(parameter().dtype, row_shape());
+    const Guarded untouched = rows;
+    OnDevice rows_d(stream(), rows, parameter().shift);
+    run_and_download(stream(),
+                     DispatchForward{.x = x_d,
+                                     .source = on_device().source,
+                                     .slot = with_slot ? on_device().slot.tensor() : Tensor(),
+                                     .row_offsets = on_device().row_offsets,
+                                     .rows = rows_d},
+                     {&rows_d});
+    for (std::int64_t r = 0; r < max_rows(); ++r) {
+      for (std::int64_t i = 0; i < parameter().hidden; ++i) {
+        const auto token = static_cast<std::int64_t>(source().at(r));
+        const std::int64_t at = r * parameter().hidden + i;
+        if (r >= rows_in_use()) {
+          ASSERT_EQ(rows.at(at), untouched.at(at)) << "row " << r << " past the last group";
+        } else {
+          ASSERT_EQ(rows.at(at), token < 0 ? 0 : x.at(token * parameter().hidden + i))
+              << "row " << r;
+        }
       }
     }
   }
@@ -314,6 +319,18 @@ TEST(PermuteOnGpu, MovesEachRowOnceInFullSectors) {
       .x = x_d, .source = on_device.source, .row_offsets = on_device.row_offsets, .rows = rows_d});
   expect(n.loads, requests * choices, static_cast<std::uint64_t>(max_rows) + in_use, "dispatch");
   expect(n.stores, requests * in_use, 0, "dispatch");
+  n = counters_of(DispatchForward{.x = x_d,
+                                  .source = on_device.source,
+                                  .slot = on_device.slot,
+                                  .row_offsets = on_device.row_offsets,
+                                  .rows = rows_d});
+  // A token loads its three slots with one request, in 3 of 12 tokens of two sectors. And the search for
+  // padding, as of CombineBackward.
+  const std::uint64_t seekers =
+      (tokens + static_cast<std::uint64_t>(max_rows) / 32 + 3) / 4 * 4 - tokens;
+  EXPECT_EQ(n.loads.requests, requests * tokens + tokens + seekers + in_use / 32);
+  EXPECT_EQ(n.loads.sectors, 16 * requests * tokens + tokens + 3 + seekers + 4 * (in_use / 32));
+  expect(n.stores, requests * in_use, 0, "dispatch with slots");
   n = counters_of(
       CombineForward{.rows = rows_d, .slot = on_device.slot, .gates = gates_d, .y = y_d});
   expect(n.loads, requests * choices, 2 * choices, "combine");

@@ -188,6 +188,7 @@ void launch_wgmma(Stream& stream, const WgmmaProbe& p) {
 }  // namespace
 
 void run_probe(Stream& stream, const WgmmaProbe& p) {
+  if (p.n == 64) launch_wgmma<64>(stream, p);
   if (p.n == 128) launch_wgmma<128>(stream, p);
   if (p.n == 256) launch_wgmma<256>(stream, p);
 }

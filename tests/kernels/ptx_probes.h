@@ -30,7 +30,7 @@ struct CopyProbe {
 // One warpgroup multiplies [64, 64] by [64, n] from operands that TMA brought: rows of what is
 // contiguous, as in memory.
 struct WgmmaProbe {
-  int n;              // 128 or 256
+  int n;              // 64, 128 or 256
   bool a_transposed;  // a is bf16 [64 (k), 64 (m)], else [64 (m), 64 (k)]
   bool b_transposed;  // b is bf16 [64 (k), n], else [n, 64 (k)]
   ConstTensor a, b;

@@ -125,7 +125,7 @@ TEST_P(Ptx, WgmmaMultipliesWhatTmaBrought) {
     GTEST_SKIP() << "wgmma is sm_90a's";
   }
   constexpr int m = 64, k = 64;
-  for (const int n : {128, 256}) {
+  for (const int n : {64, 128, 256}) {
     for (const int form : {0, 1, 2, 3}) {
       for (const int a_col : {0, -8, 16}) {
         const bool a_transposed = form % 2 == 1, b_transposed = form / 2 == 1;

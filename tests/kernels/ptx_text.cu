@@ -114,6 +114,7 @@ __global__ void mbarriers(std::uint64_t* barrier, unsigned number) {
   mbarrier_fence_init();
   mbarrier_arrive(barrier);
   mbarrier_arrive_in_block(barrier, number);
+  mbarrier_hand_back_in_block(barrier, number);
   mbarrier_arrive_expect(barrier, number);
   mbarrier_wait(barrier, number);
 }
@@ -125,6 +126,28 @@ __global__ void tma(const __grid_constant__ TensorMap map, void* to, int col, in
   tma_load_multicast(to, map, col, row, matrix, barrier, 5);
   tma_store(map, to, col, row, matrix);
   tma_add(map, to, col, row, matrix);
+  tma_prefetch_box(map, col, row, matrix);
+}
+
+__global__ void __launch_bounds__(128)
+    wgmma_n64(float* memory, std::uint64_t a, std::uint64_t b, unsigned accumulate) {
+  float d[32];
+#pragma unroll
+  for (int i = 0; i < 32; ++i) d[i] = memory[i];
+  wgmma_m64k16<Transposed::no, Transposed::yes>(d, a, b, accumulate);
+#pragma unroll
+  for (int i = 0; i < 32; ++i) memory[i] = d[i];
+}
+
+__global__ void __launch_bounds__(128)
+    wgmma_n64_registers(float* memory, unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                        std::uint64_t b, unsigned accumulate) {
+  float d[32];
+#pragma unroll
+  for (int i = 0; i < 32; ++i) d[i] = memory[i];
+  wgmma_m64k16<Transposed::yes>(d, {a0, a1, a2, a3}, b, accumulate);
+#pragma unroll
+  for (int i = 0; i < 32; ++i) memory[i] = d[i];
 }
 
 __global__ void __launch_bounds__(128)

@@ -175,6 +175,8 @@ TEST(PtxText, Mbarrier) {
           "mbarrier.arrive.shared::cta.b64 _, [shared p0];",
           "mapa.shared::cluster.u32 there, shared p0, p1;",
           "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];",
+          "mapa.shared::cluster.u32 there, shared p0, p1;",
+          "mbarrier.arrive.shared::cluster.b64 _, [there];",
           "mbarrier.arrive.expect_tx.shared::cta.b64 _, [shared p0], p1;",
           "mbarrier.try_wait.parity.shared::cta.b64 p, [shared p0], p1;", "selp.u32 ?, 1, 0, p;"}));
 }
@@ -190,11 +192,20 @@ TEST(PtxText, Tma) {
              "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [&p0, {p2, p3, p4}], "
              "[shared p1];",
              "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group "
-             "[&p0, {p2, p3, p4}], [shared p1];"}));
+             "[&p0, {p2, p3, p4}], [shared p1];",
+             "cp.async.bulk.prefetch.tensor.3d.L2.global.tile [&p0, {p2, p3, p4}];"}));
 }
 
 // `accumulate` arrives through a conversion: "?".
 TEST(PtxText, Wgmma) {
+  EXPECT_EQ(
+      inline_ptx("wgmma_n64"),
+      (Lines{"setp.ne.b32 p, ?, 0;", "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" +
+                                         words(32) + "}, p1, p2, p, 1, 1, 0, 1;"}));
+  EXPECT_EQ(
+      inline_ptx("wgmma_n64_registers"),
+      (Lines{"setp.ne.b32 p, ?, 0;", "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" +
+                                         words(32) + "}, {p1, p2, p3, p4}, p5, p, 1, 1, 1;"}));
   EXPECT_EQ(
       inline_ptx("wgmma_n128"),
       (Lines{"fence.proxy.async.shared::cta;", "wgmma.fence.sync.aligned;", "setp.ne.b32 p, ?, 0;",

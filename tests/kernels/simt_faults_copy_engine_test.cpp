@@ -310,6 +310,10 @@ TEST(TensorMaps, RefuseWhatTheDriverWould) {
   EXPECT_THROW(simt::make_tensor_map({data, 64, 8, 1, 72, 8}), Error);
   EXPECT_THROW(simt::make_tensor_map({data, 64, 8, 1, 64, 257}), Error);
   EXPECT_THROW(simt::make_tensor_map({data, 64, 0, 1, 64, 8}), Error);
+  EXPECT_NO_THROW(simt::make_tensor_map({data, 4, 8, 1, 32, 8, DType::f32}));
+  EXPECT_THROW(simt::make_tensor_map({data, 6, 8, 1, 32, 8, DType::f32}), Error);
+  EXPECT_THROW(simt::make_tensor_map({data, 4, 8, 1, 64, 8, DType::f32}), Error);
+  EXPECT_THROW(simt::make_tensor_map({data, 4, 8, 1, 32, 8, DType::i32}), Error);
 }
 
 }  // namespace

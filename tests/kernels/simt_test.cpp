@@ -304,5 +304,25 @@ TEST_P(Emulator, CountsRequestsSectorsAndBytesExactly) {
   EXPECT_EQ(device_->counters().loads.bytes, 4u * (32 * 33) / 2);
 }
 
+TEST_P(Emulator, CountsWhatALaunchMustMoveToAndFromDram) {
+  Values<float> in(*device_, 4096), out(*device_, 4096);
+  in.upload(*stream_, std::vector<float>(4096));
+  using simt::DramCounters;
+  const auto copy = [&](unsigned blocks, const float* from, float* to, int begin, int end) {
+    run({.kernel = "copy_floats", .grid = {blocks}, .block = {64}}, simt::copy_floats, from, to,
+        begin, end);
+  };
+  // Whole sectors, however many warps share one, and again for each launch.
+  device_->reset_counters();
+  copy(2, in.device(), out.device(), 1, 129);
+  EXPECT_EQ(device_->counters().dram, (DramCounters{17 * 32, 17 * 32}));
+  copy(2, in.device(), out.device(), 1, 129);
+  EXPECT_EQ(device_->counters().dram, (DramCounters{2 * 17 * 32, 2 * 17 * 32}));
+  // Where all lanes read one float, one sector; the lanes that write are beside each other.
+  device_->reset_counters();
+  run({.kernel = "copy_strided", .block = {32}}, simt::copy_strided, in.device(), out.device(), 0);
+  EXPECT_EQ(device_->counters().dram, (DramCounters{32, 128}));
+}
+
 }  // namespace
 }  // namespace orchard::testing

@@ -1,13 +1,19 @@
 // What the GPU kernels of memory-bound operations move, counted by the emulator: each operand once, in
 // full sectors. Counts are exact, so they hold on every GPU whose caches keep what is small and
-// shared.
+// shared: sectors of requests for kernels that ask for everything once, first touches of DRAM (which take
+// each launch's caches as empty at its start) for those that ask again for what the caches have.
 #include <list>
 
 #include "kernels/activation/activation.h"
+#include "kernels/convolution/convolution.h"
 #include "kernels/elementwise/elementwise.h"
+#include "kernels/embedding/embedding.h"
+#include "kernels/image/image.h"
 #include "kernels/loss/loss.h"
 #include "kernels/norm/norm.h"
 #include "kernels/optimizer/optimizer.h"
+#include "kernels/permute/permute.h"
+#include "kernels/router/router.h"
 #include "kernels/simt/simt_device.h"
 #include "tests/kernels/op_test.h"
 #include "tests/kernels/simt_policy.h"
@@ -26,6 +32,13 @@ class Traffic : public ::testing::Test {
   }
   Tensor bf16s(Shape shape) { return tensor(DType::bf16, shape); }
   Tensor floats(Shape shape) { return tensor(DType::f32, shape); }
+
+  Tensor words(const std::vector<int>& values) {
+    const Shape shape = {static_cast<std::int64_t>(values.size())};
+    const Tensor made = tensor(DType::i32, shape);
+    stream_->copy(made, integers_.emplace_back(integers(shape, values)));
+    return made;
+  }
 
   template <class Operation>
   simt::Counters count(const Operation& op) {
@@ -59,7 +72,28 @@ class Traffic : public ::testing::Test {
     EXPECT_LE(counters.stores.sectors, counters.stores.ideal_sectors);
   }
 
+  // DRAM sees these numbers of bytes, and at most this share more. Requests touch few more sectors than
+  // packed ones would: `loose` more.
+  template <class Operation>
+  void expect_dram(const char* name, const Operation& op, std::size_t loaded, std::size_t stored,
+                   double excess = 0.05, double loose = 0.05) {
+    const simt::Counters counters = count(op);
+    const auto compulsory = static_cast<double>(loaded + stored);
+    EXPECT_GE(counters.dram.bytes(), loaded + stored) << name;
+    EXPECT_LE(static_cast<double>(counters.dram.bytes()), (1 + excess) * compulsory)
+        << name << ": reads " << counters.dram.read_bytes << " of " << loaded << ", writes "
+        << counters.dram.written_bytes << " of " << stored;
+    const auto expect_packed = [&](const simt::AccessCounters& direction, const char* what) {
+      EXPECT_LE(static_cast<double>(direction.sectors),
+                (1 + loose) * static_cast<double>(direction.ideal_sectors))
+          << name << ' ' << what;
+    };
+    expect_packed(counters.loads, "loads");
+    expect_packed(counters.stores, "stores");
+  }
+
  private:
+  std::list<Guarded> integers_;  // copied when the stream gets there
   std::unique_ptr<SimtDevice> device_ = make_policy_device({.counting = simt::Counting::on});
   std::list<Buffer> buffers_;
   std::unique_ptr<Stream> stream_ = device_->make_stream();
@@ -112,6 +146,253 @@ TEST_F(Traffic, OfANormIsItsRows) {
                                .d_x = d_x,
                                .d_weight = d_weight},
                6 * n, 2 * n, 0.08);
+}
+
+// A block leaves a partial sum of its gradients for each column, which the next launch adds up: of strips of
+// 32 rows and more 16 bytes (LayerNorm) beside 256 of its rows, which the caches serve.
+TEST_F(Traffic, OfNormsWithStatisticsIsTheirRows) {
+  const std::int64_t rows = 4096, cols = 512;
+  const Shape shape = {rows, cols};
+  const std::size_t n = rows * cols, statistics = 4 * rows;
+  const Tensor x = bf16s(shape), delta = bf16s(shape), sum = bf16s(shape), y = bf16s(shape);
+  const Tensor weight = bf16s({cols}), bias = bf16s({cols}), mean = floats({rows});
+  const Tensor inverse = floats({rows}), d_weight = floats({cols}), d_bias = floats({cols});
+  expect_dram(
+      "RmsNormForward",
+      RmsNormForward{
+          .x = x, .delta = delta, .weight = weight, .sum = sum, .y = y, .inverse_rms = inverse},
+      4 * n + 2 * cols, 4 * n + statistics);
+  expect_dram("LayerNormForward",
+              LayerNormForward{.x = x,
+                               .delta = delta,
+                               .weight = weight,
+                               .bias = bias,
+                               .sum = sum,
+                               .y = y,
+                               .mean = mean,
+                               .inverse_std = inverse},
+              4 * n + 4 * cols, 4 * n + 2 * statistics);
+  expect_dram("RmsNormBackward",
+              RmsNormBackward{.x = x,
+                              .weight = weight,
+                              .inverse_rms = inverse,
+                              .d_y = y,
+                              .d_sum = sum,
+                              .d_x = delta,
+                              .d_weight = d_weight},
+              6 * n + 2 * cols + statistics + 4 * cols, 2 * n + 4 * cols);
+  expect_dram("LayerNormBackward",
+              LayerNormBackward{.x = x,
+                                .weight = weight,
+                                .mean = mean,
+                                .inverse_std = inverse,
+                                .d_y = y,
+                                .d_sum = sum,
+                                .d_x = delta,
+                                .d_weight = d_weight,
+                                .d_bias = d_bias},
+              6 * n + 2 * cols + 2 * statistics + 8 * cols, 2 * n + 8 * cols, 0.08);
+}
+
+TEST_F(Traffic, OfQkNormIsItsHeads) {
+  const std::int64_t tokens = 512, heads = 16, dim = 128;
+  const Shape shape = {tokens, heads, dim};
+  const std::size_t n = tokens * heads * dim, statistics = 4 * tokens * heads;
+  const Tensor x = bf16s(shape), y = bf16s(shape), d_y = bf16s(shape), weight = bf16s({dim});
+  const Tensor rotation = floats({tokens, dim}), inverse = floats({tokens, heads});
+  std::vector<int> places(tokens);
+  for (std::size_t i = 0; i < places.size(); ++i) places[i] = static_cast<int>(i);
+  const Tensor positions = words(places), d_weight = floats({dim});
+  const std::size_t shared = 2 * dim + 4 * tokens * dim + 4 * tokens;
+  expect_dram("QkNormRopeForward",
+              QkNormRopeForward{.x = x,
+                                .weight = weight,
+                                .rotation = rotation,
+                                .positions = positions,
+                                .y = y,
+                                .inverse_rms = inverse},
+              2 * n + shared, 2 * n + statistics);
+  expect_dram("QkNormRopeBackward",
+              QkNormRopeBackward{.x = x,
+                                 .weight = weight,
+                                 .rotation = rotation,
+                                 .positions = positions,
+                                 .inverse_rms = inverse,
+                                 .d_y = d_y,
+                                 .d_x = y,
+                                 .d_weight = d_weight},
+              4 * n + shared + statistics + 4 * dim, 2 * n + 4 * dim);
+}
+
+TEST_F(Traffic, OfARouterIsLogitsAndProbabilities) {
+  const std::int64_t tokens = 4096, experts = 64, k = 2;
+  const std::size_t n = tokens * experts, choices = tokens * k;
+  RouterForward forward{.logits = floats({tokens, experts}),
+                        .sequence_offsets = words({0, tokens / 2, tokens}),
+                        .real_tokens = words({tokens / 2, tokens / 2}),
+                        .k = k,
+                        .probabilities = floats({tokens, experts}),
+                        .log_sum_exp = floats({tokens}),
+                        .chosen = tensor(DType::i32, {tokens, k}),
+                        .experts = tensor(DType::i32, {tokens, k}),
+                        .gates = floats({tokens, k}),
+                        .choice_fractions = floats({2, experts}),
+                        .balance_loss = floats({2}),
+                        .z_loss = floats({2}),
+                        .expert_counts = tensor(DType::i32, {2, experts})};
+  expect_dram("RouterForward", forward, 4 * n, 4 * n + 4 * tokens + 12 * choices);
+  expect_dram("RouterBackward",
+              RouterBackward{.probabilities = forward.probabilities,
+                             .log_sum_exp = forward.log_sum_exp,
+                             .chosen = forward.chosen,
+                             .experts = forward.experts,
+                             .choice_fractions = forward.choice_fractions,
+                             .sequence_offsets = forward.sequence_offsets,
+                             .real_tokens = forward.real_tokens,
+                             .d_gates = floats({tokens, k}),
+                             .k = k,
+                             .balance_scale = 1e-2f,
+                             .z_scale = 1e-3f,
+                             .d_logits = floats({tokens, experts})},
+              4 * n + 4 * tokens + 12 * choices, 4 * n);
+  // With a capacity, choices and slices are read once more, and what is dropped is written twice: here all
+  // but few, since all logits are alike.
+  forward.capacity_factor = 1.25f;
+  expect_dram("RouterForward with a capacity", forward, 4 * n, 4 * n + 4 * tokens + 12 * choices,
+              0.12);
+}
+
+TEST_F(Traffic, OfDispatchAndCombineIsEachRowOnce) {
+  const std::int64_t tokens = 512, experts = 8, k = 2, hidden = 1024;
+  const std::int64_t rows = max_expert_rows(tokens, k, experts);
+  std::vector<int> choices;
+  for (int t = 0; t < tokens; ++t) choices.insert(choices.end(), {t % 8, (t + 1 + t / 8 % 7) % 8});
+  const PermutePlan plan{.experts = words(choices).reshape({tokens, k}),
+                         .row_offsets = tensor(DType::i32, {experts + 1}),
+                         .source = tensor(DType::i32, {rows}),
+                         .slot = tensor(DType::i32, {tokens, k})};
+  const std::size_t of_choices = 4 * tokens * k;
+  // Words beside rows, and bound by the latency of its launches: choices are read twice, sources cleared
+  // and then written one by one.
+  expect_dram("PermutePlan", plan, of_choices, of_choices + 4 * static_cast<std::size_t>(rows),
+              0.65, 0.35);
+  // Each expert has 128 rows: none is padding.
+  const std::size_t of_tokens = 2 * tokens * hidden, of_rows = k * of_tokens;
+  const Tensor x = bf16s({tokens, hidden}), y = bf16s({tokens, hidden});
+  const Tensor in = bf16s({rows, hidden}), out = bf16s({rows, hidden});
+  const Tensor gates = floats({tokens, k}), d_gates = floats({tokens, k});
+  expect_dram("DispatchForward",
+              DispatchForward{.x = x,
+                              .source = plan.source,
+                              .slot = plan.slot,
+                              .row_offsets = plan.row_offsets,
+                              .rows = out},
+              of_tokens, of_rows);
+  expect_dram(
+      "DispatchForward without slots",
+      DispatchForward{.x = x, .source = plan.source, .row_offsets = plan.row_offsets, .rows = out},
+      of_tokens, of_rows);
+  expect_dram("DispatchBackward",
+              DispatchBackward{.d_rows = in, .slot = plan.slot, .d_extra = x, .d_x = y},
+              of_rows + of_tokens, of_tokens);
+  expect_dram("CombineForward",
+              CombineForward{.rows = in, .slot = plan.slot, .gates = gates, .y = y}, of_rows,
+              of_tokens);
+  expect_dram("CombineBackward",
+              CombineBackward{.rows = in,
+                              .source = plan.source,
+                              .slot = plan.slot,
+                              .gates = gates,
+                              .row_offsets = plan.row_offsets,
+                              .d_y = y,
+                              .d_rows = out,
+                              .d_gates = d_gates},
+              of_rows + of_tokens, of_rows);
+}
+
+TEST_F(Traffic, OfConvolutionAndPoolingIsThePictures) {
+  const std::int64_t images = 3, side = 24, channels = 256;
+  const Shape shape = {images, side, side, channels}, small = {images, 12, 12, channels};
+  const std::size_t n = images * side * side * channels, few = images * 12 * 12 * channels;
+  const Tensor x = bf16s(shape), y = bf16s(shape), weight = bf16s({channels, 3, 3});
+  const Tensor d_weight = floats({channels, 3, 3}), pooled = bf16s(small);
+  const std::size_t weights = 9 * channels;
+  expect_dram("DepthwiseConv3x3Forward", DepthwiseConv3x3Forward{.x = x, .weight = weight, .y = y},
+              2 * n + 2 * weights, 2 * n);
+  expect_dram("DepthwiseConv3x3BackwardInput",
+              DepthwiseConv3x3BackwardInput{.d_y = y, .weight = weight, .d_x = x},
+              2 * n + 2 * weights, 2 * n);
+  // Each block leaves the sums of its part of the pictures: 72 strips of rows, three beside each other, for
+  // eight warps. They are a twentieth at 11664 pixels of 1024 channels.
+  const std::size_t parts = 72 * 3 / 8, partial = 4 * weights * parts;
+  expect_dram("DepthwiseConv3x3BackwardWeight",
+              DepthwiseConv3x3BackwardWeight{.x = x, .d_y = y, .d_weight = d_weight},
+              4 * n + 4 * weights + partial, 4 * weights + partial);
+  expect_dram("AdaptiveAveragePoolForward", AdaptiveAveragePoolForward{.x = x, .y = pooled}, 2 * n,
+              2 * few);
+  expect_dram("AdaptiveAveragePoolBackward", AdaptiveAveragePoolBackward{.d_y = pooled, .d_x = x},
+              2 * few, 2 * n);
+  const Tensor mean = bf16s({images, 1, 1, channels});
+  expect_dram("GlobalMean", AdaptiveAveragePoolForward{.x = x, .y = mean}, 2 * n,
+              2 * images * channels);
+  expect_dram("GlobalMeanBackward", AdaptiveAveragePoolBackward{.d_y = mean, .d_x = x},
+              2 * images * channels, 2 * n);
+  expect_dram("ExciteForward",
+              ExciteForward{.x = x.reshape({images, side * side, channels}),
+                            .scale = mean.reshape({images, channels}),
+                            .y = y.reshape({images, side * side, channels})},
+              2 * n + 2 * images * channels, 2 * n);
+}
+
+// DRAM sees each pixel once, but neighbouring lanes are not at neighbouring words. Resizing, they take pixels
+// of three bytes that lie a scale apart. Cutting patches, they take one colour of neighbouring pixels, three
+// floats apart; L1 has the other two.
+TEST_F(Traffic, OfResizingAndPatchesIsThePixels) {
+  const std::int64_t in = 200, side = 112, patch = 14;
+  const std::size_t pixels = side * side * 3;
+  const std::size_t between = 4 * side * in * 3;  // after the horizontal pass
+  const Tensor canvas = floats({side, side, 3});
+  expect_dram("ResizeBicubic",
+              ResizeBicubic{
+                  .x = tensor(DType::u8, {in, in, 3}), .height = side, .width = side, .y = canvas},
+              in * in * 3 + between, between + 4 * pixels, 0.05, 0.6);
+  expect_dram("NormalisePatchify",
+              NormalisePatchify{.x = canvas,
+                                .height = side,
+                                .width = side,
+                                .side = side,
+                                .patch = patch,
+                                .patches = bf16s({1, 64, 3 * patch * patch})},
+              4 * pixels, 2 * pixels, 0.05, 2.5);
+}
+
+TEST_F(Traffic, OfTablesIsTheRowsNamed) {
+  const std::int64_t tokens = 512, vocab = 700, hidden = 1024;
+  std::vector<int> ids(tokens), every_other(tokens / 2);
+  for (int t = 0; t < tokens; ++t) ids[static_cast<std::size_t>(t)] = t * 97 % 700;
+  for (std::size_t i = 0; i < every_other.size(); ++i) every_other[i] = static_cast<int>(2 * i);
+  const Tensor sources = words(ids), table = bf16s({vocab, hidden}), y = bf16s({tokens, hidden});
+  const Tensor d_table = floats({vocab, hidden}), half = bf16s({tokens / 2, hidden});
+  const std::size_t n = tokens * hidden, names = 4 * tokens;
+  expect_dram("EmbeddingForward", EmbeddingForward{.table = table, .sources = sources, .y = y},
+              2 * n + names, 2 * n);
+  expect_dram("EmbeddingBackward",
+              EmbeddingBackward{.d_y = y, .sources = sources, .d_table = d_table}, 6 * n + names,
+              4 * n);
+  const Tensor indices = words(every_other);
+  expect_dram("GatherRows", GatherRows{.x = y, .indices = indices, .y = half}, n, n);
+  expect_dram("ScatterRows", ScatterRows{.x = half, .indices = indices, .y = y}, n, 2 * n);
+  const Shape with = {4, 65, 512}, without = {4, 64, 512};
+  const std::size_t m = 4 * 64 * 512;
+  const Tensor patches = bf16s(without), positions = bf16s({65, 512}), out = bf16s(with);
+  expect_dram(
+      "PrependClassForward",
+      PrependClassForward{
+          .patches = patches, .class_token = bf16s({512}), .positions = positions, .y = out},
+      2 * m + 2 * 66 * 512, 2 * m + 2 * 4 * 512);
+  expect_dram("DropClassForward",
+              DropClassForward{.x = out, .positions = bf16s({64, 512}), .y = patches},
+              2 * m + 2 * 64 * 512, 2 * m);
 }
 
 TEST_F(Traffic, OfCrossEntropyIsEachLogitOnceWhileARowFitsSharedMemory) {

@@ -60,6 +60,24 @@ void arrive_expecting(Frame& frame, const Instruction& i) {
                      frame.where(i));
 }
 
+// An address in the cluster's shared memory, as it goes from mapa to the instruction that uses it: the
+// block's rank above 24 bits of the address in that block.
+constexpr unsigned rank_shift = 24;
+
+// d, address, rank
+void map_to_block(Frame& frame, const Instruction& i) {
+  const auto word = [&](std::size_t n) { return frame.read<std::uint32_t>(frame.operand(i, n)); };
+  frame.write(frame.operand(i, 0), word(1) | word(2) << rank_shift);
+}
+
+void arrive_in_block(Frame& frame, const Instruction& i) {
+  const std::uint64_t there = address_value(frame, i, 0);
+  const std::byte* const own = frame.shared + (there & ((1u << rank_shift) - 1));
+  const auto rank = static_cast<unsigned>(there >> rank_shift);
+  arrive_at_mbarrier(static_cast<std::uint64_t*>(map_to_rank(own, rank, frame.where(i))), 0,
+                     frame.where(i));
+}
+
 // Waits for as long as it takes, so that it never says no.
 void try_wait(Frame& frame, const Instruction& i) {
   wait_for_mbarrier(mbarrier(frame, i, 1), frame.read<std::uint32_t>(frame.operand(i, 4)),
@@ -90,8 +108,46 @@ void load_box(Frame& frame, const Instruction& i) {
                     frame.where(i));
 }
 
+// [to], [map, {col, row, matrix}], [mbarrier], ranks
+void load_box_into_blocks(Frame& frame, const Instruction& i) {
+  const auto coordinate = [&](std::size_t n) {
+    return frame.read<std::int32_t>(frame.operand(i, n));
+  };
+  const TensorMap map = tensor_map(frame, i, frame.read<std::uint64_t>(frame.operand(i, 3)));
+  issue_tensor_load(
+      {map.box, shared_pointer(frame, i, 0), coordinate(4), coordinate(5), coordinate(6),
+       mbarrier(frame, i, 7), frame.read<std::uint16_t>(frame.operand(i, 10))},
+      frame.where(i));
+}
+
+// [map, {col, row, matrix}], [from]
+template <Combine combine>
+void store_box(Frame& frame, const Instruction& i) {
+  const auto coordinate = [&](std::size_t n) {
+    return frame.read<std::int32_t>(frame.operand(i, n));
+  };
+  const TensorMap map = tensor_map(frame, i, frame.read<std::uint64_t>(frame.operand(i, 0)));
+  issue_tensor_store(
+      {map.box, shared_pointer(frame, i, 4), coordinate(1), coordinate(2), coordinate(3), combine},
+      frame.where(i));
+}
+
+void commit_stores(Frame&, const Instruction&) {
+  commit_bulk();
+}
+
+template <bool only_read>
+void wait_for_stores(Frame& frame, const Instruction& i) {
+  wait_bulk(frame.operand(i, 0), only_read);
+}
+
 void prefetch_map(Frame& frame, const Instruction& i) {
   static_cast<void>(tensor_map(frame, i, address_value(frame, i, 0)));
+}
+
+// [map, {col, row, matrix}]
+void prefetch_box(Frame& frame, const Instruction& i) {
+  static_cast<void>(tensor_map(frame, i, frame.read<std::uint64_t>(frame.operand(i, 0))));
 }
 
 void fence_from_generic_proxy(Frame&, const Instruction&) {
@@ -114,10 +170,25 @@ void add_async_copies(Opcodes& to) {
   to.add("mbarrier.init.shared::cta.b64", "aw", initialise);
   to.add("mbarrier.arrive.shared::cta.b64", "_a", arrive);
   to.add("mbarrier.arrive.expect_tx.shared::cta.b64", "_aw", arrive_expecting);
+  to.add("mapa.shared::cluster.u32", "=www", map_to_block);
+  to.add("mbarrier.arrive.release.cluster.shared::cluster.b64", "_a", arrive_in_block);
+  to.add("mbarrier.arrive.shared::cluster.b64", "_a", arrive_in_block);
   to.add("mbarrier.try_wait.parity.shared::cta.b64", "=paw", try_wait);
 
   to.add("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes", "ata",
          load_box);
+  to.add(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster",
+      "atah", load_box_into_blocks);
+  to.add("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group", "ta",
+         store_box<Combine::replace>);
+  to.add("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group", "ta",
+         store_box<Combine::add>);
+  to.add("cp.async.bulk.commit_group", "", commit_stores);
+  to.add("cp.async.bulk.wait_group", "i", wait_for_stores<false>);
+  to.add("cp.async.bulk.wait_group.read", "i", wait_for_stores<true>);
+  to.add("cp.async.bulk.prefetch.tensor.3d.L2.global.tile", "t", prefetch_box);
   to.add("prefetch.tensormap", "a", prefetch_map);
   to.add("fence.mbarrier_init.release.cluster", "", fence_initialisation);
   to.add("fence.proxy.async.shared::cta", "", fence_from_generic_proxy);

@@ -54,6 +54,8 @@ enum Special : std::uint32_t {
   nctaid_y,
   nctaid_z,
   laneid,
+  cluster_ctarank,
+  cluster_nctarank,
   special_count
 };
 

@@ -78,8 +78,9 @@ void add_type(Opcodes& to, const std::string& type) {
 }
 
 // Threads run one at a time, so that it is atomic as it stands.
-void add_to_global(Frame& frame, const Instruction& i) {
-  std::byte* const at = global_pointer(frame, i, 1);
+template <std::byte* (*pointer)(const Frame&, const Instruction&, std::size_t)>
+void atomic_add(Frame& frame, const Instruction& i) {
+  std::byte* const at = pointer(frame, i, 1);
   std::uint32_t before;
   atomic_access(at, sizeof before, frame.where(i));
   std::memcpy(&before, at, sizeof before);
@@ -100,7 +101,8 @@ void add_memory(Opcodes& to) {
   add_type<std::uint64_t>(to, "u64");
   add_type<std::int64_t>(to, "s64");
   add_type<double>(to, "f64");
-  to.add("atom.global.add.u32", "=waw", add_to_global);
+  to.add("atom.global.add.u32", "=waw", atomic_add<global_pointer>);
+  to.add("atom.shared.add.u32", "=waw", atomic_add<shared_pointer>);
 }
 
 }  // namespace orchard::simt::ptx

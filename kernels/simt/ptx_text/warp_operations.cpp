@@ -24,6 +24,20 @@ void wait_at_block_barrier(Frame& frame, const Instruction& i) {
   block_barrier(frame.where(i));
 }
 
+void arrive_at_cluster_barrier(Frame& frame, const Instruction& i) {
+  cluster_arrive(frame.where(i));
+}
+
+void wait_at_cluster_barrier(Frame& frame, const Instruction& i) {
+  cluster_wait(frame.where(i));
+}
+
+void wait_at_named_barrier(Frame& frame, const Instruction& i) {
+  barrier_sync({frame.read<std::uint32_t>(frame.operand(i, 0)),
+                frame.read<std::uint32_t>(frame.operand(i, 1))},
+               frame.where(i));
+}
+
 void synchronise_warp(Frame& frame, const Instruction& i) {
   warp_collective(syncwarp_operation, frame.read<std::uint32_t>(frame.operand(i, 0)), nullptr,
                   frame.where(i));
@@ -75,6 +89,14 @@ void ballot(Frame& frame, const Instruction& i) {
   frame.write(frame.operand(i, 0), arguments.ballot);
 }
 
+// _|p, mask: the sink, whether the lane is the elected one
+void elect(Frame& frame, const Instruction& i) {
+  ElectArguments arguments{};
+  warp_collective(elect_operation, frame.read<std::uint32_t>(frame.operand(i, 1)), &arguments,
+                  frame.where(i));
+  frame.write(frame.operand(i, 0), std::uint32_t{arguments.elected});
+}
+
 }  // namespace
 
 void add_control(Opcodes& to) {
@@ -86,11 +108,15 @@ void add_control(Opcodes& to) {
 
 void add_warp_operations(Opcodes& to) {
   to.add("bar.sync", "i", wait_at_block_barrier);
+  to.add("barrier.cluster.arrive", "", arrive_at_cluster_barrier);
+  to.add("barrier.cluster.wait", "", wait_at_cluster_barrier);
+  to.add("bar.sync", "ww", wait_at_named_barrier);
   to.add("bar.warp.sync", "w", synchronise_warp);
   to.add("shfl.sync.up.b32", "=w=pwwww", shuffle_lanes<Shuffle::up>);
   to.add("shfl.sync.down.b32", "=w=pwwww", shuffle_lanes<Shuffle::down>);
   to.add("shfl.sync.bfly.b32", "=w=pwwww", shuffle_lanes<Shuffle::butterfly>);
   to.add("shfl.sync.idx.b32", "=w=pwwww", shuffle_lanes<Shuffle::index>);
+  to.add("elect.sync", "_=pw", elect);
   to.add("vote.sync.ballot.b32", "=wpw", ballot);
 }
 

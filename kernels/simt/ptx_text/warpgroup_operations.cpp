@@ -137,6 +137,7 @@ void add_product(Opcodes& to) {
 }  // namespace
 
 void add_warpgroup_operations(Opcodes& to) {
+  add_product<64>(to);
   add_product<128>(to);
   add_product<256>(to);
   to.add("wgmma.fence.sync.aligned", "", fence);
