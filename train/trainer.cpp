@@ -55,7 +55,7 @@ void check_tokenizer(const RunConfig& run, const std::filesystem::path& checkpoi
           checkpoint.string(), info.tokenizer_hash, run.training_set.string(), tokenizer_hash);
 }
 
-// Everything that the times of links depend on but the machine.
+// Everything that the times of links depend on, but for the machine: it and its nodes may change.
 std::string setting_of(const RunConfig& run, const ModelConfig& model, const MicroBatch& batch) {
   Layout layout = run.layout;
   layout.pipeline = 1;
