@@ -110,7 +110,7 @@ __device__ void store_pixel(const Pool<T>& op, std::int64_t at, Values<n> total)
 #pragma unroll
     for (int i = 0; i < n; ++i) total[i] += extra[i];
   }
-  store_values(op.target + at, total);
+  store_piece(op.target + at, piece_of<T>(total));
 }
 
 // A warp is one pixel's, in 32 · n · chunks channels. Lanes beyond the last channel read the last ones once

@@ -113,7 +113,9 @@ __global__ void __launch_bounds__(32 * block_warps, 2) convolve(Convolution<T> o
           right[c] = fmaf(weights.tap[3 * r][c], pixel[c], right[c]);
         }
       }
-      if (j > begin && j <= end) store_values(y + (j - 1) * picture.channels, left);
+      if (j > begin && j <= end) {
+        store_piece(y + (j - 1) * picture.channels, piece_of<T>(left));
+      }
       left = middle;
       middle = right;
     }

@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "kernels/gpu/gpu.h"
+#include "kernels/gpu/store_whole.h"
 #include "kernels/gpu/values.h"
 #include "kernels/gpu/vector.h"
 
@@ -29,7 +30,7 @@ __device__ Piece<T, n> load_piece(const T* address) {
 
 template <class T, int n>
 __device__ void store_piece(T* address, const Piece<T, n>& piece) {
-  store(reinterpret_cast<decltype(Piece<T, n>::word)*>(address), piece.word);
+  store_whole(reinterpret_cast<decltype(Piece<T, n>::word)*>(address), piece.word);
 }
 
 template <class T, int n>
@@ -44,6 +45,15 @@ __device__ Values<n> values_of(const Piece<T, n>& piece) {
     for (int i = 0; i < n; ++i) out[i] = element_of(words, i, static_cast<const T*>(nullptr));
   }
   return out;
+}
+
+template <class T, int n>
+__device__ Piece<T, n> piece_of(const Values<n>& values) {
+  if constexpr (n == 1) {
+    return {narrow<T>(values[0])};
+  } else {
+    return {word_of<T>(values)};
+  }
 }
 
 // Calls body(std::integral_constant<int, n>{}) with `widest`, or 1 where rows of `cols` elements or one of

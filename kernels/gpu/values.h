@@ -98,6 +98,23 @@ __device__ Values<n> load_values(const T* address) {
   return out;
 }
 
+// The elements of one access from `first` on, as they lie in memory.
+template <class T, int n>
+__device__ AccessWord<T, n> word_of(const Values<n>& values, int first = 0) {
+  unsigned words[4];
+#pragma unroll
+  for (int i = 0; i < elements_per_access<T, n>; ++i) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      words[i] = __float_as_uint(values[first + i]);
+    } else if (i % 2 == 0) {
+      words[i / 2] = pack_bf16x2(values[first + i], values[first + i + 1]);
+    }
+  }
+  AccessWord<T, n> word;
+  read_words(words, word);
+  return word;
+}
+
 template <int n, class T>
 __device__ void store_values(T* address, const Values<n>& values) {
   if constexpr (n == 1) {
@@ -106,18 +123,7 @@ __device__ void store_values(T* address, const Values<n>& values) {
     constexpr int step = elements_per_access<T, n>;
 #pragma unroll
     for (int first = 0; first < n; first += step) {
-      unsigned words[4];
-#pragma unroll
-      for (int i = 0; i < step; ++i) {
-        if constexpr (sizeof(T) == sizeof(float)) {
-          words[i] = __float_as_uint(values[first + i]);
-        } else if (i % 2 == 0) {
-          words[i / 2] = pack_bf16x2(values[first + i], values[first + i + 1]);
-        }
-      }
-      AccessWord<T, n> word;
-      read_words(words, word);
-      store(reinterpret_cast<AccessWord<T, n>*>(address + first), word);
+      store(reinterpret_cast<AccessWord<T, n>*>(address + first), word_of<T>(values, first));
     }
   }
 }

@@ -74,6 +74,7 @@ void add_type(Opcodes& to, const std::string& type) {
   add_loads<T, shared_access>(to, "shared", type);
   add_loads<T, parameter_access>(to, "param", type);
   add_stores<T, global_access>(to, "global", type);
+  add_stores<T, global_access>(to, "global.wb", type);
   add_stores<T, shared_access>(to, "shared", type);
 }
 
