@@ -1,10 +1,17 @@
-// Training speed of a recipe's decoder on text alone: tokens/s, model FLOP/s beside the machine's own GEMM
-// peak measured in the same process, peak memory, and where the time goes.
+// Training speed of a recipe's decoder on text alone: tokens/s, model FLOP/s beside the machine's own
+// GEMM peak measured in the same process, peak memory, and where the time goes.
 //
 //   bench_train_step [--model tiny|tiny-moe|1b|...] [--dtype f32|bf16] [--sequence 512]
 //                    [--micro-batch 8] [--recompute none|blocks] [--steps 10] [--threads 2]
 //                    [--device cpu|cuda] [--json]
 //   mpirun -n 2 bench_train_step --threads 1 --tp 2 ...
+//   mpirun -n 2 bench_train_step --threads 1 --pp 2 --schedule zb-h1 --micro-batches 8 ...
+//
+// Layouts have the options of `orchard train`. Of a pipeline it also says what share of the step the
+// ranks have nothing to do: by the schedule and the costs of the stages, as the simulator has it,
+// and measured, as the time that forward, backward and optimizer leave: waiting for other ranks,
+// moving what crosses stages, adding gradients. "Without bubble" is what the ranks would do if only
+// the first of the two were saved.
 //
 // Tokens are random and every sequence is one document, so nothing but the model's arithmetic is
 // measured. The first two steps warm up. Model FLOPs count what the mathematics needs
@@ -14,7 +21,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <optional>
 
 #include "bench/command_line.h"
@@ -25,6 +34,7 @@
 #include "models/flops.h"
 #include "parallel/random.h"
 #include "train/layout_facts.h"
+#include "train/link_timer.h"
 #include "train/step.h"
 
 namespace orchard {
@@ -38,8 +48,8 @@ struct Setting {
   std::int64_t micro_batch = 8;
   std::int64_t micro_batches = 1;  // of a step, over all ranks
   std::int64_t steps = 10;
-  int threads = 2;  // of the CPU device of a rank
-  Layout layout;
+  int threads = 2;                            // of the CPU device of a rank
+  std::map<std::string, std::string> layout;  // options of the run's section [layout]
   std::string device = "cpu";
   bool json = false;
 };
@@ -82,19 +92,70 @@ double worst(Communicator& world, double value) {
   return value;
 }
 
+// The recipe, with what the command line says of its layout.
+RunConfig run_of(const Setting& setting) {
+  RunConfig run = load_recipe(setting.model);
+  for (const auto& [key, value] : setting.layout) {
+    const RunOption* const option = find_run_option("layout." + key);
+    require(option && option->read(run, value), "layout.{} = {}: must be {}", key, value,
+            option ? option->values : "an option of a run");
+  }
+  run.dtype = setting.dtype;
+  run.micro_batch = 1;
+  run.model.vision = {};
+  run.model.recompute = setting.recompute == "blocks" ? Recompute::blocks : Recompute::none;
+  run.model.decoder.max_positions = std::max(run.model.decoder.max_positions, setting.sequence);
+  return run;
+}
+
+// Shares of a step, of all ranks together, that a pipeline leaves without work.
+struct Idle {
+  std::string cut;    // "1f1b, blocks 0-4 | 5-9"
+  double bubble = 0;  // as the simulator has it
+  double waited = 0;  // as measured
+};
+
+PipelineStages stages_of(const RunConfig& run, std::span<const LinkCost> costs) {
+  return cut_pipeline(run.model, run.pipeline, run.layout.pipeline, costs);
+}
+
+std::vector<LinkCost> link_costs(const RunConfig& run, const Setting& setting, Device& device,
+                                 Communicator& world) {
+  const MicroBatch batch = random_batch(run.model, setting, 0);
+  const Workload work{.tokens = batch.sequences * batch.length,
+                      .document_length = static_cast<double>(batch.length),
+                      .targets = batch.target_count};
+  if (run.layout.pipeline == 1 || !run.pipeline.is_measured())
+    return counted_costs(run.model, work);
+  const LinkSetting links{.layout = run.layout, .experts = run.experts, .dtype = run.dtype};
+  return measured_costs(run.model, work, time_links(device, world, run.model, links, batch));
+}
+
+// `phases` are seconds of a step.
+Idle idle_of(const PipelineStages& stages, std::span<const LinkCost> costs, int micro_batches,
+             const PhaseSeconds& phases, double step_seconds, Communicator& world) {
+  const double waiting = phases.pipeline + phases.reduce;
+  double of_ranks[] = {waiting, phases.forward + phases.backward + waiting};
+  world.sum_on_host(of_ranks);
+  const double all = step_seconds * world.size();
+  const PipelineTimeline timeline =
+      simulate(stages.schedule(micro_batches), pipeline_costs(stages, costs));
+  return {.cut = stages.to_string(),
+          .bubble = (1 - timeline.utilisation()) * of_ranks[1] / all,
+          .waited = of_ranks[0] / all};
+}
+
 void measure(const Setting& setting, Communicator& world) {
-  ModelConfig config = load_recipe(setting.model).model;
-  config.vision = {};
-  config.recompute = setting.recompute == "blocks" ? Recompute::blocks : Recompute::none;
-  config.decoder.max_positions = std::max(config.decoder.max_positions, setting.sequence);
+  const RunConfig run = run_of(setting);
+  const ModelConfig& config = run.model;
   const std::unique_ptr<Device> device = setting.device == "cpu"
                                              ? make_cpu_device({.threads = setting.threads})
                                              : open_device({.device = DeviceKind::cuda});
   const std::unique_ptr<Stream> stream = device->make_stream();
-  require_possible(
-      world.size(), setting.layout,
-      layout_facts({.micro_batch = 1}, {.global_batch = setting.micro_batches}, config));
-  const ParallelContext ranks(world, setting.layout);
+  require_possible(world.size(), run.layout,
+                   layout_facts(run, {.global_batch = setting.micro_batches}, config));
+  const std::vector<LinkCost> costs = link_costs(run, setting, *device, world);
+  const ParallelContext ranks(world, run.layout, run.sequence_parallel, stages_of(run, costs));
   ParameterStore store(ranks.place());
   MultimodalModel model(store, config);
   store.allocate(*device, *stream, setting.dtype, ParameterUse::training_on_shards);
@@ -125,15 +186,27 @@ void measure(const Setting& setting, Communicator& world) {
         std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
     phases.forward += report.seconds.forward;
     phases.backward += report.seconds.backward;
+    phases.pipeline += report.seconds.pipeline;
     phases.reduce += report.seconds.reduce;
     phases.optimizer += report.seconds.optimizer;
     loss = report.losses.loss;
   }
+  const double n = static_cast<double>(setting.steps);
+  double* const all_phases[] = {&phases.forward, &phases.backward, &phases.pipeline, &phases.reduce,
+                                &phases.optimizer};
+  for (double* const phase : all_phases) *phase /= n;
+  Idle idle;
+  if (const PipelineStages& stages = ranks.stages(); stages.ranks() > 1) {
+    const double mean = std::accumulate(seconds.begin(), seconds.end(), 0.0) / n;
+    idle = idle_of(stages, costs, static_cast<int>(batches.size()), phases, mean, world);
+  }
+  for (double* const phase : all_phases) *phase = worst(world, *phase);
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
   const double memory = worst(world, peak_memory_bytes(*device));
 
   const double tokens_per_s = static_cast<double>(totals.real_rows) / median;
+  const double without_bubble = tokens_per_s / (1 - idle.bubble);
   const Workload work{.tokens = totals.real_rows,
                       .document_length = static_cast<double>(setting.sequence),
                       .targets = totals.targets};
@@ -141,22 +214,22 @@ void measure(const Setting& setting, Communicator& world) {
   world.barrier();
   double peak = measure_gemm_peak(*stream, setting.dtype);
   world.sum_on_host({&peak, 1});
-  const double n = static_cast<double>(setting.steps);
-  for (double* phase : {&phases.forward, &phases.backward, &phases.reduce, &phases.optimizer}) {
-    *phase = worst(world, *phase) / n;
-  }
   if (world.rank() != 0) return;
   if (setting.json) {
     const nlohmann::json line{{"model", setting.model},
                               {"dtype", std::string(name_of(setting.dtype))},
                               {"ranks", world.size()},
-                              {"layout", setting.layout.to_string()},
+                              {"layout", run.layout.to_string()},
+                              {"pipeline", idle.cut},
                               {"threads", setting.threads},
                               {"sequence", setting.sequence},
                               {"micro_batch", setting.micro_batch},
                               {"micro_batches", setting.micro_batches},
                               {"parameters", store.count()},
                               {"tokens_per_s", tokens_per_s},
+                              {"tokens_per_s_without_bubble", without_bubble},
+                              {"bubble_share", idle.bubble},
+                              {"waited_share", idle.waited},
                               {"step_s_median", median},
                               {"step_s_min", seconds.front()},
                               {"model_gflop_per_s", flops / 1e9},
@@ -165,6 +238,7 @@ void measure(const Setting& setting, Communicator& world) {
                               {"peak_memory_bytes", memory},
                               {"forward_s", phases.forward},
                               {"backward_s", phases.backward},
+                              {"pipeline_s", phases.pipeline},
                               {"reduce_s", phases.reduce},
                               {"optimizer_s", phases.optimizer},
                               {"loss", loss}};
@@ -173,13 +247,29 @@ void measure(const Setting& setting, Communicator& world) {
   }
   fmt::print(
       "{:9} {:4} {} x {} threads, {} x {}x{}: {:8.0f} tokens/s  {:7.1f} GFLOP/s of {:7.1f} GEMM "
-      "peak = {:4.1f} %  {:5.0f} MB  forward {:.0f} backward {:.0f} reduce {:.0f} optimizer {:.0f} "
-      "ms\n",
+      "peak = {:4.1f} %  {:5.0f} MB  forward {:.0f} backward {:.0f} pipeline {:.0f} reduce {:.0f} "
+      "optimizer {:.0f} ms\n",
       setting.model, name_of(setting.dtype), world.size(), setting.threads, setting.micro_batches,
       setting.micro_batch, setting.sequence, tokens_per_s, flops / 1e9, peak / 1e9,
       100 * flops / peak, memory / 1e6, 1e3 * phases.forward, 1e3 * phases.backward,
-      1e3 * phases.reduce, 1e3 * phases.optimizer);
+      1e3 * phases.pipeline, 1e3 * phases.reduce, 1e3 * phases.optimizer);
+  if (!idle.cut.empty()) {
+    fmt::print(
+        "pipeline {}: bubble {:.1f} % of the step, waited {:.1f} %; without bubble {:.0f} "
+        "tokens/s\n",
+        idle.cut, 100 * idle.bubble, 100 * idle.waited, without_bubble);
+  }
 }
+
+// What `orchard train` calls the option, and what the section [layout] does.
+constexpr std::pair<const char*, const char*> layout_flags[] = {
+    {"tp", "tp"},
+    {"pp", "pp"},
+    {"schedule", "schedule"},
+    {"pipeline-chunks", "pipeline_chunks"},
+    {"stage-blocks", "stage_blocks"},
+    {"balance", "balance"},
+    {"ep", "ep"}};
 
 // Nothing where only the help was asked for.
 std::optional<Setting> parse(int argc, char** argv) {
@@ -192,8 +282,11 @@ std::optional<Setting> parse(int argc, char** argv) {
   options.option("micro-batch", setting.micro_batch, "sequences");
   options.option("micro-batches", setting.micro_batches, "of a step, dealt to the replicas");
   options.option("recompute", setting.recompute, "none | blocks");
-  options.option("tp", setting.layout.tensor, "tensor ranks");
-  options.option("ep", setting.layout.expert, "expert ranks");
+  for (const auto& [flag, key] : layout_flags) {
+    const RunOption& option = *find_run_option(fmt::format("layout.{}", key));
+    std::string& value = setting.layout[key] = option.print(default_run());
+    options.option(flag, value, option.help.c_str());
+  }
   options.option("device", setting.device, "cpu | cuda");
   options.option("steps", setting.steps, "timed, after two to warm up");
   options.option("threads", setting.threads, "of the CPU");

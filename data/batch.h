@@ -19,9 +19,13 @@ struct MicroBatch {
   std::vector<std::int32_t> category;          // [rows] index of the sample's category, -1 padding
   std::vector<std::int64_t> sample;  // [rows] number of the sample in the index, -1 padding
   std::int64_t tiles = 0;            // picture tiles, each of tokens_per_tile visual rows, in order
-  std::vector<float> patches;        // [tiles, patches per tile, 3·patch²]
-  std::int64_t target_count = 0;     // rows with a target; losses are divided by the planned count
-  std::int64_t bad_samples = 0;      // kept in place without targets
+  // [tiles, patches per tile, 3·patch²]; empty where the pictures' contents are absent.
+  std::vector<float> patches;
+  std::int64_t target_count = 0;  // rows with a target; losses are divided by the planned count
+  std::vector<std::int32_t> bad_documents;  // kept in place without targets
 };
+
+// Takes the targets of a document away.
+void drop_targets(MicroBatch& batch, std::int32_t document);
 
 }  // namespace orchard

@@ -45,7 +45,8 @@ MicroBatch BatchBuilder::build(std::span<const PackedSequence> sequences) {
   std::int64_t tiles = 0;
   for (const PackedSequence& sequence : sequences) tiles += sequence.tiles;
   // Zeros are the mean colour.
-  batch.patches.assign(static_cast<std::size_t>(tiles * renderer_.tile_values()), 0.0f);
+  if (options_.pictures == PictureContent::whole)
+    batch.patches.assign(static_cast<std::size_t>(tiles * renderer_.tile_values()), 0.0f);
   for (const PackedSequence& sequence : sequences) {
     for (const PackedSample& packed : sequence.samples) add_sample(packed, batch);
     add_padding(batch.length - sequence.rows, batch);
@@ -78,20 +79,29 @@ void BatchBuilder::add_padding(std::int64_t rows, MicroBatch& batch) {
   batch.document_offsets.push_back(static_cast<std::int32_t>(batch.sources.size()));
 }
 
+std::span<float> BatchBuilder::patches_of(const PackedSample& packed, MicroBatch& batch) const {
+  if (batch.patches.empty()) return {};
+  return std::span(batch.patches)
+      .subspan(static_cast<std::size_t>(batch.tiles * renderer_.tile_values()),
+               static_cast<std::size_t>(packed.tiles * renderer_.tile_values()));
+}
+
 SampleRows BatchBuilder::read_sample(const PackedSample& packed, MicroBatch& batch) {
   const std::int64_t tokens_per_tile = layout_.options().tokens_per_tile;
   const std::int64_t first_visual_row = batch.tiles * tokens_per_tile;
-  float* const patches = batch.patches.data() + batch.tiles * renderer_.tile_values();
+  const std::span<float> patches = patches_of(packed, batch);
   BadSample bad{.sample = packed.sample};
   SampleRows rows;
   try {
     const Sample sample = source_.read(packed.sample);
     bad.id = sample.id;
     rows = expand_sample(sample, packed.sample, packed.pictures_of, first_visual_row, layout_);
-    if (packed.pictures_of == packed.sample) {
-      render(sample, packed.pictures_of, patches);
+    if (options_.pictures == PictureContent::absent) {
+      // Whoever renders tells of pictures that are bad.
+    } else if (packed.pictures_of == packed.sample) {
+      render(sample, packed.pictures_of, patches.data());
     } else {
-      render(source_.read(packed.pictures_of), packed.pictures_of, patches);
+      render(source_.read(packed.pictures_of), packed.pictures_of, patches.data());
     }
     bad_in_a_row_ = 0;
     return rows;
@@ -100,11 +110,11 @@ SampleRows BatchBuilder::read_sample(const PackedSample& packed, MicroBatch& bat
   } catch (const Error& error) {
     bad.reason = error.what();
   }
-  std::fill_n(patches, packed.tiles * renderer_.tile_values(), 0.0f);
+  std::ranges::fill(patches, 0.0f);
   if (rows.sources.empty()) rows = placeholder_rows(packed, first_visual_row, tokens_per_tile);
   std::fill(rows.targets.begin(), rows.targets.end(), -1);
   rows.target_count = 0;
-  ++batch.bad_samples;
+  batch.bad_documents.push_back(static_cast<std::int32_t>(batch.document_offsets.size()) - 1);
   note_bad(bad);
   return rows;
 }

@@ -29,6 +29,8 @@ struct BadSample {
 
 struct BatchBuilderOptions {
   std::int64_t patch = 14;  // pixels a side; divides the tile's side
+  // Absent: nothing is decoded, bad pictures are not found, and samples may come without.
+  PictureContent pictures = PictureContent::whole;
   std::int64_t bad_in_a_row_limit = 100;
   std::function<void(const BadSample&)> on_bad{};  // called on the building thread
 };
@@ -50,6 +52,8 @@ class BatchBuilder {
  private:
   void add_sample(const PackedSample& packed, MicroBatch& batch);
   static void add_padding(std::int64_t rows, MicroBatch& batch);
+  // Those of the next sample; none where pictures are left out.
+  std::span<float> patches_of(const PackedSample& packed, MicroBatch& batch) const;
   SampleRows read_sample(const PackedSample& packed, MicroBatch& batch);
   // The tiles of all pictures of sample `number`.
   void render(const Sample& sample, std::int64_t number, float* patches);

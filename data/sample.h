@@ -21,6 +21,10 @@ struct EncodedPicture {
   std::int32_t height = 0;
 };
 
+// Whether what is read or built has its pictures, or keeps no more than their places and sizes: only
+// who runs the vision tower needs to look at them.
+enum class PictureContent : std::uint8_t { whole, absent };
+
 struct Sample {
   std::string id;        // stable name for messages: source file and number
   std::string category;  // "caption", "ocr_lines", "general", ...

@@ -68,7 +68,7 @@ ShardReader::ShardReader(const std::filesystem::path& path)
           "{} is not a shard: its tables of offsets do not fit together", path.string());
 }
 
-Sample ShardReader::load(std::int64_t i) const {
+Sample ShardReader::load(std::int64_t i, PictureContent pictures) const {
   require(i >= 0 && i < samples(), "a shard of {} samples has no sample {}", samples(), i);
   const auto row = static_cast<std::size_t>(i);
   const auto range = [](const hdf5::Dataset& set, const std::vector<std::int64_t>& offsets,
@@ -83,9 +83,11 @@ Sample ShardReader::load(std::int64_t i) const {
   sample.id.assign(id.begin(), id.end());
   for (auto p = static_cast<std::size_t>(first_picture_[row]);
        p < static_cast<std::size_t>(first_picture_[row + 1]); ++p) {
-    sample.pictures.push_back({.bytes = range(pictures_, picture_offsets_, p, std::uint8_t{}),
-                               .width = picture_sizes_[2 * p],
-                               .height = picture_sizes_[2 * p + 1]});
+    EncodedPicture& picture = sample.pictures.emplace_back();
+    if (pictures == PictureContent::whole)
+      picture.bytes = range(pictures_, picture_offsets_, p, std::uint8_t{});
+    picture.width = picture_sizes_[2 * p];
+    picture.height = picture_sizes_[2 * p + 1];
   }
   return sample;
 }

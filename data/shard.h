@@ -50,8 +50,8 @@ class ShardReader {
   explicit ShardReader(const std::filesystem::path& path);
 
   std::int64_t samples() const { return static_cast<std::int64_t>(token_offsets_.size()) - 1; }
-  // The category is left empty.
-  Sample load(std::int64_t i) const;
+  // The category is left empty, and so are the bytes of pictures that are to be absent.
+  Sample load(std::int64_t i, PictureContent pictures = PictureContent::whole) const;
 
  private:
   hdf5::File file_;

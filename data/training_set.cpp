@@ -186,7 +186,7 @@ const std::string& TrainingSet::hash() const {
   return state_->hash;
 }
 
-Sample TrainingSet::load(std::int64_t i) const {
+Sample TrainingSet::load(std::int64_t i, PictureContent pictures) const {
   const auto& records = state_->index.samples;
   require(i >= 0 && i < static_cast<std::int64_t>(records.size()),
           "the training set has {} samples, none is number {}", records.size(), i);
@@ -196,7 +196,7 @@ Sample TrainingSet::load(std::int64_t i) const {
       state_->shards.begin(), state_->shards.end(), i,
       [](std::int64_t sample, const Shard& shard) { return sample < shard.first_sample; });
   const auto number = static_cast<std::size_t>(after - state_->shards.begin()) - 1;
-  Sample sample = state_->reader(number).load(i - state_->shards[number].first_sample);
+  Sample sample = state_->reader(number).load(i - state_->shards[number].first_sample, pictures);
   sample.category = state_->index.categories[static_cast<std::size_t>(record.category)];
   return sample;
 }

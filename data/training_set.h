@@ -69,8 +69,9 @@ class TrainingSet {
   // XXH3-128 of dataset.json, so of everything: says whether a run resumes on the same data.
   const std::string& hash() const;
 
-  // Sample i of the index. Several threads may call it; they take turns.
-  Sample load(std::int64_t i) const;
+  // Sample i of the index; pictures that are to be absent have no bytes. Several threads may call it;
+  // they take turns.
+  Sample load(std::int64_t i, PictureContent pictures = PictureContent::whole) const;
 
   // Verifies all shards.
   void verify() const;

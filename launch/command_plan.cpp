@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "data/atomic_file.h"
 #include "launch/command.h"
 #include "launch/command_line.h"
 #include "launch/configuration_error.h"
 #include "launch/pipeline_plan.h"
+#include "launch/run_arguments.h"
+#include "launch/run_blocks.h"
 #include "parallel/mesh.h"
 #include "train/timeline.h"
 
@@ -22,7 +25,12 @@ constexpr const char* usage =
     "  orchard plan --stages 4 --micro-batches 8\n"
     "  orchard plan --schedule zb-v --stages 4 --micro-batches 8 --svg timeline.svg\n"
     "  orchard plan --stages 4 --micro-batches 8 --blocks 24x1,2,32x3,6\n"
-    "  orchard plan --ranks 16 --tp 2 --ep 4 --stages 2 --micro-batches 8";
+    "  orchard plan --ranks 16 --tp 2 --ep 4 --stages 2 --micro-batches 8\n\n"
+    "The blocks of a run are counted, or measured where it kept times or --measure takes them. "
+    "Times\n"
+    "are then in units of a rank's mean time for one direction of a micro-batch.\n\n"
+    "  orchard plan --run runs/first --stages 4 --micro-batches 8\n"
+    "  orchard plan --recipe nano --training-set sets/small --measure --stages 2 --micro-batches 8";
 
 constexpr int terminal_columns = 160;
 constexpr int ranks_listed = 64;
@@ -33,7 +41,7 @@ void print_comparison(std::span<const Plan> plans, double memory_limit) {
   for (const Plan& plan : plans) {
     fmt::print("{:<13}{:>7}{:>10.4g}{:>10.4g}{:>7.1f}%{:>12.4g}{}\n", name_of(plan.kind),
                plan.schedule.chunks, plan.timeline.makespan(), plan.timeline.bubble(),
-               100 * plan.utilisation(), plan.peak_saved(),
+               100 * plan.timeline.utilisation(), plan.peak_saved(),
                memory_limit > 0 && plan.peak_saved() > memory_limit ? "  over the limit" : "");
   }
 }
@@ -57,7 +65,7 @@ std::string title_of(const Plan& plan) {
 
 std::string summary_of(const Plan& plan) {
   return fmt::format("step {:.4g}, bubble {:.4g}, ranks busy {:.1f} %", plan.timeline.makespan(),
-                     plan.timeline.bubble(), 100 * plan.utilisation());
+                     plan.timeline.bubble(), 100 * plan.timeline.utilisation());
 }
 
 void print_plan(const Plan& plan) {
@@ -93,6 +101,33 @@ void print_mesh(int ranks, const Layout& layout) {
     fmt::print("  {}\n", mesh.name(rank));
   if (ranks > ranks_listed) fmt::print("  and {} more\n", ranks - ranks_listed);
   fmt::print("\n");
+}
+
+// The blocks of a run, if the command line names one.
+std::optional<RunBlocks> run_blocks(const CommandLine& line) {
+  const bool takes = line.get<bool>("measure");
+  if (!line.has("run") && !line.has("recipe")) {
+    require_configuration(!takes, "--measure: name the run's blocks with --run or --recipe");
+    return {};
+  }
+  require_configuration(!line.has("blocks"), "--blocks: the blocks are those of the run");
+  require_configuration(!line.has("run") || !line.has("recipe"),
+                        "--recipe: the recipe is that of --run");
+  RunBlocksRequest request{
+      .sources = {.recipe = line.text("recipe"), .environment = {}},
+      .run_folder = line.text("run"),
+      .stage = line.get<int>("recipe-stage"),
+      .times = takes ? RunBlocksRequest::Times::taken : RunBlocksRequest::Times::kept};
+  if (line.has("run")) {
+    const std::filesystem::path resolved = request.run_folder / resolved_recipe_name;
+    require_configuration(std::filesystem::exists(resolved), "--run {}: has no {}",
+                          request.run_folder.string(), resolved_recipe_name);
+    request.sources.recipe = std::filesystem::absolute(resolved).string();
+  }
+  if (line.has("training-set"))
+    request.sources.command_line.push_back(
+        {"run.training_set", line.text("training-set"), "--training-set"});
+  return blocks_of_run(request);
 }
 
 void check(const PlanRequest& request) {
@@ -143,6 +178,13 @@ int command_plan(Arguments arguments) {
       ("blocks", po::value<std::string>(),
        "chain of blocks to cut into stages, COST or COUNTxCOST each: 24x1,2,32x3. A block's times "
        "and sizes are COST times those above")  //
+      ("run", po::value<std::string>(),
+       "folder of a run: its recipe's blocks, and the times that it kept")                       //
+      ("recipe", po::value<std::string>(), "recipe whose blocks to cut, before there is a run")  //
+      ("training-set", po::value<std::string>(), "whose samples fill the micro-batches")         //
+      ("recipe-stage", po::value<int>()->default_value(0), "of the run; 0: the first")           //
+      ("measure", po::bool_switch(),
+       "take the times now, on this machine, of whole blocks on one rank")  //
       ("memory-limit", po::value(&request.memory_limit)->default_value(0),
        "mark schedules that save more on a rank, fail where --schedule does; 0: none")  //
       ("svg", po::value<std::string>(), "write the timeline to this file")              //
@@ -161,6 +203,13 @@ int command_plan(Arguments arguments) {
       layout.pipeline = request.stages;
       layout.order = parse_rank_order(line.text("order"));
       print_mesh(ranks, layout);
+    }
+    if (const std::optional<RunBlocks> blocks = run_blocks(line)) {
+      const ScheduleKind kind = line.has("schedule") ? parse_schedule(line.text("schedule"))
+                                                     : ScheduleKind::one_forward_one_backward;
+      const int chunks = request.chunks > 0 ? request.chunks : default_chunks(kind);
+      fmt::print("{}\n{}\n", table_of(*blocks), cuts_of(*blocks, request.stages * chunks));
+      request.links = blocks->best();
     }
     std::vector<Plan> plans;
     if (line.has("schedule")) {

@@ -15,6 +15,9 @@ constexpr ChoiceNames<ExpertDispatch, 3> expert_dispatches{
      {"direct", ExpertDispatch::direct},
      {"by_node", ExpertDispatch::by_node}}};
 
+constexpr ChoiceNames<PipelineBalance, 2> pipeline_balances{
+    {{"counted", PipelineBalance::counted}, {"measured", PipelineBalance::measured}}};
+
 using ScheduleNames = ChoiceNames<ScheduleKind, std::size(schedule_kinds)>;
 
 ScheduleNames schedule_names() {
@@ -39,7 +42,7 @@ std::optional<std::vector<int>> parse_counts(std::string_view text) {
 
 RunOption stage_blocks_option() {
   return {.name = "layout.stage_blocks",
-          .help = "blocks of each pipeline stage, or balanced by their FLOPs",
+          .help = "blocks of each pipeline stage, or balanced as layout.balance says",
           .values = "balanced, or a whole number for each stage, as in 7,8,8,6",
           .read =
               [](RunConfig& run, std::string_view text) {
@@ -91,6 +94,12 @@ void add_layout(std::vector<RunOption>& options) {
   options.push_back(integer_option(
       {"layout.pipeline_chunks", "stages that a pipeline rank has; 0: as the schedule has them"},
       {.least = 0, .most = 64}, [](auto& r) -> auto& { return r.pipeline.chunks; }));
+  options.push_back(choice_option(
+      {"layout.balance",
+       "cost by which pipeline stages are balanced: FLOPs, or times taken as a stage begins and "
+       "kept "
+       "in the run folder"},
+      pipeline_balances, [](auto& r) -> auto& { return r.pipeline.balance; }));
   options.push_back(stage_blocks_option());
   options.push_back(integer_option(
       {"layout.ep", "expert parallel size: ranks that share the experts of a layer"}, size,

@@ -27,12 +27,6 @@ std::optional<Number> parse_number(std::string_view text) {
 
 }  // namespace
 
-double Plan::utilisation() const {
-  double busy = 0;
-  for (const RankTimeline& rank : timeline.ranks) busy += rank.busy;
-  return busy / (timeline.makespan() * schedule.ranks);
-}
-
 double Plan::peak_saved() const {
   double most = 0;
   for (const RankTimeline& rank : timeline.ranks) most = std::max(most, rank.peak_saved);
@@ -73,7 +67,11 @@ Plan make_plan(ScheduleKind kind, const PlanRequest& request) {
                      .chunks = request.chunks > 0 ? request.chunks : default_chunks(kind),
                      .micro_batches = request.micro_batches});
   PipelineCosts costs = PipelineCosts::even(plan.schedule, request.cost);
-  if (!request.blocks.empty()) {
+  if (!request.links.empty()) {
+    plan.cuts = balanced_cuts(totals_of(request.links), plan.schedule.stages());
+    costs =
+        pipeline_costs({kind, plan.schedule.ranks, plan.schedule.chunks, plan.cuts}, request.links);
+  } else if (!request.blocks.empty()) {
     plan.cuts = balanced_cuts(request.blocks, plan.schedule.stages());
     costs.stages.clear();
     for (const double cost : stage_costs(request.blocks, plan.cuts))

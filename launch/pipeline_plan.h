@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "parallel/pipeline_simulation.h"
+#include "train/link_costs.h"
 
 namespace orchard {
 
@@ -12,8 +12,9 @@ struct PlanRequest {
   int stages = 1, chunks = 0, micro_batches = 1;  // chunks 0: as the schedule has them
   StageCost cost;                                 // of a rank, or of a block that costs 1
   double message = 0;
-  std::vector<double> blocks;  // none: stages are equal
-  double memory_limit = 0;     // 0: none
+  std::vector<double> blocks;   // none: stages are equal
+  std::vector<LinkCost> links;  // of a run's model, instead of `cost` and `blocks`
+  double memory_limit = 0;      // 0: none
 };
 
 struct Plan {
@@ -22,8 +23,6 @@ struct Plan {
   PipelineTimeline timeline;
   std::vector<int> cuts;  // of the blocks, where there are any
 
-  // Work by the length of the step times its ranks: 1 is a step without any idle time.
-  double utilisation() const;
   double peak_saved() const;  // of the rank that saves most
 };
 

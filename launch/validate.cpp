@@ -117,7 +117,7 @@ void check_layout(int ranks, const Layout& layout, const LayoutFacts& facts) {
 // That the model has enough blocks is a rule of the layout.
 void check_pipeline(const ResolvedRun& run, const RunConfig& config) {
   try {
-    cut_pipeline(config.model, config.pipeline, config.layout.pipeline, {});
+    cut_pipeline(config.model, config.pipeline, config.layout.pipeline, Workload{});
   } catch (const Error& error) {
     const bool cut = !config.pipeline.stage_blocks.empty();
     throw ConfigurationError(fmt::format(

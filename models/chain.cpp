@@ -51,6 +51,7 @@ ConstTensor Chain::forward(Pass& pass, LinkRange range, ConstTensor x, DType dty
     saved.marks.push_back(pass.arena.mark());
     saved.links.push_back(link(i).make_saved());
     if (runs(pass, i)) stream = link(i).forward(pass, stream, *saved.links.back());
+    pass.progress_messages();
   }
   return added_up(pass, stream);
 }
@@ -72,6 +73,7 @@ void Chain::run_backward(Pass& pass, ConstTensor d_y, Saved& saved, Tensor d_x) 
       if (const auto declared = link(i).first_declared()) pass.gradients_final_from(*declared);
       pass.arena.rewind(saved.marks[static_cast<std::size_t>(i - first)]);
     }
+    pass.progress_messages();
     d_y = d_in;
   }
 }
@@ -93,6 +95,7 @@ void Chain::backward_weight(Pass& pass, Saved& saved) const {
     if (!runs(pass, i)) continue;
     link(i).backward_weight(pass, saved.link(i));
     if (const auto declared = link(i).first_declared()) pass.gradients_final_from(*declared);
+    pass.progress_messages();
   }
 }
 

@@ -60,6 +60,11 @@ struct Pass {
     if (gradients) gradients->final_from(declared);
   }
 
+  // Between two links: messages to other ranks go on only while the host looks after them.
+  void progress_messages() const {
+    if (parallel) (*parallel)[MeshGroup::world].progress();
+  }
+
   Tensor allocate(DType dtype, Shape shape) const { return arena.allocate(dtype, shape); }
   Tensor allocate_like(const ConstTensor& x) const { return arena.allocate(x.dtype(), x.shape()); }
 };

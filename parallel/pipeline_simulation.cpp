@@ -186,6 +186,12 @@ double PipelineTimeline::bubble() const {
   return longest;
 }
 
+double PipelineTimeline::utilisation() const {
+  double busy = 0;
+  for (const RankTimeline& rank : ranks) busy += rank.busy;
+  return busy / (makespan() * static_cast<double>(ranks.size()));
+}
+
 PipelineTimeline simulate(const PipelineSchedule& schedule, const PipelineCosts& costs) {
   check_schedule(schedule);
   require(costs.stages.size() == static_cast<std::size_t>(schedule.stages()),

@@ -60,6 +60,8 @@ struct PipelineTimeline {
 
   double makespan() const;  // the last end; the first rank starts at 0
   double bubble() const;    // of the rank with the longest
+  // Work by the makespan times the ranks: 1 is a step without any idle time.
+  double utilisation() const;
 };
 
 // Runs every rank's list, each action as early as the list and its inputs allow. Sending takes no

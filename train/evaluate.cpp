@@ -2,6 +2,7 @@
 
 #include <map>
 
+#include "train/pipeline_pictures.h"
 #include "train/prompt.h"
 
 namespace orchard {
@@ -51,7 +52,8 @@ EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const S
                                model.ranks()[MeshGroup::data], Swap::compare, tell_bad);
 
   const std::unique_ptr<Device> device = make_cpu_device();
-  BatchBuilder builder = data.make_builder(*device, {});
+  const PictureContent pictures = picture_content(model.ranks());
+  BatchBuilder builder = data.make_builder(*device, {}, pictures);
   const SampleLayout& layout = data.layout();
   const std::int32_t stop[] = {token_end, token_turn_end};
   std::map<std::int32_t, CategoryAccuracy> accuracy;
@@ -63,7 +65,8 @@ EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const S
       if (category.samples == options.generated_per_category) continue;
       PackedSequence alone_in_sequence;
       alone_in_sequence.add(packed.sample, layout);
-      const MicroBatch batch = builder.build({&alone_in_sequence, 1});
+      MicroBatch batch = builder.build({&alone_in_sequence, 1});
+      share_bad_documents(model.ranks(), {&batch, 1});
       std::size_t first = 0;
       while (first < batch.targets.size() && batch.targets[first] < 0) ++first;
       const std::vector<std::int32_t> truth = truth_of(batch, first);

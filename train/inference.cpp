@@ -4,6 +4,7 @@
 
 #include "train/model_json.h"
 #include "train/pipeline_forward.h"
+#include "train/pipeline_pictures.h"
 
 namespace orchard {
 namespace {
@@ -24,7 +25,7 @@ class Decoding {
   // Returns the likeliest token after `rows`.
   std::int32_t feed(const MicroBatch& rows) {
     const ArenaScope scope(arena_);
-    const DeviceBatch batch = uploader_.upload(stream_, arena_, rows);
+    const DeviceBatch batch = uploader_.upload(stream_, arena_, rows, picture_content(ranks_));
     const std::vector<std::int32_t> keys{0, static_cast<std::int32_t>(length_ + batch.rows)};
     const Tensor key_offsets = arena_.allocate(DType::i32, {2});
     stream_.copy(key_offsets, ConstTensor(keys.data(), DType::i32, {2}, DeviceKind::cpu));

@@ -27,14 +27,17 @@ std::vector<int> cuts_asked_for(const ModelConfig& model, const std::vector<int>
 }  // namespace
 
 PipelineStages cut_pipeline(const ModelConfig& model, const PipelineOptions& options, int ranks,
-                            const Workload& work) {
+                            std::span<const LinkCost> costs) {
   if (ranks == 1) return {};
   const int chunks = options.chunks_of_rank(), stages = ranks * chunks;
   if (!options.stage_blocks.empty())
     return {options.schedule, ranks, chunks, cuts_asked_for(model, options.stage_blocks, stages)};
-  std::vector<double> costs;
-  for (const FlopCounts& link : count_link_flops(model, work)) costs.push_back(link.training);
-  return {options.schedule, ranks, chunks, balanced_cuts(costs, stages)};
+  return {options.schedule, ranks, chunks, balanced_cuts(totals_of(costs), stages)};
+}
+
+PipelineStages cut_pipeline(const ModelConfig& model, const PipelineOptions& options, int ranks,
+                            const Workload& work) {
+  return cut_pipeline(model, options, ranks, counted_costs(model, work));
 }
 
 }  // namespace orchard

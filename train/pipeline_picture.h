@@ -1,18 +1,24 @@
 // The timeline of a run's pipeline, for its report: the schedule that its steps follow, as the
-// simulator runs it on the FLOPs of each stage.
+// simulator runs it on the costs of each stage.
 #pragma once
 
 #include <filesystem>
 #include <string>
 
-#include "models/flops.h"
-#include "parallel/pipeline_stages.h"
+#include "train/pipeline_cut.h"
 
 namespace orchard {
 
-// An SVG document. `work` as in cut_pipeline; a step has so many micro-batches a pipeline.
-std::string pipeline_picture(const PipelineStages& stages, const ModelConfig& model,
-                             const Workload& work, int micro_batches);
+// What to draw. A step has so many micro-batches a pipeline.
+struct PipelinePicture {
+  PipelineStages stages;
+  std::span<const LinkCost> costs;  // of every link, as cut_pipeline has them
+  PipelineBalance costs_are = PipelineBalance::counted;
+  int micro_batches = 1;
+};
+
+// An SVG document.
+std::string pipeline_picture(const PipelinePicture& picture);
 
 // Where the trainer leaves the picture of a stage of the recipe, and the report looks for it.
 std::filesystem::path pipeline_picture_path(const std::filesystem::path& run_folder, int stage);

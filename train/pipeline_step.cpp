@@ -90,9 +90,9 @@ ConstTensor PipelineStep::forward(int chunk, int micro_batch, ConstTensor input)
   const Stopwatch watch(seconds_->forward);
   const LinkRange links = links_of(chunk);
   Keep& keep = take(chunk, micro_batch);
-  keep.batch = keep.uploader.upload(parts_.stream, keep.arena,
-                                    work_->micro_batches[static_cast<std::size_t>(micro_batch)],
-                                    links.first == 0 ? Pictures::upload : Pictures::leave_out);
+  keep.batch = keep.uploader.upload(
+      parts_.stream, keep.arena, work_->micro_batches[static_cast<std::size_t>(micro_batch)],
+      links.first == 0 ? PictureContent::whole : PictureContent::absent);
   keep.saved.halves = halves_;
   Pass pass = pass_of(keep, micro_batch);
   const ConstTensor output = parts_.model.forward(pass, links, input, keep.saved);

@@ -1,6 +1,7 @@
 #include "train/stage_data.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "data/picture.h"
@@ -20,8 +21,8 @@ SampleLayout make_layout(const TrainingSet& set, const RunConfig& run, const Sta
           make_mark_table(stage.marks, tokenize, options.tiling, set.index())};
 }
 
-SampleSource source_of(const TrainingSet& set) {
-  return {.read = [&set](std::int64_t i) { return set.load(i); },
+SampleSource source_of(const TrainingSet& set, PictureContent pictures) {
+  return {.read = [&set, pictures](std::int64_t i) { return set.load(i, pictures); },
           .decode = [](const EncodedPicture& encoded) { return decode_picture(encoded.bytes); }};
 }
 
@@ -85,13 +86,27 @@ Workload StageData::first_workload() {
           .tiles = plan.tiles};
 }
 
-BatchBuilder StageData::make_builder(Device& device,
-                                     std::function<void(const BadSample&)> on_bad) const {
-  return {layout_, source_of(set_), {.patch = patch_, .on_bad = std::move(on_bad)}, device};
+MicroBatch StageData::typical_batch() {
+  const StepPlan plan = step_plan(1);
+  const double mean =
+      static_cast<double>(plan.tiles) / static_cast<double>(plan.micro_batches.size());
+  const auto distance = [&](const MicroBatchPlan& batch) {
+    return std::abs(static_cast<double>(batch.tiles) - mean);
+  };
+  const auto typical = std::ranges::min_element(plan.micro_batches, {}, distance);
+  const std::unique_ptr<Device> device = make_cpu_device({.threads = 1});
+  return make_builder(*device, {}, PictureContent::absent).build(typical->sequences);
 }
 
-std::unique_ptr<PrefetchingLoader> StageData::make_loader(
-    std::int64_t first_step, int rank, int ranks, std::function<void(const BadSample&)> on_bad) {
+BatchBuilder StageData::make_builder(Device& device, std::function<void(const BadSample&)> on_bad,
+                                     PictureContent pictures) const {
+  return {layout_,
+          source_of(set_, pictures),
+          {.patch = patch_, .pictures = pictures, .on_bad = std::move(on_bad)},
+          device};
+}
+
+std::unique_ptr<PrefetchingLoader> StageData::make_loader(LoaderOptions options) {
   // The loader's device and builder belong to its thread and are made there: OpenMP's number of
   // threads is a property of the calling thread, and pictures should not compete with the model for
   // cores.
@@ -102,18 +117,19 @@ std::unique_ptr<PrefetchingLoader> StageData::make_loader(
     StepPlan plan;
   };
   const auto worker = std::make_shared<Worker>();
-  const auto make = [this, worker, first_step, rank, ranks,
-                     on_bad = std::move(on_bad)](std::int64_t n) -> std::optional<MicroBatch> {
+  const auto make = [this, worker,
+                     with = std::move(options)](std::int64_t n) -> std::optional<MicroBatch> {
     if (!worker->device) {
       worker->device = make_cpu_device({.threads = 1});
-      worker->builder = std::make_unique<BatchBuilder>(make_builder(*worker->device, on_bad));
+      worker->builder =
+          std::make_unique<BatchBuilder>(make_builder(*worker->device, with.on_bad, with.pictures));
     }
-    const std::int64_t per_step = shape_.global_sequences / shape_.micro_sequences / ranks;
-    if (const std::int64_t step = first_step + n / per_step; step != worker->step) {
+    const std::int64_t per_step = shape_.global_sequences / shape_.micro_sequences / with.ranks;
+    if (const std::int64_t step = with.first_step + n / per_step; step != worker->step) {
       worker->plan = step_plan(step);
       worker->step = step;
     }
-    const auto mine = worker->plan.of_rank(rank, ranks);
+    const auto mine = worker->plan.of_rank(with.rank, with.ranks);
     return worker->builder->build(mine[static_cast<std::size_t>(n % per_step)].sequences);
   };
   return std::make_unique<PrefetchingLoader>(make, prefetched_batches);

@@ -16,6 +16,13 @@ namespace orchard {
 // How the stage fills its sequences.
 PackingOptions packing_options(const RunConfig& run, const StageConfig& stage);
 
+struct LoaderOptions {
+  std::int64_t first_step = 1;
+  int rank = 0, ranks = 1;  // whose micro-batches: see StepPlan::of_rank
+  PictureContent pictures = PictureContent::whole;
+  std::function<void(const BadSample&)> on_bad;
+};
+
 class StageData {
  public:
   // `set` must outlive it. Categories that the stage's mixture does not name are left out, of
@@ -29,11 +36,14 @@ class StageData {
   // What the first step makes the model compute, over all ranks: to balance a pipeline with, always
   // alike, so that a resumed run is cut as it was.
   Workload first_workload();
-  // Micro-batches of `rank` from step `first_step` on, in order, prepared on a thread of their own.
-  std::unique_ptr<PrefetchingLoader> make_loader(std::int64_t first_step, int rank, int ranks,
-                                                 std::function<void(const BadSample&)> on_bad);
+  // Of the first step's micro-batches the one whose pictures are nearest the mean, without their
+  // contents: to time the model with, always the same.
+  MicroBatch typical_batch();
+  // The rank's micro-batches in order, prepared on a thread of their own.
+  std::unique_ptr<PrefetchingLoader> make_loader(LoaderOptions options);
   // A builder for validation: `device` is a CPU's.
-  BatchBuilder make_builder(Device& device, std::function<void(const BadSample&)> on_bad) const;
+  BatchBuilder make_builder(Device& device, std::function<void(const BadSample&)> on_bad,
+                            PictureContent pictures = PictureContent::whole) const;
 
   const SampleLayout& layout() const { return layout_; }
   const HeldOutPlan& held_out() const { return held_out_; }

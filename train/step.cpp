@@ -5,6 +5,7 @@
 
 #include "parallel/parameter_collectives.h"
 #include "train/pipeline_forward.h"
+#include "train/pipeline_pictures.h"
 #include "train/stopwatch.h"
 #include "train/to_host.h"
 
@@ -137,7 +138,7 @@ StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const St
 
 std::vector<float> StepRunner::evaluate(const MicroBatch& micro_batch) {
   arena_.reset();
-  const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batch);
+  const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batch, picture_content(ranks_));
   Pass pass{.stream = stream_,
             .arena = arena_,
             .batch = batch,

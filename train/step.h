@@ -30,7 +30,7 @@ class StepRunner {
              Overlap overlap = Overlap::yes, const ExpertDispatchOptions& experts = {});
 
   // `micro_batches` are those of this rank's place in the data group: all stages of a pipeline have
-  // the same. Their gradients, reduced over ranks, are left in the rows that this rank owns.
+  // the same, but the contents of pictures need only be where picture_content says. Their gradients, reduced over ranks, are left in the rows that this rank owns.
   // Throws Error when the loss is not finite, on every rank. `replay` is the routing of each
   // micro-batch, for comparisons in which no expert may change places with another; without it
   // routers choose.
@@ -43,13 +43,14 @@ class StepRunner {
                    std::span<const RoutingReplay> replay = {});
 
   // Forward only. Losses of each target row in batch order (see MicroBatch::targets), of this rank's
-  // micro-batch alone, on every stage of its pipeline.
+  // micro-batch alone, on every stage of its pipeline. Pictures as in accumulate.
   std::vector<float> evaluate(const MicroBatch& batch);
 
   // Whether ranks of different places in the data group hold experts for each other: then they
   // evaluate as many micro-batches as each other.
   bool evaluates_together() const;
 
+  const ParallelContext& ranks() const { return ranks_; }
   // Brings tokens to their experts; null in a model without.
   ExpertDispatcher* dispatcher() const { return dispatcher_.get(); }
   const Arena& arena() const { return arena_; }

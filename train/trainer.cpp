@@ -10,10 +10,14 @@
 #include "train/checkpoint.h"
 #include "train/checkpoint_folder.h"
 #include "train/layout_facts.h"
+#include "train/link_timer.h"
 #include "train/model_json.h"
 #include "train/pipeline_picture.h"
+#include "train/pipeline_pictures.h"
 #include "train/schedule.h"
+#include "train/stage_cut.h"
 #include "train/stage_data.h"
+#include "train/stage_model.h"
 
 namespace orchard {
 namespace {
@@ -43,28 +47,41 @@ class RankObserver {
   Observer* observer_;
 };
 
-// The run's model with what the stage and the training set decide.
-ModelConfig stage_model(const RunConfig& run, const StageConfig& stage, const TrainingSet& set) {
-  ModelConfig model = run.model;
-  model.vision.side = stage.side;
-  const std::int64_t vocabulary = set.tokenizer().vocabulary();
-  if (model.decoder.vocabulary == 0) model.decoder.vocabulary = vocabulary;
-  require(model.decoder.vocabulary >= vocabulary,
-          "the tokenizer of {} has {} pieces, the model's vocabulary (decoder.vocabulary) only {}",
-          run.training_set.string(), vocabulary, model.decoder.vocabulary);
-  if (model.decoder.max_positions == 0) model.decoder.max_positions = stage.sequence_length;
-  require(model.decoder.max_positions >= stage.sequence_length,
-          "stage {}: sequences of {} rows do not fit decoder.max_positions = {}", stage.number,
-          stage.sequence_length, model.decoder.max_positions);
-  return model;
-}
-
 void check_tokenizer(const RunConfig& run, const std::filesystem::path& checkpoint,
                      const CheckpointInfo& info, const std::string& tokenizer_hash) {
   require(info.tokenizer_hash == tokenizer_hash,
           "{} was trained with another tokenizer ({}) than the training set {} holds ({}): use the "
           "training set it was trained on, or one packed with its tokenizer",
           checkpoint.string(), info.tokenizer_hash, run.training_set.string(), tokenizer_hash);
+}
+
+// Everything that the times of links depend on, but for the machine: it and its nodes may change.
+std::string setting_of(const RunConfig& run, const ModelConfig& model, const MicroBatch& batch) {
+  Layout layout = run.layout;
+  layout.pipeline = 1;
+  return fmt::format("{}, {} rows, moe-chunks {}, {}, {}; {} x {} rows, {} targets, {} tiles; {}",
+                     layout.to_string(),
+                     run.sequence_parallel == SequenceParallel::yes ? "shared" : "same",
+                     run.experts.chunks, name_of(run.dtype),
+                     model.recompute == Recompute::blocks ? "recomputed" : "kept", batch.sequences,
+                     batch.length, batch.target_count, batch.tiles, model_json(model));
+}
+
+StageCut cut_of(const RunConfig& run, const StageConfig& stage, const ModelConfig& model,
+                StageData& data, Device& device, Communicator& world) {
+  if (run.layout.pipeline == 1) return {};
+  const MicroBatch batch = run.pipeline.is_measured() ? data.typical_batch() : MicroBatch();
+  const LinkSetting links{.layout = run.layout,
+                          .sequence_parallel = run.sequence_parallel,
+                          .experts = run.experts,
+                          .dtype = run.dtype};
+  return cut_stage({.run = run,
+                    .stage = stage,
+                    .model = model,
+                    .work = data.first_workload(),
+                    .setting = setting_of(run, model, batch),
+                    .time = [&] { return time_links(device, world, model, links, batch); }},
+                   world);
 }
 
 class StageTrainer {
@@ -78,9 +95,8 @@ class StageTrainer {
         checkpoints_(run.run_folder),
         model_config_(stage_model(run, stage, set)),
         data_(set, run, stage),
-        ranks_(world, run.layout, run.sequence_parallel,
-               cut_pipeline(model_config_, run.pipeline, run.layout.pipeline,
-                            run.layout.pipeline > 1 ? data_.first_workload() : Workload{})),
+        cut_(cut_of(run, stage, model_config_, data_, device, world)),
+        ranks_(world, run.layout, run.sequence_parallel, cut_.stages),
         stream_(device.make_stream()),
         store_(ranks_.place()),
         model_(store_, model_config_) {
@@ -129,11 +145,14 @@ class StageTrainer {
     if (done_ == 0) validate_and_report();
     const std::int64_t first = done_,
                        last = budget ? std::min(stage_.steps, done_ + *budget) : stage_.steps;
-    const auto loader = data_.make_loader(done_ + 1, replicas().rank(), replicas().size(),
-                                          [this](const BadSample& bad) {
-                                            ++bad_samples_;
-                                            tell_bad(bad);
-                                          });
+    const auto loader = data_.make_loader({.first_step = done_ + 1,
+                                           .rank = replicas().rank(),
+                                           .ranks = replicas().size(),
+                                           .pictures = picture_content(ranks_),
+                                           .on_bad = [this](const BadSample& bad) {
+                                             ++bad_samples_;
+                                             tell_bad(bad);
+                                           }});
     while (done_ < last) {
       train_one(*loader);
       const bool at_end = done_ == stage_.steps;
@@ -150,12 +169,16 @@ class StageTrainer {
   void tell_pipeline() {
     const PipelineStages& stages = ranks_.stages();
     if (stages.ranks() == 1) return;
-    observer_.message(fmt::format("stage {}: pipeline {}", stage_.number, stages.to_string()));
+    observer_.message(
+        fmt::format("stage {}: pipeline {}, {}", stage_.number, stages.to_string(), cut_.origin));
     if (ranks_.rank() != 0) return;
     const auto micro_batches =
         static_cast<int>(stage_.global_batch / run_.micro_batch / replicas().size());
     write_file(pipeline_picture_path(run_.run_folder, stage_.number),
-               pipeline_picture(stages, model_config_, data_.first_workload(), micro_batches));
+               pipeline_picture({.stages = stages,
+                                 .costs = cut_.costs,
+                                 .costs_are = cut_.costs_are,
+                                 .micro_batches = micro_batches}));
   }
 
   // The ranks that hold what this one holds and see other samples.
@@ -172,6 +195,7 @@ class StageTrainer {
       require(batch.has_value(), "the loader ended before step {}", step);
       micro_batches_.push_back(std::move(*batch));
     }
+    share_bad_documents(ranks_, micro_batches_);
     const double data_seconds = seconds_since(start);
     const StepTotals totals{
         .targets = plan.targets, .real_rows = plan.real_rows, .sequences = stage_.global_batch};
@@ -239,6 +263,7 @@ class StageTrainer {
   CheckpointFolder checkpoints_;
   ModelConfig model_config_;
   StageData data_;
+  StageCut cut_;
   ParallelContext ranks_;
   std::unique_ptr<Stream> stream_;
   ParameterStore store_;
@@ -262,6 +287,12 @@ void check_run(const RunConfig& run, const TrainingSet& set, const Communicator&
 }  // namespace
 
 void check_resumable(const RunConfig& run, const std::string& tokenizer_hash) {
+  if (run.layout.pipeline > 1 && run.pipeline.is_measured()) {
+    for (const StageConfig& stage : run.stages)
+      if (const auto times = link_times_path(run.run_folder, stage.number);
+          std::filesystem::exists(times))
+        read_link_times(times);
+  }
   const auto latest = CheckpointFolder(run.run_folder).latest();
   if (!latest) return;
   const std::string name = latest->string();

@@ -16,7 +16,7 @@ DeviceBatch BatchUploader::counts(const MicroBatch& batch) const {
 }
 
 DeviceBatch BatchUploader::upload(Stream& stream, Arena& arena, const MicroBatch& batch,
-                                  Pictures pictures) {
+                                  PictureContent pictures) {
   DeviceBatch out = counts(batch);
   const std::int64_t rows = out.rows;
   require(static_cast<std::int64_t>(batch.sources.size()) == rows,
@@ -59,8 +59,11 @@ DeviceBatch BatchUploader::upload(Stream& stream, Arena& arena, const MicroBatch
     tile_offsets_.push_back(static_cast<std::int32_t>(t * (config_.vision.patches() + 1)));
   }
   out.tile_offsets = copy(tile_offsets_);
-  if (pictures == Pictures::leave_out) return out;
+  if (pictures == PictureContent::absent) return out;
   const Shape shape{batch.tiles, config_.vision.patches(), config_.vision.patch_values()};
+  require(std::ssize(batch.patches) == shape.numel(),
+          "a micro-batch of {} tiles has {} values of patches, not {}", batch.tiles,
+          batch.patches.size(), shape.numel());
   const Tensor pixels = arena.allocate(DType::f32, shape);
   stream.copy(pixels, ConstTensor(batch.patches.data(), DType::f32, shape, DeviceKind::cpu));
   out.patches = pixels;

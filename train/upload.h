@@ -2,24 +2,22 @@
 #pragma once
 
 #include "data/batch.h"
+#include "data/sample.h"
 #include "kernels/device/arena.h"
 #include "models/batch.h"
 #include "models/config.h"
 
 namespace orchard {
 
-// Patches are large, and read by the first link of the chain alone.
-enum class Pictures : std::uint8_t { upload, leave_out };
-
-// Copies micro-batches into an arena. Keeps its staging memory, so a warm upload allocates nothing.
-// The arena's tensors are ready in stream order; the MicroBatch must stay untouched until the
-// stream is synchronised.
+// Copies micro-batches into an arena; their patches, which are large, only where the chain's first
+// link reads them. Keeps its staging memory, so a warm upload allocates nothing. The arena's tensors
+// are ready in stream order; the MicroBatch must stay untouched until the stream is synchronised.
 class BatchUploader {
  public:
   BatchUploader(const ModelConfig& config, DType dtype) : config_(config), dtype_(dtype) {}
 
   DeviceBatch upload(Stream& stream, Arena& arena, const MicroBatch& batch,
-                     Pictures pictures = Pictures::upload);
+                     PictureContent pictures = PictureContent::whole);
 
   // The counts of what upload returns, without tensors.
   DeviceBatch counts(const MicroBatch& batch) const;

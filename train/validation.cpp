@@ -4,6 +4,8 @@
 #include <cmath>
 #include <map>
 
+#include "train/pipeline_pictures.h"
+
 namespace orchard {
 namespace {
 
@@ -29,6 +31,13 @@ struct Evaluation {
   BatchBuilder& helper;  // of batches whose bad samples their own rank reports
   std::int64_t micro_batch;
   const Communicator& ranks;
+
+  // Of this rank's pipeline, whose stages all call it together.
+  MicroBatch build(BatchBuilder& with, std::span<const PackedSequence> sequences) const {
+    MicroBatch batch = with.build(sequences);
+    share_bad_documents(runner.ranks(), {&batch, 1});
+    return batch;
+  }
 };
 
 // Micro-batches are dealt out in turn: batch b to rank b % size. Loss of every sample in this rank's;
@@ -55,10 +64,10 @@ SampleLosses sample_losses(const Evaluation& with, std::span<const PackedSequenc
       std::int64_t other = round;
       while (other < round + with.ranks.size() && !is_wanted(other)) ++other;
       if (with.runner.evaluates_together() && other < round + with.ranks.size())
-        with.runner.evaluate(with.helper.build(batch_at(other)));
+        with.runner.evaluate(with.build(with.helper, batch_at(other)));
       continue;
     }
-    const MicroBatch micro = with.builder.build(batch_at(own));
+    const MicroBatch micro = with.build(with.builder, batch_at(own));
     const std::vector<float> values = with.runner.evaluate(micro);
     std::size_t next = 0;
     for (std::size_t row = 0; row < micro.targets.size(); ++row) {
@@ -103,8 +112,10 @@ ValidationReport validate(StepRunner& runner, const StageData& data, const Train
                           std::int64_t micro_batch, Communicator& ranks, Swap swap,
                           std::function<void(const BadSample&)> on_bad) {
   const std::unique_ptr<Device> device = make_cpu_device();
-  BatchBuilder builder = data.make_builder(*device, std::move(on_bad));
-  BatchBuilder helper = data.make_builder(*device, [](const BadSample&) {});
+  const PictureContent pictures = picture_content(runner.ranks());
+  BatchBuilder builder = data.make_builder(*device, std::move(on_bad), pictures);
+  BatchBuilder helper = data.make_builder(
+      *device, [](const BadSample&) {}, pictures);
   const Evaluation with{runner, builder, helper, micro_batch, ranks};
   const HeldOutPlan& plan = data.held_out();
   const SampleLosses own = sample_losses(with, plan.sequences, Which::all);

@@ -19,6 +19,7 @@ namespace {
 using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 // A training set in memory whose pictures are "encoded" as their raw pixels.
 struct Memory {
@@ -125,7 +126,7 @@ TEST(BatchBuilder, LaysSamplesOutRowByRow) {
   EXPECT_THAT(batch.sample, ElementsAre(0, 0, 0, 1, 1, 1, 1, -1, 2, 2, 2, 2, 2, 2, 2, 2));
   EXPECT_EQ(batch.tiles, 3);
   EXPECT_EQ(batch.target_count, 6);
-  EXPECT_EQ(batch.bad_samples, 0);
+  EXPECT_THAT(batch.bad_documents, IsEmpty());
   ASSERT_EQ(static_cast<std::int64_t>(batch.patches.size()), 3 * tile_values);
   const int owner[] = {1, 2, 2}, number[] = {0, 0, 1};
   for (int t = 0; t < 3; ++t) {
@@ -193,7 +194,7 @@ TEST(BatchBuilder, FillsEveryRowOnceWhateverTheLengths) {
   for (int n = 0; n < 30; n += 3) {
     const std::vector<PackedSequence> sequences = plan.sequences(n, 3);
     const MicroBatch batch = builder.build(sequences);
-    ASSERT_EQ(batch.bad_samples, 0);
+    ASSERT_THAT(batch.bad_documents, IsEmpty());
     const std::size_t rows = 3 * 80;
     ASSERT_EQ(batch.sources.size(), rows);
     ASSERT_EQ(batch.targets.size(), rows);
@@ -254,7 +255,7 @@ TEST(BatchBuilder, SwappedPicturesChangeNothingButThePictures) {
   const MicroBatch right = builder.build(plan.sequences), swapped = builder.build(plan.swapped());
   EXPECT_EQ(right.sources, swapped.sources);
   EXPECT_EQ(right.targets, swapped.targets);
-  EXPECT_EQ(swapped.bad_samples, 0);
+  EXPECT_THAT(swapped.bad_documents, IsEmpty());
   for (int t = 0; t < 2; ++t) {
     const auto expected = tile_of(right, 1 - t), actual = tile_of(swapped, t);
     EXPECT_TRUE(std::equal(expected.begin(), expected.end(), actual.begin()));
@@ -272,7 +273,7 @@ class BadSamples : public ::testing::Test {
     BatchBuilder builder(layout, std::move(source),
                          {.on_bad = [this](const BadSample& bad) { reported.push_back(bad); }},
                          device());
-    const MicroBatch batch = builder.build(std::vector{pack(layout, {0, 1})});
+    MicroBatch batch = builder.build(std::vector{pack(layout, {0, 1})});
     EXPECT_EQ(builder.bad_samples(), 1);
     return batch;
   }
@@ -282,7 +283,7 @@ class BadSamples : public ::testing::Test {
     ASSERT_EQ(reported.size(), 1u);
     EXPECT_EQ(reported[0].sample, 0);
     EXPECT_THAT(reported[0].reason, HasSubstr(reason));
-    EXPECT_EQ(batch.bad_samples, 1);
+    EXPECT_THAT(batch.bad_documents, ElementsAre(0));
     EXPECT_EQ(batch.target_count, 2);
     EXPECT_THAT(batch.targets, ElementsAre(-1, -1, -1, -1, -1, -1, -1, 101, 101, -1, -1, -1));
     EXPECT_THAT(batch.document_offsets, ElementsAre(0, 5, 10, 12));
@@ -294,6 +295,39 @@ class BadSamples : public ::testing::Test {
   Memory memory;
   std::vector<BadSample> reported;
 };
+
+// Everything but the pictures' contents is as ever, and nobody looks at them.
+TEST(BatchBuilder, PicturesCanBeLeftOut) {
+  Memory memory({{.text_tokens = 3, .pictures = {{9, 9}, {20, 7}}},
+                 {.text_tokens = 4},
+                 {.text_tokens = 3, .pictures = {{9, 9}}}});
+  const SampleLayout layout(memory.index, options_of(TilingMode::whole, 32), {});
+  PackedSequence sequence = pack(layout, {0, 1, 2});
+  BatchBuilder builder(layout, memory.source(), {}, device());
+  const MicroBatch whole = builder.build({&sequence, 1});
+  EXPECT_EQ(std::ssize(whole.patches), 3 * tile_values);
+
+  SampleSource without = memory.source();
+  without.decode = [](const EncodedPicture&) -> Picture {
+    ADD_FAILURE() << "a picture was decoded";
+    return {};
+  };
+  for (Sample& sample : memory.samples)
+    for (EncodedPicture& picture : sample.pictures) picture.bytes.clear();
+  BatchBuilder bare(layout, without, {.pictures = PictureContent::absent}, device());
+  const MicroBatch absent = bare.build({&sequence, 1});
+  EXPECT_THAT(absent.patches, IsEmpty());
+  EXPECT_THAT(absent.bad_documents, IsEmpty());
+  EXPECT_EQ(absent.tiles, whole.tiles);
+  EXPECT_EQ(absent.sources, whole.sources);
+  EXPECT_EQ(absent.targets, whole.targets);
+  EXPECT_EQ(absent.positions, whole.positions);
+  EXPECT_EQ(absent.document_offsets, whole.document_offsets);
+  EXPECT_EQ(absent.real_rows, whole.real_rows);
+  EXPECT_EQ(absent.category, whole.category);
+  EXPECT_EQ(absent.sample, whole.sample);
+  EXPECT_EQ(absent.target_count, whole.target_count);
+}
 
 TEST_F(BadSamples, APictureThatDoesNotDecodeTurnsGrey) {
   memory.samples[0].pictures[0].bytes.clear();

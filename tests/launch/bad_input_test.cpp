@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
 #include <nlohmann/json.hpp>
+#include <regex>
 
 #include "data/atomic_file.h"
 #include "data/draft.h"
@@ -16,9 +18,13 @@ namespace orchard::testing {
 namespace {
 
 namespace fs = std::filesystem;
+using ::testing::_;
 using ::testing::AllOf;
+using ::testing::Each;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::Not;
+using ::testing::Pair;
 
 // A tile is one picture of 14 x 14 pixels and becomes four visual tokens.
 constexpr const char* recipe = R"([vision]
@@ -94,18 +100,32 @@ class BadInput : public ::testing::Test {
            set.string() + " --run-folder " + run_.string() + " " + more;
   }
 
+  // How often each bad training sample was told of. The run ends before it draws one twice, so that
+  // who decodes a picture is who tells.
+  static std::map<int, int> tellers_of(const std::string& output) {
+    std::map<int, int> tellers;
+    const std::regex told(R"(bad sample (\d+) )");
+    for (std::sregex_iterator at(output.begin(), output.end(), told), end; at != end; ++at)
+      if (const int sample = std::stoi((*at)[1]); sample < first_held_out) ++tellers[sample];
+    return tellers;
+  }
+
   Scratch scratch_;
   fs::path run_ = scratch_ / "run", set_ = scratch_ / "set", other_ = scratch_ / "other";
 };
 
 TEST_F(BadInput, APictureThatDoesNotDecodeIsCountedAndCostsItsTargetsOnly) {
   write_set(set_, [](int i) { return i % 10 == 3; });
-  for (const bool two_ranks : {false, true}) {
-    const std::string words = arguments(set_, "--stage 1");
-    const Outcome outcome = two_ranks ? orchard_on_two_ranks(words) : orchard_alone(words);
+  std::vector<double> alone;  // losses
+  for (const std::string layout : {"", "--pp 1", "--pp 2"}) {
+    SCOPED_TRACE(layout);
+    const std::string words = arguments(set_, "--stage 1 " + layout);
+    const Outcome outcome = layout.empty() ? orchard_alone(words) : orchard_on_two_ranks(words);
     ASSERT_EQ(outcome.code, 0) << outcome.output;
     EXPECT_THAT(outcome.output, AllOf(HasSubstr("bad sample "), HasSubstr("(made:"),
                                       HasSubstr("it keeps its place without targets")));
+    // Of a pipeline the first stage alone.
+    EXPECT_THAT(tellers_of(outcome.output), AllOf(Not(IsEmpty()), Each(Pair(_, 1))));
     std::int64_t bad = 0, steps = 0;
     std::istringstream lines(read_text(run_ / "metrics.jsonl"));
     for (std::string text; std::getline(lines, text);) {
@@ -113,7 +133,10 @@ TEST_F(BadInput, APictureThatDoesNotDecodeIsCountedAndCostsItsTargetsOnly) {
       if (!line.contains("bad_samples")) continue;
       ++steps;
       bad += line["bad_samples"].get<std::int64_t>();
-      EXPECT_TRUE(line["loss"].is_number()) << text;
+      ASSERT_TRUE(line["loss"].is_number()) << text;
+      const auto loss = line["loss"].get<double>();
+      if (layout.empty()) alone.push_back(loss);
+      EXPECT_NEAR(loss, alone.at(static_cast<std::size_t>(steps - 1)), 1e-5 * loss);
     }
     EXPECT_EQ(steps, 8);
     EXPECT_GT(bad, 0);

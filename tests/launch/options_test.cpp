@@ -305,7 +305,7 @@ TEST(Options, EachFillsItsOwnFieldOnly) {
     std::string value;
     for (const char* candidate : {"3", "4", "0.25", "simt", "bf16", "last", "blocks", "all_choices",
                                   "fixed", "fit", "separators", "assistant", "adafactor", "no",
-                                  "dp-tp-ep-pp", "direct", "gpipe", "sm_90a"}) {
+                                  "dp-tp-ep-pp", "direct", "gpipe", "measured", "sm_90a"}) {
       if (candidate == before || !option.read(run, candidate)) continue;
       value = candidate;
       break;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <nlohmann/json.hpp>
 
 #include "data/atomic_file.h"
 #include "tests/data/corpus.h"
@@ -16,6 +17,7 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 // Seven blocks: lookup, four layers, norm, head.
 constexpr const char* recipe = R"([vision]
@@ -101,6 +103,7 @@ TEST_F(PipelineProgram, ResumesBitForBitAndInAnotherLayout) {
 TEST_F(PipelineProgram, WhatCannotBeIsRefusedByName) {
   const std::pair<std::string, std::vector<std::string>> wrong[] = {
       {"--pp 3", {"pp 3", "nearest possible layout of 2 ranks is tp 1, pp 2"}},
+      {"--pp 2 --balance even", {"layout.balance = even (--balance)", "counted | measured"}},
       {"--pp 2 --schedule zbv", {"layout.schedule = zbv (--schedule)", "zb-h1 | zb-v"}},
       {"--pp 2 --pipeline-chunks 2", {"schedule 1f1b has 1 chunk a rank, not 2"}},
       {"--pp 2 --schedule interleaved --pipeline-chunks 4",
@@ -114,6 +117,77 @@ TEST_F(PipelineProgram, WhatCannotBeIsRefusedByName) {
     EXPECT_EQ(outcome.code, 78) << more;
     for (const std::string& part : parts) EXPECT_THAT(outcome.output, HasSubstr(part)) << more;
     EXPECT_FALSE(fs::exists(folder("refused")));
+  }
+}
+
+// Times are taken once: whoever has them in its folder is cut by them, a resume too.
+TEST_F(PipelineProgram, MeasuredTimesAreKeptAndDecideTheCut) {
+  const std::string measured = "--pp 2 --balance measured ";
+  const Outcome whole = orchard_on_two_ranks(arguments("whole", measured));
+  ASSERT_EQ(whole.code, 0) << whole.output;
+  EXPECT_THAT(whole.output, HasSubstr("balanced by times taken now, kept in "));
+  const std::string times = "link-times-stage1.json";
+  ASSERT_TRUE(fs::exists(folder("whole") / times));
+
+  fs::create_directories(folder("parts"));
+  fs::copy(folder("whole") / times, folder("parts") / times);
+  for (const std::string more : {"--stop-after 2", "--resume"}) {
+    const Outcome part = orchard_on_two_ranks(arguments("parts", measured + more));
+    ASSERT_EQ(part.code, 0) << part.output;
+    EXPECT_THAT(part.output, HasSubstr("balanced by the times in "));
+  }
+  EXPECT_EQ(read_text(folder("parts") / times), read_text(folder("whole") / times));
+  EXPECT_EQ(final_bytes("parts"), final_bytes("whole"));
+
+  const nlohmann::json kept = nlohmann::json::parse(read_text(folder("whole") / times));
+  const std::pair<std::string, std::string> cuts[] = {{"lookup", "0-0 | 1-6"},
+                                                      {"head", "0-5 | 6-6"}};
+  for (const auto& [kind, cut] : cuts) {
+    fs::create_directories(folder(kind));
+    nlohmann::json changed = kept;
+    changed["seconds"][kind]["forward"] = 1000;
+    write_file(folder(kind) / times, changed.dump());
+    const Outcome outcome = orchard_on_two_ranks(arguments(kind, measured));
+    EXPECT_THAT(outcome.output, HasSubstr("pipeline 1f1b, blocks " + cut)) << kind;
+  }
+
+  const std::string plan = "plan --stages 2 --micro-batches 4 --run ";
+  EXPECT_THAT(orchard_alone(plan + folder("head").string()).output,
+              AllOf(HasSubstr("dense layer         4"), HasSubstr("backward ms"),
+                    HasSubstr("cut by time:  blocks 0-5 | 6-6")));
+
+  write_file(folder("head") / times, "{}");
+  const Outcome damaged = orchard_on_two_ranks(arguments("head", measured + "--resume"));
+  EXPECT_EQ(damaged.code, 1);
+  EXPECT_THAT(damaged.output,
+              AllOf(HasSubstr(times), HasSubstr("\"setting\" is missing"), HasSubstr("remove it")));
+}
+
+TEST_F(PipelineProgram, APlanShowsWhatBlocksCost) {
+  const std::string blocks = "plan --stages 2 --micro-batches 4 --recipe " +
+                             (scratch_ / "small.ini").string() + " --training-set " +
+                             (scratch_ / "set").string();
+  const Outcome counted = orchard_alone(blocks);
+  EXPECT_EQ(counted.code, 0) << counted.output;
+  EXPECT_THAT(counted.output, AllOf(HasSubstr("stage 1: micro-batches of 1 x 64 rows, 0.0 tiles"),
+                                    HasSubstr("cut by FLOPs: blocks 0-"),
+                                    Not(HasSubstr("cut by time")), HasSubstr("zb-v")));
+  const Outcome measured = orchard_alone(blocks + " --measure --schedule zb-v");
+  EXPECT_EQ(measured.code, 0) << measured.output;
+  EXPECT_THAT(measured.output, AllOf(HasSubstr("forward ms"), HasSubstr("cut by time:  blocks 0-"),
+                                     HasSubstr("zb-v: 2 stages x 2 chunks, 4 micro-batches")));
+  const std::pair<std::string, std::string> wrong[] = {
+      {"plan --measure", "--measure: name the run's blocks with --run or --recipe"},
+      {"plan --run nowhere", "--run nowhere: has no resolved.ini"},
+      {"plan --recipe tiny", "--training-set is missing"},
+      {blocks + " --blocks 3x1", "--blocks: the blocks are those of the run"},
+      {blocks + " --run x", "--recipe: the recipe is that of --run"},
+      {blocks + " --recipe-stage 2", "--recipe-stage 2: the run has no such stage"},
+  };
+  for (const auto& [arguments, reason] : wrong) {
+    const Outcome outcome = orchard_alone(arguments);
+    EXPECT_EQ(outcome.code, 78) << arguments;
+    EXPECT_THAT(outcome.output, HasSubstr(reason)) << arguments;
   }
 }
 

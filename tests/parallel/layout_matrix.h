@@ -106,9 +106,16 @@ inline int number_of(const Combination& levels, int axes) {
 }
 
 enum class MatrixSize : std::uint8_t {
-  covering,  // every pair of levels, and every layout, with shared rows or without
-  complete,  // every layout with every level of what goes with it, and every pair of those
+  covering,  // every pair of levels, and every layout
+  // Every layout under every schedule, with shared rows or without: in fp32 in stage 3 (pictures, and
+  // targets that are not all learnt), and with every level of what else goes with it. Every pair.
+  complete,
 };
+
+// What the promise of fp32 losses and gradients is held to under every schedule.
+inline bool is_stage3_in_f32(const Combination& c) {
+  return c[stage_axis] == 2 && c[dtype_axis] == 0;
+}
 
 inline std::vector<Combination> legal_combinations() {
   std::vector<int> levels(matrix_levels.size());
@@ -124,10 +131,13 @@ inline std::vector<MatrixCase> matrix_cases(MatrixSize size) {
     if (size == MatrixSize::covering) {
       all.push_back(layouts + number_of(c, rows_axis));
     } else {
-      const int layout = number_of(c, layout_axes);
+      const int layout = number_of(c, layout_axes) * most_levels + c[schedule_axis];
+      const auto feature = [&](int axis, int level) {
+        return layouts + (layout * (matrix_axes + 1) + axis) * most_levels + level;
+      };
       for (int axis = layout_axes; axis < matrix_axes; ++axis)
-        all.push_back(layouts + (layout * matrix_axes + axis) * most_levels +
-                      c[static_cast<std::size_t>(axis)]);
+        all.push_back(feature(axis, c[static_cast<std::size_t>(axis)]));
+      if (is_stage3_in_f32(c)) all.push_back(feature(matrix_axes, 0));
     }
     return all;
   };

@@ -115,7 +115,7 @@ TEST(RoutingReplay, AStepSendsRowsWhereItSays) {
   const auto one = make_single_communicator();
   const ParallelContext ranks(*one, {});
   Replica replica(stage_model(run, set), options_of(run), ranks);
-  const auto loader = data.make_loader(1, 0, 1, expect_no_bad);
+  const auto loader = data.make_loader({.on_bad = expect_no_bad});
   const std::vector<MicroBatch> batches{loader->next().value()};
   std::vector<std::vector<Routing>> routing{replica.route(batches[0])};
   for (Routing& layer : routing[0]) {
@@ -138,8 +138,9 @@ TEST(Ranks, MixtureOfExpertsLossesAreThoseOfOneRank) {
   const ModelConfig config = stage_model(run, set);
   const ParallelContext single(*one, {}), ranks(*world, {});
   Replica alone(config, options_of(run), single), parallel(config, options_of(run), ranks);
-  const auto all = data.make_loader(1, 0, 1, expect_no_bad);
-  const auto mine = data.make_loader(1, world->rank(), world->size(), expect_no_bad);
+  const auto all = data.make_loader({.on_bad = expect_no_bad});
+  const auto mine =
+      data.make_loader({.rank = world->rank(), .ranks = world->size(), .on_bad = expect_no_bad});
   ChoiceComparison choices;
   for (std::int64_t step = 1; step <= steps; ++step) {
     const StepPlan plan = data.step_plan(step);

@@ -2,12 +2,15 @@
 // evaluation, memory. Under mpirun, with up to four ranks.
 #include <gmock/gmock.h>
 
+#include <array>
 #include <fstream>
 
 #include "tests/comm/ranks_test.h"
 #include "tests/message_of.h"
 #include "tests/train/toy_training.h"
+#include "train/link_timer.h"
 #include "train/pipeline_cut.h"
+#include "train/pipeline_pictures.h"
 
 namespace orchard::testing {
 namespace {
@@ -149,6 +152,78 @@ TEST_F(PipelineTraining, AResumedRunGoesOnBitForBit) {
       for (std::int64_t step = 4; step <= 5; ++step)
         EXPECT_EQ(resumed.step(step).losses.loss, run.step(step).losses.loss);
       EXPECT_EQ(resumed.values(), run.values());
+    }
+  }
+}
+
+// Ranks that do not run the first link are given no patches at all.
+TEST_F(PipelineTraining, OnlyTheFirstStageNeedsPictures) {
+  for (const Case& c : cases_of(world_->size())) {
+    SCOPED_TRACE(c.to_string());
+    Training everywhere = training(c, options_of(OptimizerKind::adamw)),
+             first_stage = training(c, options_of(OptimizerKind::adamw));
+    const ParallelContext& ranks = first_stage.ranks();
+    const bool has_stem = c.layout.pipeline == 1 || ranks.coordinates().pipeline == 0;
+    ASSERT_EQ(picture_content(ranks) == PictureContent::whole, has_stem);
+    const auto without_patches = [&](MicroBatch& batch, std::size_t) {
+      if (!has_stem) batch.patches.clear();
+    };
+    for (std::int64_t step = 1; step <= 3; ++step)
+      EXPECT_EQ(first_stage.step(step, without_patches).losses.loss,
+                everywhere.step(step).losses.loss);
+    EXPECT_EQ(first_stage.values(), everywhere.values());
+    for (const ToyShape& shape : training_shapes) {
+      MicroBatch batch = toy_micro_batch(model(), shape, "held out");
+      const std::vector<float> wanted = everywhere.replica().evaluate(batch);
+      without_patches(batch, 0);
+      EXPECT_EQ(first_stage.replica().evaluate(batch), wanted);
+    }
+  }
+}
+
+// What the first stage found bad is without targets on all; no other document changes.
+TEST_F(PipelineTraining, EveryStageHearsOfBadPictures) {
+  for (const Case& c : cases_of(world_->size())) {
+    SCOPED_TRACE(c.to_string());
+    const ParallelContext ranks(*world_, c.layout, SequenceParallel::yes, c.stages());
+    const bool finds_out = picture_content(ranks) == PictureContent::whole;
+    std::vector<MicroBatch> batches;
+    for (const ToyShape& shape : training_shapes)
+      batches.push_back(toy_micro_batch(model(), shape, "bad"));
+    std::vector<MicroBatch> wanted = batches;
+    const int last = static_cast<int>(std::ssize(batches[0].document_offsets)) - 2;
+    for (const auto& [batch, document] : {std::pair{0, 0}, {0, last}, {5, 0}}) {
+      const auto b = static_cast<std::size_t>(batch);
+      drop_targets(wanted[b], document);
+      if (!finds_out) continue;
+      batches[b].bad_documents.push_back(document);
+      drop_targets(batches[b], document);
+    }
+    share_bad_documents(ranks, batches);
+    for (std::size_t b = 0; b < batches.size(); ++b) {
+      EXPECT_EQ(batches[b].targets, wanted[b].targets) << b;
+      EXPECT_EQ(batches[b].target_count, wanted[b].target_count) << b;
+    }
+  }
+}
+
+// Times are those of the slowest rank, so that all cut alike.
+TEST_F(PipelineTraining, RanksAgreeOnTheTimesOfLinks) {
+  const std::unique_ptr<Device> device = make_cpu_device({.threads = 1});
+  ModelConfig sparse = model();
+  sparse.decoder.moe = {.experts = 4, .every = 2};
+  const MicroBatch batch = toy_micro_batch(sparse, training_shapes[0], "timed");
+  for (const Layout& layout :
+       {Layout{.tensor = 2, .pipeline = 2}, Layout{.pipeline = 2, .expert = 2},
+        Layout{.tensor = 2, .expert_tensor = 2, .tensor_chunks = 2}}) {
+    SCOPED_TRACE(layout.to_string());
+    const CostByKind seconds = time_links(*device, *world_, sparse, {.layout = layout}, batch);
+    EXPECT_EQ(seconds.size(), std::size(link_kind_list));
+    for (const auto& [kind, cost] : seconds) {
+      std::array<double, 4> extremes{cost.forward, cost.backward, -cost.forward, -cost.backward};
+      world_->max_on_host(extremes);
+      EXPECT_EQ(extremes[0], -extremes[2]) << name_of(kind);
+      EXPECT_EQ(extremes[1], -extremes[3]) << name_of(kind);
     }
   }
 }
