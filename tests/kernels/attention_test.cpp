@@ -482,7 +482,7 @@ TEST(AttentionOnGpu, MovesEachByteOnceInFullSectors) {
   EXPECT_EQ(out.stores.sectors, tensor + rows);
   // D reads two tensors, the kernels of d_q and of d_k and d_v four each.
   EXPECT_LE(gradients.loads.sectors, 10 * tensor * 21 / 20);
-  EXPECT_EQ(gradients.stores.sectors, 3 * tensor + 128);  // D: each row's four bytes by a warp
+  EXPECT_EQ(gradients.stores.sectors, 3 * tensor + 128 / 2);  // D: a warp writes two rows' together
 }
 
 TEST(AttentionOnGpu, ComputesNoTileThatTheMaskHides) {
@@ -515,7 +515,7 @@ TEST(AttentionOnGpu, WgmmaBackwardMovesEachByteOnceInFullSectors) {
   EXPECT_EQ(gradients.tensor_load_bytes, 2 * (2 * tensor + 2 * tiles * tensor));
   EXPECT_EQ(gradients.stores.bytes, 3 * tensor + 4 * rows);
   EXPECT_EQ(gradients.stores.sectors,
-            3 * tensor / 32 + rows);  // D: each row's four bytes by a warp
+            3 * tensor / 32 + rows / 2);  // D: a warp writes two rows' together
   // D's kernel reads d_out and out. Then there are log_sum_exp and D, once for d_q and once a tile of
   // keys, and up to six offsets for each of 12 warps of 2·5 blocks, spare ones included.
   const std::uint64_t terms = 2 * rows * 4 / 32 * (1 + tiles), offsets = 6 * 12 * 10;
