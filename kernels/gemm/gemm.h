@@ -17,17 +17,13 @@
 // The kernels allocate nothing once warm; both sgemms keep buffers of their own.
 //
 // On a GPU bf16 runs on the tensor cores, f32 in full fp32. A tile of c is summed by one block in the
-// order of k; where tiles are few, or too many for a round of blocks and too few for the next, and k is
-// long, by one block a slice of k, and the slices are added in
+// order of k; where tiles are few and k is long, by one block a slice of k, and the slices are added in
 // their order, in fp32, from the stream's workspace (at most two tiles a block that the GPU runs at
 // once). How many slices follows from the shape and the number of SMs: results are bit-equal on
 // repetition, not between GPUs of different size. Operands whose rows do not begin on 16 bytes are read
 // element by element, which is several times slower. ORCHARD_GPU_GEMM chooses the kernel for bf16: auto
 // (the default: by GPU and shape), sm80_64, sm80_128, sm90_128, sm90_256 (tensor cores of that
-// generation, side of the tiles), sm90_128_pair, sm90_256_pair (two blocks fetch what both multiply); one
-// that does not take the operands gives way to one that does. ORCHARD_GPU_GEMM_WRITING chooses how those of
-// sm_90 write c: stored (the default: by the copy engine), prefetched (what they add to comes to the L2
-// ahead), direct (from registers).
+// generation, side of the tiles); one that does not take the operands gives way to one that does.
 // With cublaslt single products, f32 too, are NVIDIA's cuBLASLt's where it takes them: loaded at run
 // time, an error when missing.
 // Grouped products find their groups on the device: the host reads no offsets, and does not check them.

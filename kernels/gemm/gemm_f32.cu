@@ -219,7 +219,8 @@ void run_f32(Stream& stream, const Gemm& op) {
   const F32Tile tile = choose_f32_tile(op.c.dim(0), op.c.dim(1));
   const int slices = slices_for(op, tile, gpu_properties(stream).multiprocessors);
   run_sliced<float>(
-      stream, op, slices, [&](const Epilogue<float>& out, const DenseSchedule& schedule) {
+      stream, op, slices,
+      [&](const Tensor&, const Epilogue<float>& out, const DenseSchedule& schedule) {
         const Launch<DenseSchedule> launch{stream, operand(op.a), operand(op.b), out, schedule};
         const bool a_is_mn = op.transpose_a == Transpose::yes;
         const bool b_is_k = op.transpose_b == Transpose::yes;

@@ -14,9 +14,10 @@
 namespace orchard::GPU_NAMESPACE {
 namespace {
 
-// Rows in all groups, columns, k. What groups hold is known to the device alone: about half a tile of each
-// is left empty.
-struct Extents : WideProduct {
+// A product as the choice sees it: rows in all groups, columns, and the k that may be cut in slices: 0
+// where the groups' sizes are k, or known to the device alone.
+struct Extents {
+  std::int64_t m, n, k;
   bool thin = false;         // groups would leave tiles of 128 half empty
   bool writes_most = false;  // k is so short that c bounds
 
@@ -25,58 +26,40 @@ struct Extents : WideProduct {
   }
 };
 Extents extents(const Gemm& op) {
-  return {{op.c.dim(0), op.c.dim(1), op.a.dim(op.transpose_a == Transpose::yes ? 0 : 1)}};
+  const std::int64_t k = op.a.dim(op.transpose_a == Transpose::yes ? 0 : 1);
+  return {op.c.dim(0), op.c.dim(1), k};
 }
+// About half of a tile a group is left empty.
 Extents extents(const GroupedGemm& op) {
   const std::int64_t rows = op.c.dim(0), groups = op.b.dim(0);
-  return {{rows + 64 * groups, op.c.dim(1), op.a.dim(1), false}, rows < 128 * groups};
+  return {rows + 64 * groups, op.c.dim(1), 0, rows < 128 * groups};
 }
 // A sum of f32 that is added to c moves 8 bytes, which an H100's HBM takes 2.7 ps for, in which its tensor
 // cores do a k of 1000.
 Extents extents(const GroupedGemmWeightGradient& op) {
-  const std::int64_t groups = std::max<std::int64_t>(1, op.d_b.dim(0)), k = op.a.dim(0) / groups;
-  return {{op.d_b.dim(0) * tiles_in(op.d_b.dim(1), 128) * 128, op.d_b.dim(2), k, false},
-          false,
-          k < 1000};
+  const std::int64_t groups = op.d_b.dim(0);
+  return {groups * tiles_in(op.d_b.dim(1), 128) * 128, op.d_b.dim(2), 0, false,
+          op.a.dim(0) < 1000 * groups};
 }
 
 // A kernel for bf16.
-enum class Kernel : std::uint8_t {
-  sm80_64,
-  sm80_128,
-  sm90_128,
-  sm90_256,
-  sm90_128_pair,
-  sm90_256_pair
-};
+enum class Kernel : std::uint8_t { sm80_64, sm80_128, sm90_128, sm90_256 };
 
-Writing writing_named(std::string_view name) {
-  if (name == "prefetched") return Writing::prefetched;
-  if (name == "direct") return Writing::direct;
-  require(name == "stored",
-          "ORCHARD_GPU_GEMM_WRITING is {}; it may be stored, prefetched or direct", name);
-  return Writing::stored;
-}
-
-// ORCHARD_GPU_GEMM and ORCHARD_GPU_GEMM_WRITING, read once a device.
+// ORCHARD_GPU_GEMM, read once a device.
 struct Forced {
   std::optional<Kernel> kernel;
   bool library = false;
-  Writing writing = Writing::stored;
 
   Forced() {
     const char* const value = std::getenv("ORCHARD_GPU_GEMM");
     const std::string_view name = value ? value : "auto";
     library = name == "cublaslt";
-    constexpr std::array names{"sm80_64",  "sm80_128",      "sm90_128",
-                               "sm90_256", "sm90_128_pair", "sm90_256_pair"};
+    constexpr std::array names{"sm80_64", "sm80_128", "sm90_128", "sm90_256"};
     const auto found = std::find(names.begin(), names.end(), name);
     require(name == "auto" || library || found != names.end(),
-            "ORCHARD_GPU_GEMM is {}; it may be auto, {}, {}, {}, {}, {}, {} or cublaslt", name,
-            names[0], names[1], names[2], names[3], names[4], names[5]);
+            "ORCHARD_GPU_GEMM is {}; it may be auto, {}, {}, {}, {} or cublaslt", name, names[0],
+            names[1], names[2], names[3]);
     if (found != names.end()) kernel = static_cast<Kernel>(found - names.begin());
-    const char* const way = std::getenv("ORCHARD_GPU_GEMM_WRITING");
-    if (way) writing = writing_named(way);
   }
 };
 
@@ -85,10 +68,21 @@ constexpr bool is_sm90(Kernel kernel) {
 }
 
 int slices_for(Kernel kernel, const Extents& c, int multiprocessors) {
-  const int side = kernel == Kernel::sm80_64 ? 64 : 128;
-  const int resident =
-      multiprocessors * blocks_per_sm(kernel == Kernel::sm80_64 ? Tile::side_64 : Tile::side_128);
-  return choose_slices(c.tiles(side, side), c.cuttable ? c.k : 0, {resident, tensor_core_overhead});
+  const auto slices = [&](int rows, int columns, int blocks_per_sm) {
+    return choose_slices(c.tiles(rows, columns), c.k,
+                         {blocks_per_sm * multiprocessors, tensor_core_overhead});
+  };
+  switch (kernel) {
+    case Kernel::sm80_64:
+      return slices(64, 64, blocks_per_sm(Tile::side_64));
+    case Kernel::sm80_128:
+      return slices(128, 128, blocks_per_sm(Tile::side_128));
+    case Kernel::sm90_128:
+      return slices(128, 128, 1);
+    case Kernel::sm90_256:
+      return slices(128, 256, 1);
+  }
+  return 1;
 }
 
 Kernel choose_sm80(const Extents& c, int multiprocessors) {
@@ -98,20 +92,31 @@ Kernel choose_sm80(const Extents& c, int multiprocessors) {
 }
 
 Kernel choose(const GpuProperties& gpu, const Extents& c) {
-  const int multiprocessors = gpu.multiprocessors;
-  if (gpu.compute_capability != 90 || !fills_sm90(c, multiprocessors)) {
-    return choose_sm80(c, multiprocessors);
+  const int slices = slices_for(Kernel::sm90_128, c, gpu.multiprocessors);
+  if (gpu.compute_capability != 90 ||
+      !fills_sm90(c.tiles(128, 128) * slices, gpu.multiprocessors)) {
+    return choose_sm80(c, gpu.multiprocessors);
   }
-  // All of a narrow tile fits the boxes in shared memory (tile_store.h): HBM has always something to do.
+  // As fast as the wide tile to within 2 %, since HBM bounds; and all of it fits the boxes in shared memory
+  // (tile_store.h), so that HBM has always something to do.
   if (c.writes_most) return Kernel::sm90_128;
-  return choose_plan(c, multiprocessors).tile == WideTile::n_256 ? Kernel::sm90_256
-                                                                 : Kernel::sm90_128;
+  return choose_wide_tile(tiles_in(c.m, 128), c.n, c.k, gpu.multiprocessors) == WideTile::n_256
+             ? Kernel::sm90_256
+             : Kernel::sm90_128;
 }
 
-constexpr WideKernel wide_kernel(Kernel kernel, Writing writing) {
-  const bool is_wide = kernel == Kernel::sm90_256 || kernel == Kernel::sm90_256_pair;
-  const bool is_pair = kernel == Kernel::sm90_128_pair || kernel == Kernel::sm90_256_pair;
-  return {is_wide ? WideTile::n_256 : WideTile::n_128, is_pair ? 2 : 1, writing};
+template <class Operation, class... Slices>
+void run_kernel(Stream& stream, const Operation& op, Kernel kernel, Slices... slices) {
+  switch (kernel) {
+    case Kernel::sm80_64:
+      return run_bf16(stream, op, Tile::side_64, slices...);
+    case Kernel::sm80_128:
+      return run_bf16(stream, op, Tile::side_128, slices...);
+    case Kernel::sm90_128:
+      return run_sm90(stream, op, WideTile::n_128, slices...);
+    case Kernel::sm90_256:
+      return run_sm90(stream, op, WideTile::n_256, slices...);
+  }
 }
 
 template <class Operation>
@@ -128,16 +133,10 @@ void run_any(Stream& stream, const Operation& op) {
   if (is_sm90(kernel) && !(gpu.compute_capability == 90 && takes_sm90(op.a, op.b))) {
     kernel = choose_sm80(c, gpu.multiprocessors);
   }
-  const Tile tile = kernel == Kernel::sm80_64 ? Tile::side_64 : Tile::side_128;
-  const WideKernel wide = wide_kernel(kernel, forced.writing);
   if constexpr (std::is_same_v<Operation, Gemm>) {
-    if (is_sm90(kernel)) {
-      return run_sm90(stream, op, wide, plan_for(c, wide.tile, gpu.multiprocessors).cut);
-    }
-    run_bf16(stream, op, tile, slices_for(kernel, c, gpu.multiprocessors));
+    run_kernel(stream, op, kernel, slices_for(kernel, c, gpu.multiprocessors));
   } else {
-    if (is_sm90(kernel)) return run_sm90(stream, op, wide);
-    run_bf16(stream, op, tile);
+    run_kernel(stream, op, kernel);
   }
 }
 

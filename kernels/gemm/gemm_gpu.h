@@ -8,7 +8,6 @@
 #include <cstdint>
 
 #include "kernels/gemm/gemm.h"
-#include "kernels/gemm/plan_sm90.h"
 #include "kernels/gpu/gpu.h"
 
 namespace orchard::GPU_NAMESPACE {
@@ -35,7 +34,8 @@ constexpr std::int64_t split_time(std::int64_t tiles, std::int64_t k, Blocks blo
 }
 
 // The number of slices that is done soonest. At most two rounds of blocks, which bounds the workspace to
-// the sums of two rounds: 35 MB on an H100.
+// the sums of two rounds: 35 MB on an H100. More tiles than blocks stay whole: slices of those that are
+// left over for the last round gained nothing (docs/notes/gemm.md).
 constexpr int choose_slices(std::int64_t tiles, std::int64_t k, Blocks blocks) {
   const std::int64_t most =
       tiles == 0 ? 1 : std::min(2 * blocks.resident / tiles, k / blocks.overhead);
@@ -65,12 +65,33 @@ void run_bf16(Stream&, const Gemm&, Tile, int slices = 1);
 void run_bf16(Stream&, const GroupedGemm&, Tile);
 void run_bf16(Stream&, const GroupedGemmWeightGradient&, Tile);
 
+// How many columns the tiles of sm_90a have; all have 128 rows.
+enum class WideTile : std::uint8_t { n_128, n_256 };
+
+// Persistent blocks, one an SM. Tiles of 128 on less than a third of the SMs lose against tiles of 64 on
+// all of them.
+constexpr bool fills_sm90(std::int64_t blocks_of_128, int multiprocessors) {
+  return 3 * blocks_of_128 >= multiprocessors;
+}
+
+// The tile whose blocks are done sooner: rounds over the SMs times columns. 128 columns are a tenth
+// dearer each, for the rows that are read again. k is 0 where it cannot be cut.
+constexpr WideTile choose_wide_tile(std::int64_t tile_rows, std::int64_t n, std::int64_t k,
+                                    int multiprocessors) {
+  const auto time = [&](std::int64_t columns) {
+    const std::int64_t tiles = tile_rows * ((n + columns - 1) / columns);
+    const Blocks blocks{multiprocessors, tensor_core_overhead};
+    return split_time(tiles, k, blocks, choose_slices(tiles, k, blocks));
+  };
+  return 2560 * time(256) <= 1408 * time(128) ? WideTile::n_256 : WideTile::n_128;
+}
+
 // bf16 operands, on the tensor cores of sm_90a (gemm_sm90.cu). Needs k > 0 and rows that begin on 16
 // bytes: takes_sm90.
 bool takes_sm90(const ConstTensor& a, const ConstTensor& b);
-void run_sm90(Stream&, const Gemm&, WideKernel, Cut = {});
-void run_sm90(Stream&, const GroupedGemm&, WideKernel);
-void run_sm90(Stream&, const GroupedGemmWeightGradient&, WideKernel);
+void run_sm90(Stream&, const Gemm&, WideTile, int slices = 1);
+void run_sm90(Stream&, const GroupedGemm&, WideTile);
+void run_sm90(Stream&, const GroupedGemmWeightGradient&, WideTile);
 
 // Tiles of the f32 kernel. A router has a column an expert: [32768, 8] = x [32768, 512] · w^T reads 67 MB
 // for 0.27 GFLOP, 4 FLOPs a byte where an H100 has 20 (67 TFLOP/s, 3.35 TB/s). Tiles of 128 columns would

@@ -104,7 +104,7 @@ MatrixOperand operand(const ConstTensor& x) {
 void run_bf16(Stream& stream, const Gemm& op, Tile side, int slices) {
   if (op.c.numel() == 0) return;
   run_sliced<bf16>(stream, op, slices,
-                   [&](const Epilogue<bf16>& out, const DenseSchedule& schedule) {
+                   [&](const Tensor&, const Epilogue<bf16>& out, const DenseSchedule& schedule) {
                      const Launch<DenseSchedule> launch{
                          stream, operand(op.a), operand(op.b), out, schedule, loads_of(op.a, op.b)};
                      const bool a_is_mn = op.transpose_a == Transpose::yes;

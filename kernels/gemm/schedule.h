@@ -24,10 +24,9 @@ struct Work {
   std::int64_t a = 0, b = 0, c = 0;
   int m, n, k;
   int row, col;
-  // The same as coordinates: where m begins in a and in c, where k begins in a and b, which matrix of b
-  // and which of c.
-  int first_row = 0, c_row = 0, first_k = 0, b_matrix = 0, c_matrix = 0;
-  bool partial = false;  // c is the slices' sums (CutSchedule)
+  // The same as coordinates: where m begins in a and c, where k begins in a and b, which matrix of b and
+  // which of c.
+  int first_row = 0, first_k = 0, b_matrix = 0, c_matrix = 0;
 };
 
 // The sides of a tile.
@@ -88,25 +87,6 @@ struct DenseSchedule {
   }
 };
 
-// One product whose first rows are summed in one go, the others in slices of k (plan_sm90.h). For kernels
-// that take coordinates: `a` does not know of the rows before.
-struct CutSchedule {
-  // Whether other groups' data follow where a product's k ends.
-  static constexpr bool ends_in_data = false;
-  DenseSchedule whole, cut;
-
-  constexpr unsigned blocks(TileSides tile) const { return whole.blocks(tile) + cut.blocks(tile); }
-
-  __device__ bool find(int block, TileSides tile, Work& work) const {
-    const int first = static_cast<int>(whole.blocks(tile));
-    if (block < first) return whole.find(block, tile, work);
-    cut.find(block - first, tile, work);
-    work.first_row = whole.m;
-    work.partial = true;
-    return true;
-  }
-};
-
 // c[rows of g] = a[rows of g] · op(b[g]): the groups' rows of tiles lie one after the other.
 struct GroupedRowsSchedule {
   // Whether other groups' data follow where a product's k ends.
@@ -153,7 +133,6 @@ struct GroupedRowsSchedule {
                 .row = tile_of_group * tile.m,
                 .col = at.n * tile.n,
                 .first_row = own_begin,
-                .c_row = own_begin,
                 .b_matrix = first + owner};
         return true;
       }

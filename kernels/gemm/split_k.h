@@ -15,16 +15,16 @@ namespace orchard::GPU_NAMESPACE {
 template <class T>
 void add_slices(Stream&, const float* sums, const DenseSchedule&, const Epilogue<T>& out);
 
-// Calls product(epilogue, schedule), which launches the kernel, with what `slices` of k take.
+// Calls product(c, epilogue of c, schedule), which launches the kernel, with what `slices` of k take.
 template <class T, class Product>
 void run_sliced(Stream& stream, const Gemm& op, int slices, const Product& product) {
   const DenseSchedule schedule = schedule_of(op, slices);
   const auto out = epilogue<T>(op.c, op.bias, op.accumulate);
-  if (schedule.slices == 1) return product(out, schedule);
+  if (schedule.slices == 1) return product(op.c, out, schedule);
   const std::int64_t count = schedule.slices * op.c.numel();
   const Tensor sums(stream.workspace(static_cast<std::size_t>(count) * sizeof(float)), DType::f32,
                     {schedule.slices, op.c.dim(0), op.c.dim(1)}, op.c.device());
-  product(epilogue<T>(sums, {}, Accumulate::overwrite), schedule);
+  product(sums, epilogue<T>(sums, {}, Accumulate::overwrite), schedule);
   add_slices(stream, sums.data<float>(), schedule, out);
 }
 

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "kernels/gemm/epilogue.h"
+#include "kernels/gemm/schedule.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/ptx/bulk_copy.h"
 #include "kernels/ptx/elect.h"
@@ -140,6 +141,28 @@ __device__ void store_rows(const TensorMap& c, const Epilogue<bf16>& out, int co
 __device__ inline void wait_for_boxes() {
   if (elect_one()) bulk_wait_read<0>();
 }
+
+// The boxes of a tile [rows, n] of c, of f32, on their way to the L2 before the tile is added to them: by
+// turns in the last steps of k, so that they come in time and do not crowd out operands.
+template <int rows, int n>
+struct BoxesAhead {
+  static constexpr int cols = StoreBox::cols<float>, in_row = n / cols;
+  static constexpr int count = rows / StoreBox::rows * in_row;
+  static constexpr int lead = 8;  // steps
+  int next = 0;
+
+  __device__ void fetch(const TensorMap& c, const Work& work, int step, int steps) {
+    const int first = steps > lead ? steps - lead : 0;
+    if (step < first) return;
+    const int until = count * (step - first + 1) / (steps - first);
+    for (; next < until; ++next) {
+      const int row = work.row + next / in_row * StoreBox::rows;
+      if (row < work.m) {
+        tma_prefetch_box(c, work.col + next % in_row * cols, work.first_row + row, work.c_matrix);
+      }
+    }
+  }
+};
 
 // As the copy engine sees c, whose rows begin on 16 bytes.
 inline TensorMap store_map(const Tensor& c) {

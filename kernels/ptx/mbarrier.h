@@ -43,19 +43,6 @@ __device__ __forceinline__ void mbarrier_arrive_in_block(std::uint64_t* barrier,
       : "memory");
 }
 
-// The same by a thread that has written nothing that the other block is to see: it has used up what
-// copies brought, say. The fence that makes writes visible to another block costs hundreds of clocks.
-__device__ __forceinline__ void mbarrier_hand_back_in_block(std::uint64_t* barrier, unsigned rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-      "}" ::"r"(shared_address(barrier)),
-      "r"(rank)
-      : "memory");
-}
-
 // Announces `bytes` of asynchronous copies, and arrives.
 __device__ __forceinline__ void mbarrier_arrive_expect(std::uint64_t* barrier, unsigned bytes) {
   asm volatile(
@@ -98,11 +85,6 @@ inline void mbarrier_arrive(std::uint64_t* barrier, Where where = Where::current
 inline void mbarrier_arrive_in_block(std::uint64_t* barrier, unsigned rank,
                                      Where where = Where::current()) {
   arrive_at_mbarrier(static_cast<std::uint64_t*>(map_to_rank(barrier, rank, where)), 0, where);
-}
-
-inline void mbarrier_hand_back_in_block(std::uint64_t* barrier, unsigned rank,
-                                        Where where = Where::current()) {
-  mbarrier_arrive_in_block(barrier, rank, where);
 }
 
 inline void mbarrier_arrive_expect(std::uint64_t* barrier, unsigned bytes,

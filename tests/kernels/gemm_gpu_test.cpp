@@ -3,6 +3,8 @@
 // sizes that choose for themselves.
 #include "kernels/gemm/gemm_gpu.h"
 
+#include <array>
+
 #include "tests/kernels/device_test.h"
 #include "tests/kernels/gemm_test.h"
 #include "tests/kernels/simt_policy.h"
@@ -12,36 +14,20 @@ namespace {
 
 using simt::Tile;
 using simt::WideTile;
-using simt::Writing;
 
 template <Tile tile>
 void run_emulated(Stream& stream, const Gemm& op) {
   simt::run_bf16(stream, op, tile);
 }
 
-GemmRunner emulated_sm90(const simt::WideKernel& kernel) {
-  return [kernel](Stream& stream, const Gemm& op) { simt::run_sm90(stream, op, kernel); };
+GemmRunner emulated_sm90(WideTile tile) {
+  return [tile](Stream& stream, const Gemm& op) { simt::run_sm90(stream, op, tile); };
 }
 
-// The kernels of sm_90a, in all their forms.
-std::vector<simt::WideKernel> wide_kernels() {
-  std::vector<simt::WideKernel> kernels;
-  for (const WideTile tile : {WideTile::n_128, WideTile::n_256}) {
-    for (const int blocks : {1, 2}) {
-      for (const Writing writing : {Writing::stored, Writing::prefetched, Writing::direct}) {
-        kernels.push_back({tile, blocks, writing});
-      }
-    }
-  }
-  return kernels;
-}
+constexpr std::array wide_tiles{WideTile::n_128, WideTile::n_256};
 
-std::string text(const simt::WideKernel& kernel) {
-  return fmt::format("n {}, {} blocks, {}", kernel.tile == WideTile::n_256 ? 256 : 128,
-                     kernel.blocks,
-                     kernel.writing == Writing::stored       ? "stored"
-                     : kernel.writing == Writing::prefetched ? "prefetched"
-                                                             : "direct");
+int columns_of(WideTile tile) {
+  return tile == WideTile::n_256 ? 256 : 128;
 }
 
 // The large tile, several of it, with and without vector stores, and a depth that wraps the ring.
@@ -90,14 +76,13 @@ TEST(GemmEmulated, TilesOfSm90InEveryForm) {
                                             .compute_capability = 90,
                                             .multiprocessors = 4});
     const auto stream = device->make_stream();
-    for (const simt::WideKernel& kernel : wide_kernels()) {
-      if (kernel.writing != Writing::stored) continue;  // those of EpiloguesOfSm90
-      SCOPED_TRACE(text(kernel));
-      const bool wide = kernel.tile == WideTile::n_256;
+    for (const WideTile tile : wide_tiles) {
+      SCOPED_TRACE(columns_of(tile));
+      const bool wide = tile == WideTile::n_256;
       for (const Form& form : transposes()) {
         check_gemm(*stream, DType::bf16, wide ? DType::bf16 : DType::f32,
                    wide ? Size{264, 520, 264} : Size{264, 264, 392}, form, Values::integers,
-                   emulated_sm90(kernel));
+                   emulated_sm90(tile));
       }
     }
   }
@@ -108,8 +93,8 @@ TEST(GemmEmulated, TilesOfSm90InEveryForm) {
 TEST(GemmEmulated, EpiloguesOfSm90) {
   const auto device = make_policy_device({.compute_capability = 90, .multiprocessors = 4});
   const auto stream = device->make_stream();
-  for (const simt::WideKernel& kernel : wide_kernels()) {
-    SCOPED_TRACE(text(kernel));
+  for (const WideTile tile : wide_tiles) {
+    SCOPED_TRACE(columns_of(tile));
     for (const Accumulate accumulate : {Accumulate::overwrite, Accumulate::add}) {
       for (const bool bias : {false, true}) {
         for (const DType out : {DType::bf16, DType::f32}) {
@@ -117,7 +102,7 @@ TEST(GemmEmulated, EpiloguesOfSm90) {
                {Size{1, 8, 8}, Size{129, 264, 72}, Size{17, 12, 64}, Size{65, 131, 64}}) {
             check_gemm(*stream, DType::bf16, out, size,
                        {Transpose::no, Transpose::yes, accumulate, bias},
-                       size.k == 72 ? Values::normal : Values::integers, emulated_sm90(kernel));
+                       size.k == 72 ? Values::normal : Values::integers, emulated_sm90(tile));
           }
         }
       }
@@ -150,7 +135,7 @@ TEST(GemmEmulated, SlicesOfKAddUp) {
       simt::run_bf16(s, op, Tile::side_64, slices);
     };
     const auto sm90 = [slices = slices](Stream& s, const Gemm& op) {
-      simt::run_sm90(s, op, {WideTile::n_128}, {.slices = slices});
+      simt::run_sm90(s, op, WideTile::n_128, slices);
     };
     for (Form form : transposes()) {
       check_gemm(*stream, DType::bf16, DType::f32, {72, 40, k}, form, Values::integers, sm80);
@@ -167,24 +152,22 @@ TEST(GemmEmulated, SlicesOfKAddUp) {
   }
 }
 
-// Rows that are summed in one go, and below them rows in slices: every kernel of sm_90a, with all that the
-// second launch must do.
-TEST(GemmEmulated, RowsInSlicesBelowWholeOnes) {
+// Several tiles a slice on few SMs, with all that the second launch must do, where the copy engine takes
+// the sums and where it does not.
+TEST(GemmEmulated, SlicesOfManyTilesOfSm90) {
   const auto device = make_policy_device({.order = simt::ThreadOrder::random,
                                           .seed = 7,
                                           .completion = simt::AsyncCompletion::random,
                                           .compute_capability = 90,
                                           .multiprocessors = 4});
   const auto stream = device->make_stream();
-  for (const simt::WideKernel& kernel : wide_kernels()) {
-    SCOPED_TRACE(text(kernel));
-    for (const simt::Cut& cut : {simt::Cut{256, 3}, simt::Cut{128, 2}}) {
-      const auto product = [&](Stream& s, const Gemm& op) { simt::run_sm90(s, op, kernel, cut); };
-      check_gemm(*stream, DType::bf16, DType::bf16, {392, 264, 200},
-                 {Transpose::no, Transpose::yes}, Values::integers, product);
-      check_gemm(*stream, DType::bf16, DType::f32, {392, 136, 200},
-                 {Transpose::yes, Transpose::no, Accumulate::add, true}, Values::integers, product);
-    }
+  for (const WideTile tile : wide_tiles) {
+    SCOPED_TRACE(columns_of(tile));
+    const auto product = [&](Stream& s, const Gemm& op) { simt::run_sm90(s, op, tile, 3); };
+    check_gemm(*stream, DType::bf16, DType::bf16, {264, 262, 200}, {Transpose::no, Transpose::yes},
+               Values::integers, product);
+    check_gemm(*stream, DType::bf16, DType::f32, {264, 136, 200},
+               {Transpose::yes, Transpose::no, Accumulate::add, true}, Values::integers, product);
   }
 }
 
@@ -242,41 +225,13 @@ TEST(GemmChoice, CutsWhatLeavesSMsIdle) {
   }
 }
 
-// Tiles of sm_90a on an H100: full rounds of whole tiles, and the rest in slices that fill the SMs.
-TEST(GemmChoice, CutsTheLastRoundOfSm90) {
-  struct Case {
-    simt::WideProduct product;
-    WideTile tile;
-    std::int64_t whole;
-    int slices;
-  };
-  for (const Case& c : {
-           Case{{512, 512, 32768}, WideTile::n_256, 0, 16},     // no full round
-           Case{{8192, 5120, 3072}, WideTile::n_256, 0, 1},     // the last round is nearly full
-           Case{{5120, 1280, 8192}, WideTile::n_256, 3328, 3},  // a round of 130, and 70 tiles
-           Case{{8192, 1280, 5120}, WideTile::n_256, 6656, 2},  // two of 130, and 60 tiles
-           Case{{1024, 1024, 1024}, WideTile::n_128, 0, 1},     // too short
-           Case{{8192, 1280, 5120, false}, WideTile::n_128, 0, 1},
-       }) {
-    SCOPED_TRACE(fmt::format("{} x {} x {}", c.product.m, c.product.n, c.product.k));
-    const simt::WidePlan plan = simt::choose_plan(c.product, 132);
-    EXPECT_EQ(plan.tile, c.tile);
-    EXPECT_EQ(plan.cut.whole, c.whole);
-    EXPECT_EQ(plan.cut.slices, c.slices);
-  }
-  for (const std::int64_t m : {1, 100, 128, 1000, 4096, 5120}) {
-    for (const WideTile tile : {WideTile::n_128, WideTile::n_256}) {
-      const simt::WideProduct product{m, 1280, 1 << 20};
-      const simt::WidePlan plan = simt::plan_for(product, tile, 132),
-                           whole = simt::plan_with(product, tile, 132, 0, 1);
-      EXPECT_LE(plan.time, whole.time);
-      const std::int64_t kept =
-          plan.cut.whole / 128 * simt::divide_up(1280, simt::columns_of(tile));
-      if (plan.cut.slices > 1) {
-        EXPECT_LE(plan.blocks - kept, 2 * 132) << "the workspace is not bounded";
-      }
-    }
-  }
+// Tiles of sm_90a on an H100.
+TEST(GemmChoice, TakesTheTileThatIsDoneSooner) {
+  // 10 rounds of 256 columns against 20 of 128; 3 against 5; a part of one; in slices.
+  EXPECT_EQ(simt::choose_wide_tile(64, 5120, 3072, 132), WideTile::n_256);
+  EXPECT_EQ(simt::choose_wide_tile(64, 1280, 5120, 132), WideTile::n_128);
+  EXPECT_EQ(simt::choose_wide_tile(8, 1024, 1024, 132), WideTile::n_128);
+  EXPECT_EQ(simt::choose_wide_tile(4, 512, 32768, 132), WideTile::n_128);
 }
 
 // What the kernels move, exactly: no bank conflicts, whole sectors, no tensor work but the tiles'.
@@ -322,13 +277,11 @@ TEST(GemmEmulated, TilesOfSm90MoveWhatTheyMust) {
       make_policy_device({.counting = simt::Counting::on, .compute_capability = 90});
   const auto stream = device->make_stream();
   constexpr std::int64_t m = 256, n = 256, k = 128;
-  for (const simt::WideKernel& kernel : wide_kernels()) {
-    if (kernel.writing == Writing::direct) continue;
-    const std::int64_t side = kernel.tile == WideTile::n_256 ? 256 : 128;
+  for (const WideTile tile : wide_tiles) {
+    const std::int64_t side = columns_of(tile);
     for (const Form& form : transposes()) {
       for (const DType out : {DType::bf16, DType::f32}) {
-        SCOPED_TRACE(
-            fmt::format("{}, {} to {}", text(kernel), text(form, {m, n, k}), name_of(out)));
+        SCOPED_TRACE(fmt::format("n {}, {} to {}", side, text(form, {m, n, k}), name_of(out)));
         Guarded a = random_normal(DType::bf16, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
         Guarded b = random_normal(DType::bf16, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
         Guarded c = random_normal(out, {m, n}, 3);
@@ -342,7 +295,7 @@ TEST(GemmEmulated, TilesOfSm90MoveWhatTheyMust) {
                  .transpose_a = form.transpose_a,
                  .transpose_b = form.transpose_b,
                  .accumulate = out == DType::f32 ? Accumulate::add : Accumulate::overwrite},
-            kernel);
+            tile);
         stream->synchronize();
         const simt::Counters& count = device->counters();
         EXPECT_EQ(count.tensor_flops, std::uint64_t{2 * m * n * k});
@@ -367,26 +320,13 @@ TEST(GemmOnGpu, LargeProductsWithEveryKernel) {
     std::unique_ptr<Stream> stream;
   };
   std::vector<Forced> all;
-  struct Choice {
-    const char *kernel, *writing;
-  };
-  for (const auto& [kernel, writing] : {Choice{"auto", "stored"},
-                                        {"sm80_64", "stored"},
-                                        {"sm80_128", "stored"},
-                                        {"sm90_128", "stored"},
-                                        {"sm90_256", "stored"},
-                                        {"sm90_128_pair", "stored"},
-                                        {"sm90_256_pair", "stored"},
-                                        {"sm90_256", "prefetched"},
-                                        {"sm90_256", "direct"}}) {
-    const Environment environment("ORCHARD_GPU_GEMM", kernel),
-        way("ORCHARD_GPU_GEMM_WRITING", writing);
+  for (const char* kernel : {"auto", "sm80_64", "sm80_128", "sm90_128", "sm90_256"}) {
+    const Environment environment("ORCHARD_GPU_GEMM", kernel);
     FoundDevice found = find_device(DeviceKind::cuda);
     if (!found.device) GTEST_SKIP() << found.absence;
     auto stream = found.device->make_stream();
     check_gemm(*stream, DType::bf16, DType::bf16, {0, 0, 0}, {});
-    all.push_back(
-        {fmt::format("{} {}", kernel, writing), std::move(found.device), std::move(stream)});
+    all.push_back({kernel, std::move(found.device), std::move(stream)});
   }
   const auto check = [&](DType out, const Size& size, const Form& form, Values values) {
     GemmProblem problem(DType::bf16, out, size, form, values);
@@ -402,7 +342,7 @@ TEST(GemmOnGpu, LargeProductsWithEveryKernel) {
             Values::integers);
     }
     check(DType::bf16, {700, 711, 97}, form, Values::normal);
-    // A round and a bit on 132 SMs, and few tiles: slices of a k that is long.
+    // A round and a bit on 132 SMs; and few tiles, so slices of a k that is long.
     check(DType::f32, {1160, 2048, 1032}, {form.transpose_a, form.transpose_b, Accumulate::add},
           Values::integers);
     check(DType::f32, {264, 392, 4200}, {form.transpose_a, form.transpose_b, Accumulate::add},
@@ -454,8 +394,8 @@ TEST(GemmErrors, AnUnknownKernelIsRefused) {
     FAIL() << "a kernel that does not exist was accepted";
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(),
-                 "ORCHARD_GPU_GEMM is sm70; it may be auto, sm80_64, sm80_128, sm90_128, sm90_256, "
-                 "sm90_128_pair, sm90_256_pair or cublaslt");
+                 "ORCHARD_GPU_GEMM is sm70; it may be auto, sm80_64, sm80_128, sm90_128, sm90_256 "
+                 "or cublaslt");
   }
 }
 

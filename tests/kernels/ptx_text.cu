@@ -114,7 +114,6 @@ __global__ void mbarriers(std::uint64_t* barrier, unsigned number) {
   mbarrier_fence_init();
   mbarrier_arrive(barrier);
   mbarrier_arrive_in_block(barrier, number);
-  mbarrier_hand_back_in_block(barrier, number);
   mbarrier_arrive_expect(barrier, number);
   mbarrier_wait(barrier, number);
 }

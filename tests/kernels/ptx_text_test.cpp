@@ -175,8 +175,6 @@ TEST(PtxText, Mbarrier) {
           "mbarrier.arrive.shared::cta.b64 _, [shared p0];",
           "mapa.shared::cluster.u32 there, shared p0, p1;",
           "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];",
-          "mapa.shared::cluster.u32 there, shared p0, p1;",
-          "mbarrier.arrive.shared::cluster.b64 _, [there];",
           "mbarrier.arrive.expect_tx.shared::cta.b64 _, [shared p0], p1;",
           "mbarrier.try_wait.parity.shared::cta.b64 p, [shared p0], p1;", "selp.u32 ?, 1, 0, p;"}));
 }

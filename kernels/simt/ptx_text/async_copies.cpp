@@ -60,24 +60,6 @@ void arrive_expecting(Frame& frame, const Instruction& i) {
                      frame.where(i));
 }
 
-// An address in the cluster's shared memory, as it goes from mapa to the instruction that uses it: the
-// block's rank above 24 bits of the address in that block.
-constexpr unsigned rank_shift = 24;
-
-// d, address, rank
-void map_to_block(Frame& frame, const Instruction& i) {
-  const auto word = [&](std::size_t n) { return frame.read<std::uint32_t>(frame.operand(i, n)); };
-  frame.write(frame.operand(i, 0), word(1) | word(2) << rank_shift);
-}
-
-void arrive_in_block(Frame& frame, const Instruction& i) {
-  const std::uint64_t there = address_value(frame, i, 0);
-  const std::byte* const own = frame.shared + (there & ((1u << rank_shift) - 1));
-  const auto rank = static_cast<unsigned>(there >> rank_shift);
-  arrive_at_mbarrier(static_cast<std::uint64_t*>(map_to_rank(own, rank, frame.where(i))), 0,
-                     frame.where(i));
-}
-
 // Waits for as long as it takes, so that it never says no.
 void try_wait(Frame& frame, const Instruction& i) {
   wait_for_mbarrier(mbarrier(frame, i, 1), frame.read<std::uint32_t>(frame.operand(i, 4)),
@@ -106,18 +88,6 @@ void load_box(Frame& frame, const Instruction& i) {
   issue_tensor_load({map.box, shared_pointer(frame, i, 0), coordinate(4), coordinate(5),
                      coordinate(6), mbarrier(frame, i, 7)},
                     frame.where(i));
-}
-
-// [to], [map, {col, row, matrix}], [mbarrier], ranks
-void load_box_into_blocks(Frame& frame, const Instruction& i) {
-  const auto coordinate = [&](std::size_t n) {
-    return frame.read<std::int32_t>(frame.operand(i, n));
-  };
-  const TensorMap map = tensor_map(frame, i, frame.read<std::uint64_t>(frame.operand(i, 3)));
-  issue_tensor_load(
-      {map.box, shared_pointer(frame, i, 0), coordinate(4), coordinate(5), coordinate(6),
-       mbarrier(frame, i, 7), frame.read<std::uint16_t>(frame.operand(i, 10))},
-      frame.where(i));
 }
 
 // [map, {col, row, matrix}], [from]
@@ -170,17 +140,10 @@ void add_async_copies(Opcodes& to) {
   to.add("mbarrier.init.shared::cta.b64", "aw", initialise);
   to.add("mbarrier.arrive.shared::cta.b64", "_a", arrive);
   to.add("mbarrier.arrive.expect_tx.shared::cta.b64", "_aw", arrive_expecting);
-  to.add("mapa.shared::cluster.u32", "=www", map_to_block);
-  to.add("mbarrier.arrive.release.cluster.shared::cluster.b64", "_a", arrive_in_block);
-  to.add("mbarrier.arrive.shared::cluster.b64", "_a", arrive_in_block);
   to.add("mbarrier.try_wait.parity.shared::cta.b64", "=paw", try_wait);
 
   to.add("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes", "ata",
          load_box);
-  to.add(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".multicast::cluster",
-      "atah", load_box_into_blocks);
   to.add("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group", "ta",
          store_box<Combine::replace>);
   to.add("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group", "ta",

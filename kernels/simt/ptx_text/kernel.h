@@ -54,8 +54,6 @@ enum Special : std::uint32_t {
   nctaid_y,
   nctaid_z,
   laneid,
-  cluster_ctarank,
-  cluster_nctarank,
   special_count
 };
 

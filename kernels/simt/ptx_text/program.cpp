@@ -31,7 +31,6 @@ void run(const Kernel& kernel, std::byte* parameters) {
   set(ctaid_x, blockIdx.x), set(ctaid_y, blockIdx.y), set(ctaid_z, blockIdx.z);
   set(nctaid_x, gridDim.x), set(nctaid_y, gridDim.y), set(nctaid_z, gridDim.z);
   set(laneid, lane_index());
-  set(cluster_ctarank, cluster_rank()), set(cluster_nctarank, cluster_blocks());
   while (frame.next < kernel.code.size()) {
     const Instruction& i = kernel.code[frame.next++];
     if (i.guard >= 0 &&

@@ -30,7 +30,6 @@ Registers::Registers() : image_(special_count) {
   name("%ctaid.x", ctaid_x), name("%ctaid.y", ctaid_y), name("%ctaid.z", ctaid_z);
   name("%nctaid.x", nctaid_x), name("%nctaid.y", nctaid_y), name("%nctaid.z", nctaid_z);
   name("%laneid", laneid);
-  name("%cluster_ctarank", cluster_ctarank), name("%cluster_nctarank", cluster_nctarank);
 }
 
 std::uint32_t Registers::allocate(std::uint64_t words) {

@@ -24,14 +24,6 @@ void wait_at_block_barrier(Frame& frame, const Instruction& i) {
   block_barrier(frame.where(i));
 }
 
-void arrive_at_cluster_barrier(Frame& frame, const Instruction& i) {
-  cluster_arrive(frame.where(i));
-}
-
-void wait_at_cluster_barrier(Frame& frame, const Instruction& i) {
-  cluster_wait(frame.where(i));
-}
-
 void wait_at_named_barrier(Frame& frame, const Instruction& i) {
   barrier_sync({frame.read<std::uint32_t>(frame.operand(i, 0)),
                 frame.read<std::uint32_t>(frame.operand(i, 1))},
@@ -108,8 +100,6 @@ void add_control(Opcodes& to) {
 
 void add_warp_operations(Opcodes& to) {
   to.add("bar.sync", "i", wait_at_block_barrier);
-  to.add("barrier.cluster.arrive", "", arrive_at_cluster_barrier);
-  to.add("barrier.cluster.wait", "", wait_at_cluster_barrier);
   to.add("bar.sync", "ww", wait_at_named_barrier);
   to.add("bar.warp.sync", "w", synchronise_warp);
   to.add("shfl.sync.up.b32", "=w=pwwww", shuffle_lanes<Shuffle::up>);
