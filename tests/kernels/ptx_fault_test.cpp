@@ -56,7 +56,7 @@ Operation on_sm80(Transpose transpose_b) {
 
 Operation on_sm90(Transpose transpose_b) {
   return product_by(
-      [](Stream& stream, const Gemm& op) { simt::run_sm90(stream, op, {simt::WideTile::n_128}); },
+      [](Stream& stream, const Gemm& op) { simt::run_sm90(stream, op, simt::WideTile::n_128); },
       transpose_b);
 }
 
