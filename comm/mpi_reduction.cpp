@@ -1,7 +1,7 @@
 #include "comm/mpi_reduction.h"
 
 #include <algorithm>
-#include <cstring>
+#include <new>
 
 #include "kernels/collective/rank_sum_cpu.h"
 
@@ -15,11 +15,18 @@ constexpr std::size_t replicated_bytes = std::size_t{8} << 10;
 // Pieces of an even cut begin on cache lines.
 constexpr std::int64_t piece_alignment = 32;
 
+// A vector that crosses cache lines costs two loads; a copy between processes works page by page.
+constexpr std::align_val_t scratch_alignment{4096};
+
 std::int64_t divided_up(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
 }
 
 }  // namespace
+
+void MpiReduction::Release::operator()(std::byte* scratch) const {
+  ::operator delete(scratch, scratch_alignment);
+}
 
 void MpiReduction::all_reduce(Tensor buffer, const Ticket& ticket) {
   dtype_ = buffer.dtype();
@@ -94,7 +101,7 @@ void MpiReduction::post_scattering() {
   const std::size_t own_bytes = static_cast<std::size_t>(piece(rank).count()) * element_bytes_;
   const std::size_t needed = own_bytes * static_cast<std::size_t>(size - 1);
   if (needed > scratch_bytes_) {
-    scratch_ = std::make_unique_for_overwrite<std::byte[]>(needed);
+    scratch_.reset(static_cast<std::byte*>(::operator new(needed, scratch_alignment)));
     scratch_bytes_ = needed;
   }
   for (int i = 1; i < size; ++i) {

@@ -34,6 +34,10 @@ class MpiReduction final : public MpiOperation {
     std::int64_t count() const { return end - begin; }
   };
 
+  struct Release {
+    void operator()(std::byte* scratch) const;
+  };
+
   bool next_phase() override;
   void start(const Ticket& ticket);
   void post_scattering();
@@ -54,7 +58,7 @@ class MpiReduction final : public MpiOperation {
   std::int64_t elements_ = 0, segments_ = 1, segment_ = 0;
   Phase phase_ = Phase::scattering;
   int scatter_tag_ = 0, gather_tag_ = 0;
-  std::unique_ptr<std::byte[]> scratch_;
+  std::unique_ptr<std::byte, Release> scratch_;
   std::size_t scratch_bytes_ = 0;
   std::vector<const std::byte*> sources_;
 };

@@ -1,53 +1,66 @@
-#include "kernels/collective/rank_sum_cpu.h"
-
-#include <algorithm>
-#include <array>
+// The sum of collectives on the CPU: each source is read once and the result written once, with as many
+// additions as bytes / 4 of all sources but one. Bound by memory.
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/collective/rank_sum_cpu.cpp"
+#include "hwy/foreach_target.h"  // compiles this file once per instruction set
+#include "hwy/highway.h"
+//
 #include <cstring>
 #include <vector>
 
 #include "kernels/collective/rank_sum.h"
+#include "kernels/collective/rank_sum_cpu.h"
 #include "kernels/core/visit.h"
-#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/loops-inl.h"
 #include "kernels/cpu/register.h"
 
-namespace orchard::cpu {
-namespace {
-
-inline float load(float value) {
-  return value;
-}
-inline float load(bf16 value) {
-  return to_float(value);
-}
-inline void store(float& place, float value) {
-  place = value;
-}
-inline void store(bf16& place, float value) {
-  place = to_bf16(value);
-}
-
-// Sums stay in the first-level cache while the sources stream through them.
-constexpr std::int64_t block = 2048;
+HWY_BEFORE_NAMESPACE();
+namespace orchard::cpu::HWY_NAMESPACE {
 
 template <class T>
-void sum_blocks(T* result, std::span<const std::byte* const> sources, std::int64_t begin,
-                std::int64_t end) {
-  std::array<float, block> sums;
-  for (std::int64_t first = begin; first < end; first += block) {
-    const std::int64_t n = std::min(block, end - first);
-    const auto at = [&](std::size_t s) { return reinterpret_cast<const T*>(sources[s]) + first; };
-    const T* const zeroth = at(0);
-    for (std::int64_t i = 0; i < n; ++i) sums[static_cast<std::size_t>(i)] = load(zeroth[i]);
+void sum_range(T* result, std::span<const std::byte* const> sources, std::int64_t begin,
+               std::int64_t end) {
+  const auto at = [&](std::size_t s) { return reinterpret_cast<const T*>(sources[s]); };
+  const std::int64_t step = lanes();
+  std::int64_t i = begin;
+  // Four vectors at a time: the sums stay in registers while the sources pass.
+  for (; i + 4 * step <= end; i += 4 * step) {
+    const T* p = at(0) + i;
+    Vector a = load(p), b = load(p + step), c = load(p + 2 * step), d = load(p + 3 * step);
     for (std::size_t s = 1; s < sources.size(); ++s) {
-      const T* const source = at(s);
-      for (std::int64_t i = 0; i < n; ++i) sums[static_cast<std::size_t>(i)] += load(source[i]);
+      p = at(s) + i;
+      a = hn::Add(a, load(p));
+      b = hn::Add(b, load(p + step));
+      c = hn::Add(c, load(p + 2 * step));
+      d = hn::Add(d, load(p + 3 * step));
     }
-    for (std::int64_t i = 0; i < n; ++i)
-      store(result[first + i], sums[static_cast<std::size_t>(i)]);
+    store_two(a, b, result + i);
+    store_two(c, d, result + i + 2 * step);
+  }
+  for (; i < end; i += step) {
+    const std::int64_t count = std::min(step, end - i);
+    Vector sum = load(at(0) + i, count);
+    for (std::size_t s = 1; s < sources.size(); ++s) sum = hn::Add(sum, load(at(s) + i, count));
+    store(sum, result + i, count);
   }
 }
 
-}  // namespace
+void sum_sources(DType dtype, std::byte* result, std::span<const std::byte* const> sources,
+                 std::int64_t count) {
+  visit_float(dtype, [&]<class T>(T) {
+    parallel_for(count, 32768, [&](std::int64_t begin, std::int64_t end) {
+      sum_range(reinterpret_cast<T*>(result), sources, begin, end);
+    });
+  });
+}
+
+}  // namespace orchard::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace orchard::cpu {
+
+HWY_EXPORT(sum_sources);
 
 void sum_in_rank_order(DType dtype, std::byte* result, std::span<const std::byte* const> sources,
                        std::int64_t count) {
@@ -57,11 +70,7 @@ void sum_in_rank_order(DType dtype, std::byte* result, std::span<const std::byte
     if (result != sources[0] && bytes > 0) std::memcpy(result, sources[0], bytes);
     return;
   }
-  visit_float(dtype, [&]<class T>(T) {
-    parallel_for(count, 16 * block, [&](std::int64_t begin, std::int64_t end) {
-      sum_blocks(reinterpret_cast<T*>(result), sources, begin, end);
-    });
-  });
+  HWY_DYNAMIC_DISPATCH(sum_sources)(dtype, result, sources, count);
 }
 
 void register_collective(OperationTable& table) {
@@ -78,3 +87,4 @@ void register_collective(OperationTable& table) {
 }
 
 }  // namespace orchard::cpu
+#endif  // HWY_ONCE
