@@ -188,7 +188,8 @@ const bool registered = [] {
       {"grouped", {1408, 512, even}},    {"grouped_uneven", {512, 1408, uneven}},
       {"grouped_few", {512, 1408, few}}, {"grouped_few", {1408, 512, few}}};
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    for (const auto& [kind, layer] : layers) {
+    for (const auto& [kind, shape] : layers) {
+      const Layer& layer = shape;  // which a lambda can capture
       for (const Form form : {Form::forward, Form::input_gradient, Form::weight_gradient}) {
         const std::string name =
             fmt::format("{}/{}/{}/{}x{}x{}", kind, name_of(form), orchard::name_of(dtype),

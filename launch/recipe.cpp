@@ -18,7 +18,7 @@ fs::path recipe_folder() {
   std::error_code unreadable;
   const fs::path program = fs::read_symlink("/proc/self/exe", unreadable);
   if (!unreadable) {
-    const fs::path installed = program.parent_path().parent_path() / ORCHARD_INSTALLED_RECIPES;
+    fs::path installed = program.parent_path().parent_path() / ORCHARD_INSTALLED_RECIPES;
     if (fs::is_directory(installed)) return installed;
   }
   return ORCHARD_SOURCE_RECIPES;

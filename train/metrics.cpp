@@ -147,7 +147,7 @@ void drop_lines_after(const std::filesystem::path& path, RunPosition last) {
 
 std::filesystem::path prepared(const std::filesystem::path& run_folder, RunPosition resumed_after) {
   std::filesystem::create_directories(run_folder);
-  const std::filesystem::path path = metrics_path(run_folder);
+  std::filesystem::path path = metrics_path(run_folder);
   if (resumed_after == RunPosition{}) {
     std::filesystem::remove(path);
   } else {

@@ -19,7 +19,7 @@ MicroBatch leading_rows(const MicroBatch& batch, std::int64_t rows) {
 MicroBatch prompt_batch(Draft draft, const Tokenizer& tokenizer, const RunConfig& run,
                         const StageConfig& stage, Device& device) {
   // An index of this one sample: prompts then cannot be laid out otherwise than samples are.
-  const Sample sample = tokenize(std::move(draft), tokenizer);
+  Sample sample = tokenize(std::move(draft), tokenizer);
   TrainingSetIndex index{.categories = {"prompt"}, .vocabulary = tokenizer.vocabulary()};
   for (const EncodedPicture& picture : sample.pictures) {
     index.pictures.push_back({picture.width, picture.height});

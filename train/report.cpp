@@ -57,6 +57,7 @@ std::vector<StageRecord> by_stage(const RunMetrics& metrics) {
   for (const ValidationEvent& event : metrics.validations)
     stage_of(event).validated.push_back(event);
   std::vector<StageRecord> records;
+  records.reserve(stages.size());
   for (auto& [number, stage] : stages) records.push_back(std::move(stage));
   return records;
 }

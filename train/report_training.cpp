@@ -67,6 +67,7 @@ std::vector<ChartPoint> smoothed(std::vector<ChartPoint> points, double span) {
 template <class Events, class Value>
 std::vector<ChartPoint> points_of(const Events& events, const Value& value) {
   std::vector<ChartPoint> points;
+  points.reserve(events.size());
   for (const auto& event : events)
     points.push_back({static_cast<double>(event.step), value(event)});
   return points;
@@ -88,11 +89,11 @@ std::string stage_charts(const StageRecord& stage) {
            {.name = "", .style = "train", .mark = Mark::faint_line, .points = loss},
            {.name = "training, smoothed", .style = "train", .points = smoothed(loss, x_end / 100)},
            {.name = "held out", .style = "held", .mark = Mark::line_and_dots, .points = held}}});
-  const auto small = [&](std::string title, std::string label, auto value) {
+  const auto small = [&](const char* title, const char* label, auto value) {
     return line_chart(
-        {.title = std::move(title),
+        {.title = title,
          .x_label = "step",
-         .y_label = std::move(label),
+         .y_label = label,
          .x_end = x_end,
          .width = 440,
          .height = 180,

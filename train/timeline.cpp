@@ -15,7 +15,7 @@ namespace {
 
 constexpr double page_width = 1120, left = 74, right = 206, top = 84, bottom = 46;  // pixels
 constexpr double between = 12;                                                      // panels
-constexpr double font = 11, digit = 6.4;  // of the numbers in the cells, pixels
+constexpr double digit = 6.4;  // of the numbers in the cells, pixels
 
 // Classes are prefixed: within a page, styles of one SVG reach all others.
 constexpr const char* style = R"svg(<style>

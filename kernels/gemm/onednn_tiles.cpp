@@ -77,7 +77,7 @@ void TileKernel::reserve_threads(int threads) {
 }
 
 bool TileKernel::multiply(int thread, std::int64_t rows, const TileOperands& operands,
-                          std::byte* scratch) const noexcept {
+                          std::byte* scratch) const {
   // The C interface: dnnl.hpp would build a map of arguments on the heap, and throw.
   ThreadMemory& mine = threads_[static_cast<std::size_t>(thread)];
   bool ok = true;

@@ -69,7 +69,7 @@ class TileKernel {
   // Multiplies `rows` (1 to 64) rows on the calling thread, whose number in the team is `thread`.
   // False: oneDNN reported an error. `scratch` is the thread's own.
   bool multiply(int thread, std::int64_t rows, const TileOperands& operands,
-                std::byte* scratch) const noexcept;
+                std::byte* scratch) const;
 
   static constexpr int sizes = 7;  // 1, 2, 4, ... 64 rows
 

@@ -21,6 +21,11 @@ constexpr double resize_stretch(std::int64_t in_size, std::int64_t size) {
   return std::max(1.0, static_cast<double>(in_size) / static_cast<double>(size));
 }
 
+// Pillow rounds the ends of the interval by adding a half and cutting, so not as lround does below 0.
+constexpr std::int64_t cut(double x) {
+  return static_cast<std::int64_t>(x);
+}
+
 // The inputs [begin, end) of `in_size` that output i of `size` weighs. The interval and the sampling
 // points are Pillow's; weights are relative, to be divided by their sum.
 struct ResizeTaps {
@@ -31,8 +36,8 @@ struct ResizeTaps {
       : centre((static_cast<double>(i) + 0.5) *
                (static_cast<double>(in_size) / static_cast<double>(size))),
         stretch(resize_stretch(in_size, size)),
-        begin(std::max<std::int64_t>(0, static_cast<std::int64_t>(centre - support() + 0.5))),
-        end(std::min<std::int64_t>(in_size, static_cast<std::int64_t>(centre + support() + 0.5))) {}
+        begin(std::max<std::int64_t>(0, cut(centre - support() + 0.5))),
+        end(std::min<std::int64_t>(in_size, cut(centre + support() + 0.5))) {}
 
   constexpr double support() const { return bicubic_support * stretch; }
   constexpr double weight(std::int64_t input) const {

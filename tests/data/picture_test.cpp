@@ -79,6 +79,7 @@ Bytes write_png(const PngKind& kind, int width, int height, const Bytes& rows) {
   }
   std::vector<png_bytep> pointers;
   const std::size_t row_bytes = rows.size() / static_cast<std::size_t>(height);
+  pointers.reserve(static_cast<std::size_t>(height));
   for (int y = 0; y < height; ++y)
     pointers.push_back(const_cast<png_bytep>(rows.data()) +
                        static_cast<std::size_t>(y) * row_bytes);

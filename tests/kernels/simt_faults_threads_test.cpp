@@ -81,6 +81,7 @@ __global__ void reset_while_counting(bool fault) {
 }
 
 __global__ void diverge(bool fault) {
+  // Two barriers in the source are the fault. NOLINTNEXTLINE(bugprone-branch-clone)
   if (fault && threadIdx.x % 2) {
     __syncthreads();
   } else {

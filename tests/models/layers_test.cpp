@@ -37,6 +37,7 @@ void set_up_documents(LayerBench& bench, std::int64_t rows) {
   batch.rows = rows;
   batch.sequences = 2;
   std::vector<std::int32_t> positions;
+  positions.reserve(static_cast<std::size_t>(rows));
   for (std::int32_t r = 0; r < rows; ++r)
     positions.push_back(r < 3 ? r : r < half ? r - 3 : r - half);
   batch.positions = bench.integers(positions);

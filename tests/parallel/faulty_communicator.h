@@ -137,6 +137,9 @@ class FaultyCommunicator final : public Communicator {
    public:
     Exchange(FaultyCommunicator& maker, Ticket number, Pending&& operation)
         : communicator(maker), ticket(number), pending(std::move(operation)) {}
+    virtual ~Exchange() = default;
+    Exchange(const Exchange&) = delete;
+    Exchange& operator=(const Exchange&) = delete;
     void wait(Stream& stream) override {
       pending.wait(stream);
       for (const Tensor& data : lost) stream.fill_zero(data);
@@ -150,8 +153,6 @@ class FaultyCommunicator final : public Communicator {
     std::vector<Tensor> lost;  // what is received in vain
 
    private:
-    ~Exchange() = default;
-
     FaultyCommunicator& communicator;
     Ticket ticket;
     Pending pending;

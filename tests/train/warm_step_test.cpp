@@ -153,8 +153,9 @@ TEST_P(WarmStepTest, AllocatesNothingWhateverTheRouting) {
   const auto [kind, dtype] = GetParam();
   const bool on_cpu = kind == DeviceKind::cpu;
   if (on_cpu) omp_set_num_threads(2);
-  const auto [device, absence] = find_device(kind);
-  if (!device) GTEST_SKIP() << name_of(kind) << ": " << absence;
+  const FoundDevice found = find_device(kind);
+  const auto& device = found.device;
+  if (!device) GTEST_SKIP() << name_of(kind) << ": " << found.absence;
   const ModelConfig config = model_config(kind);
   const auto stream = device->make_stream();
   const auto world = make_single_communicator();
