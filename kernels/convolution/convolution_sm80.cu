@@ -6,6 +6,7 @@
 
 #include "kernels/convolution/convolution_gpu.h"
 #include "kernels/device/device.h"
+#include "kernels/gpu/library_calls.h"
 #include "kernels/gpu/register.h"
 
 namespace orchard::GPU_NAMESPACE {
@@ -27,7 +28,11 @@ struct Forced {
 template <class Operation>
 void run_any(Stream& stream, const Operation& op) {
   const bool library = stream.device().extension<Forced>().library;
-  if (!library || !run_library(stream, op)) run_kernel(stream, op);
+  if (library && run_library(stream, op)) {
+    ++stream.device().extension<LibraryCalls>().count;
+  } else {
+    run_kernel(stream, op);
+  }
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "kernels/gemm/gemm_gpu.h"
 #include "kernels/gemm/schedule.h"
 #include "kernels/gpu/gpu_properties.h"
+#include "kernels/gpu/library_calls.h"
 #include "kernels/gpu/register.h"
 
 namespace orchard::GPU_NAMESPACE {
@@ -123,7 +124,10 @@ template <class Operation>
 void run_any(Stream& stream, const Operation& op) {
   const Forced& forced = stream.device().extension<Forced>();
   if constexpr (std::is_same_v<Operation, Gemm>) {
-    if (forced.library && run_library(stream, op)) return;
+    if (forced.library && run_library(stream, op)) {
+      ++stream.device().extension<LibraryCalls>().count;
+      return;
+    }
   }
   if (op.a.dtype() == DType::f32) return run_f32(stream, op);
   const GpuProperties& gpu = gpu_properties(stream);

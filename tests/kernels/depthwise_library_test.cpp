@@ -3,6 +3,7 @@
 
 #include "kernels/convolution/convolution.h"
 #include "kernels/core/error.h"
+#include "kernels/gpu/library_calls.h"
 #include "tests/kernels/device_test.h"
 #include "tests/kernels/environment.h"
 #include "tests/message_of.h"
@@ -19,7 +20,8 @@ class DepthwiseLibrary : public ::testing::TestWithParam<DeviceKind> {
       values.set(i, static_cast<double>((i * 2654435761 + seed) / 64 % 7 - 3));
     return values;
   }
-  // What `op(picture, weight, result)` computes with ORCHARD_GPU_DEPTHWISE = `library`.
+  // What `op(picture, weight, result)` computes with ORCHARD_GPU_DEPTHWISE = `library`: by cuDNN
+  // if, and only if, it is asked for.
   template <class Make>
   static Guarded result_of(const char* library, const Make& make) {
     const Environment environment("ORCHARD_GPU_DEPTHWISE", library);
@@ -30,6 +32,7 @@ class DepthwiseLibrary : public ::testing::TestWithParam<DeviceKind> {
     Guarded result(DType::bf16, shape);
     OnDevice picture_d(*stream, picture), weight_d(*stream, weight), result_d(*stream, result);
     run_and_download(*stream, make(picture_d, weight_d, result_d), {&result_d});
+    EXPECT_EQ(found.device->extension<LibraryCalls>().count > 0, library == std::string("cudnn"));
     return result;
   }
   void SetUp() override {
