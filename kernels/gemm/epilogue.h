@@ -1,4 +1,7 @@
-// Where a GEMM kernel's sums go: rounded once, with bias, onto what was there before.
+// Where a GEMM kernel's sums go: rounded once, with bias, onto what was there before; or through one of
+// gemm.h's epilogues, which reads and writes up to three matrices instead of one. Sums that a kernel holds
+// in the layout of mma then change lanes through shared memory: accesses fill lines of 128 bytes, a few
+// are under way at once, and the function is compiled once for 32 columns, not for each quad.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +9,7 @@
 #include "kernels/core/dtype.h"
 #include "kernels/gemm/schedule.h"
 #include "kernels/gpu/gpu.h"
+#include "kernels/gpu/math.h"
 #include "kernels/gpu/vector.h"
 
 namespace orchard::GPU_NAMESPACE {
@@ -15,7 +19,10 @@ template <class T>
 struct Epilogue {
   void* c;         // [m, n], f32 or bf16
   const T* bias;   // [n] or nullptr
-  bool c_is_bf16;  // else f32
+  const T* other;  // [m, n] or nullptr
+  T* pre;          // [m, n] or nullptr
+  EpilogueKind kind;
+  bool c_is_bf16;  // else f32; T with an epilogue
   bool add;        // to what c holds
   bool vectors;    // quads of columns are aligned to their size
 };
@@ -25,13 +32,19 @@ inline bool is_aligned(const void* address, std::size_t bytes) {
 }
 
 template <class T>
-Epilogue<T> epilogue(const Tensor& c, const ConstTensor& bias, Accumulate accumulate) {
+Epilogue<T> epilogue(const Tensor& c, const ConstTensor& bias, Accumulate accumulate,
+                     const GemmEpilogue& function = {}) {
   const bool c_is_bf16 = c.dtype() == DType::bf16;
+  const auto in_quads = [&](const void* rows) { return is_aligned(rows, c_is_bf16 ? 8 : 16); };
   return {.c = c.raw(),
           .bias = bias.data<T>(),
+          .other = function.other.data<T>(),
+          .pre = function.pre.data<T>(),
+          .kind = function.kind,
           .c_is_bf16 = c_is_bf16,
           .add = accumulate == Accumulate::add,
-          .vectors = c.dim(-1) % 4 == 0 && is_aligned(c.raw(), c_is_bf16 ? 8 : 16)};
+          .vectors = c.dim(-1) % 4 == 0 && in_quads(c.raw()) && in_quads(function.other.raw()) &&
+                     in_quads(function.pre.raw())};
 }
 
 struct Quad {
@@ -75,23 +88,121 @@ __device__ void write_quad(C* c, bool add, bool vectors, int columns, Quad sums)
   }
 }
 
-// Writes four sums of one row of c [*, n], columns `col` on; those beyond n are dropped. `row_begin`
-// is the index of the row's first element.
+// Four sums, of columns `col` on, with their bias.
 template <class T>
-__device__ void write_sums(const Epilogue<T>& out, std::int64_t row_begin, int col, int n,
-                           Quad sums) {
-  if (col >= n) return;
+__device__ Quad with_bias(const Epilogue<T>& out, int col, int n, Quad sums) {
   if (out.bias != nullptr) {
     for (int i = 0; i < 4; ++i) {
       if (col + i < n) sums.value[i] += widen(load_readonly(out.bias + col + i));
     }
   }
+  return sums;
+}
+
+// Writes four sums of one row of c [*, n], columns `col` on; those beyond n are dropped. `row_begin`
+// is the index of the row's first element. For EpilogueKind::none.
+template <class T>
+__device__ void write_sums(const Epilogue<T>& out, std::int64_t row_begin, int col, int n,
+                           Quad sums) {
+  if (col >= n) return;
+  sums = with_bias(out, col, n, sums);
   const std::int64_t at = row_begin + col;
   if (out.c_is_bf16) {
     write_quad(static_cast<bf16*>(out.c) + at, out.add, out.vectors, n - col, sums);
   } else {
     write_quad(static_cast<float*>(out.c) + at, out.add, out.vectors, n - col, sums);
   }
+}
+
+// What an epilogue makes of v.
+__device__ inline float finish(EpilogueKind kind, float v, float other) {
+  switch (kind) {
+    case EpilogueKind::none:
+      break;
+    case EpilogueKind::residual:
+      return v + other;
+    case EpilogueKind::quick_gelu:
+      return v * sigmoid(1.702f * v);
+    case EpilogueKind::silu_gate:
+      return v * sigmoid(v) * other;
+  }
+  return v;
+}
+
+// Four elements of `other`, from the `at`th on, of which the row has `columns`.
+template <class T>
+__device__ Quad read_other(const Epilogue<T>& out, std::int64_t at, int columns) {
+  Quad other{};
+  if (out.other == nullptr || columns <= 0) return other;
+  if (out.vectors) return load_quad(out.other + at);
+  for (int i = 0; i < 4; ++i) {
+    if (i < columns) other.value[i] = widen(load(out.other + at + i));
+  }
+  return other;
+}
+
+// Four sums with bias through the epilogue.
+template <class T>
+__device__ void finish_quad(const Epilogue<T>& out, std::int64_t at, int columns, Quad sums,
+                            const Quad& other) {
+  for (float& v : sums.value) v = widen(narrow<T>(v));
+  if (out.pre != nullptr) write_quad(out.pre + at, false, out.vectors, columns, sums);
+  for (int i = 0; i < 4; ++i) sums.value[i] = finish(out.kind, sums.value[i], other.value[i]);
+  write_quad(static_cast<T*>(out.c) + at, false, out.vectors, columns, sums);
+}
+
+// As write_sums, for every kind.
+template <class T>
+__device__ void finish_sums(const Epilogue<T>& out, std::int64_t row_begin, int col, int n,
+                            const Quad& sums) {
+  if (out.kind == EpilogueKind::none) return write_sums(out, row_begin, col, n, sums);
+  if (col >= n) return;
+  const std::int64_t at = row_begin + col;
+  finish_quad(out, at, n - col, with_bias(out, col, n, sums), read_other(out, at, n - col));
+}
+
+// Where a warp's sums change lanes on their way through an epilogue. Rows begin eight banks apart: what
+// lanes write as mma holds it, and read as quads, meets in no bank.
+struct WarpStage {
+  static constexpr int rows = 16, cols = 32;
+  alignas(16) float sums[rows][cols + 8];
+};
+
+// Writes four neighbouring mma tiles of a warp, [16, 8] each, whose first element is [row, col] of c,
+// through an epilogue that is not none. The stage is the warp's own.
+template <class T>
+__device__ void finish_fragments(const Epilogue<T>& out, const Work& work, WarpStage& stage,
+                                 const float (*tiles)[4], int row, int col) {
+  constexpr int lanes_in_row = WarpStage::cols / 4, rows_at_once = 32 / lanes_in_row;
+  constexpr int quads = WarpStage::rows / rows_at_once;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int own_row = lane / lanes_in_row, own_col = lane % lanes_in_row * 4;
+  const auto at = [&](int i) {
+    return work.c + std::int64_t{row + own_row + i * rows_at_once} * work.n + col + own_col;
+  };
+  const auto columns = [&](int i) {
+    return row + own_row + i * rows_at_once < work.m ? work.n - col - own_col : 0;
+  };
+  Quad other[quads];
+#pragma unroll
+  for (int i = 0; i < quads; ++i) other[i] = read_other(out, at(i), columns(i));
+#pragma unroll
+  for (int tile = 0; tile < WarpStage::cols / 8; ++tile) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      store_shared(
+          reinterpret_cast<float2*>(&stage.sums[lane / 4 + 8 * half][8 * tile + lane % 4 * 2]),
+          float2{tiles[tile][2 * half], tiles[tile][2 * half + 1]});
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < quads; ++i) {
+    if (columns(i) <= 0) continue;
+    const Quad sums = load_shared_quad(&stage.sums[own_row + i * rows_at_once][own_col]);
+    finish_quad(out, at(i), columns(i), with_bias(out, col + own_col, work.n, sums), other[i]);
+  }
+  __syncwarp();  // before the stage is filled again
 }
 
 // Writes two neighbouring mma tiles of a warp, [16, 8] each, whose first element is [row, col] of c. A

@@ -19,6 +19,26 @@ std::initializer_list<DType> result_dtypes(DType in) {
   return in == DType::bf16 ? activations : only_f32;
 }
 
+constexpr bool reads_other(EpilogueKind kind) {
+  return kind == EpilogueKind::residual || kind == EpilogueKind::silu_gate;
+}
+
+constexpr bool has_backward(EpilogueKind kind) {
+  return kind == EpilogueKind::quick_gelu || kind == EpilogueKind::silu_gate;
+}
+
+template <class Operation>
+void check_epilogue(const Checker& check, const Operation& op) {
+  const auto& [kind, other, pre] = op.epilogue;
+  check.that(reads_other(kind) || !other, "the epilogue reads no other");
+  check.that(has_backward(kind) || !pre, "the epilogue's backward needs no pre");
+  if (kind == EpilogueKind::none) return;
+  check.that(op.accumulate == Accumulate::overwrite, "an epilogue does not accumulate");
+  check.that(op.c.dtype() == op.a.dtype(), "with an epilogue c has a's dtype");
+  if (reads_other(kind)) check.operand("other", other, op.c.shape(), {op.c.dtype()});
+  check.optional("pre", pre, op.c.shape(), {op.c.dtype()});
+}
+
 }  // namespace
 
 void run(Stream& stream, const Gemm& op) {
@@ -30,6 +50,7 @@ void run(Stream& stream, const Gemm& op) {
   check.operand("b", op.b, matrix(k, n, op.transpose_b), {op.a.dtype()});
   check.operand("c", op.c, {m, n}, result_dtypes(op.a.dtype()));
   check.optional("bias", op.bias, {n}, {op.a.dtype()});
+  check_epilogue(check, op);
   dispatch(stream, op, "Gemm");
 }
 
@@ -43,6 +64,7 @@ void run(Stream& stream, const GroupedGemm& op) {
   check.operand("b", op.b, {groups, b[0], b[1]}, {op.a.dtype()});
   check.operand("c", op.c, op.c.shape(), result_dtypes(op.a.dtype()));
   check.operand("row_offsets", op.row_offsets, {groups + 1}, {DType::i32});
+  check_epilogue(check, op);
   dispatch(stream, op, "GroupedGemm");
 }
 

@@ -24,8 +24,8 @@
 // element by element, which is several times slower. ORCHARD_GPU_GEMM chooses the kernel for bf16: auto
 // (the default: by GPU and shape), sm80_64, sm80_128, sm90_128, sm90_256 (tensor cores of that
 // generation, side of the tiles); one that does not take the operands gives way to one that does.
-// With cublaslt single products, f32 too, are NVIDIA's cuBLASLt's where it takes them: loaded at run
-// time, an error when missing.
+// With cublaslt single products without an epilogue, f32 too, are NVIDIA's cuBLASLt's where it takes
+// them: loaded at run time, an error when missing.
 // Grouped products find their groups on the device: the host reads no offsets, and does not check them.
 #pragma once
 
@@ -38,8 +38,26 @@ class Stream;
 enum class Transpose : std::uint8_t { no, yes };
 enum class Accumulate : std::uint8_t { overwrite, add };
 
-// c [m, n] = op(a) [m, k] · op(b) [k, n] (+ bias [n]) (+ c when accumulating). k = 0 yields zeros
-// or leaves c.
+// What becomes of each element v of a product on its way to c. v is the sum with bias, rounded to c's
+// dtype, and what is computed from it is rounded once more: the bits of the product followed by the
+// pointwise operation, without v's way back from memory.
+enum class EpilogueKind : std::uint8_t {
+  none,        // c = v
+  residual,    // c = v + other                 as Add
+  quick_gelu,  // c = v · sigmoid(1.702 v)      as ActivationForward
+  silu_gate,  // c = v · sigmoid(v) · other    as SwiGluForward, v the gate and other the up projection
+};
+
+// All tensors have c's shape and dtype, which is then a's; none overlaps another or c. There is no
+// accumulating beside an epilogue.
+struct GemmEpilogue {
+  EpilogueKind kind = EpilogueKind::none;
+  ConstTensor other = {};  // where the kind names it
+  Tensor pre = {};         // v, for the backward of quick_gelu or silu_gate; absent: not wanted
+};
+
+// c [m, n] = op(a) [m, k] · op(b) [k, n] (+ bias [n]) (+ c when accumulating), through the epilogue. k = 0
+// yields zeros or leaves c.
 struct Gemm {
   ConstTensor a;  // [m, k], or [k, m] when transpose_a
   ConstTensor b;  // [k, n], or [n, k] when transpose_b
@@ -48,14 +66,16 @@ struct Gemm {
   Transpose transpose_b = Transpose::no;
   Accumulate accumulate = Accumulate::overwrite;
   ConstTensor bias = {};  // [n], dtype of a; absent: none
+  GemmEpilogue epilogue = {};
 };
 
 void run(Stream&, const Gemm&);
 
 // The experts' products. Rows of group g are [row_offsets[g], row_offsets[g + 1]); offsets are
 // multiples of 32 (kernels/permute pads with zero rows), so that only a handful of shapes ever
-// occur. Rows at or after row_offsets[groups] are neither read nor written. Empty groups are legal.
-//   c[rows of g] [*, n] = a[rows of g] [*, k] · op(b[g])
+// occur. Rows at or after row_offsets[groups] are neither read nor written, of the epilogue's tensors
+// too. Empty groups are legal.
+//   c[rows of g] [*, n] = a[rows of g] [*, k] · op(b[g]), through the epilogue
 struct GroupedGemm {
   ConstTensor a;            // [max_rows, k]
   ConstTensor b;            // [groups, k, n], or [groups, n, k] when transpose_b
@@ -63,6 +83,7 @@ struct GroupedGemm {
   ConstTensor row_offsets;  // i32 [groups + 1], on the stream's device
   Transpose transpose_b = Transpose::no;
   Accumulate accumulate = Accumulate::overwrite;
+  GemmEpilogue epilogue = {};
 };
 
 void run(Stream&, const GroupedGemm&);

@@ -97,13 +97,14 @@ void gemm(Stream& stream, const Gemm& op) {
   append_product(products, type,
                  {.a = static_cast<const std::byte*>(op.a.raw()),
                   .b = static_cast<const std::byte*>(op.b.raw()),
-                  .c = static_cast<std::byte*>(op.c.raw()),
+                  .c = static_cast<std::byte*>(product_result(op.epilogue, op.c).raw()),
                   .bias = static_cast<const std::byte*>(op.bias.raw()),
                   .m = m,
                   .k = k,
                   .b_stride = op.transpose_b == Transpose::yes ? k : n,
                   .accumulate = op.accumulate});
   run_products(stream, type, products);
+  run_epilogue(stream, op.epilogue, op.c);
 }
 
 }  // namespace

@@ -93,6 +93,14 @@ struct Rectangle {
 void start_sum(const ProductType& type, const Product& product, const Rectangle& rectangle,
                float* sum, std::int64_t stride);
 
+// The epilogue as an operation of its own, after the product: c [rows, n] <- v [rows, n], where
+// product_result says that the product has left v.
+void run_epilogue(Stream& stream, const GemmEpilogue& epilogue, Tensor c);
+
+inline Tensor product_result(const GemmEpilogue& epilogue, Tensor c) {
+  return epilogue.pre ? epilogue.pre : c;
+}
+
 void register_grouped_gemm(OperationTable&);
 
 }  // namespace orchard::cpu

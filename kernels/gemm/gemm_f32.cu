@@ -162,8 +162,8 @@ __global__ void __launch_bounds__(config_of(tile).threads(), config_of(tile).blo
     const std::int64_t row_begin = work.c + std::int64_t{row} * work.n;
 #pragma unroll
     for (int j = 0; j < cols; j += 4) {
-      write_sums(out, row_begin, work.col + first_col + j / 4 * next_col, work.n,
-                 Quad{{sums[i][j], sums[i][j + 1], sums[i][j + 2], sums[i][j + 3]}});
+      finish_sums(out, row_begin, work.col + first_col + j / 4 * next_col, work.n,
+                  Quad{{sums[i][j], sums[i][j + 1], sums[i][j + 2], sums[i][j + 3]}});
     }
   }
 }
@@ -234,7 +234,7 @@ void run_f32(Stream& stream, const Gemm& op) {
 void run_f32(Stream& stream, const GroupedGemm& op) {
   if (op.c.numel() == 0) return;
   const Launch<GroupedRowsSchedule> launch{stream, operand(op.a), operand(op.b),
-                                           epilogue<float>(op.c, {}, op.accumulate),
+                                           epilogue<float>(op.c, {}, op.accumulate, op.epilogue),
                                            schedule_of(op)};
   if (op.transpose_b == Transpose::yes) {
     return launch.with<F32Tile::square, Major::k, Major::k>();

@@ -124,7 +124,7 @@ template <class Operation>
 void run_any(Stream& stream, const Operation& op) {
   const Forced& forced = stream.device().extension<Forced>();
   if constexpr (std::is_same_v<Operation, Gemm>) {
-    if (forced.library && run_library(stream, op)) {
+    if (forced.library && op.epilogue.kind == EpilogueKind::none && run_library(stream, op)) {
       ++stream.device().extension<LibraryCalls>().count;
       return;
     }

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(config_of(side).threads(), config_of(side).blo
   auto& shared = shared_storage<GemmStages<tile>>();
   Accumulators<tile> sums;
   multiply_tile<tile, a_major, b_major, loads>(shared, a, b, work, sums);
-  write_tile<tile>(sums, out, work);
+  write_tile<tile>(shared, sums, out, work);
 }
 
 // A product as the kernel sees it.
@@ -118,9 +118,9 @@ void run_bf16(Stream& stream, const Gemm& op, Tile side, int slices) {
 
 void run_bf16(Stream& stream, const GroupedGemm& op, Tile side) {
   if (op.c.numel() == 0) return;
-  const Launch<GroupedRowsSchedule> launch{stream,          operand(op.a),
-                                           operand(op.b),   epilogue<bf16>(op.c, {}, op.accumulate),
-                                           schedule_of(op), loads_of(op.a, op.b)};
+  const auto out = epilogue<bf16>(op.c, {}, op.accumulate, op.epilogue);
+  const Launch<GroupedRowsSchedule> launch{stream, operand(op.a),   operand(op.b),
+                                           out,    schedule_of(op), loads_of(op.a, op.b)};
   if (op.transpose_b == Transpose::yes) return launch.in<Major::k, Major::k>(side);
   launch.in<Major::k, Major::mn>(side);
 }

@@ -66,9 +66,9 @@ struct Ring {
 static_assert(sizeof(Ring<WideTile::n_256>) <= 227 * 1024);
 static_assert(sizeof(Ring<WideTile::n_128>) <= 227 * 1024);
 
-// How sums get to c: by the copy engine, through shared memory, or each from the register that holds it,
-// where the copy engine does not take c.
-enum class Writing : std::uint8_t { stored, direct };
+// How sums get to c: by the copy engine, through shared memory; or each from the register that holds it,
+// where the copy engine does not take c; or through an epilogue that reads or writes more than c.
+enum class Writing : std::uint8_t { stored, direct, finished };
 
 // Where sums go, and how.
 struct Output {
@@ -156,6 +156,20 @@ __device__ void write_rows(const TensorMap& c, const Output& out, const Work& wo
 #pragma unroll
     for (int j = 0; j < n / 8; j += 2) {
       write_fragments(out.values, work, sums + 4 * j, sums + 4 * j + 4, row, work.col + 8 * j);
+    }
+    return;
+  }
+  if (out.writing == Writing::finished) {
+    static_assert(sizeof(WarpStage) <= sizeof own.box);
+    WarpStage& stage = reinterpret_cast<WarpStage&>(own.box);
+#pragma unroll
+    for (int i = 0; i < n / WarpStage::cols; ++i) {
+      float tiles[WarpStage::cols / 8][4];
+#pragma unroll
+      for (int j = 0; j < WarpStage::cols / 2; ++j) {
+        tiles[j / 4][j % 4] = sums[i * WarpStage::cols / 2 + j];
+      }
+      finish_fragments(out.values, work, stage, tiles, row, work.col + i * WarpStage::cols);
     }
     return;
   }
@@ -277,6 +291,11 @@ bool takes_store(const Tensor& c, bool add) {
          is_aligned(c.raw(), 16) && !(add && c.dtype() == DType::bf16);
 }
 
+Writing writing_of(const Tensor& c, const Epilogue<bf16>& values) {
+  if (values.kind != EpilogueKind::none) return Writing::finished;
+  return takes_store(c, values.add) ? Writing::stored : Writing::direct;
+}
+
 template <class Schedule>
 struct Launch {
   Stream& stream;
@@ -290,7 +309,7 @@ struct Launch {
   void with() const {
     constexpr int n = Ring<wide>::n;
     const auto multiprocessors = static_cast<unsigned>(gpu_properties(stream).multiprocessors);
-    const bool stores = takes_store(c, values.add);
+    const Writing writing = writing_of(c, values);
     const TensorMap a_map = tensor_map(a, a_transposed, rows);
     launch(stream,
            {.kernel = "gemm_wgmma",
@@ -299,8 +318,8 @@ struct Launch {
             .shared_bytes = sizeof(Ring<wide>)},
            gemm_wgmma<wide, a_transposed, b_transposed, Schedule>, a_map,
            tensor_map(b, b_transposed, n),
-           stores ? store_map(c) : a_map,  // any map: it is not used
-           Output{values, stores ? Writing::stored : Writing::direct}, schedule);
+           writing == Writing::stored ? store_map(c) : a_map,  // any map: it is not used
+           Output{values, writing}, schedule);
   }
 
   template <Transposed a_transposed, Transposed b_transposed>
@@ -341,7 +360,7 @@ void run_sm90(Stream& stream, const Gemm& op, WideTile tile, int slices) {
 
 void run_sm90(Stream& stream, const GroupedGemm& op, WideTile tile) {
   if (op.c.numel() == 0) return;
-  const auto values = epilogue<bf16>(op.c, {}, op.accumulate);
+  const auto values = epilogue<bf16>(op.c, {}, op.accumulate, op.epilogue);
   const Launch<GroupedRowsSchedule> launch{stream, tile, op.a, op.b, op.c, values, schedule_of(op)};
   if (op.transpose_b == Transpose::yes) return launch.in<Transposed::no, Transposed::no>();
   launch.in<Transposed::no, Transposed::yes>();

@@ -37,6 +37,8 @@ void grouped_gemm(Stream& stream, const GroupedGemm& op) {
                          .max_products = groups,
                          .max_k = k,
                          .max_total_k = groups * k};
+  const Tensor result = product_result(op.epilogue, op.c);
+  std::int64_t rows_of_all = 0;
   auto& products = stream.device().extension<GemmState>().products;
   products.clear();
   for_each_group("GroupedGemm", op.row_offsets, op.a.dim(0),
@@ -45,13 +47,17 @@ void grouped_gemm(Stream& stream, const GroupedGemm& op) {
                                   {.a = row_of(op.a, first),
                                    .b = static_cast<const std::byte*>(op.b.raw()) +
                                         static_cast<std::size_t>(g * k * n) * size_of(type.in),
-                                   .c = const_cast<std::byte*>(row_of(op.c, first)),
+                                   .c = const_cast<std::byte*>(row_of(result, first)),
                                    .m = rows,
                                    .k = k,
                                    .b_stride = op.transpose_b == Transpose::yes ? k : n,
                                    .accumulate = op.accumulate});
+                   rows_of_all = first + rows;
                  });
   run_products(stream, type, products);
+  const auto used = [&](auto rows) { return rows ? rows.slice(0, rows_of_all) : rows; };
+  run_epilogue(stream, {op.epilogue.kind, used(op.epilogue.other), used(op.epilogue.pre)},
+               used(op.c));
 }
 
 void grouped_gemm_weight_gradient(Stream& stream, const GroupedGemmWeightGradient& op) {

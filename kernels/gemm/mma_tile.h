@@ -113,7 +113,7 @@ template <TileConfig tile>
 struct Accumulators {
   static constexpr int rows = tile.m / tile.warps_m / 16;
   static constexpr int cols = tile.n / tile.warps_n / 8;
-  static_assert(cols % 2 == 0, "fragments of b come in pairs");
+  static_assert(cols % 4 == 0, "fragments of b come in pairs, those of an epilogue in fours");
   float value[rows][cols][4];
 };
 
@@ -182,14 +182,27 @@ __device__ void multiply_tile(GemmStages<tile>& shared, const MatrixOperand& a,
   }
 }
 
-// Writes the tile to c [m, n].
+// Writes the tile to c [m, n]. All threads of the block call it.
 template <TileConfig tile>
-__device__ void write_tile(const Accumulators<tile>& sums, const Epilogue<bf16>& out,
-                           const Work& work) {
+__device__ void write_tile(GemmStages<tile>& shared, const Accumulators<tile>& sums,
+                           const Epilogue<bf16>& out, const Work& work) {
   using Sums = Accumulators<tile>;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int row = work.row + warp / tile.warps_n * (tile.m / tile.warps_m);
   const int col = work.col + warp % tile.warps_n * (tile.n / tile.warps_n);
+  if (out.kind != EpilogueKind::none) {
+    static_assert(tile.threads() / 32 * sizeof(WarpStage) <= sizeof shared);
+    WarpStage& stage = reinterpret_cast<WarpStage*>(&shared)[warp];
+    __syncthreads();  // everybody is done with the operands
+#pragma unroll
+    for (int i = 0; i < Sums::rows; ++i) {
+#pragma unroll
+      for (int j = 0; j < Sums::cols; j += 4) {
+        finish_fragments(out, work, stage, &sums.value[i][j], row + 16 * i, col + 8 * j);
+      }
+    }
+    return;
+  }
 #pragma unroll
   for (int i = 0; i < Sums::rows; ++i) {
 #pragma unroll

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(threads)
       for (int j = 0; j < 4; ++j) total.value[j] += held[i].value[j];
     }
   }
-  write_sums(out, row * n, col, n, total);
+  finish_sums(out, row * n, col, n, total);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Split-K: a product as the sum of products over slices of k.
 //
 // The slices' sums go to the stream's workspace, f32 [slices, m, n]; add_slices adds them in their order
-// and does once what the epilogue does: bias, rounding, adding to c. Bytes beyond the product's own:
+// and does once what the epilogue does: bias, rounding, adding to c, the function. Bytes beyond the product's own:
 // 8·slices·m·n, which L2 holds (choose_slices in gemm_gpu.h bounds it).
 #pragma once
 
@@ -19,7 +19,7 @@ void add_slices(Stream&, const float* sums, const DenseSchedule&, const Epilogue
 template <class T, class Product>
 void run_sliced(Stream& stream, const Gemm& op, int slices, const Product& product) {
   const DenseSchedule schedule = schedule_of(op, slices);
-  const auto out = epilogue<T>(op.c, op.bias, op.accumulate);
+  const auto out = epilogue<T>(op.c, op.bias, op.accumulate, op.epilogue);
   if (schedule.slices == 1) return product(op.c, out, schedule);
   const std::int64_t count = schedule.slices * op.c.numel();
   const Tensor sums(stream.workspace(static_cast<std::size_t>(count) * sizeof(float)), DType::f32,
