@@ -168,24 +168,37 @@ struct WarpStage {
   alignas(16) float sums[rows][cols + 8];
 };
 
+// A lane's four quads of what passes a stage at once.
+struct StageQuads {
+  static constexpr int count = 4, lanes_in_row = WarpStage::cols / 4;
+  Quad quad[count];
+
+  __device__ static int row(int i) {
+    return static_cast<int>(threadIdx.x) % 32 / lanes_in_row + i * (WarpStage::rows / count);
+  }
+  __device__ static int col() { return static_cast<int>(threadIdx.x) % lanes_in_row * 4; }
+};
+
+// The lane's quads of `other`, for finish_fragments at [row, col]: to be asked for in good time.
+template <class T>
+__device__ StageQuads read_others(const Epilogue<T>& out, const Work& work, int row, int col) {
+  StageQuads others;
+#pragma unroll
+  for (int i = 0; i < StageQuads::count; ++i) {
+    const int own_row = row + StageQuads::row(i), own_col = col + StageQuads::col();
+    others.quad[i] = read_other(out, work.c + std::int64_t{own_row} * work.n + own_col,
+                                own_row < work.m ? work.n - own_col : 0);
+  }
+  return others;
+}
+
 // Writes four neighbouring mma tiles of a warp, [16, 8] each, whose first element is [row, col] of c,
 // through an epilogue that is not none. The stage is the warp's own.
 template <class T>
 __device__ void finish_fragments(const Epilogue<T>& out, const Work& work, WarpStage& stage,
-                                 const float (*tiles)[4], int row, int col) {
-  constexpr int lanes_in_row = WarpStage::cols / 4, rows_at_once = 32 / lanes_in_row;
-  constexpr int quads = WarpStage::rows / rows_at_once;
+                                 const float (*tiles)[4], const StageQuads& others, int row,
+                                 int col) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int own_row = lane / lanes_in_row, own_col = lane % lanes_in_row * 4;
-  const auto at = [&](int i) {
-    return work.c + std::int64_t{row + own_row + i * rows_at_once} * work.n + col + own_col;
-  };
-  const auto columns = [&](int i) {
-    return row + own_row + i * rows_at_once < work.m ? work.n - col - own_col : 0;
-  };
-  Quad other[quads];
-#pragma unroll
-  for (int i = 0; i < quads; ++i) other[i] = read_other(out, at(i), columns(i));
 #pragma unroll
   for (int tile = 0; tile < WarpStage::cols / 8; ++tile) {
 #pragma unroll
@@ -196,11 +209,14 @@ __device__ void finish_fragments(const Epilogue<T>& out, const Work& work, WarpS
     }
   }
   __syncwarp();
+  const int own_col = col + StageQuads::col(), columns = work.n - own_col;
 #pragma unroll
-  for (int i = 0; i < quads; ++i) {
-    if (columns(i) <= 0) continue;
-    const Quad sums = load_shared_quad(&stage.sums[own_row + i * rows_at_once][own_col]);
-    finish_quad(out, at(i), columns(i), with_bias(out, col + own_col, work.n, sums), other[i]);
+  for (int i = 0; i < StageQuads::count; ++i) {
+    const int own_row = row + StageQuads::row(i);
+    if (own_row >= work.m || columns <= 0) continue;
+    const Quad sums = load_shared_quad(&stage.sums[StageQuads::row(i)][StageQuads::col()]);
+    finish_quad(out, work.c + std::int64_t{own_row} * work.n + own_col, columns,
+                with_bias(out, own_col, work.n, sums), others.quad[i]);
   }
   __syncwarp();  // before the stage is filled again
 }

@@ -162,14 +162,20 @@ __device__ void write_rows(const TensorMap& c, const Output& out, const Work& wo
   if (out.writing == Writing::finished) {
     static_assert(sizeof(WarpStage) <= sizeof own.box);
     WarpStage& stage = reinterpret_cast<WarpStage&>(own.box);
+    StageQuads ahead = read_others(out.values, work, row, work.col);
 #pragma unroll
     for (int i = 0; i < n / WarpStage::cols; ++i) {
+      const int col = work.col + i * WarpStage::cols;
+      const StageQuads others = ahead;
+      if ((i + 1) * WarpStage::cols < n) {
+        ahead = read_others(out.values, work, row, col + WarpStage::cols);
+      }
       float tiles[WarpStage::cols / 8][4];
 #pragma unroll
       for (int j = 0; j < WarpStage::cols / 2; ++j) {
         tiles[j / 4][j % 4] = sums[i * WarpStage::cols / 2 + j];
       }
-      finish_fragments(out.values, work, stage, tiles, row, work.col + i * WarpStage::cols);
+      finish_fragments(out.values, work, stage, tiles, others, row, col);
     }
     return;
   }

@@ -198,7 +198,9 @@ __device__ void write_tile(GemmStages<tile>& shared, const Accumulators<tile>& s
     for (int i = 0; i < Sums::rows; ++i) {
 #pragma unroll
       for (int j = 0; j < Sums::cols; j += 4) {
-        finish_fragments(out, work, stage, &sums.value[i][j], row + 16 * i, col + 8 * j);
+        const int own_row = row + 16 * i, own_col = col + 8 * j;
+        finish_fragments(out, work, stage, &sums.value[i][j],
+                         read_others(out, work, own_row, own_col), own_row, own_col);
       }
     }
     return;
