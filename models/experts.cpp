@@ -67,27 +67,26 @@ Tensor Experts::gradients(const Parameter* first) const {
 }
 
 Tensor Experts::forward(Pass& pass, ConstTensor rows, ConstTensor row_offsets, Saved& saved) const {
-  const auto grouped = [&](ConstTensor a, const Parameter* first, std::int64_t out) {
+  const auto grouped = [&](ConstTensor a, const Parameter* first, std::int64_t out,
+                           const GemmEpilogue& epilogue = {}) {
     const Tensor c = pass.allocate(a.dtype(), {a.dim(0), out});
     run(pass.stream, GroupedGemm{.a = a,
                                  .b = weights(first),
                                  .c = c,
                                  .row_offsets = row_offsets,
-                                 .transpose_b = Transpose::yes});
+                                 .transpose_b = Transpose::yes,
+                                 .epilogue = epilogue});
     return c;
   };
   const std::int64_t ffn = gate_->shape()[0];
   saved.rows = rows;
   saved.row_offsets = row_offsets;
-  saved.gate = grouped(rows, gate_, ffn);
   saved.up = grouped(rows, up_, ffn);
-  const Tensor product = pass.allocate_like(saved.gate);
-  run(pass.stream, SwiGluForward{.gate = saved.gate,
-                                 .up = saved.up,
-                                 .y = product,
-                                 .row_count = row_offsets.slice(local_, 1)});
-  saved.product = product;
-  return grouped(product, down_, hidden_);
+  const Tensor gate = pass.allocate(rows.dtype(), {rows.dim(0), ffn});
+  saved.product =
+      grouped(rows, gate_, ffn, {EpilogueKind::silu_gate, /*other=*/saved.up, /*pre=*/gate});
+  saved.gate = gate;
+  return grouped(saved.product, down_, hidden_);
 }
 
 Tensor Experts::backward_input(Pass& pass, ConstTensor d_results, Saved& saved) const {

@@ -16,11 +16,11 @@ SwiGlu::SwiGlu(ParameterStore& store, const std::string& name, const DecoderConf
                     .std = 0.02 / std::sqrt(2.0 * static_cast<double>(config.layers))}) {}
 
 Tensor SwiGlu::forward(Pass& pass, ConstTensor x, Saved& saved) const {
-  const auto [gate, up] = gate_up_.forward(pass, x, pass.batch.rows, saved.gate_up);
+  const Tensor product = pass.allocate(x.dtype(), {pass.batch.rows, gate_up_.out(0)});
+  const auto [gate, up] =
+      gate_up_.forward(pass, x, pass.batch.rows, saved.gate_up, {EpilogueKind::silu_gate, product});
   saved.gate = gate;
   saved.up = up;
-  const Tensor product = pass.allocate_like(gate);
-  run(pass.stream, SwiGluForward{.gate = gate, .up = up, .y = product});
   return down_.forward(pass, product, saved.down);
 }
 
@@ -54,10 +54,10 @@ VisionMlp::VisionMlp(ParameterStore& store, const std::string& name, const Visio
                    .bias = name + ".b_out"}) {}
 
 Tensor VisionMlp::forward(Pass& pass, ConstTensor x, Saved& saved) const {
-  const auto [hidden] = in_.forward(pass, x, pass.batch.tower_rows, saved.in);
+  const Tensor active = pass.allocate(x.dtype(), {pass.batch.tower_rows, in_.out(0)});
+  const auto [hidden] =
+      in_.forward(pass, x, pass.batch.tower_rows, saved.in, {EpilogueKind::quick_gelu, active});
   saved.hidden = hidden;
-  const Tensor active = pass.allocate_like(hidden);
-  run(pass.stream, ActivationForward{.kind = Activation::quick_gelu, .x = hidden, .y = active});
   return out_.forward(pass, active, saved.out);
 }
 

@@ -35,13 +35,15 @@ void Linear::backward_weight(Pass& pass, Saved& saved) const {
   add_weight_gradient(pass, saved.d_y, saved.x);
 }
 
-void Linear::multiply(Pass& pass, ConstTensor x, Tensor y, Bias bias) const {
+void Linear::multiply(Pass& pass, ConstTensor x, Tensor y, Bias bias,
+                      const GemmEpilogue& epilogue) const {
   run(pass.stream,
       Gemm{.a = x,
            .b = weight_->value,
            .c = y,
            .transpose_b = Transpose::yes,
-           .bias = bias_ && bias == Bias::add ? ConstTensor(bias_->value) : ConstTensor()});
+           .bias = bias_ && bias == Bias::add ? ConstTensor(bias_->value) : ConstTensor(),
+           .epilogue = epilogue});
 }
 
 void Linear::multiply_transposed(Pass& pass, ConstTensor d_y, Tensor d_x,

@@ -38,7 +38,8 @@ class Linear {
 
   // The bare products, over what this rank holds of the weight.
   enum class Bias : std::uint8_t { add, skip };
-  void multiply(Pass& pass, ConstTensor x, Tensor y, Bias bias = Bias::add) const;
+  void multiply(Pass& pass, ConstTensor x, Tensor y, Bias bias = Bias::add,
+                const GemmEpilogue& epilogue = {}) const;
   void multiply_transposed(Pass& pass, ConstTensor d_y, Tensor d_x, Accumulate accumulate) const;
   void add_weight_gradient(Pass& pass, ConstTensor d_y, ConstTensor x) const;
 
@@ -69,16 +70,29 @@ class ColumnLinears {
   };
   using Outputs = std::array<Tensor, count>;
 
+  // What an epilogue makes of the first layer's outputs; its `other` are the last layer's.
+  struct Finish {
+    EpilogueKind kind = EpilogueKind::none;
+    Tensor y = {};  // [rows, out of this rank]
+  };
+
   // x: [local rows, in] of `rows` rows. Returns [rows, out of this rank] of each.
-  Outputs forward(Pass& pass, ConstTensor x, std::int64_t rows, Saved& saved) const {
+  Outputs forward(Pass& pass, ConstTensor x, std::int64_t rows, Saved& saved,
+                  const Finish& finish = {}) const {
     saved.x = x;
     Outputs y;
     for (std::size_t i = 0; i < count; ++i)
       y[i] = pass.allocate(x.dtype(), {rows, linears_[i].out()});
     const ArenaScope scope(pass.arena);
     RowGathering(pass, x, rows).for_each_piece([&](std::int64_t first, ConstTensor piece) {
-      for (std::size_t i = 0; i < count; ++i)
-        linears_[i].multiply(pass, piece, y[i].slice(first, piece.dim(0)));
+      const auto piece_of = [&](const Tensor& all) { return all.slice(first, piece.dim(0)); };
+      for (std::size_t i = 1; i < count; ++i) linears_[i].multiply(pass, piece, piece_of(y[i]));
+      if (finish.kind == EpilogueKind::none)
+        return linears_[0].multiply(pass, piece, piece_of(y[0]));
+      linears_[0].multiply(pass, piece, piece_of(finish.y), Linear::Bias::add,
+                           {.kind = finish.kind,
+                            .other = count > 1 ? piece_of(y[count - 1]) : Tensor(),
+                            .pre = piece_of(y[0])});
     });
     return y;
   }
