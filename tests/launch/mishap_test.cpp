@@ -215,6 +215,47 @@ TEST_F(Mishap, ARankThatDiesOrStopsIsNamedAndLeavesWholeCheckpoints) {
   }
 }
 
+// The other rank would wait for its answers for ever.
+TEST_F(Mishap, ARankThatStopsWhileAModelIsAskedIsNamed) {
+  ASSERT_EQ(orchard_on_two_ranks(arguments("--stage 1")).code, 0);
+  {
+    std::ofstream requests(scratch_ / "requests");
+    for (int i = 0; i < 200'000; ++i) requests << R"({"tokens": [1, 30, 31, 32]})" << '\n';
+  }
+  const std::string score =
+      fmt::format("score --run-folder {} --input {} --tp 2 --set run.hang_timeout=10",
+                  run_.string(), (scratch_ / "requests").string());
+  const auto rings = [&] {
+    for (const auto& entry : fs::directory_iterator(run_))
+      if (entry.path().filename().string().starts_with("rings-asking-")) return entry.path();
+    return fs::path();
+  };
+  std::jthread sender([&](const std::stop_token& ended) {
+    while (!ended.stop_requested()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      const fs::path ring = flight_file(rings(), 1);
+      if (!FlightFile::is_one(ring)) continue;
+      const FlightFile file(ring);
+      if (file.read().operations.size() < 1000) continue;
+      ::kill(file.pid(), SIGSTOP);
+      return;
+    }
+  });
+  const Outcome outcome = orchard_on_two_ranks(score);
+  EXPECT_NE(outcome.code, 0);
+  EXPECT_LT(outcome.seconds, soon);
+  EXPECT_THAT(outcome.output,
+              AllOf(HasSubstr("orchard: rank 1 (pp0 dp0 tp1 |"), HasSubstr("gives no sign of life"),
+                    ContainsRegex("[0-9]+ of group tp")));
+  // The rings of those that failed stay; those of a command that ended are gone.
+  ASSERT_TRUE(fs::exists(rings() / "verdict.txt"));
+  fs::remove_all(rings());
+  const Outcome answered = orchard_on_two_ranks(
+      fmt::format("generate a --plain --tokens 2 --tp 2 --run-folder {}", run_.string()));
+  EXPECT_EQ(answered.code, 0) << answered.output;
+  EXPECT_EQ(rings(), fs::path());
+}
+
 constexpr const char* poisoned_flag = "--poisoned-rank";
 constexpr int poisoned_rank = 2;
 
