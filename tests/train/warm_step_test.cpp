@@ -28,6 +28,10 @@ void* counted(void* block, std::size_t bytes) {
 
 }  // namespace
 
+// GCC sees free inlined at a delete whose new it did not inline, and takes them for a mismatch.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
+
 // The standard's other forms of new and delete end in these.
 void* operator new(std::size_t bytes) {
   return counted(std::malloc(bytes), bytes);
@@ -48,6 +52,7 @@ void operator delete(void* block, std::align_val_t) noexcept {
 void operator delete(void* block, std::size_t, std::align_val_t) noexcept {
   std::free(block);
 }
+#pragma GCC diagnostic pop
 
 // Libraries written in C go past new. A sanitizer watches these functions itself and tolerates no
 // other watcher.
