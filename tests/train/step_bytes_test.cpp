@@ -3,6 +3,8 @@
 // with four and eight ranks.
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "comm/flight_recorder.h"
 #include "tests/comm/ranks_test.h"
 #include "tests/parallel/toy_batches.h"
@@ -41,15 +43,17 @@ void add(Moved& moved, const std::string& group, CommOp op, std::int64_t bytes) 
 // Whatever groups there are: the ring of the process names them.
 Moved moved_by(Communicator& world, const std::filesystem::path& ring) {
   Moved moved;
-  std::vector<std::string> names;
-  for (const FlightLog::Group& group : FlightFile(ring).read().groups) names.push_back(group.name);
+  std::set<std::string> names;
+  for (const FlightLog::Group& group : FlightFile(ring).read().groups) names.insert(group.name);
   EXPECT_LT(std::ssize(names), FlightRecorder::max_groups) << "the ring has not all of them";
-  std::ranges::sort(names);
-  names.erase(std::ranges::unique(names).begin(), names.end());
-  for (const std::string& name : names)
-    for (std::size_t op = 0; op < comm_ops; ++op)
-      add(moved, name, static_cast<CommOp>(op),
-          world.log().statistics(name, static_cast<CommOp>(op)).bytes);
+  for (const std::string& name : names) {
+    for (std::size_t op = 0; op < comm_ops; ++op) {
+      const auto which = static_cast<CommOp>(op);
+      const OperationStatistics statistics = world.log().statistics(name, which);
+      // A barrier moves none, and none is wanted.
+      add(moved, name, which, which == CommOp::barrier ? statistics.calls : statistics.bytes);
+    }
+  }
   return moved;
 }
 
@@ -228,11 +232,12 @@ TEST(StepBytes, OfEveryGroupFollowFromTheLayout) {
   world->log().recorder().record_in(ring, "a rank");
 
   const std::vector<MicroBatch> micro_batches = mixed_steps(model())[0];
-  StepTotals totals{.targets = 100, .real_rows = 100, .sequences = 10};
+  constexpr StepTotals totals{.targets = 100, .real_rows = 100, .sequences = 10};
   const auto one = make_single_communicator();
   const ParallelContext alone(*one, {});
   Replica reference(model(), {}, alone);
   std::vector<Choices> choices;
+  choices.reserve(micro_batches.size());
   for (const MicroBatch& batch : micro_batches) choices.push_back(reference.route(batch));
 
   using enum ScheduleKind;

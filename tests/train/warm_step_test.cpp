@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #include "parallel/random.h"
 #include "tests/comm/ranks_test.h"
@@ -269,7 +270,7 @@ TEST(WarmStepOnRanks, AllocatesNothingWhateverTheRouting) {
     const std::int64_t blocks = large_blocks, rooms = runner.dispatcher()->growths();
     EXPECT_GT(blocks, 0) << "the heap is not watched";
     for (std::int64_t s = 2 * batches; s < steps; ++s) {
-      const auto before = load;
+      const auto before = std::exchange(load, {});
       step(s);
       EXPECT_NE(load, before) << "routing did not change, so step " << s + 1 << " shows nothing";
       EXPECT_EQ(counts(), warm) << "step " << s + 1;
