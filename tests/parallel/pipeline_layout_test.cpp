@@ -326,6 +326,13 @@ TEST_P(PipelineFaults, AMissingMessageIsCaught) {
   }
 }
 
+// The losses are on the last stage, until their sum.
+TEST_P(PipelineFaults, ALostSumOfTheStagesLossesIsCaught) {
+  Fault fault{.group = "pp", .op = CommOp::host};
+  EXPECT_TRUE(is_noticed(fault));
+  EXPECT_GT(fault.seen, 0);
+}
+
 TEST_P(PipelineFaults, AWrongSumOfTheTiedGradientsIsCaught) {
   if (GetParam() == ScheduleKind::zero_bubble_v) {
     // Lookup and head are on one rank. The head's part is left out:
