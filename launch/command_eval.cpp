@@ -163,14 +163,13 @@ int command_eval(Arguments arguments) {
     if (!request) return 0;
     const AskedModel& asked = request->asked;
     const TrainingSet set = TrainingSet::open(asked.run.training_set);
-    const StageData data(set, asked.run, asked.stage);
+    const StageData data(set, asked.run, asked.stage, asked.run.micro_batch);
     const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
     const DeviceRanks connected = connect_devices(job.ranks(), *device);
     const ParallelContext ranks = context_of(asked, connected.of(job.ranks()));
     const std::unique_ptr<InferenceModel> model = load_model(
         asked, *device, ranks, asked.stage.sequence_length + request->options.longest_answer);
-    const EvaluationReport report =
-        evaluate(*model, set, data, asked.run.micro_batch, request->options);
+    const EvaluationReport report = evaluate(*model, set, data, request->options);
     if (job.is_first()) tell(*request, report);
     return 0;
   });

@@ -60,8 +60,11 @@ void add_run(std::vector<RunOption>& options) {
       {"run.init_scale", "factor on the standard deviations of the initial weights"}, positive,
       [](auto& r) -> auto& { return r.init_scale; }));
   options.push_back(integer_option(
-      {"run.micro_batch", "sequences of one forward pass"}, from_1,
-      [](auto& r) -> auto& { return r.micro_batch; }));
+      {"run.micro_batch",
+       "most sequences of one forward pass; fewer where a replica's share of the global batch is "
+       "no "
+       "multiple"},
+      from_1, [](auto& r) -> auto& { return r.micro_batch; }));
   options.push_back(integer_option(
       {"run.validate_every", "steps between validations; 0: only where a stage begins and ends"},
       from_0, [](auto& r) -> auto& { return r.validate_every; }));

@@ -46,10 +46,10 @@ std::string prompt_text(const Tokenizer& tokenizer, const MicroBatch& prompt) {
 }  // namespace
 
 EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const StageData& data,
-                          std::int64_t micro_batch, const EvaluateOptions& options) {
+                          const EvaluateOptions& options) {
   EvaluationReport report;
-  report.validation = validate(model.runner(), data, set.index(), micro_batch,
-                               model.ranks()[MeshGroup::data], Swap::compare, tell_bad);
+  report.validation = validate(model.runner(), data, set.index(), model.ranks()[MeshGroup::data],
+                               Swap::compare, tell_bad);
 
   const std::unique_ptr<Device> device = make_cpu_device();
   const PictureContent pictures = picture_content(model.ranks());

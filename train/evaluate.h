@@ -42,6 +42,6 @@ struct EvaluationReport {
 // Sequences are dealt out to the model's data ranks; every rank answers all samples, with the same
 // report.
 EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const StageData& data,
-                          std::int64_t micro_batch, const EvaluateOptions& options);
+                          const EvaluateOptions& options);
 
 }  // namespace orchard

@@ -94,7 +94,7 @@ class StageTrainer {
         observer_(observer),
         checkpoints_(run.run_folder),
         model_config_(stage_model(run, stage, set)),
-        data_(set, run, stage),
+        data_(set, run, stage, micro_batch_of(run, stage, world.size())),
         cut_(cut_of(run, stage, model_config_, data_, device, world)),
         ranks_(world, run.layout, run.sequence_parallel, cut_.stages),
         stream_(device.make_stream()),
@@ -141,6 +141,8 @@ class StageTrainer {
   // Trains up to `budget` further steps (none: to the end). Returns the steps taken.
   std::int64_t run(std::optional<std::int64_t> budget) {
     observer_.message(data_.report());
+    observer_.message(fmt::format("stage {}: {} micro-batches of {} sequences a replica and step",
+                                  stage_.number, micro_batches(), data_.micro_batch()));
     tell_pipeline();
     if (done_ == 0) validate_and_report();
     const std::int64_t first = done_,
@@ -172,13 +174,16 @@ class StageTrainer {
     observer_.message(
         fmt::format("stage {}: pipeline {}, {}", stage_.number, stages.to_string(), cut_.origin));
     if (ranks_.rank() != 0) return;
-    const auto micro_batches =
-        static_cast<int>(stage_.global_batch / run_.micro_batch / replicas().size());
     write_file(pipeline_picture_path(run_.run_folder, stage_.number),
                pipeline_picture({.stages = stages,
                                  .costs = cut_.costs,
                                  .costs_are = cut_.costs_are,
-                                 .micro_batches = micro_batches}));
+                                 .micro_batches = static_cast<int>(micro_batches())}));
+  }
+
+  // Of a replica's step.
+  std::int64_t micro_batches() const {
+    return stage_.global_batch / data_.micro_batch() / replicas().size();
   }
 
   // The ranks that hold what this one holds and see other samples.
@@ -223,8 +228,7 @@ class StageTrainer {
     ValidationEvent event{.stage = stage_.number, .step = done_, .steps = stage_.steps};
     // Where a stage begins, what counts is the loss that it has to improve on.
     const Swap swap = done_ == 0 ? Swap::skip : Swap::compare;
-    event.report =
-        validate(*runner_, data_, set_.index(), run_.micro_batch, replicas(), swap, tell_bad);
+    event.report = validate(*runner_, data_, set_.index(), replicas(), swap, tell_bad);
     event.seconds = seconds_since(start);
     observer_.validation(event);
     // The report is that of all ranks. What follows would be a checkpoint without worth.
@@ -278,10 +282,9 @@ class StageTrainer {
 };
 
 void check_run(const RunConfig& run, const TrainingSet& set, const Communicator& ranks) {
-  for (const StageConfig& stage : run.stages) {
-    require_possible(ranks.size(), run.layout,
-                     layout_facts(run, stage, stage_model(run, stage, set)));
-  }
+  if (run.stages.empty()) return;
+  require_possible(ranks.size(), run.layout,
+                   layout_facts(run, stage_model(run, run.stages.front(), set)));
 }
 
 }  // namespace

@@ -109,14 +109,14 @@ static_assert(sizeof(Sums) == 7 * sizeof(double), "a row of doubles, summed over
 }  // namespace
 
 ValidationReport validate(StepRunner& runner, const StageData& data, const TrainingSetIndex& index,
-                          std::int64_t micro_batch, Communicator& ranks, Swap swap,
+                          Communicator& ranks, Swap swap,
                           std::function<void(const BadSample&)> on_bad) {
   const std::unique_ptr<Device> device = make_cpu_device();
   const PictureContent pictures = picture_content(runner.ranks());
   BatchBuilder builder = data.make_builder(*device, std::move(on_bad), pictures);
   BatchBuilder helper = data.make_builder(
       *device, [](const BadSample&) {}, pictures);
-  const Evaluation with{runner, builder, helper, micro_batch, ranks};
+  const Evaluation with{runner, builder, helper, data.micro_batch(), ranks};
   const HeldOutPlan& plan = data.held_out();
   const SampleLosses own = sample_losses(with, plan.sequences, Which::all);
 

@@ -40,7 +40,7 @@ enum class Swap : std::uint8_t { skip, compare };
 // Sequences are dealt out to the ranks; every rank returns the same report. `on_bad` hears of this
 // rank's bad samples.
 ValidationReport validate(StepRunner& runner, const StageData& data, const TrainingSetIndex& index,
-                          std::int64_t micro_batch, Communicator& ranks, Swap swap,
+                          Communicator& ranks, Swap swap,
                           std::function<void(const BadSample&)> on_bad);
 
 }  // namespace orchard

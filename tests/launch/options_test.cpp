@@ -7,6 +7,7 @@
 
 #include "data/atomic_file.h"
 #include "launch/ini.h"
+#include "launch/run_summary.h"
 #include "launch/suggest.h"
 #include "launch/validate.h"
 #include "tests/data/scratch.h"
@@ -208,7 +209,7 @@ INSTANTIATE_TEST_SUITE_P(
         Misfit{"stage2.sequence_length", "80", "5 tiles of 16 rows, 80 in all"},
         Misfit{"stage3.sequence_length", "160", "10 tiles of 16 rows, 160 in all"},
         Misfit{"stage3.min_tiles", "10", "must be at most stage3.max_tiles = 9"},
-        Misfit{"stage2.global_batch", "1", "must be a multiple of run.micro_batch"},
+        Misfit{"stage2.global_batch", "0", "must be"},
         Misfit{"stage1.warmup", "100000", "longer than the stage, stage1.steps"},
         Misfit{"stage3.mixture", "everything", "there is no mixture 'everything'"},
         Misfit{"stage1.beta2", "1", "below 1"},
@@ -220,12 +221,21 @@ INSTANTIATE_TEST_SUITE_P(
         Misfit{"moe.every", "5", "no layer would be sparse with decoder.layers = 4"},
         Misfit{"connector.hidden", "0", "must be positive"}));
 
-TEST(Ranks, MicroBatchesMustDivideEvenly) {
-  const ResolvedRun run({.recipe = "tiny"});  // 32 sequences in micro-batches of 8
-  for (const int ranks : {1, 2, 4}) EXPECT_NO_THROW(validate_ranks(run, ranks));
+TEST(Ranks, TheGlobalBatchMustDivideEvenly) {
+  const ResolvedRun run({.recipe = "tiny"});  // 32 sequences, at most 8 a forward pass
+  for (const int ranks : {1, 2, 4, 8, 16, 32}) EXPECT_NO_THROW(validate_ranks(run, ranks));
   EXPECT_THAT(message_of([&] { validate_ranks(run, 3); }),
-              AllOf(HasSubstr("stage1.global_batch = 32"), HasSubstr("run.micro_batch = 8"),
-                    HasSubstr("3 ranks")));
+              AllOf(HasSubstr("stage1.global_batch = 32"), HasSubstr("3 ranks")));
+}
+
+// As many ranks as sequences, though its micro-batches are of 4 on few.
+TEST(Ranks, MicroBatchesShrinkWithTheShareOfAReplica) {
+  const ResolvedRun run({.recipe = "nano-moe"});
+  for (const int ranks : {1, 2, 4, 8}) EXPECT_NO_THROW(validate_ranks(run, ranks)) << ranks;
+  const RunConfig config = run.config();
+  EXPECT_THAT(run_summary(config, 1), HasSubstr("2 micro-batches of 4 sequences a replica"));
+  EXPECT_THAT(run_summary(config, 4), HasSubstr("1 micro-batches of 2 sequences a replica"));
+  EXPECT_THAT(run_summary(config, 8), HasSubstr("1 micro-batches of 1 sequences a replica"));
 }
 
 TEST(Ranks, TheLayoutMustBePossible) {
@@ -240,7 +250,8 @@ TEST(Ranks, TheLayoutMustBePossible) {
   EXPECT_THAT(message({given("layout.tp", "16")}, 16),
               AllOf(HasSubstr("tp 16"), HasSubstr("heads"), HasSubstr("nearest possible layout")));
   EXPECT_THAT(message({given("layout.ep", "2")}, 2), HasSubstr("no experts"));
-  EXPECT_THAT(message({given("layout.tp", "2")}, 16),
+  EXPECT_EQ(message({given("layout.tp", "2")}, 16), "");  // of 4 sequences
+  EXPECT_THAT(message({given("layout.tp", "2")}, 6),
               AllOf(HasSubstr("stage1.global_batch = 32"), HasSubstr("layout.tp = 2")));
   EXPECT_THAT(
       message_of([] {
