@@ -113,18 +113,30 @@ void check_layout(int ranks, const Layout& layout, const LayoutFacts& facts) {
 }
 
 // The rule of a possible layout that is blamed on an option of the recipe.
-void check_global_batches(const ResolvedRun& run, int ranks, LayoutFacts facts) {
+void check_global_batches(const ResolvedRun& run, int ranks, const LayoutFacts& facts) {
   const RunConfig config = run.config();
-  facts.batches.clear();
-  if (broken_rule(ranks, config.layout, facts)) return;  // nobody knows how many replicas
+  LayoutFacts without_batches = facts;
+  without_batches.batches.clear();
+  if (broken_rule(ranks, config.layout, without_batches)) return;  // which is refused by name
   const int replicas = config.layout.data(ranks);
   for (const StageConfig& stage : config.stages) {
     Rules(run).check(stage.global_batch % replicas == 0,
                      fmt::format("stage{}.global_batch", stage.number),
                      "does not divide evenly among the {} replicas of the model on {} ranks with "
-                     "{}, {}",
-                     replicas, ranks, run.describe("layout.tp"), run.describe("layout.pp"));
+                     "{}, {}; {}",
+                     replicas, ranks, run.describe("layout.tp"), run.describe("layout.pp"),
+                     nearest_layout_text(ranks, config.layout, facts));
   }
+}
+
+// Before a layout is proposed that has stages in such a schedule.
+void check_chunks(const ResolvedRun& run, const RunConfig& config) {
+  const PipelineOptions& pipeline = config.pipeline;
+  if (config.layout.pipeline == 1 || pipeline.schedule == ScheduleKind::interleaved) return;
+  const int chunks = default_chunks(pipeline.schedule);
+  Rules(run).check(pipeline.chunks_of_rank() == chunks, "layout.pipeline_chunks",
+                   "schedule {} has {} chunk{} a rank, not {}; interleaved takes any",
+                   name_of(pipeline.schedule), chunks, chunks > 1 ? "s" : "", pipeline.chunks);
 }
 
 // That the model has enough blocks is a rule of the layout.
@@ -159,7 +171,8 @@ void validate(const ResolvedRun& run, const RunConfig& config) {
 
 void validate_ranks(const ResolvedRun& run, int ranks) {
   const RunConfig config = run.config();
-  LayoutFacts facts = layout_facts(config, config.model);
+  const LayoutFacts facts = layout_facts(config, config.model);
+  check_chunks(run, config);
   check_global_batches(run, ranks, facts);
   check_layout(ranks, config.layout, facts);
   check_pipeline(run, config);
@@ -169,7 +182,9 @@ void validate_vocabulary(const ResolvedRun& run, std::int64_t tokenizer_vocabula
   const RunConfig config = run.config();
   const std::int64_t vocabulary = config.model.decoder.vocabulary;
   if (vocabulary == 0) {
-    check_layout(ranks, config.layout, {.vocabulary = tokenizer_vocabulary});
+    LayoutFacts facts = layout_facts(config, config.model);
+    facts.vocabulary = tokenizer_vocabulary;
+    check_layout(ranks, config.layout, facts);
     return;
   }
   Rules(run).check(vocabulary == 0 || vocabulary >= tokenizer_vocabulary, "decoder.vocabulary",

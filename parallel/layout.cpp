@@ -135,7 +135,19 @@ std::optional<std::string> broken_model_rule(int world, const Layout& l, const L
         "pp {} x {} chunks = {} stages: the model has {} blocks, and each stage "
         "needs one",
         l.pipeline, facts.chunks, stages, facts.blocks);
+  if (l.pipeline > 1 && facts.named_stages > 0 && stages != facts.named_stages)
+    return fmt::format("pp {} x {} chunks: stage_blocks are of {} stages, and the pipeline has {}",
+                       l.pipeline, facts.chunks, facts.named_stages, stages);
   return broken_batch_rule(world, l, facts);
+}
+
+// The most chunks a rank, fewer than asked for, with which the layout is possible; 0 where there are
+// none.
+int possible_pipeline_chunks(int world, const Layout& layout, LayoutFacts facts) {
+  while (--facts.chunks >= facts.fewest_chunks) {
+    if (!broken_rule(world, layout, facts)) return facts.chunks;
+  }
+  return 0;
 }
 
 // The layout with as many tensor chunks, up to those it has, as are possible; nothing where it
@@ -235,13 +247,19 @@ std::optional<Layout> nearest_layout(int world, const Layout& layout, const Layo
   return nearest;
 }
 
+std::string nearest_layout_text(int world, const Layout& layout, const LayoutFacts& facts) {
+  const std::optional<Layout> nearest = nearest_layout(world, layout, facts);
+  if (!nearest) return fmt::format("no layout of {} ranks is possible", world);
+  return fmt::format("the nearest possible layout of {} ranks is {} (dp {})", world,
+                     nearest->to_string(), nearest->data(world));
+}
+
 void require_possible(int world, const Layout& layout, const LayoutFacts& facts) {
   const std::optional<std::string> broken = broken_rule(world, layout, facts);
   if (!broken) return;
-  const std::optional<Layout> nearest = nearest_layout(world, layout, facts);
-  if (!nearest) fail("{}; no layout of {} ranks is possible", *broken, world);
-  fail("{}; the nearest possible layout of {} ranks is {} (dp {})", *broken, world,
-       nearest->to_string(), nearest->data(world));
+  if (const int chunks = possible_pipeline_chunks(world, layout, facts))
+    fail("{}; with {} pipeline chunks a rank the layout is possible", *broken, chunks);
+  fail("{}; {}", *broken, nearest_layout_text(world, layout, facts));
 }
 
 }  // namespace orchard

@@ -54,6 +54,8 @@ struct LayoutFacts {
   std::int64_t experts = 0, expert_ffn = 0;
   std::int64_t blocks = 0;  // of the pipeline's chain: tower, connector, decoder layers, head
   int chunks = 1;           // of the pipeline schedule, a rank
+  int fewest_chunks = 1;    // that the schedule could do with
+  int named_stages = 0;     // whose blocks the recipe names; 0: they are balanced
   // Of each stage of the recipe.
   struct Batch {
     std::int64_t sequences = 0;    // of a step
@@ -77,7 +79,11 @@ std::optional<std::string> broken_rule(int world, const Layout& layout,
 std::optional<Layout> nearest_layout(int world, const Layout& layout,
                                      const LayoutFacts& facts = {});
 
-// Throws Error naming the broken rule and the nearest possible layout.
+// "the nearest possible layout of 8 ranks is ...", or that there is none.
+std::string nearest_layout_text(int world, const Layout& layout, const LayoutFacts& facts = {});
+
+// Throws Error naming the broken rule and the nearest possible layout; where only the pipeline's
+// chunks are too many, the number of them that fits.
 void require_possible(int world, const Layout& layout, const LayoutFacts& facts = {});
 
 }  // namespace orchard

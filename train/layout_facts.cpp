@@ -11,7 +11,10 @@ LayoutFacts layout_facts(const RunConfig& run, const ModelConfig& model) {
                     .experts = d.moe.experts,
                     .expert_ffn = d.moe.experts > 0 ? d.ffn : 0,
                     .blocks = link_count(model),
-                    .chunks = run.pipeline.chunks_of_rank()};
+                    .chunks = run.pipeline.chunks_of_rank(),
+                    .named_stages = static_cast<int>(std::ssize(run.pipeline.stage_blocks))};
+  const bool any_chunks = run.pipeline.schedule == ScheduleKind::interleaved;
+  facts.fewest_chunks = any_chunks ? 1 : facts.chunks;
   for (const StageConfig& stage : run.stages)
     facts.batches.push_back({.sequences = stage.global_batch,
                              .micro_batch = run.micro_batch,

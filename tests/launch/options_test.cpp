@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <optional>
+#include <regex>
 
 #include "data/atomic_file.h"
 #include "launch/ini.h"
@@ -225,7 +227,8 @@ TEST(Ranks, TheGlobalBatchMustDivideEvenly) {
   const ResolvedRun run({.recipe = "tiny"});  // 32 sequences, at most 8 a forward pass
   for (const int ranks : {1, 2, 4, 8, 16, 32}) EXPECT_NO_THROW(validate_ranks(run, ranks));
   EXPECT_THAT(message_of([&] { validate_ranks(run, 3); }),
-              AllOf(HasSubstr("stage1.global_batch = 32"), HasSubstr("3 ranks")));
+              AllOf(HasSubstr("stage1.global_batch = 32"), HasSubstr("3 ranks"),
+                    HasSubstr("nearest possible layout of 3 ranks is tp 1, pp 3")));
 }
 
 // As many ranks as sequences, though its micro-batches are of 4 on few.
@@ -258,6 +261,75 @@ TEST(Ranks, TheLayoutMustBePossible) {
         ResolvedRun({.recipe = "tiny", .command_line = {given("layout.order", "tp-dp-pp")}});
       }),
       HasSubstr("each once"));
+}
+
+// The layout that a refusal of `settings` proposes; nothing where it proposes none.
+std::optional<std::vector<Setting>> proposal(const std::string& message) {
+  static const std::regex nearest(
+      "nearest possible layout of \\d+ ranks is tp (\\d+), pp (\\d+), ep (\\d+), etp (\\d+), "
+      "order ([a-z-]+)(, tp-chunks (\\d+))?");
+  std::smatch found;
+  if (!std::regex_search(message, found, nearest)) return {};
+  return std::vector<Setting>{given("layout.tp", found[1]),
+                              given("layout.pp", found[2]),
+                              given("layout.ep", found[3]),
+                              given("layout.etp", found[4]),
+                              given("layout.order", found[5]),
+                              given("layout.tp_chunks", found[7].matched ? found.str(7) : "1")};
+}
+
+// Whatever is refused, and by whichever rule, what the refusal proposes is taken. Both stages' batches
+// count, and so does a vocabulary that only the training set tells.
+TEST(Ranks, TheNearestLayoutIsAccepted) {
+  const Scratch folder;
+  write_file(folder / "small.ini", small_recipe);
+  const std::vector<Setting> recipe{given("stage2.global_batch", "12"),
+                                    given("decoder.vocabulary", "0")};
+  constexpr std::int64_t vocabulary = 1002;  // which 4 does not divide
+  int proposed = 0, of_batches = 0, of_vocabulary = 0;
+  for (int ranks = 1; ranks <= 12; ++ranks) {
+    for (const int tp : {1, 2, 3, 4}) {
+      for (const int pp : {1, 2, 3}) {
+        for (const int chunks : {1, 4}) {
+          const auto run_with = [&](const std::vector<Setting>& layout) {
+            std::vector<Setting> all = recipe;
+            all.push_back(given("layout.schedule", "interleaved"));
+            all.push_back(given("layout.pipeline_chunks", std::to_string(chunks)));
+            all.insert(all.end(), layout.begin(), layout.end());
+            return ResolvedRun(
+                {.recipe = (folder / "small.ini").string(), .command_line = std::move(all)});
+          };
+          const auto refusal = [&](const ResolvedRun& run) {
+            return message_of([&] {
+              validate_ranks(run, ranks);
+              validate_vocabulary(run, vocabulary, ranks);
+            });
+          };
+          std::vector<Setting> asked{given("layout.tp", std::to_string(tp)),
+                                     given("layout.pp", std::to_string(pp)),
+                                     given("layout.tp_chunks", tp > 1 ? "60" : "1")};
+          // The layout proposed may miss only what was not known when it was: the vocabulary.
+          for (int tries = 0; tries < 2; ++tries) {
+            const std::string message = refusal(run_with(asked));
+            const auto nearest = proposal(message);
+            if (!nearest) break;
+            ++proposed;
+            of_batches += message.find("global_batch") != message.npos;
+            of_vocabulary += message.find("vocabulary") != message.npos;
+            EXPECT_EQ(message_of([&] { validate_ranks(run_with(*nearest), ranks); }), "")
+                << message;
+            if (message.find("vocabulary") != message.npos) {
+              EXPECT_EQ(refusal(run_with(*nearest)), "") << message;
+            }
+            asked = *nearest;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_GT(proposed, 50);
+  EXPECT_GT(of_batches, 5);
+  EXPECT_GT(of_vocabulary, 0);
 }
 
 TEST(Vocabulary, TheTokenizersMustFit) {
