@@ -71,6 +71,35 @@ TEST(Ranks, DenseLossesAreThoseOfOneRank) {
   world->barrier();
 }
 
+TEST(Ranks, ValidateEverySoManySteps) {
+  const Scratch scratch;
+  write_toy_training_set(scratch / "set");
+  const auto world = session->world(), one = make_single_communicator();
+  const std::pair<std::int64_t, std::vector<std::int64_t>> cases[] = {{5, {0, 2, 4, 5}},
+                                                                      {4, {0, 2, 4}}};
+  for (const auto& [length, expected] : cases) {
+    RunConfig run = toy_run(scratch / "set", length);
+    run.model.decoder.moe = {};
+    run.validate_every = 2;
+    const Recorder parallel = trained(run, *world, scratch / fmt::format("{} steps", length));
+    if (world->rank() != 0) continue;
+    std::vector<std::int64_t> validated;
+    for (const ValidationEvent& event : parallel.validations) validated.push_back(event.step);
+    EXPECT_EQ(validated, expected);
+    // What stands between steps sees the weights of its step, and moves none.
+    RunConfig less = run;
+    less.validate_every = 0;
+    const Recorder seldom = trained(less, *one, scratch / fmt::format("{} alone", length));
+    ASSERT_EQ(seldom.steps.size(), parallel.steps.size());
+    for (std::size_t s = 0; s < seldom.steps.size(); ++s)
+      expect_close(parallel.steps[s].report.losses.loss, seldom.steps[s].report.losses.loss,
+                   seldom.steps[s].step, "loss");
+    EXPECT_NE(parallel.validations[1].report.loss, parallel.validations[0].report.loss);
+    EXPECT_NE(parallel.validations[1].report.loss, parallel.validations[2].report.loss);
+  }
+  world->barrier();
+}
+
 // Of 8 sequences with at most 4 in a forward pass 1 and 2 ranks take 4, and 4 ranks have 2 each.
 TEST(Ranks, AMicroBatchIsAsLargeAsFits) {
   const Scratch scratch;
