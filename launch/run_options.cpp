@@ -1,10 +1,9 @@
-#include "launch/run_options.h"
-
 #include <algorithm>
 #include <map>
 
 #include "launch/layout_options.h"
 #include "launch/option_fields.h"
+#include "launch/run_options.h"
 
 namespace orchard {
 namespace {
@@ -246,7 +245,7 @@ void add_stage(std::vector<RunOption>& all, int stage) {
       "marks", "position marks before tiles", mark_styles,
       [](auto& s) -> auto& { return s.marks; });
   options.name(
-      "mixture", "how categories are mixed", "stage1 | stage2 | base | single_image | all",
+      "mixture", "how categories are mixed", "stage1 | stage2 | base | single_image | all | equal",
       [](auto& s) -> auto& { return s.mixture; });
   options.choice(
       "targets", "tokens that are learnt", target_policies,
