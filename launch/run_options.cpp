@@ -1,9 +1,10 @@
+#include "launch/run_options.h"
+
 #include <algorithm>
 #include <map>
 
 #include "launch/layout_options.h"
 #include "launch/option_fields.h"
-#include "launch/run_options.h"
 
 namespace orchard {
 namespace {
@@ -190,6 +191,7 @@ class StageOptions {
   void choice(const char* key, const char* help, const Names& names, Field field) {
     options_.push_back(choice_option(text(key, help), names, of_stage(field)));
   }
+  void add(RunOption option) { options_.push_back(std::move(option)); }
   template <class Field>
   void name(const char* key, const char* help, const char* values, Field field) {
     options_.push_back(text_option(text(key, help), values, of_stage(field)));
@@ -209,6 +211,31 @@ class StageOptions {
   std::vector<RunOption>& options_;
   std::size_t index_;
 };
+
+// A number, or whatever the stage's optimizer usually has.
+RunOption weight_decay_option(int stage) {
+  constexpr std::string_view usual = "usual";
+  const auto index = static_cast<std::size_t>(stage - 1);
+  return {.name = fmt::format("stage{}.weight_decay", stage),
+          .help = "of matrices, times the learning rate; usual: 0.1 for adamw, none for adafactor",
+          .values = "usual, or a number of at least 0",
+          .read =
+              [=](RunConfig& run, std::string_view text) {
+                std::optional<double>& decay = run.stages[index].optimizer.weight_decay;
+                decay.reset();
+                if (text == usual) return true;
+                double number = 0;
+                if (!read_number(text, number) || !std::isfinite(number) || number < 0)
+                  return false;
+                decay = number;
+                return true;
+              },
+          .print =
+              [=](const RunConfig& run) {
+                const std::optional<double> decay = run.stages[index].optimizer.weight_decay;
+                return decay ? fmt::format("{}", *decay) : std::string(usual);
+              }};
+}
 
 void add_stage(std::vector<RunOption>& all, int stage) {
   StageOptions options(all, stage);
@@ -270,9 +297,7 @@ void add_stage(std::vector<RunOption>& all, int stage) {
   options.real(
       "epsilon", "adamw: added to the root mean square", positive,
       [](auto& s) -> auto& { return s.optimizer.epsilon; });
-  options.real(
-      "weight_decay", "adamw: of matrices, times the learning rate", not_negative,
-      [](auto& s) -> auto& { return s.optimizer.weight_decay; });
+  options.add(weight_decay_option(stage));
   options.real(
       "clip_norm", "adamw: largest global gradient norm; 0: none", not_negative,
       [](auto& s) -> auto& { return s.optimizer.clip_norm; });
