@@ -8,6 +8,7 @@
 #include "launch/asked_model.h"
 #include "launch/command.h"
 #include "launch/device.h"
+#include "launch/error_terminal.h"
 #include "launch/job.h"
 #include "train/evaluate.h"
 #include "train/predictions.h"
@@ -169,6 +170,11 @@ int command_eval(Arguments arguments) {
     const ParallelContext ranks = context_of(asked, connected.of(job.ranks()));
     const std::unique_ptr<InferenceModel> model = load_model(
         asked, *device, ranks, asked.stage.sequence_length + request->options.longest_answer);
+    Terminal terminal = error_terminal();
+    if (job.is_first()) {
+      request->options.validating = patient_progress(terminal, "validating", "micro-batches");
+      request->options.answering = patient_progress(terminal, "answering", "samples");
+    }
     const EvaluationReport report = evaluate(*model, set, data, request->options);
     if (job.is_first()) tell(*request, report);
     return 0;

@@ -42,6 +42,12 @@ class RankObserver {
   void message(const std::string& text) const {
     if (observer_) observer_->on_message(text);
   }
+  ProgressHook progress(const char* doing, const char* units) const {
+    if (!observer_) return {};
+    return [doing, units, observer = observer_](std::int64_t done, std::int64_t total) {
+      observer->on_progress({.doing = doing, .units = units, .done = done, .total = total});
+    };
+  }
 
  private:
   Observer* observer_;
@@ -126,12 +132,14 @@ class StageTrainer {
 
   void start_from(const std::filesystem::path& weights) {
     check_tokenizer(run_, weights, read_checkpoint_info(weights), set_.tokenizer().hash());
-    load_parameters(weights, *stream_, store_, PositionTables::resized);
+    load_parameters(weights, *stream_, store_, PositionTables::resized,
+                    observer_.progress("reading weights", "tensors"));
     observer_.message(fmt::format("stage {}: weights from {}", stage_.number, weights.string()));
   }
 
   void resume(const std::filesystem::path& checkpoint, const CheckpointInfo& info) {
-    load_parameters(checkpoint, *stream_, store_, PositionTables::exact);
+    load_parameters(checkpoint, *stream_, store_, PositionTables::exact,
+                    observer_.progress("reading weights", "tensors"));
     load_optimizer(checkpoint, *stream_, *optimizer_);
     done_ = info.step;
     observer_.message(fmt::format("stage {}: resumed after step {} from {}", stage_.number, done_,
@@ -228,7 +236,8 @@ class StageTrainer {
     ValidationEvent event{.stage = stage_.number, .step = done_, .steps = stage_.steps};
     // Where a stage begins, what counts is the loss that it has to improve on.
     const Swap swap = done_ == 0 ? Swap::skip : Swap::compare;
-    event.report = validate(*runner_, data_, set_.index(), replicas(), swap, tell_bad);
+    event.report = validate(*runner_, data_, set_.index(), replicas(), swap, tell_bad,
+                            observer_.progress("validating", "micro-batches"));
     event.seconds = seconds_since(start);
     observer_.validation(event);
     // The report is that of all ranks. What follows would be a checkpoint without worth.
@@ -253,7 +262,8 @@ class StageTrainer {
                      .stage_finished = at_end,
                      .tokenizer_hash = set_.tokenizer().hash(),
                      .model = model_json(model_config_)},
-                    *stream_, world, store_, *optimizer_);
+                    *stream_, world, store_, *optimizer_,
+                    observer_.progress("writing a checkpoint", "tensors"));
     if (writes) checkpoints_.prune(stage_.number, at_end ? 0 : run_.keep_checkpoints);
     world.barrier();
     observer_.message(
