@@ -14,6 +14,7 @@
 #include "launch/device.h"
 #include "launch/error_terminal.h"
 #include "launch/job.h"
+#include "launch/watch.h"
 #include "train/progress.h"
 #include "train/score.h"
 
@@ -183,6 +184,8 @@ int command_score(Arguments arguments) {
     for (const ScoreRequest& one : requests) longest = std::max(longest, one.tokens.size());
     const AskedModel& asked = request->asked;
     const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
+    job.set_name(Mesh(job.ranks().size(), asked.run.layout).name(job.ranks().rank()));
+    AskingWatch watch(job, asked.run, asked.run_folder);
     const DeviceRanks connected = connect_devices(job.ranks(), *device);
     const ParallelContext ranks = context_of(asked, connected.of(job.ranks()));
     const std::unique_ptr<InferenceModel> model =
@@ -194,6 +197,7 @@ int command_score(Arguments arguments) {
     const bool shows = job.is_first() && Terminal::kind_of(STDOUT_FILENO) == Terminal::Kind::plain;
     answer(*model, tiling, requests, job.is_first(),
            shows ? patient_progress(terminal, "scoring", "requests") : ProgressHook());
+    watch.end();
     return 0;
   });
 }

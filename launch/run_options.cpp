@@ -61,9 +61,7 @@ void add_run(std::vector<RunOption>& options) {
       [](auto& r) -> auto& { return r.init_scale; }));
   options.push_back(integer_option(
       {"run.micro_batch",
-       "most sequences of one forward pass; fewer where a replica's share of the global batch is "
-       "no "
-       "multiple"},
+       "most sequences of a forward pass; fewer where a replica's share is no multiple"},
       from_1, [](auto& r) -> auto& { return r.micro_batch; }));
   options.push_back(integer_option(
       {"run.validate_every", "steps between validations; 0: only where a stage begins and ends"},
