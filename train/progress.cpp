@@ -74,7 +74,8 @@ std::string Progress::line() const {
 ProgressHook patient_progress(Terminal& terminal, std::string doing, std::string units,
                               SecondsClock clock) {
   const auto current = std::make_shared<std::optional<Progress>>();
-  return [=, &terminal](std::int64_t done, std::int64_t total) {
+  return [current, &terminal, doing = std::move(doing), units = std::move(units),
+          clock = std::move(clock)](std::int64_t done, std::int64_t total) {
     if (!*current) current->emplace(terminal, doing, units, total, clock, patience);
     (*current)->reach(done);
     if (done < total) return;
