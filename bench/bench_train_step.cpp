@@ -101,7 +101,9 @@ RunConfig run_of(const Setting& setting) {
             option ? option->values : "an option of a run");
   }
   run.dtype = setting.dtype;
+  // What is dealt to the replicas is micro-batches, whatever their size.
   run.micro_batch = 1;
+  run.stages = {{.global_batch = setting.micro_batches}};
   run.model.vision = {};
   run.model.recompute = setting.recompute == "blocks" ? Recompute::blocks : Recompute::none;
   run.model.decoder.max_positions = std::max(run.model.decoder.max_positions, setting.sequence);
@@ -158,8 +160,7 @@ void measure(const Setting& setting, Communicator& world) {
                                              ? make_cpu_device({.threads = setting.threads})
                                              : open_device({.device = DeviceKind::cuda});
   const std::unique_ptr<Stream> stream = device->make_stream();
-  require_possible(world.size(), run.layout,
-                   layout_facts(run, {.global_batch = setting.micro_batches}, config));
+  require_possible(world.size(), run.layout, layout_facts(run, config));
   const std::vector<LinkCost> costs = link_costs(run, setting, *device, world);
   const ParallelContext ranks(world, run.layout, run.sequence_parallel, stages_of(run, costs));
   ParameterStore store(ranks.place());

@@ -1,4 +1,5 @@
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <iostream>
@@ -207,7 +208,8 @@ int command_train(Arguments arguments) {
       write_file(resolved, request->run->to_ini(ResolvedRun::Show::origins));
     });
     const std::unique_ptr<Watchdog> watchdog = watch(job, run, run.run_folder / "rings");
-    Terminal terminal(std::cout, Terminal::kind_of_stdout(), Terminal::columns_of_stdout());
+    Terminal terminal(std::cout, Terminal::kind_of(STDOUT_FILENO),
+                      Terminal::columns_of(STDOUT_FILENO));
     Observers observers;
     job.together([&] {
       if (job.is_first()) add_observers(observers, run, request->options, terminal);

@@ -13,6 +13,7 @@ struct RunBlocksRequest {
   RunSources sources;                // recipe and training set
   std::filesystem::path run_folder;  // where times may be kept; empty: nowhere
   int stage = 0;                     // of the recipe; 0: the first
+  int replicas = 1;                  // of the model, that share a step
   enum class Times : std::uint8_t { kept, taken };
   Times times = Times::kept;  // taken: on this machine now, by one rank that has whole blocks
 };

@@ -116,7 +116,7 @@ TEST_F(PipelineProgram, WhatCannotBeIsRefusedByName) {
       {"--pp 2 --schedule zbv", {"layout.schedule = zbv (--schedule)", "zb-h1 | zb-v"}},
       {"--pp 2 --pipeline-chunks 2", {"schedule 1f1b has 1 chunk a rank, not 2"}},
       {"--pp 2 --schedule interleaved --pipeline-chunks 4",
-       {"pp 2 x 4 chunks = 8 stages", "7 blocks", "nearest possible layout"}},
+       {"pp 2 x 4 chunks = 8 stages", "7 blocks", "with 3 pipeline chunks a rank"}},
       {"--pp 2 --stage-blocks 3,3", {"stage_blocks 3,3 are 6 in all", "a chain of 7 blocks"}},
       {"--pp 2 --stage-blocks 3,2,2", {"are of 3 stages, and the pipeline has 2"}},
       {"--pp 2 --stage-blocks 7,0", {"layout.stage_blocks = 7,0 (--stage-blocks)"}},

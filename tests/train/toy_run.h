@@ -69,10 +69,11 @@ class Recorder : public Observer {
  public:
   void on_step(const StepEvent& event) override { steps.push_back(event); }
   void on_validation(const ValidationEvent& event) override { validations.push_back(event); }
-  void on_message(const std::string&) override {}
+  void on_message(const std::string& text) override { messages.push_back(text); }
 
   std::vector<StepEvent> steps;
   std::vector<ValidationEvent> validations;
+  std::vector<std::string> messages;
 };
 
 }  // namespace orchard::testing
