@@ -45,7 +45,9 @@ EncodedPicture encode(const Picture& picture) {
 std::vector<std::unique_ptr<Source>> open_corpus(const std::filesystem::path& corpus,
                                                  const SourceContext& context) {
   const auto path = std::filesystem::absolute(corpus).lexically_normal();
-  require(std::filesystem::exists(path), "the corpus {} does not exist", corpus.string());
+  require(std::filesystem::exists(path),
+          "the corpus {} does not exist: name one that `orchard pack --help` describes",
+          corpus.string());
   std::vector<std::unique_ptr<Source>> sources;
   if (!std::filesystem::is_directory(path)) {
     require(path.extension() == ".json" || path.extension() == ".jsonl",

@@ -21,7 +21,10 @@ fs::path newest_checkpoint_of(const fs::path& run_folder) {
   require_configuration(!run_folder.empty(),
                         "name a checkpoint with --checkpoint, or a run with --run-folder");
   const auto latest = CheckpointFolder(run_folder).latest();
-  require_configuration(latest.has_value(), "{} holds no checkpoint", run_folder.string());
+  require_configuration(latest.has_value(),
+                        "{} holds no checkpoint: name a run that `orchard train` has begun with "
+                        "--run-folder, or a file with --checkpoint",
+                        run_folder.string());
   return *latest;
 }
 

@@ -9,6 +9,7 @@
 #include "launch/command.h"
 #include "launch/device.h"
 #include "launch/job.h"
+#include "launch/watch.h"
 #include "train/evaluate.h"
 #include "train/predictions.h"
 #include "train/report.h"
@@ -165,6 +166,8 @@ int command_eval(Arguments arguments) {
     const TrainingSet set = TrainingSet::open(asked.run.training_set);
     const StageData data(set, asked.run, asked.stage);
     const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
+    job.set_name(Mesh(job.ranks().size(), asked.run.layout).name(job.ranks().rank()));
+    AskingWatch watch(job, asked.run, asked.run_folder);
     const DeviceRanks connected = connect_devices(job.ranks(), *device);
     const ParallelContext ranks = context_of(asked, connected.of(job.ranks()));
     const std::unique_ptr<InferenceModel> model = load_model(
@@ -172,6 +175,7 @@ int command_eval(Arguments arguments) {
     const EvaluationReport report =
         evaluate(*model, set, data, asked.run.micro_batch, request->options);
     if (job.is_first()) tell(*request, report);
+    watch.end();
     return 0;
   });
 }

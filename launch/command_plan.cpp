@@ -210,6 +210,7 @@ int command_plan(Arguments arguments) {
       const int chunks = request.chunks > 0 ? request.chunks : default_chunks(kind);
       fmt::print("{}\n{}\n", table_of(*blocks), cuts_of(*blocks, request.stages * chunks));
       request.links = blocks->best();
+      request.halves = blocks->halves;
     }
     std::vector<Plan> plans;
     if (line.has("schedule")) {

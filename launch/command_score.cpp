@@ -13,6 +13,7 @@
 #include "launch/configuration_error.h"
 #include "launch/device.h"
 #include "launch/job.h"
+#include "launch/watch.h"
 #include "train/score.h"
 
 namespace orchard {
@@ -179,6 +180,8 @@ int command_score(Arguments arguments) {
     for (const ScoreRequest& one : requests) longest = std::max(longest, one.tokens.size());
     const AskedModel& asked = request->asked;
     const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
+    job.set_name(Mesh(job.ranks().size(), asked.run.layout).name(job.ranks().rank()));
+    AskingWatch watch(job, asked.run, asked.run_folder);
     const DeviceRanks connected = connect_devices(job.ranks(), *device);
     const ParallelContext ranks = context_of(asked, connected.of(job.ranks()));
     const std::unique_ptr<InferenceModel> model =
@@ -186,6 +189,7 @@ int command_score(Arguments arguments) {
     TilingOptions tiling = asked.stage.tiling;
     tiling.side = model->config().vision.side;
     answer(*model, tiling, requests, job.is_first());
+    watch.end();
     return 0;
   });
 }

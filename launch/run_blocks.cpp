@@ -71,7 +71,8 @@ RunBlocks blocks_of_run(const RunBlocksRequest& request) {
                            static_cast<double>(work.tiles) / static_cast<double>(micro_batches)),
       .kinds = link_kinds(model),
       .counted = counted_costs(model, work),
-      .measured = {}};
+      .measured = {},
+      .halves = link_halves(model, work)};
   for (LinkCost& cost : blocks.counted) {
     cost.forward /= static_cast<double>(micro_batches);
     cost.backward /= static_cast<double>(micro_batches);

@@ -23,6 +23,7 @@ struct RunBlocks {
   std::vector<LinkKind> kinds;
   std::vector<LinkCost> counted;   // FLOPs
   std::vector<LinkCost> measured;  // seconds; empty where nobody took times
+  std::vector<LinkHalves> halves;
 
   // What cuts are balanced by.
   const std::vector<LinkCost>& best() const { return measured.empty() ? counted : measured; }

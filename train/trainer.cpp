@@ -177,6 +177,7 @@ class StageTrainer {
     write_file(pipeline_picture_path(run_.run_folder, stage_.number),
                pipeline_picture({.stages = stages,
                                  .costs = cut_.costs,
+                                 .halves = cut_.halves,
                                  .costs_are = cut_.costs_are,
                                  .micro_batches = micro_batches}));
   }

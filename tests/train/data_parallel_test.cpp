@@ -6,7 +6,7 @@
 #include <cmath>
 #include <memory>
 
-#include "comm/mpi.h"
+#include "tests/comm/ranks_test.h"
 #include "tests/train/replica.h"
 #include "tests/train/toy_run.h"
 
@@ -17,7 +17,6 @@ constexpr std::int64_t steps = 20;
 // Ranks only change the order in which gradients are summed. The project promises 1e-5 over 20
 // steps in fp32, which leaves room for what the optimizer makes of a last bit.
 constexpr double tolerance = 1e-5;
-std::unique_ptr<MpiSession> session;
 
 void expect_close(double parallel, double alone, std::int64_t step, const char* what) {
   EXPECT_NEAR(parallel, alone, tolerance * std::abs(alone)) << what << " of step " << step;
@@ -25,6 +24,7 @@ void expect_close(double parallel, double alone, std::int64_t step, const char* 
 
 // What train reports on these ranks; nothing but on rank 0.
 Recorder trained(RunConfig run, Communicator& ranks, const std::filesystem::path& folder) {
+  std::filesystem::create_directories(folder);  // as the command does
   run.run_folder = folder;
   const auto device = make_cpu_device({.threads = 1});
   Recorder recorder;
@@ -68,6 +68,44 @@ TEST(Ranks, DenseLossesAreThoseOfOneRank) {
     if (world->rank() == 0) expect_close(parallel, alone);
   }
   world->barrier();
+}
+
+// The next stage of a recipe: what the first one learnt goes on from its file, with position tables for
+// larger pictures and another optimizer, under whatever layout.
+TEST(Ranks, AStageChangeIsThatOfOneRank) {
+  const auto world = session->world(), one = make_single_communicator();
+  const SharedFolder folder(*world);  // a stage reads what the first rank wrote of the one before
+  if (world->rank() == 0) write_toy_training_set(folder / "set");
+  world->barrier();
+  struct {
+    const char* name;
+    Layout layout;
+    bool is_sparse = false;
+  } const cases[] = {{"tp2", {.tensor = 2}},
+                     {"pp2", {.pipeline = 2}},
+                     {"tp2pp2", {.tensor = 2, .pipeline = 2}},
+                     {"ep2", {.expert = 2}, true},
+                     {"tp2ep2", {.tensor = 2, .expert = 2}, true}};
+  for (const auto& [name, layout, is_sparse] : cases) {
+    if (world->size() % (layout.tensor * layout.pipeline) || world->size() % layout.expert)
+      continue;
+    SCOPED_TRACE(name);
+    RunConfig run = toy_run(folder / "set", 4);
+    if (!is_sparse) run.model.decoder.moe = {};
+    StageConfig second = toy_stage(2, 4);
+    second.side = 12;
+    second.optimizer = {.kind = OptimizerKind::adafactor, .factor_threshold = 16};
+    run.stages.push_back(second);
+    Recorder alone;
+    if (world->rank() == 0) {
+      alone = trained(run, *one, folder / (std::string(name) + "-alone"));
+      ASSERT_EQ(alone.steps.size(), 8u);
+      EXPECT_GT(alone.steps.back().tiles, 0) << "no picture has the larger side";
+    }
+    run.layout = layout;
+    const Recorder parallel = trained(run, *world, folder / name);
+    if (world->rank() == 0) expect_close(parallel, alone);
+  }
 }
 
 // Before the first update all ranks hold the same weights, so even the routing is the same.
@@ -176,11 +214,5 @@ TEST(Ranks, MixtureOfExpertsLossesAreThoseOfOneRank) {
 }  // namespace orchard::testing
 
 int main(int argc, char** argv) {
-  orchard::testing::session = std::make_unique<orchard::MpiSession>(argc, argv);
-  ::testing::InitGoogleTest(&argc, argv);
-  // An exception ends this rank, and mpirun then ends those that wait for it.
-  GTEST_FLAG_SET(catch_exceptions, false);
-  const int result = RUN_ALL_TESTS();
-  orchard::testing::session.reset();
-  return result;
+  return orchard::testing::rank_tests_main(argc, argv);
 }
