@@ -1,7 +1,8 @@
-// Norms, activations, the loss and elementwise operations: all that a text block does beside its
-// matrix products. See operands.h for what is counted.
+// Norms, activations, the loss, elementwise operations and the sum over ranks: all that a text block
+// does beside its matrix products. See operands.h for what is counted.
 #include "bench/operands.h"
 #include "kernels/activation/activation.h"
+#include "kernels/collective/rank_sum.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/loss/loss.h"
 #include "kernels/norm/norm.h"
@@ -92,6 +93,18 @@ const std::vector<std::pair<const char*, Body>> pointwise = {
                                            .d_y = t.once(e, s),
                                            .d_x = t.once(e, s)});
      }},
+    {"QuickGeluForward",
+     [](benchmark::State& state, Operands& t, DType e, Shape s) {
+       t.measure(state, ActivationForward{
+                            .kind = Activation::quick_gelu, .x = t.once(e, s), .y = t.once(e, s)});
+     }},
+    {"QuickGeluBackward",
+     [](benchmark::State& state, Operands& t, DType e, Shape s) {
+       t.measure(state, ActivationBackward{.kind = Activation::quick_gelu,
+                                           .x = t.once(e, s),
+                                           .d_y = t.once(e, s),
+                                           .d_x = t.once(e, s)});
+     }},
     {"SwiGluForward",
      [](benchmark::State& state, Operands& t, DType e, Shape s) {
        t.measure(state, SwiGluForward{.gate = t.once(e, s), .up = t.once(e, s), .y = t.once(e, s)});
@@ -157,6 +170,14 @@ void cross_entropy_of_shards(benchmark::State& state, Operands& t, DType e, Shap
                        .d_logits = t.once(e, s)});
 }
 
+// The part of one of `ranks` ranks is its own, and its row of `parts` is not read.
+void rank_sum(benchmark::State& state, Operands& t, DType e, Shape s) {
+  t.measure(state, RankSum{.parts = t.leading_rows(e, s, s[0] - 1),
+                           .own = t.once(e, {s[1]}),
+                           .own_rank = static_cast<int>(s[0]) - 1,
+                           .result = t.once(e, {s[1]})});
+}
+
 const bool registered = [] {
   for (const auto& [name, body] : pointwise) {
     for (const std::int64_t cols : {512, 1408}) add_benchmark_of_both(name, body, {4096, cols});
@@ -166,6 +187,8 @@ const bool registered = [] {
     add_benchmark("SoftmaxOfShard", softmax_of_shard, f32, {256, vocab});
     add_benchmark_of_both("CrossEntropyOfShards", cross_entropy_of_shards, {256, vocab});
   }
+  for (const Shape& parts : {Shape{2, 4 << 20}, Shape{8, 1 << 20}})
+    add_benchmark_of_both("RankSum", rank_sum, parts);
   return true;
 }();
 

@@ -101,7 +101,9 @@ RunConfig run_of(const Setting& setting) {
             option ? option->values : "an option of a run");
   }
   run.dtype = setting.dtype;
+  // What is dealt to the replicas is micro-batches, whatever their size.
   run.micro_batch = 1;
+  run.stages = {{.global_batch = setting.micro_batches}};
   run.model.vision = {};
   run.model.recompute = setting.recompute == "blocks" ? Recompute::blocks : Recompute::none;
   run.model.decoder.max_positions = std::max(run.model.decoder.max_positions, setting.sequence);
@@ -119,27 +121,33 @@ PipelineStages stages_of(const RunConfig& run, std::span<const LinkCost> costs) 
   return cut_pipeline(run.model, run.pipeline, run.layout.pipeline, costs);
 }
 
+Workload micro_batch_work(const ModelConfig& model, const Setting& setting) {
+  const MicroBatch batch = random_batch(model, setting, 0);
+  return {.tokens = batch.sequences * batch.length,
+          .document_length = static_cast<double>(batch.length),
+          .targets = batch.target_count};
+}
+
 std::vector<LinkCost> link_costs(const RunConfig& run, const Setting& setting, Device& device,
                                  Communicator& world) {
-  const MicroBatch batch = random_batch(run.model, setting, 0);
-  const Workload work{.tokens = batch.sequences * batch.length,
-                      .document_length = static_cast<double>(batch.length),
-                      .targets = batch.target_count};
+  const Workload work = micro_batch_work(run.model, setting);
   if (run.layout.pipeline == 1 || !run.pipeline.is_measured())
     return counted_costs(run.model, work);
   const LinkSetting links{.layout = run.layout, .experts = run.experts, .dtype = run.dtype};
-  return measured_costs(run.model, work, time_links(device, world, run.model, links, batch));
+  return measured_costs(
+      run.model, work,
+      time_links(device, world, run.model, links, random_batch(run.model, setting, 0)));
 }
 
 // `phases` are seconds of a step.
-Idle idle_of(const PipelineStages& stages, std::span<const LinkCost> costs, int micro_batches,
-             const PhaseSeconds& phases, double step_seconds, Communicator& world) {
+Idle idle_of(const PipelineStages& stages, const PipelineSchedule& schedule,
+             const PipelineCosts& costs, const PhaseSeconds& phases, double step_seconds,
+             Communicator& world) {
   const double waiting = phases.pipeline + phases.reduce;
   double of_ranks[] = {waiting, phases.forward + phases.backward + waiting};
   world.sum_on_host(of_ranks);
   const double all = step_seconds * world.size();
-  const PipelineTimeline timeline =
-      simulate(stages.schedule(micro_batches), pipeline_costs(stages, costs));
+  const PipelineTimeline timeline = simulate(schedule, costs);
   return {.cut = stages.to_string(),
           .bubble = (1 - timeline.utilisation()) * of_ranks[1] / all,
           .waited = of_ranks[0] / all};
@@ -152,8 +160,7 @@ void measure(const Setting& setting, Communicator& world) {
                                              ? make_cpu_device({.threads = setting.threads})
                                              : open_device({.device = DeviceKind::cuda});
   const std::unique_ptr<Stream> stream = device->make_stream();
-  require_possible(world.size(), run.layout,
-                   layout_facts(run, {.global_batch = setting.micro_batches}, config));
+  require_possible(world.size(), run.layout, layout_facts(run, config));
   const std::vector<LinkCost> costs = link_costs(run, setting, *device, world);
   const ParallelContext ranks(world, run.layout, run.sequence_parallel, stages_of(run, costs));
   ParameterStore store(ranks.place());
@@ -197,8 +204,12 @@ void measure(const Setting& setting, Communicator& world) {
   for (double* const phase : all_phases) *phase /= n;
   Idle idle;
   if (const PipelineStages& stages = ranks.stages(); stages.ranks() > 1) {
+    const PipelineSchedule schedule = stages.schedule(static_cast<int>(batches.size()));
     const double mean = std::accumulate(seconds.begin(), seconds.end(), 0.0) / n;
-    idle = idle_of(stages, costs, static_cast<int>(batches.size()), phases, mean, world);
+    idle = idle_of(stages, schedule,
+                   pipeline_costs(stages, schedule, costs,
+                                  link_halves(config, micro_batch_work(config, setting))),
+                   phases, mean, world);
   }
   for (double* const phase : all_phases) *phase = worst(world, *phase);
   std::sort(seconds.begin(), seconds.end());

@@ -35,4 +35,5 @@ for program in bench_gpu bench_train_step; do
   done 2>&1 | tee "$out/bench_train_step.txt"
 done
 echo "$SECONDS s"
-! grep -qvE " exit 0 |^left out" "$out/tests.txt"
+# 77: all of its tests were skipped, as those of NCCL where it is not installed.
+! grep -qvE " exit (0|77) |^left out" "$out/tests.txt"

@@ -1,5 +1,6 @@
 // Boxes and points as text: "<x1,y1,x2,y2>" and "<x,y>", integers 0 ... 1000 relative to the whole
-// original picture, whatever its tiles. As in Ferret, scaling truncates both ways.
+// original picture, whatever its tiles. As in Ferret, scaling truncates both ways. Pages
+// give boxes; no source that is shipped has points, whose format is ready.
 #pragma once
 
 #include <optional>

@@ -201,9 +201,16 @@ Sample TrainingSet::load(std::int64_t i, PictureContent pictures) const {
   return sample;
 }
 
-void TrainingSet::verify() const {
+void TrainingSet::verify(
+    const std::function<void(std::int64_t done, std::int64_t total)>& progress) const {
   const std::lock_guard lock(state_->mutex);
-  for (Shard& shard : state_->shards) state_->verify(shard);
+  const std::int64_t total = std::ssize(state_->shards);
+  std::int64_t done = 0;
+  if (progress) progress(done, total);
+  for (Shard& shard : state_->shards) {
+    state_->verify(shard);
+    if (progress) progress(++done, total);
+  }
 }
 
 }  // namespace orchard

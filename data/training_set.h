@@ -9,6 +9,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -73,8 +74,9 @@ class TrainingSet {
   // they take turns.
   Sample load(std::int64_t i, PictureContent pictures = PictureContent::whole) const;
 
-  // Verifies all shards.
-  void verify() const;
+  // Verifies all shards. `progress` hears how many of how many are done.
+  void verify(
+      const std::function<void(std::int64_t done, std::int64_t total)>& progress = {}) const;
 
  private:
   struct State;

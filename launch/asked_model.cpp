@@ -60,8 +60,8 @@ PipelineStages stages_of(const AskedModel& asked) {
 
 void check_layout(const AskedModel& asked, int ranks) {
   const Layout& layout = asked.run.layout;
-  LayoutFacts facts = layout_facts(asked.run, asked.stage, asked.run.model);
-  facts.global_batch = facts.rows = 0;  // asking has no steps
+  LayoutFacts facts = layout_facts(asked.run, asked.run.model);
+  facts.batches.clear();  // asking has no steps
   try {
     require_possible(ranks, layout, facts);
     stages_of(asked);

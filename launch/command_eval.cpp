@@ -8,7 +8,9 @@
 #include "launch/asked_model.h"
 #include "launch/command.h"
 #include "launch/device.h"
+#include "launch/error_terminal.h"
 #include "launch/job.h"
+#include "launch/watch.h"
 #include "train/evaluate.h"
 #include "train/predictions.h"
 #include "train/report.h"
@@ -163,15 +165,22 @@ int command_eval(Arguments arguments) {
     if (!request) return 0;
     const AskedModel& asked = request->asked;
     const TrainingSet set = TrainingSet::open(asked.run.training_set);
-    const StageData data(set, asked.run, asked.stage);
+    const StageData data(set, asked.run, asked.stage, asked.run.micro_batch);
     const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
+    job.set_name(Mesh(job.ranks().size(), asked.run.layout).name(job.ranks().rank()));
+    AskingWatch watch(job, asked.run, asked.run_folder);
     const DeviceRanks connected = connect_devices(job.ranks(), *device);
     const ParallelContext ranks = context_of(asked, connected.of(job.ranks()));
     const std::unique_ptr<InferenceModel> model = load_model(
         asked, *device, ranks, asked.stage.sequence_length + request->options.longest_answer);
-    const EvaluationReport report =
-        evaluate(*model, set, data, asked.run.micro_batch, request->options);
+    Terminal terminal = error_terminal();
+    if (job.is_first()) {
+      request->options.validating = patient_progress(terminal, "validating", "micro-batches");
+      request->options.answering = patient_progress(terminal, "answering", "samples");
+    }
+    const EvaluationReport report = evaluate(*model, set, data, request->options);
     if (job.is_first()) tell(*request, report);
+    watch.end();
     return 0;
   });
 }

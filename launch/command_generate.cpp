@@ -11,6 +11,7 @@
 #include "launch/configuration_error.h"
 #include "launch/device.h"
 #include "launch/job.h"
+#include "launch/watch.h"
 #include "train/prompt.h"
 
 namespace orchard {
@@ -129,6 +130,8 @@ int command_generate(Arguments arguments) {
     if (!request) return 0;
     const AskedModel& asked = request->asked;
     const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
+    job.set_name(Mesh(job.ranks().size(), asked.run.layout).name(job.ranks().rank()));
+    AskingWatch watch(job, asked.run, asked.run_folder);
     const DeviceRanks connected = connect_devices(job.ranks(), *device);
     const ParallelContext ranks = context_of(asked, connected.of(job.ranks()));
     const std::unique_ptr<InferenceModel> model =
@@ -136,6 +139,7 @@ int command_generate(Arguments arguments) {
     constexpr std::int32_t stop[] = {token_end, token_turn_end};
     const std::string answer = tokenizer->decode(model->generate(*prompt, request->longest, stop));
     if (job.is_first()) fmt::print("{}\n", answer);
+    watch.end();
     return 0;
   });
 }

@@ -6,11 +6,13 @@
 #include "launch/command.h"
 #include "launch/command_line.h"
 #include "launch/configuration_error.h"
+#include "launch/error_terminal.h"
 #include "launch/inspect_ring.h"
 #include "models/multimodal.h"
 #include "train/checkpoint.h"
 #include "train/metrics.h"
 #include "train/model_json.h"
+#include "train/progress.h"
 #include "train/report.h"
 
 namespace orchard {
@@ -46,7 +48,8 @@ void inspect_training_set(const fs::path& folder, bool verify) {
                counts[c].held_out, counts[c].tokens, counts[c].pictures);
   }
   if (!verify) return;
-  set.verify();
+  Terminal terminal = error_terminal();
+  set.verify(patient_progress(terminal, "verifying", "shards"));
   fmt::print("\nall shards verified\n");
 }
 
@@ -57,7 +60,9 @@ void verify_checkpoint(const fs::path& path, const std::string& model) {
   ParameterStore store;
   const MultimodalModel declared(store, model_from_json(model));
   store.allocate(*device, *stream, DType::bf16, ParameterUse::forward);
-  load_parameters(path, *stream, store, PositionTables::exact);
+  Terminal terminal = error_terminal();
+  load_parameters(path, *stream, store, PositionTables::exact,
+                  patient_progress(terminal, "verifying", "tensors"));
   fmt::print("all parameters verified\n");
 }
 

@@ -1,4 +1,5 @@
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <iostream>
 #include <optional>
@@ -119,7 +120,8 @@ int command_pack(Arguments arguments) {
   options.tokenizer_model = line.text("tokenizer");
   options.templates = line.text("templates");
   for (const std::string& limit : line.list("limit")) add_limit(options, limit);
-  Terminal terminal(std::cout, Terminal::kind_of_stdout(), Terminal::columns_of_stdout());
+  Terminal terminal(std::cout, Terminal::kind_of(STDOUT_FILENO),
+                    Terminal::columns_of(STDOUT_FILENO));
   options.log = [&](const std::string& text) { terminal.print(text); };
   PackingProgress progress(terminal);
   options.progress = std::ref(progress);

@@ -104,7 +104,7 @@ void print_mesh(int ranks, const Layout& layout) {
 }
 
 // The blocks of a run, if the command line names one.
-std::optional<RunBlocks> run_blocks(const CommandLine& line) {
+std::optional<RunBlocks> run_blocks(const CommandLine& line, int replicas) {
   const bool takes = line.get<bool>("measure");
   if (!line.has("run") && !line.has("recipe")) {
     require_configuration(!takes, "--measure: name the run's blocks with --run or --recipe");
@@ -117,6 +117,7 @@ std::optional<RunBlocks> run_blocks(const CommandLine& line) {
       .sources = {.recipe = line.text("recipe"), .environment = {}},
       .run_folder = line.text("run"),
       .stage = line.get<int>("recipe-stage"),
+      .replicas = replicas,
       .times = takes ? RunBlocksRequest::Times::taken : RunBlocksRequest::Times::kept};
   if (line.has("run")) {
     const std::filesystem::path resolved = request.run_folder / resolved_recipe_name;
@@ -204,12 +205,14 @@ int command_plan(Arguments arguments) {
       layout.order = parse_rank_order(line.text("order"));
       print_mesh(ranks, layout);
     }
-    if (const std::optional<RunBlocks> blocks = run_blocks(line)) {
+    if (const std::optional<RunBlocks> blocks =
+            run_blocks(line, ranks > 0 ? layout.data(ranks) : 1)) {
       const ScheduleKind kind = line.has("schedule") ? parse_schedule(line.text("schedule"))
                                                      : ScheduleKind::one_forward_one_backward;
       const int chunks = request.chunks > 0 ? request.chunks : default_chunks(kind);
       fmt::print("{}\n{}\n", table_of(*blocks), cuts_of(*blocks, request.stages * chunks));
       request.links = blocks->best();
+      request.halves = blocks->halves;
     }
     std::vector<Plan> plans;
     if (line.has("schedule")) {

@@ -12,7 +12,10 @@
 #include "launch/command.h"
 #include "launch/configuration_error.h"
 #include "launch/device.h"
+#include "launch/error_terminal.h"
 #include "launch/job.h"
+#include "launch/watch.h"
+#include "train/progress.h"
 #include "train/score.h"
 
 namespace orchard {
@@ -141,12 +144,13 @@ std::vector<Logprobs> exchange(Communicator& replicas, std::span<const ScoreRequ
 // Requests are dealt out to the replicas in rounds. Where replicas hold experts for each other, one
 // that has none left goes along with the first of the round.
 void answer(InferenceModel& model, const TilingOptions& tiling,
-            std::span<const ScoreRequest> requests, bool prints) {
+            std::span<const ScoreRequest> requests, bool prints, const ProgressHook& progress) {
   const std::unique_ptr<Device> host = make_cpu_device();  // renders pictures
   Communicator& replicas = model.ranks()[MeshGroup::data];
   const auto size = static_cast<std::size_t>(replicas.size());
   const auto rank = static_cast<std::size_t>(replicas.rank());
   for (std::size_t first = 0; first < requests.size(); first += size) {
+    if (progress) progress(static_cast<std::int64_t>(first), std::ssize(requests));
     const auto round = requests.subspan(first, std::min(size, requests.size() - first));
     const std::size_t own = rank < round.size() ? rank : 0;
     Logprobs logprobs;
@@ -159,6 +163,7 @@ void answer(InferenceModel& model, const TilingOptions& tiling,
     for (const Logprobs& answer : exchange(replicas, round, logprobs))
       if (prints) std::cout << answer_text(answer) << "\n";
   }
+  if (progress) progress(std::ssize(requests), std::ssize(requests));
 }
 
 }  // namespace
@@ -179,13 +184,20 @@ int command_score(Arguments arguments) {
     for (const ScoreRequest& one : requests) longest = std::max(longest, one.tokens.size());
     const AskedModel& asked = request->asked;
     const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
+    job.set_name(Mesh(job.ranks().size(), asked.run.layout).name(job.ranks().rank()));
+    AskingWatch watch(job, asked.run, asked.run_folder);
     const DeviceRanks connected = connect_devices(job.ranks(), *device);
     const ParallelContext ranks = context_of(asked, connected.of(job.ranks()));
     const std::unique_ptr<InferenceModel> model =
         load_model(asked, *device, ranks, static_cast<std::int64_t>(longest));
     TilingOptions tiling = asked.stage.tiling;
     tiling.side = model->config().vision.side;
-    answer(*model, tiling, requests, job.is_first());
+    // Where answers scroll by on a terminal they are progress enough.
+    Terminal terminal = error_terminal();
+    const bool shows = job.is_first() && Terminal::kind_of(STDOUT_FILENO) == Terminal::Kind::plain;
+    answer(*model, tiling, requests, job.is_first(),
+           shows ? patient_progress(terminal, "scoring", "requests") : ProgressHook());
+    watch.end();
     return 0;
   });
 }

@@ -1,11 +1,11 @@
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <iostream>
 #include <map>
 #include <optional>
 
-#include "comm/watchdog.h"
 #include "data/atomic_file.h"
 #include "data/training_set.h"
 #include "launch/command.h"
@@ -15,6 +15,7 @@
 #include "launch/run_arguments.h"
 #include "launch/run_summary.h"
 #include "launch/validate.h"
+#include "launch/watch.h"
 #include "parallel/mesh.h"
 #include "train/checkpoint_folder.h"
 #include "train/console.h"
@@ -163,16 +164,6 @@ void make_run_folder(const fs::path& folder) {
   require(!error, "cannot make the run folder {}: {}", folder.string(), error.message());
 }
 
-// Alone, a rank has nobody to wait for.
-std::unique_ptr<Watchdog> watch(Job& job, const RunConfig& run) {
-  if (job.ranks().size() == 1) return nullptr;
-  return std::make_unique<Watchdog>(
-      job.ranks(), WatchdogOptions{.folder = run.run_folder / "rings",
-                                   .rank_name = job.name(),
-                                   .timeout = std::chrono::seconds(run.hang_timeout),
-                                   .exit_code = exit_failure});
-}
-
 void add_observers(Observers& observers, const RunConfig& run, const TrainOptions& options,
                    Terminal& terminal) {
   const bool resumes = options.resume == Resume::from_latest;
@@ -216,8 +207,9 @@ int command_train(Arguments arguments) {
       }
       write_file(resolved, request->run->to_ini(ResolvedRun::Show::origins));
     });
-    const std::unique_ptr<Watchdog> watchdog = watch(job, run);
-    Terminal terminal(std::cout, Terminal::kind_of_stdout(), Terminal::columns_of_stdout());
+    const std::unique_ptr<Watchdog> watchdog = watch(job, run, run.run_folder / "rings");
+    Terminal terminal(std::cout, Terminal::kind_of(STDOUT_FILENO),
+                      Terminal::columns_of(STDOUT_FILENO));
     Observers observers;
     job.together([&] {
       if (job.is_first()) add_observers(observers, run, request->options, terminal);

@@ -69,8 +69,8 @@ Plan make_plan(ScheduleKind kind, const PlanRequest& request) {
   PipelineCosts costs = PipelineCosts::even(plan.schedule, request.cost);
   if (!request.links.empty()) {
     plan.cuts = balanced_cuts(totals_of(request.links), plan.schedule.stages());
-    costs =
-        pipeline_costs({kind, plan.schedule.ranks, plan.schedule.chunks, plan.cuts}, request.links);
+    costs = pipeline_costs({kind, plan.schedule.ranks, plan.schedule.chunks, plan.cuts},
+                           plan.schedule, request.links, request.halves);
   } else if (!request.blocks.empty()) {
     plan.cuts = balanced_cuts(request.blocks, plan.schedule.stages());
     costs.stages.clear();

@@ -12,9 +12,10 @@ struct PlanRequest {
   int stages = 1, chunks = 0, micro_batches = 1;  // chunks 0: as the schedule has them
   StageCost cost;                                 // of a rank, or of a block that costs 1
   double message = 0;
-  std::vector<double> blocks;   // none: stages are equal
-  std::vector<LinkCost> links;  // of a run's model, instead of `cost` and `blocks`
-  double memory_limit = 0;      // 0: none
+  std::vector<double> blocks;      // none: stages are equal
+  std::vector<LinkCost> links;     // of a run's model, instead of `cost` and `blocks`
+  std::vector<LinkHalves> halves;  // of `links`
+  double memory_limit = 0;         // 0: none
 };
 
 struct Plan {

@@ -62,16 +62,22 @@ RunBlocks blocks_of_run(const RunBlocksRequest& request) {
   const StageConfig& stage = stage_of(run, request.stage);
   const TrainingSet set = TrainingSet::open(run.training_set);
   const ModelConfig model = stage_model(run, stage, set);
-  StageData data(set, run, stage);
+  require_configuration(stage.global_batch % request.replicas == 0,
+                        "stage {}: the global batch of {} does not divide among {} replicas",
+                        stage.number, stage.global_batch, request.replicas);
+  const std::int64_t micro_batch =
+      micro_batch_of(stage.global_batch, run.micro_batch, request.replicas);
+  StageData data(set, run, stage, micro_batch);
   Workload work = data.first_workload();
-  const std::int64_t micro_batches = stage.global_batch / run.micro_batch;
+  const std::int64_t micro_batches = stage.global_batch / micro_batch;
   RunBlocks blocks{
       .title = fmt::format("stage {}: micro-batches of {} x {} rows, {:.1f} tiles", stage.number,
-                           run.micro_batch, stage.sequence_length,
+                           micro_batch, stage.sequence_length,
                            static_cast<double>(work.tiles) / static_cast<double>(micro_batches)),
       .kinds = link_kinds(model),
       .counted = counted_costs(model, work),
-      .measured = {}};
+      .measured = {},
+      .halves = link_halves(model, work)};
   for (LinkCost& cost : blocks.counted) {
     cost.forward /= static_cast<double>(micro_batches);
     cost.backward /= static_cast<double>(micro_batches);

@@ -13,6 +13,7 @@ struct RunBlocksRequest {
   RunSources sources;                // recipe and training set
   std::filesystem::path run_folder;  // where times may be kept; empty: nowhere
   int stage = 0;                     // of the recipe; 0: the first
+  int replicas = 1;                  // of the model, that share a step
   enum class Times : std::uint8_t { kept, taken };
   Times times = Times::kept;  // taken: on this machine now, by one rank that has whole blocks
 };
@@ -23,6 +24,7 @@ struct RunBlocks {
   std::vector<LinkKind> kinds;
   std::vector<LinkCost> counted;   // FLOPs
   std::vector<LinkCost> measured;  // seconds; empty where nobody took times
+  std::vector<LinkHalves> halves;
 
   // What cuts are balanced by.
   const std::vector<LinkCost>& best() const { return measured.empty() ? counted : measured; }

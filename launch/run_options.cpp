@@ -60,8 +60,9 @@ void add_run(std::vector<RunOption>& options) {
       {"run.init_scale", "factor on the standard deviations of the initial weights"}, positive,
       [](auto& r) -> auto& { return r.init_scale; }));
   options.push_back(integer_option(
-      {"run.micro_batch", "sequences of one forward pass"}, from_1,
-      [](auto& r) -> auto& { return r.micro_batch; }));
+      {"run.micro_batch",
+       "most sequences of a forward pass; fewer where a replica's share is no multiple"},
+      from_1, [](auto& r) -> auto& { return r.micro_batch; }));
   options.push_back(integer_option(
       {"run.validate_every", "steps between validations; 0: only where a stage begins and ends"},
       from_0, [](auto& r) -> auto& { return r.validate_every; }));
@@ -188,6 +189,7 @@ class StageOptions {
   void choice(const char* key, const char* help, const Names& names, Field field) {
     options_.push_back(choice_option(text(key, help), names, of_stage(field)));
   }
+  void add(RunOption option) { options_.push_back(std::move(option)); }
   template <class Field>
   void name(const char* key, const char* help, const char* values, Field field) {
     options_.push_back(text_option(text(key, help), values, of_stage(field)));
@@ -207,6 +209,31 @@ class StageOptions {
   std::vector<RunOption>& options_;
   std::size_t index_;
 };
+
+// A number, or whatever the stage's optimizer usually has.
+RunOption weight_decay_option(int stage) {
+  constexpr std::string_view usual = "usual";
+  const auto index = static_cast<std::size_t>(stage - 1);
+  return {.name = fmt::format("stage{}.weight_decay", stage),
+          .help = "of matrices, times the learning rate; usual: 0.1 for adamw, none for adafactor",
+          .values = "usual, or a number of at least 0",
+          .read =
+              [=](RunConfig& run, std::string_view text) {
+                std::optional<double>& decay = run.stages[index].optimizer.weight_decay;
+                decay.reset();
+                if (text == usual) return true;
+                double number = 0;
+                if (!read_number(text, number) || !std::isfinite(number) || number < 0)
+                  return false;
+                decay = number;
+                return true;
+              },
+          .print =
+              [=](const RunConfig& run) {
+                const std::optional<double> decay = run.stages[index].optimizer.weight_decay;
+                return decay ? fmt::format("{}", *decay) : std::string(usual);
+              }};
+}
 
 void add_stage(std::vector<RunOption>& all, int stage) {
   StageOptions options(all, stage);
@@ -243,7 +270,7 @@ void add_stage(std::vector<RunOption>& all, int stage) {
       "marks", "position marks before tiles", mark_styles,
       [](auto& s) -> auto& { return s.marks; });
   options.name(
-      "mixture", "how categories are mixed", "stage1 | stage2 | base | single_image | all",
+      "mixture", "how categories are mixed", "stage1 | stage2 | base | single_image | all | equal",
       [](auto& s) -> auto& { return s.mixture; });
   options.choice(
       "targets", "tokens that are learnt", target_policies,
@@ -268,9 +295,7 @@ void add_stage(std::vector<RunOption>& all, int stage) {
   options.real(
       "epsilon", "adamw: added to the root mean square", positive,
       [](auto& s) -> auto& { return s.optimizer.epsilon; });
-  options.real(
-      "weight_decay", "adamw: of matrices, times the learning rate", not_negative,
-      [](auto& s) -> auto& { return s.optimizer.weight_decay; });
+  options.add(weight_decay_option(stage));
   options.real(
       "clip_norm", "adamw: largest global gradient norm; 0: none", not_negative,
       [](auto& s) -> auto& { return s.optimizer.clip_norm; });

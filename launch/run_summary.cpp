@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "launch/parameter_counts.h"
+#include "train/layout_facts.h"
 #include "train/schedule.h"
 
 namespace orchard {
@@ -35,12 +36,12 @@ std::string stage_text(const RunConfig& run, const StageConfig& stage, int ranks
   const double law =
       learning_rate_law(static_cast<double>(dense_backbone_parameters(run.model.decoder)));
   const std::int64_t rows = stage.global_batch * stage.sequence_length;
+  const std::int64_t micro_batch = micro_batch_of(run, stage, ranks);
   return fmt::format(
-      "stage {}: {} steps of {} rows ({} in all), {} micro-batches a replica and step, peak "
-      "learning "
-      "rate {:.3g}{}\n",
+      "stage {}: {} steps of {} rows ({} in all), {} micro-batches of {} sequences a replica and "
+      "step, peak learning rate {:.3g}{}\n",
       stage.number, stage.steps, rows, count_text(stage.steps * rows),
-      stage.global_batch / run.micro_batch / run.layout.data(ranks),
+      stage.global_batch / micro_batch / run.layout.data(ranks), micro_batch,
       stage.peak_lr > 0 ? stage.peak_lr : law, stage.peak_lr > 0 ? "" : " (the law)");
 }
 

@@ -92,8 +92,6 @@ void check_stage(const Rules& rules, const RunConfig& run, const StageConfig& st
   rules.check_positive(stage.global_batch, key("global_batch"));
   rules.check(stage.sequence_length >= 2, key("sequence_length"),
               "must hold a token and the one it predicts");
-  rules.check(stage.global_batch % run.micro_batch == 0, key("global_batch"),
-              "must be a multiple of {}", rules.see("run.micro_batch"));
   rules.check(stage.warmup <= stage.steps, key("warmup"), "longer than the stage, {}",
               rules.see(key("steps")));
   rules.check(stage.optimizer.beta1 < 1, key("beta1"), "must be below 1");
@@ -112,6 +110,33 @@ void check_layout(int ranks, const Layout& layout, const LayoutFacts& facts) {
   } catch (const Error& error) {
     throw ConfigurationError(error.what());
   }
+}
+
+// The rule of a possible layout that is blamed on an option of the recipe.
+void check_global_batches(const ResolvedRun& run, int ranks, const LayoutFacts& facts) {
+  const RunConfig config = run.config();
+  LayoutFacts without_batches = facts;
+  without_batches.batches.clear();
+  if (broken_rule(ranks, config.layout, without_batches)) return;  // which is refused by name
+  const int replicas = config.layout.data(ranks);
+  for (const StageConfig& stage : config.stages) {
+    Rules(run).check(stage.global_batch % replicas == 0,
+                     fmt::format("stage{}.global_batch", stage.number),
+                     "does not divide evenly among the {} replicas of the model on {} ranks with "
+                     "{}, {}; {}",
+                     replicas, ranks, run.describe("layout.tp"), run.describe("layout.pp"),
+                     nearest_layout_text(ranks, config.layout, facts));
+  }
+}
+
+// Before a layout is proposed that has stages in such a schedule.
+void check_chunks(const ResolvedRun& run, const RunConfig& config) {
+  const PipelineOptions& pipeline = config.pipeline;
+  if (config.layout.pipeline == 1 || pipeline.schedule == ScheduleKind::interleaved) return;
+  const int chunks = default_chunks(pipeline.schedule);
+  Rules(run).check(pipeline.chunks_of_rank() == chunks, "layout.pipeline_chunks",
+                   "schedule {} has {} chunk{} a rank, not {}; interleaved takes any",
+                   name_of(pipeline.schedule), chunks, chunks > 1 ? "s" : "", pipeline.chunks);
 }
 
 // That the model has enough blocks is a rule of the layout.
@@ -146,27 +171,20 @@ void validate(const ResolvedRun& run, const RunConfig& config) {
 
 void validate_ranks(const ResolvedRun& run, int ranks) {
   const RunConfig config = run.config();
-  for (const StageConfig& stage : config.stages) {
-    LayoutFacts facts = layout_facts(config, stage, config.model);
-    facts.global_batch = 0;  // blamed on an option, below
-    check_layout(ranks, config.layout, facts);
-    check_pipeline(run, config);
-    const std::int64_t micro_batches = stage.global_batch / config.micro_batch;
-    const int replicas = config.layout.data(ranks);
-    Rules(run).check(
-        micro_batches % replicas == 0, fmt::format("stage{}.global_batch", stage.number),
-        "with {} that makes {} micro-batches, which do not divide evenly among the {} replicas of "
-        "the model on {} ranks with {}, {}",
-        run.describe("run.micro_batch"), micro_batches, replicas, ranks, run.describe("layout.tp"),
-        run.describe("layout.pp"));
-  }
+  const LayoutFacts facts = layout_facts(config, config.model);
+  check_chunks(run, config);
+  check_global_batches(run, ranks, facts);
+  check_layout(ranks, config.layout, facts);
+  check_pipeline(run, config);
 }
 
 void validate_vocabulary(const ResolvedRun& run, std::int64_t tokenizer_vocabulary, int ranks) {
   const RunConfig config = run.config();
   const std::int64_t vocabulary = config.model.decoder.vocabulary;
   if (vocabulary == 0) {
-    check_layout(ranks, config.layout, {.vocabulary = tokenizer_vocabulary});
+    LayoutFacts facts = layout_facts(config, config.model);
+    facts.vocabulary = tokenizer_vocabulary;
+    check_layout(ranks, config.layout, facts);
     return;
   }
   Rules(run).check(vocabulary == 0 || vocabulary >= tokenizer_vocabulary, "decoder.vocabulary",

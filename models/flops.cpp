@@ -8,7 +8,9 @@ namespace {
 // `products` with weights: backward costs twice as much. `attention`, products between activations:
 // backward costs 2.5 times as much (five products for two).
 FlopCounts counts(double products, double attention = 0) {
-  return {.forward = products + attention, .training = 3 * products + 3.5 * attention};
+  return {.forward = products + attention,
+          .training = 3 * products + 3.5 * attention,
+          .weight_half = products};
 }
 
 FlopCounts of_stem(const VisionConfig& v, double tiles) {
@@ -84,6 +86,7 @@ FlopCounts count_flops(const ModelConfig& model, const Workload& work) {
   for (const FlopCounts& link : count_link_flops(model, work)) {
     sum.forward += link.forward;
     sum.training += link.training;
+    sum.weight_half += link.weight_half;
   }
   return sum;
 }

@@ -12,6 +12,7 @@ struct FlopCounts {
   double forward = 0;
   double training =
       0;  // forward + backward: three times the products with weights, 2.5 + 1 times attention
+  double weight_half = 0;  // of backward: the weights' gradients
 };
 
 // Of packed sequences: `tokens` rows in documents of `document_length` tokens, `targets` rows

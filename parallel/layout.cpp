@@ -76,11 +76,40 @@ std::optional<std::string> broken_world_rule(int world, const Layout& layout) {
   return {};
 }
 
+std::optional<std::string> broken_batch_rule(int world, const Layout& l, const LayoutFacts& facts) {
+  for (const LayoutFacts::Batch& batch : facts.batches) {
+    if (batch.sequences % l.data(world) != 0)
+      return fmt::format("dp {}, which is what {} ranks leave: must divide the global batch of {}",
+                         l.data(world), world, batch.sequences);
+  }
+  return {};
+}
+
+// Of the smallest micro-batch; 0 where none is known.
+std::int64_t fewest_rows(int replicas, const LayoutFacts& facts) {
+  std::int64_t fewest = 0;
+  for (const LayoutFacts::Batch& batch : facts.batches) {
+    const std::int64_t rows =
+        batch.rows * micro_batch_of(batch.sequences, batch.micro_batch, replicas);
+    if (rows > 0) fewest = fewest > 0 ? std::min(fewest, rows) : rows;
+  }
+  return fewest;
+}
+
 // Each chunk needs a row of each tensor rank.
-std::int64_t most_tensor_chunks(int tensor, const LayoutFacts& facts) {
+std::int64_t most_tensor_chunks(int tensor, std::int64_t rows) {
   if (tensor == 1) return 1;
-  return facts.rows > 0 ? (facts.rows + tensor - 1) / tensor
-                        : std::numeric_limits<std::int64_t>::max();
+  return rows > 0 ? (rows + tensor - 1) / tensor : std::numeric_limits<std::int64_t>::max();
+}
+
+// Of a layout that breaks no other rule.
+std::optional<std::string> broken_chunk_rule(int world, const Layout& l, const LayoutFacts& facts) {
+  const std::int64_t rows = fewest_rows(l.data(world), facts);
+  const std::int64_t most = most_tensor_chunks(l.tensor, rows);
+  if (l.tensor_chunks <= most) return {};
+  return fmt::format(
+      "tp-chunks {}: must be at most {}, a tensor rank's share of the {} rows of a micro-batch",
+      l.tensor_chunks, most, rows);
 }
 
 std::optional<std::string> broken_model_rule(int world, const Layout& l, const LayoutFacts& facts) {
@@ -100,23 +129,37 @@ std::optional<std::string> broken_model_rule(int world, const Layout& l, const L
   if (facts.kv_heads % l.tensor != 0 && l.tensor % facts.kv_heads != 0)
     return fmt::format("tp {}: must divide the {} kv heads, or be a multiple of them", l.tensor,
                        facts.kv_heads);
-  if (const std::int64_t most = most_tensor_chunks(l.tensor, facts); l.tensor_chunks > most)
-    return fmt::format(
-        "tp-chunks {}: must be at most {}, a tensor rank's share of the {} rows of a micro-batch",
-        l.tensor_chunks, most, facts.rows);
   const std::int64_t stages = l.pipeline > 1 ? std::int64_t{l.pipeline} * facts.chunks : 1;
   if (facts.blocks > 0 && stages > facts.blocks)
     return fmt::format(
         "pp {} x {} chunks = {} stages: the model has {} blocks, and each stage "
         "needs one",
         l.pipeline, facts.chunks, stages, facts.blocks);
-  const std::int64_t together = facts.micro_batch * l.data(world);
-  if (facts.global_batch % together != 0)
-    return fmt::format(
-        "dp {}, which is what {} ranks leave, x micro-batches of {} = {}: must "
-        "divide the global batch of {}",
-        l.data(world), world, facts.micro_batch, together, facts.global_batch);
-  return {};
+  if (l.pipeline > 1 && facts.named_stages > 0 && stages != facts.named_stages)
+    return fmt::format("pp {} x {} chunks: stage_blocks are of {} stages, and the pipeline has {}",
+                       l.pipeline, facts.chunks, facts.named_stages, stages);
+  return broken_batch_rule(world, l, facts);
+}
+
+// The most chunks a rank, fewer than asked for, with which the layout is possible; 0 where there are
+// none.
+int possible_pipeline_chunks(int world, const Layout& layout, LayoutFacts facts) {
+  while (--facts.chunks >= facts.fewest_chunks) {
+    if (!broken_rule(world, layout, facts)) return facts.chunks;
+  }
+  return 0;
+}
+
+// The layout with as many tensor chunks, up to those it has, as are possible; nothing where it
+// breaks another rule.
+std::optional<Layout> with_possible_chunks(int world, Layout layout, const LayoutFacts& facts) {
+  const int wanted = std::max(layout.tensor_chunks, 1);
+  layout.tensor_chunks = 1;
+  if (broken_world_rule(world, layout) || broken_model_rule(world, layout, facts)) return {};
+  const std::int64_t most =
+      most_tensor_chunks(layout.tensor, fewest_rows(layout.data(world), facts));
+  layout.tensor_chunks = static_cast<int>(std::min<std::int64_t>(wanted, most));
+  return layout;
 }
 
 // How far apart two layouts are: the factors between their sizes, then how many sizes changed.
@@ -165,10 +208,19 @@ std::string Layout::to_string() const {
                      expert_tensor, orchard::to_string(order), chunks);
 }
 
+std::int64_t micro_batch_of(std::int64_t sequences, std::int64_t limit, int replicas) {
+  require(sequences % replicas == 0, "{} sequences of a step do not divide among {} replicas",
+          sequences, replicas);
+  std::int64_t micro_batch = std::max<std::int64_t>(limit, 1);
+  while (sequences / replicas % micro_batch != 0) --micro_batch;
+  return micro_batch;
+}
+
 std::optional<std::string> broken_rule(int world, const Layout& layout, const LayoutFacts& facts) {
   require(world >= 1, "a world of {} ranks", world);
   if (auto broken = broken_world_rule(world, layout)) return broken;
-  return broken_model_rule(world, layout, facts);
+  if (auto broken = broken_model_rule(world, layout, facts)) return broken;
+  return broken_chunk_rule(world, layout, facts);
 }
 
 std::optional<Layout> nearest_layout(int world, const Layout& layout, const LayoutFacts& facts) {
@@ -182,12 +234,11 @@ std::optional<Layout> nearest_layout(int world, const Layout& layout, const Layo
       for (const int pipeline : sizes) {
         for (const int expert : sizes) {
           for (const int expert_tensor : sizes) {
-            const std::int64_t chunks = std::clamp<std::int64_t>(layout.tensor_chunks, 1,
-                                                                 most_tensor_chunks(tensor, facts));
-            const Layout other{tensor,        pipeline, expert,
-                               expert_tensor, order,    static_cast<int>(chunks)};
-            if (nearest && distance(layout, other) >= distance(layout, *nearest)) continue;
-            if (!broken_rule(world, other, facts)) nearest = other;
+            const Layout sizes_of{tensor,        pipeline, expert,
+                                  expert_tensor, order,    layout.tensor_chunks};
+            const std::optional<Layout> other = with_possible_chunks(world, sizes_of, facts);
+            if (!other) continue;
+            if (!nearest || distance(layout, *other) < distance(layout, *nearest)) nearest = other;
           }
         }
       }
@@ -196,13 +247,19 @@ std::optional<Layout> nearest_layout(int world, const Layout& layout, const Layo
   return nearest;
 }
 
+std::string nearest_layout_text(int world, const Layout& layout, const LayoutFacts& facts) {
+  const std::optional<Layout> nearest = nearest_layout(world, layout, facts);
+  if (!nearest) return fmt::format("no layout of {} ranks is possible", world);
+  return fmt::format("the nearest possible layout of {} ranks is {} (dp {})", world,
+                     nearest->to_string(), nearest->data(world));
+}
+
 void require_possible(int world, const Layout& layout, const LayoutFacts& facts) {
   const std::optional<std::string> broken = broken_rule(world, layout, facts);
   if (!broken) return;
-  const std::optional<Layout> nearest = nearest_layout(world, layout, facts);
-  if (!nearest) fail("{}; no layout of {} ranks is possible", *broken, world);
-  fail("{}; the nearest possible layout of {} ranks is {} (dp {})", *broken, world,
-       nearest->to_string(), nearest->data(world));
+  if (const int chunks = possible_pipeline_chunks(world, layout, facts))
+    fail("{}; with {} pipeline chunks a rank the layout is possible", *broken, chunks);
+  fail("{}; {}", *broken, nearest_layout_text(world, layout, facts));
 }
 
 }  // namespace orchard

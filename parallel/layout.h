@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace orchard {
 
@@ -53,9 +54,21 @@ struct LayoutFacts {
   std::int64_t experts = 0, expert_ffn = 0;
   std::int64_t blocks = 0;  // of the pipeline's chain: tower, connector, decoder layers, head
   int chunks = 1;           // of the pipeline schedule, a rank
-  std::int64_t global_batch = 0, micro_batch = 1;  // sequences
-  std::int64_t rows = 0;                           // of a micro-batch
+  int fewest_chunks = 1;    // that the schedule could do with
+  int named_stages = 0;     // whose blocks the recipe names; 0: they are balanced
+  // Of each stage of the recipe.
+  struct Batch {
+    std::int64_t sequences = 0;    // of a step
+    std::int64_t micro_batch = 1;  // the most of them in one forward pass
+    std::int64_t rows = 0;         // of a sequence
+  };
+  std::vector<Batch> batches{};
 };
+
+// Sequences of one forward pass: the most, up to `limit`, that make a replica's share of a step's
+// `sequences` a whole number of passes. Throws Error where the sequences do not divide among the
+// replicas.
+std::int64_t micro_batch_of(std::int64_t sequences, std::int64_t limit, int replicas);
 
 // The first rule that the layout breaks, with the numbers that break it; nothing where it is
 // possible.
@@ -66,7 +79,11 @@ std::optional<std::string> broken_rule(int world, const Layout& layout,
 std::optional<Layout> nearest_layout(int world, const Layout& layout,
                                      const LayoutFacts& facts = {});
 
-// Throws Error naming the broken rule and the nearest possible layout.
+// "the nearest possible layout of 8 ranks is ...", or that there is none.
+std::string nearest_layout_text(int world, const Layout& layout, const LayoutFacts& facts = {});
+
+// Throws Error naming the broken rule and the nearest possible layout; where only the pipeline's
+// chunks are too many, the number of them that fits.
 void require_possible(int world, const Layout& layout, const LayoutFacts& facts = {});
 
 }  // namespace orchard

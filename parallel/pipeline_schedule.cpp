@@ -183,6 +183,12 @@ int PipelineSchedule::stage_at(int rank, int chunk) const {
   return back ? 2 * ranks - 1 - rank : chunk * ranks + rank;
 }
 
+bool PipelineSchedule::splits_backward(int rank) const {
+  return std::ranges::any_of(actions[static_cast<std::size_t>(rank)], [](const PipelineAction& a) {
+    return a.op == PipelineOp::backward_weight;
+  });
+}
+
 StagePlace PipelineSchedule::place_of(int stage) const {
   const int chunk = stage / ranks, along = stage % ranks;
   const bool back = placement == PipelinePlacement::vee && chunk == 1;

@@ -54,6 +54,8 @@ struct PipelineSchedule {
   int stages() const { return ranks * chunks; }
   int stage_at(int rank, int chunk) const;
   StagePlace place_of(int stage) const;
+  // Whether the rank's weight halves come apart: a schedule splits all backwards of a rank, or none.
+  bool splits_backward(int rank) const;
 };
 
 // p ranks, m micro-batches, v chunks a rank, F, B_in and W the times of a rank for one micro-batch.

@@ -3,9 +3,9 @@
 #
 # usage: tests/run.sh [--full]
 #
-# --full (at most two hours) adds clang-tidy on every source, the tests of kernels with the emulator's
-# race checker and in other orders of threads and copies, every layout, the tests under the address and
-# undefined-behaviour sanitizers, and the demo.
+# --full (at most two hours) adds clang-format, clang-tidy on every source, the tests of kernels with the
+# emulator's race checker and in other orders of threads and copies, every layout, the tests under the
+# address and undefined-behaviour sanitizers, and the demo.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -24,7 +24,7 @@ launch/setup.sh python3-numpy python3-h5py || true  # ctest skips score_test whe
 launch/build.sh release
 ctest --preset release -j2
 if [[ $full == yes ]]; then
-  launch/setup.sh clang-tidy || true  # tidy.sh says so where it is missing
+  launch/setup.sh clang-tidy clang-format || true  # tidy.sh says so where they are missing
   tests/tidy.sh --all
   for policy in races races,reverse,eager races,random,random_completion,seed=1; do
     echo "tests of kernels on the emulator with $policy"

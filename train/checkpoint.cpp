@@ -101,23 +101,29 @@ void write_attributes(hdf5::File& file, const CheckpointInfo& info, OptimizerKin
 }  // namespace
 
 void save_checkpoint(const std::filesystem::path& path, const CheckpointInfo& info, Stream& stream,
-                     Communicator& ranks, const ParameterStore& store, const Optimizer& optimizer) {
+                     Communicator& ranks, const ParameterStore& store, const Optimizer& optimizer,
+                     const ProgressHook& progress) {
   std::optional<hdf5::File> file;
   if (ranks.rank() == 0) {
     file.emplace(hdf5::File::create(path));
     write_attributes(*file, info, optimizer.config().kind);
   }
+  const std::vector<Optimizer::NamedShard> states = optimizer.state();
+  const std::int64_t total = std::ssize(store.catalogue()) + std::ssize(states);
+  std::int64_t done = 0;
+  if (progress) progress(done, total);
   const auto save = [&](const std::string& name, const TensorShard& shard, const Tensor& tensor,
                         Counted counted) {
     const std::vector<float> values = gather_to_first(stream, ranks, shard, tensor, counted);
     if (file) write(*file, name, shard.shape, values);
+    if (progress) progress(++done, total);
   };
   for (const Parameter* p : store.catalogue()) {
     const bool counts = p->is_here() && p->shard.counts();
     save(std::string(parameters_group) + p->spec.name, owned_shard(*p), p->owned.master,
          counts ? Counted::yes : Counted::no);
   }
-  for (const Optimizer::NamedShard& state : optimizer.state())
+  for (const Optimizer::NamedShard& state : states)
     save(std::string(optimizer_group) + state.name, state.shard, state.tensor, state.counted);
   if (file) file->commit();
 }
@@ -134,11 +140,14 @@ CheckpointInfo read_checkpoint_info(const std::filesystem::path& path) {
 }
 
 void load_parameters(const std::filesystem::path& path, Stream& stream, ParameterStore& store,
-                     PositionTables positions) {
+                     PositionTables positions, const ProgressHook& progress) {
   const hdf5::File file = open_checked(path);
   std::set<std::string> unknown;
   for (const std::string& name : file.links(parameters_group)) unknown.insert(name);
+  const std::int64_t total = std::ssize(store.catalogue());
+  std::int64_t done = 0;
   for (const Parameter* parameter : store.catalogue()) {
+    if (progress) progress(done++, total);
     const Parameter& p = *parameter;
     const std::string name = std::string(parameters_group) + p.spec.name;
     require(unknown.erase(p.spec.name) == 1,
@@ -163,6 +172,7 @@ void load_parameters(const std::filesystem::path& path, Stream& stream, Paramete
     cut(p.spec.shape, p.shard.slice, values, slice);
     store.write(stream, p, slice);
   }
+  if (progress) progress(total, total);
   require(unknown.empty(),
           "{} is a checkpoint of another model: it also holds {} parameters that the recipe's "
           "model lacks, {} the first",

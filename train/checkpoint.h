@@ -17,6 +17,7 @@
 #include <string>
 
 #include "train/optimizer.h"
+#include "train/progress.h"
 
 namespace orchard {
 
@@ -32,9 +33,10 @@ struct CheckpointInfo {
 
 // All ranks of the job call it together; the first writes, tensor after tensor as they come from
 // their owners, and holds one of them at a time. The others may return before the file is whole.
-// Waits for the stream.
+// Waits for the stream. `progress` hears of tensors.
 void save_checkpoint(const std::filesystem::path& path, const CheckpointInfo& info, Stream& stream,
-                     Communicator& ranks, const ParameterStore& store, const Optimizer& optimizer);
+                     Communicator& ranks, const ParameterStore& store, const Optimizer& optimizer,
+                     const ProgressHook& progress = {});
 
 // Throws Error naming the file when it is not a checkpoint or of an unknown format.
 CheckpointInfo read_checkpoint_info(const std::filesystem::path& path);
@@ -49,7 +51,7 @@ enum class PositionTables : std::uint8_t {
 // Fills what this rank has of the masters and values of every parameter. Throws Error naming the first parameter that
 // is missing, of another shape, or damaged, and those in the file that the store does not know.
 void load_parameters(const std::filesystem::path& path, Stream& stream, ParameterStore& store,
-                     PositionTables positions);
+                     PositionTables positions, const ProgressHook& progress = {});
 
 // Throws when the file has no state, or that of another kind of optimizer.
 void load_optimizer(const std::filesystem::path& path, Stream& stream, const Optimizer& optimizer);

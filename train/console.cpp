@@ -103,6 +103,12 @@ void Console::on_step(const StepEvent& event) {
   }
 }
 
+void Console::on_progress(const ProgressEvent& event) {
+  if (event.doing != doing_) progress_ = patient_progress(terminal_, event.doing, event.units);
+  doing_ = event.doing;
+  progress_(event.done, event.total);
+}
+
 void Console::on_validation(const ValidationEvent& event) {
   terminal_.print(validation_table(event));
 }

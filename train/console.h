@@ -2,6 +2,7 @@
 #pragma once
 
 #include "train/observer.h"
+#include "train/progress.h"
 #include "train/terminal.h"
 
 namespace orchard {
@@ -26,6 +27,7 @@ class Console : public Observer {
   void on_step(const StepEvent& event) override;
   void on_validation(const ValidationEvent& event) override;
   void on_message(const std::string& text) override { terminal_.print(text); }
+  void on_progress(const ProgressEvent& event) override;
 
  private:
   Terminal& terminal_;
@@ -33,6 +35,8 @@ class Console : public Observer {
   int stage_ = 0;                // of the step before
   std::int64_t heard_ = 0;       // steps of it
   double seconds_per_step_ = 0;  // smoothed
+  std::string doing_;            // what `progress_` is of
+  ProgressHook progress_;
 };
 
 }  // namespace orchard

@@ -43,13 +43,30 @@ std::string prompt_text(const Tokenizer& tokenizer, const MicroBatch& prompt) {
   return text;
 }
 
+bool is_answered(const SampleRecord& record) {
+  return record.picture_count > 0 || record.assistant_tokens > 0;
+}
+
+// Fewer where a truth is too long to be asked for.
+std::int64_t most_answers(const StageData& data, std::int64_t each) {
+  std::map<std::int32_t, std::int64_t> samples;
+  std::int64_t most = 0;
+  for (const PackedSequence& sequence : data.held_out().sequences) {
+    for (const PackedSample& packed : sequence.samples) {
+      const SampleRecord& record = data.layout().record(packed.sample);
+      if (is_answered(record) && samples[record.category]++ < each) ++most;
+    }
+  }
+  return most;
+}
+
 }  // namespace
 
 EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const StageData& data,
-                          std::int64_t micro_batch, const EvaluateOptions& options) {
+                          const EvaluateOptions& options) {
   EvaluationReport report;
-  report.validation = validate(model.runner(), data, set.index(), micro_batch,
-                               model.ranks()[MeshGroup::data], Swap::compare, tell_bad);
+  report.validation = validate(model.runner(), data, set.index(), model.ranks()[MeshGroup::data],
+                               Swap::compare, tell_bad, options.validating);
 
   const std::unique_ptr<Device> device = make_cpu_device();
   const PictureContent pictures = picture_content(model.ranks());
@@ -57,12 +74,17 @@ EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const S
   const SampleLayout& layout = data.layout();
   const std::int32_t stop[] = {token_end, token_turn_end};
   std::map<std::int32_t, CategoryAccuracy> accuracy;
+  const std::int64_t wanted = most_answers(data, options.generated_per_category);
+  const auto tell = [&](std::int64_t done) {
+    if (options.answering) options.answering(done, wanted);
+  };
   for (const PackedSequence& sequence : data.held_out().sequences) {
     for (const PackedSample& packed : sequence.samples) {
       const SampleRecord& record = layout.record(packed.sample);
-      if (record.picture_count == 0 && record.assistant_tokens == 0) continue;
+      if (!is_answered(record)) continue;
       CategoryAccuracy& category = accuracy[record.category];
       if (category.samples == options.generated_per_category) continue;
+      tell(std::ssize(report.answers));
       PackedSequence alone_in_sequence;
       alone_in_sequence.add(packed.sample, layout);
       MicroBatch batch = builder.build({&alone_in_sequence, 1});
@@ -89,6 +111,7 @@ EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const S
       report.answers.push_back(std::move(answered));
     }
   }
+  tell(wanted);
   for (auto& [id, category] : accuracy) {
     if (category.samples) report.accuracy.push_back(category);
   }

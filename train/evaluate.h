@@ -13,6 +13,7 @@ struct EvaluateOptions {
   std::int64_t generated_per_category =
       32;                            // samples that are answered; losses cover all held-out ones
   std::int64_t longest_answer = 64;  // tokens
+  ProgressHook validating, answering;
 };
 
 // One held-out sample answered by greedy decoding: what precedes its first target is the prompt,
@@ -42,6 +43,6 @@ struct EvaluationReport {
 // Sequences are dealt out to the model's data ranks; every rank answers all samples, with the same
 // report.
 EvaluationReport evaluate(InferenceModel& model, const TrainingSet& set, const StageData& data,
-                          std::int64_t micro_batch, const EvaluateOptions& options);
+                          const EvaluateOptions& options);
 
 }  // namespace orchard

@@ -8,6 +8,7 @@
 
 #include "models/flops.h"
 #include "models/link_kind.h"
+#include "models/saved_values.h"
 #include "parallel/pipeline_simulation.h"
 #include "parallel/pipeline_stages.h"
 
@@ -23,7 +24,9 @@ struct LinkCost {
 // Of one link of each kind, as far as it is known.
 using CostByKind = std::map<LinkKind, LinkCost>;
 
-// FLOPs, which norms, the lookup and waiting for memory do not have.
+// FLOPs as the links spend them: what backward recomputes is its own, the head takes its gradients in
+// forward (models/head.h), and nothing is before the stem that wants one. Norms, the lookup and
+// waiting for memory have none.
 std::vector<LinkCost> counted_costs(const ModelConfig& model, const Workload& work);
 
 // `seconds` of each link's kind. Links of a kind that has none are counted, at the mean speed of
@@ -34,9 +37,20 @@ std::vector<LinkCost> measured_costs(const ModelConfig& model, const Workload& w
 // Forward and backward of each link, what cuts are balanced by.
 std::vector<double> totals_of(std::span<const LinkCost> links);
 
-// Of a pipeline's stages, for the simulator, in units of the mean time of a rank for one direction
-// of a micro-batch: a third of its time. Either half of backward costs half of it. A micro-batch
-// saves the same at every stage.
-PipelineCosts pipeline_costs(const PipelineStages& stages, std::span<const LinkCost> links);
+// How backward of a link falls into halves, and what a micro-batch keeps there.
+struct LinkHalves {
+  double input_share = 1;  // of the cost, by FLOPs
+  SavedValues saved;
+};
+
+std::vector<LinkHalves> link_halves(const ModelConfig& model, const Workload& work);
+
+// Of a pipeline's stages, for the simulator. Times are in units of the mean time of a rank for one
+// direction of a micro-batch: a third of its time. Sizes are in units of what a rank keeps of one, on
+// the mean, between forward and backward where nothing is recomputed. Where the halves of backward
+// come in turn, only one link at a time has its gradients and what it recomputed. `schedule`: of the
+// stages.
+PipelineCosts pipeline_costs(const PipelineStages& stages, const PipelineSchedule& schedule,
+                             std::span<const LinkCost> links, std::span<const LinkHalves> halves);
 
 }  // namespace orchard

@@ -31,6 +31,12 @@ struct ValidationEvent {
   double seconds = 0;
 };
 
+// Of what takes long between steps.
+struct ProgressEvent {
+  std::string doing, units;  // "validating", "micro-batches"
+  std::int64_t done = 0, total = 0;
+};
+
 class Observer {
  public:
   virtual ~Observer() = default;
@@ -38,6 +44,7 @@ class Observer {
   virtual void on_validation(const ValidationEvent&) = 0;
   // A line for the log: a stage begins, a checkpoint is written, a sample is bad.
   virtual void on_message(const std::string& text) = 0;
+  virtual void on_progress(const ProgressEvent&) {}
 };
 
 }  // namespace orchard

@@ -22,6 +22,9 @@ class Observers : public Observer {
   void on_message(const std::string& text) override {
     for (const auto& observer : observers_) observer->on_message(text);
   }
+  void on_progress(const ProgressEvent& event) override {
+    for (const auto& observer : observers_) observer->on_progress(event);
+  }
 
  private:
   std::vector<std::unique_ptr<Observer>> observers_;

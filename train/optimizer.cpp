@@ -88,7 +88,7 @@ void Optimizer::update(Stream& stream, double learning_rate, double gradient_nor
 void Optimizer::update_rows(Stream& stream, const Parameter& p, const Step& step) const {
   if (p.owned.count == 0) return;
   const OptimizerSlots& slots = slots_of(p);
-  const bool decays = p.spec.weight_decay == WeightDecay::yes;
+  const double decay = config_.decay_of(p.spec);
   if (config_.kind == OptimizerKind::adamw) {
     run(stream, AdamW{.weights = flat(p.owned.master),
                       .gradients = flat(p.owned.gradient),
@@ -100,7 +100,7 @@ void Optimizer::update_rows(Stream& stream, const Parameter& p, const Step& step
                       .beta1 = static_cast<float>(config_.beta1),
                       .beta2 = static_cast<float>(config_.beta2),
                       .epsilon = static_cast<float>(config_.epsilon),
-                      .weight_decay = decays ? static_cast<float>(config_.weight_decay) : 0.0f,
+                      .weight_decay = static_cast<float>(decay),
                       .step = step.number});
   } else {
     run(stream, AdaFactor{.weights = p.owned.master,
@@ -111,6 +111,7 @@ void Optimizer::update_rows(Stream& stream, const Parameter& p, const Step& step
                           .copy = p.owned.copy,
                           .lr = static_cast<float>(step.learning_rate),
                           .clip_threshold = static_cast<float>(config_.block_clip),
+                          .weight_decay = static_cast<float>(step.learning_rate * decay),
                           .step = step.number});
   }
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 
 #include "parallel/parameter.h"
 
@@ -15,11 +16,18 @@ struct OptimizerConfig {
   double beta1 = 0.9;
   double beta2 = 0.95;
   double epsilon = 1e-8;
-  double weight_decay = 0.1;  // AdamW, of parameters that decay: p -= lr · weight_decay · p
-  double clip_norm = 1.0;     // global gradient norm, AdamW; 0: none
-  double block_clip = 1.0;    // AdaFactor: largest rms of a block's update
+  // Of parameters that decay: p -= lr · weight_decay · p. None: what the optimizer usually has.
+  std::optional<double> weight_decay = {};
+  double clip_norm = 1.0;   // global gradient norm, AdamW; 0: none
+  double block_clip = 1.0;  // AdaFactor: largest rms of a block's update
   std::int64_t factor_threshold =
       128;  // AdaFactor: matrices with both sides at least this are factored
+
+  // Of the learning rate that a step takes off the parameter.
+  double decay_of(const ParameterSpec& spec) const {
+    if (spec.weight_decay == WeightDecay::no) return 0;
+    return weight_decay.value_or(kind == OptimizerKind::adamw ? 0.1 : 0);
+  }
 
   // Of the whole parameter: how it is cut must not change how it is optimised.
   bool is_factored(const Shape& shape) const {

@@ -7,7 +7,8 @@ namespace orchard {
 std::string pipeline_picture(const PipelinePicture& picture) {
   const PipelineStages& stages = picture.stages;
   const PipelineSchedule schedule = stages.schedule(picture.micro_batches);
-  const PipelineTimeline timeline = simulate(schedule, pipeline_costs(stages, picture.costs));
+  const PipelineTimeline timeline =
+      simulate(schedule, pipeline_costs(stages, schedule, picture.costs, picture.halves));
   const TimelinePanel panel{
       .title = fmt::format("{}, {} micro-batches", stages.to_string(), picture.micro_batches),
       .note =

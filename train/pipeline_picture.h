@@ -13,6 +13,7 @@ namespace orchard {
 struct PipelinePicture {
   PipelineStages stages;
   std::span<const LinkCost> costs;  // of every link, as cut_pipeline has them
+  std::span<const LinkHalves> halves;
   PipelineBalance costs_are = PipelineBalance::counted;
   int micro_batches = 1;
 };

@@ -5,18 +5,6 @@
 #include "train/stopwatch.h"
 
 namespace orchard {
-namespace {
-
-// A schedule runs both halves of backward together, or none.
-BackwardHalves halves_of(const PipelineSchedule& schedule, int rank) {
-  const auto& actions = schedule.actions[static_cast<std::size_t>(rank)];
-  const bool apart = std::ranges::any_of(
-      actions, [](const PipelineAction& a) { return a.op == PipelineOp::backward_weight; });
-  return apart ? BackwardHalves::apart : BackwardHalves::in_turn;
-}
-
-}  // namespace
-
 PipelineStep::PipelineStep(const StepParts& parts, StepLosses& losses)
     : parts_(parts),
       losses_(losses),
@@ -27,7 +15,8 @@ void PipelineStep::prepare(std::size_t micro_batches) {
   if (engine_ && engine_->schedule().micro_batches == static_cast<int>(micro_batches)) return;
   engine_.emplace(parts_.device, parts_.ranks.stages().schedule(static_cast<int>(micro_batches)),
                   parts_.ranks[MeshGroup::pipeline], parts_.ranks.pipeline_gradients());
-  halves_ = halves_of(engine_->schedule(), parts_.ranks.coordinates().pipeline);
+  const bool apart = engine_->schedule().splits_backward(parts_.ranks.coordinates().pipeline);
+  halves_ = apart ? BackwardHalves::apart : BackwardHalves::in_turn;
 }
 
 void PipelineStep::run(const StepWork& work, PhaseSeconds& seconds) {

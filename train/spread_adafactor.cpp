@@ -132,15 +132,17 @@ void SpreadAdaFactor::update(Stream& stream, const std::vector<OptimizerSlots>& 
       const double rms = std::sqrt(host_squares_[static_cast<std::size_t>(entry.square)] /
                                    static_cast<double>(p->spec.shape.numel()));
       const OptimizerSlots& state = slots[entry.number];
-      run(stream, AdaFactorApply{.weights = p->owned.master,
-                                 .gradients = p->owned.gradient,
-                                 .v_row = state.v_row,
-                                 .v_col = state.v_col,
-                                 .v = state.v,
-                                 .copy = p->owned.copy,
-                                 .first_col = entry.factored ? entry.first_col() : 0,
-                                 .lr = static_cast<float>(
-                                     learning_rate / std::max(1.0, rms / config_.block_clip))});
+      run(stream,
+          AdaFactorApply{
+              .weights = p->owned.master,
+              .gradients = p->owned.gradient,
+              .v_row = state.v_row,
+              .v_col = state.v_col,
+              .v = state.v,
+              .copy = p->owned.copy,
+              .first_col = entry.factored ? entry.first_col() : 0,
+              .lr = static_cast<float>(learning_rate / std::max(1.0, rms / config_.block_clip)),
+              .weight_decay = static_cast<float>(learning_rate * config_.decay_of(p->spec))});
     }
     if (gatherer) gatherer->updated(stream, bucket);
   }

@@ -75,6 +75,7 @@ StageCut cut_stage(const StageCutting& cutting, Communicator& world) {
     cut.costs = counted_costs(model, work);
     cut.origin = run.pipeline.stage_blocks.empty() ? "balanced by FLOPs" : "as asked for";
   }
+  cut.halves = link_halves(model, work);
   cut.stages = cut_pipeline(model, run.pipeline, run.layout.pipeline, cut.costs);
   return cut;
 }

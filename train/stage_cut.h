@@ -22,7 +22,8 @@ struct StageCutting {
 
 struct StageCut {
   PipelineStages stages;
-  std::vector<LinkCost> costs;  // of every link; none without a pipeline
+  std::vector<LinkCost> costs;     // of every link; none without a pipeline
+  std::vector<LinkHalves> halves;  // likewise
   PipelineBalance costs_are = PipelineBalance::counted;
   std::string origin;  // for the log: "balanced by their FLOPs"
 };

@@ -57,10 +57,11 @@ PackingOptions packing_options(const RunConfig& run, const StageConfig& stage) {
   return options;
 }
 
-StageData::StageData(const TrainingSet& set, const RunConfig& run, const StageConfig& stage)
+StageData::StageData(const TrainingSet& set, const RunConfig& run, const StageConfig& stage,
+                     std::int64_t micro_batch)
     : set_(set),
       patch_(run.model.vision.patch),
-      shape_{.global_sequences = stage.global_batch, .micro_sequences = run.micro_batch},
+      shape_{.global_sequences = stage.global_batch, .micro_sequences = micro_batch},
       layout_(make_layout(set, run, stage)),
       plan_(layout_, named_mixture(stage.mixture, set.index().categories), stage_seed(run, stage)) {
   HeldOutOptions options;

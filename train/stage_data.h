@@ -26,8 +26,10 @@ struct LoaderOptions {
 class StageData {
  public:
   // `set` must outlive it. Categories that the stage's mixture does not name are left out, of
-  // validation too.
-  StageData(const TrainingSet& set, const RunConfig& run, const StageConfig& stage);
+  // validation too. `micro_batch`: sequences of a forward pass; steps need a divisor of the stage's
+  // global batch.
+  StageData(const TrainingSet& set, const RunConfig& run, const StageConfig& stage,
+            std::int64_t micro_batch);
   StageData(const StageData&) = delete;
   StageData& operator=(const StageData&) = delete;
 
@@ -45,6 +47,7 @@ class StageData {
   BatchBuilder make_builder(Device& device, std::function<void(const BadSample&)> on_bad,
                             PictureContent pictures = PictureContent::whole) const;
 
+  std::int64_t micro_batch() const { return shape_.micro_sequences; }
   const SampleLayout& layout() const { return layout_; }
   const HeldOutPlan& held_out() const { return held_out_; }
   // Shares of the mixture and what the packing leaves out, for the log.

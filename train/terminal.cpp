@@ -23,16 +23,16 @@ Terminal::~Terminal() {
   if (live_line_) out_ << '\n' << std::flush;
 }
 
-Terminal::Kind Terminal::kind_of_stdout() {
+Terminal::Kind Terminal::kind_of(int descriptor) {
   // mpirun puts a terminal before each rank whatever its own output is; launch/run.sh then says so.
   const char* name = std::getenv("TERM");
   const bool dumb = name == nullptr || std::string_view(name) == "dumb";
-  return ::isatty(STDOUT_FILENO) && !dumb ? Kind::live : Kind::plain;
+  return ::isatty(descriptor) && !dumb ? Kind::live : Kind::plain;
 }
 
-std::size_t Terminal::columns_of_stdout() {
+std::size_t Terminal::columns_of(int descriptor) {
   winsize size{};
-  const bool known = ::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+  const bool known = ::ioctl(descriptor, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
   return known ? size.ws_col : 80;
 }
 

@@ -20,9 +20,9 @@ class Terminal {
   // Leaves the cursor on a line of its own.
   ~Terminal();
 
-  // What standard output is connected to.
-  static Kind kind_of_stdout();
-  static std::size_t columns_of_stdout();
+  // What a file descriptor of the process is connected to.
+  static Kind kind_of(int descriptor);
+  static std::size_t columns_of(int descriptor);
 
   bool is_live() const { return kind_ == Kind::live; }
   // A line to stay. It takes the place of the live line.

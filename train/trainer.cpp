@@ -42,6 +42,12 @@ class RankObserver {
   void message(const std::string& text) const {
     if (observer_) observer_->on_message(text);
   }
+  ProgressHook progress(const char* doing, const char* units) const {
+    if (!observer_) return {};
+    return [doing, units, observer = observer_](std::int64_t done, std::int64_t total) {
+      observer->on_progress({.doing = doing, .units = units, .done = done, .total = total});
+    };
+  }
 
  private:
   Observer* observer_;
@@ -94,7 +100,7 @@ class StageTrainer {
         observer_(observer),
         checkpoints_(run.run_folder),
         model_config_(stage_model(run, stage, set)),
-        data_(set, run, stage),
+        data_(set, run, stage, micro_batch_of(run, stage, world.size())),
         cut_(cut_of(run, stage, model_config_, data_, device, world)),
         ranks_(world, run.layout, run.sequence_parallel, cut_.stages),
         stream_(device.make_stream()),
@@ -126,12 +132,14 @@ class StageTrainer {
 
   void start_from(const std::filesystem::path& weights) {
     check_tokenizer(run_, weights, read_checkpoint_info(weights), set_.tokenizer().hash());
-    load_parameters(weights, *stream_, store_, PositionTables::resized);
+    load_parameters(weights, *stream_, store_, PositionTables::resized,
+                    observer_.progress("reading weights", "tensors"));
     observer_.message(fmt::format("stage {}: weights from {}", stage_.number, weights.string()));
   }
 
   void resume(const std::filesystem::path& checkpoint, const CheckpointInfo& info) {
-    load_parameters(checkpoint, *stream_, store_, PositionTables::exact);
+    load_parameters(checkpoint, *stream_, store_, PositionTables::exact,
+                    observer_.progress("reading weights", "tensors"));
     load_optimizer(checkpoint, *stream_, *optimizer_);
     done_ = info.step;
     observer_.message(fmt::format("stage {}: resumed after step {} from {}", stage_.number, done_,
@@ -141,6 +149,8 @@ class StageTrainer {
   // Trains up to `budget` further steps (none: to the end). Returns the steps taken.
   std::int64_t run(std::optional<std::int64_t> budget) {
     observer_.message(data_.report());
+    observer_.message(fmt::format("stage {}: {} micro-batches of {} sequences a replica and step",
+                                  stage_.number, micro_batches(), data_.micro_batch()));
     tell_pipeline();
     if (done_ == 0) validate_and_report();
     const std::int64_t first = done_,
@@ -172,13 +182,17 @@ class StageTrainer {
     observer_.message(
         fmt::format("stage {}: pipeline {}, {}", stage_.number, stages.to_string(), cut_.origin));
     if (ranks_.rank() != 0) return;
-    const auto micro_batches =
-        static_cast<int>(stage_.global_batch / run_.micro_batch / replicas().size());
     write_file(pipeline_picture_path(run_.run_folder, stage_.number),
                pipeline_picture({.stages = stages,
                                  .costs = cut_.costs,
+                                 .halves = cut_.halves,
                                  .costs_are = cut_.costs_are,
-                                 .micro_batches = micro_batches}));
+                                 .micro_batches = static_cast<int>(micro_batches())}));
+  }
+
+  // Of a replica's step.
+  std::int64_t micro_batches() const {
+    return stage_.global_batch / data_.micro_batch() / replicas().size();
   }
 
   // The ranks that hold what this one holds and see other samples.
@@ -223,8 +237,8 @@ class StageTrainer {
     ValidationEvent event{.stage = stage_.number, .step = done_, .steps = stage_.steps};
     // Where a stage begins, what counts is the loss that it has to improve on.
     const Swap swap = done_ == 0 ? Swap::skip : Swap::compare;
-    event.report =
-        validate(*runner_, data_, set_.index(), run_.micro_batch, replicas(), swap, tell_bad);
+    event.report = validate(*runner_, data_, set_.index(), replicas(), swap, tell_bad,
+                            observer_.progress("validating", "micro-batches"));
     event.seconds = seconds_since(start);
     observer_.validation(event);
     // The report is that of all ranks. What follows would be a checkpoint without worth.
@@ -249,7 +263,8 @@ class StageTrainer {
                      .stage_finished = at_end,
                      .tokenizer_hash = set_.tokenizer().hash(),
                      .model = model_json(model_config_)},
-                    *stream_, world, store_, *optimizer_);
+                    *stream_, world, store_, *optimizer_,
+                    observer_.progress("writing a checkpoint", "tensors"));
     if (writes) checkpoints_.prune(stage_.number, at_end ? 0 : run_.keep_checkpoints);
     world.barrier();
     observer_.message(
@@ -278,10 +293,9 @@ class StageTrainer {
 };
 
 void check_run(const RunConfig& run, const TrainingSet& set, const Communicator& ranks) {
-  for (const StageConfig& stage : run.stages) {
-    require_possible(ranks.size(), run.layout,
-                     layout_facts(run, stage, stage_model(run, stage, set)));
-  }
+  if (run.stages.empty()) return;
+  require_possible(ranks.size(), run.layout,
+                   layout_facts(run, stage_model(run, run.stages.front(), set)));
 }
 
 }  // namespace

@@ -31,7 +31,11 @@ struct Evaluation {
   BatchBuilder& helper;  // of batches whose bad samples their own rank reports
   std::int64_t micro_batch;
   const Communicator& ranks;
+  const ProgressHook& progress;
 
+  void tell(std::int64_t done, std::int64_t total) const {
+    if (progress) progress(done, total);
+  }
   // Of this rank's pipeline, whose stages all call it together.
   MicroBatch build(BatchBuilder& with, std::span<const PackedSequence> sequences) const {
     MicroBatch batch = with.build(sequences);
@@ -59,6 +63,7 @@ SampleLosses sample_losses(const Evaluation& with, std::span<const PackedSequenc
            (which == Which::all || std::ranges::any_of(batch_at(batch), shows_others_pictures));
   };
   for (std::int64_t round = 0; round < batches; round += with.ranks.size()) {
+    with.tell(round, batches);
     const std::int64_t own = round + with.ranks.rank();
     if (!is_wanted(own)) {
       std::int64_t other = round;
@@ -78,6 +83,7 @@ SampleLosses sample_losses(const Evaluation& with, std::span<const PackedSequenc
       loss.category = micro.category[row];
     }
   }
+  with.tell(batches, batches);
   return losses;
 }
 
@@ -109,14 +115,15 @@ static_assert(sizeof(Sums) == 7 * sizeof(double), "a row of doubles, summed over
 }  // namespace
 
 ValidationReport validate(StepRunner& runner, const StageData& data, const TrainingSetIndex& index,
-                          std::int64_t micro_batch, Communicator& ranks, Swap swap,
-                          std::function<void(const BadSample&)> on_bad) {
+                          Communicator& ranks, Swap swap,
+                          std::function<void(const BadSample&)> on_bad,
+                          const ProgressHook& progress) {
   const std::unique_ptr<Device> device = make_cpu_device();
   const PictureContent pictures = picture_content(runner.ranks());
   BatchBuilder builder = data.make_builder(*device, std::move(on_bad), pictures);
   BatchBuilder helper = data.make_builder(
       *device, [](const BadSample&) {}, pictures);
-  const Evaluation with{runner, builder, helper, micro_batch, ranks};
+  const Evaluation with{runner, builder, helper, data.micro_batch(), ranks, progress};
   const HeldOutPlan& plan = data.held_out();
   const SampleLosses own = sample_losses(with, plan.sequences, Which::all);
 

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "train/progress.h"
 #include "train/stage_data.h"
 #include "train/step.h"
 
@@ -38,9 +39,10 @@ struct ValidationReport {
 enum class Swap : std::uint8_t { skip, compare };
 
 // Sequences are dealt out to the ranks; every rank returns the same report. `on_bad` hears of this
-// rank's bad samples.
+// rank's bad samples, `progress` of micro-batches, first with their own pictures and then with others'.
 ValidationReport validate(StepRunner& runner, const StageData& data, const TrainingSetIndex& index,
-                          std::int64_t micro_batch, Communicator& ranks, Swap swap,
-                          std::function<void(const BadSample&)> on_bad);
+                          Communicator& ranks, Swap swap,
+                          std::function<void(const BadSample&)> on_bad,
+                          const ProgressHook& progress = {});
 
 }  // namespace orchard

@@ -11,9 +11,9 @@
 #include <cmath>
 
 #include "kernels/cpu/parallel.h"
-#include "kernels/device/scratch.h"
 #include "kernels/cpu/simd-inl.h"
 #include "kernels/device/device.h"
+#include "kernels/device/scratch.h"
 #include "kernels/image/image.h"
 #include "kernels/image/image_cpu.h"
 #include "kernels/image/resize_filter_cpu.h"

@@ -6,8 +6,8 @@
 
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/register.h"
-#include "kernels/device/scratch.h"
 #include "kernels/device/device.h"
+#include "kernels/device/scratch.h"
 
 namespace orchard::cpu {
 namespace {

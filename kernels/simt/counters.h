@@ -48,11 +48,12 @@ struct DramCounters {
 struct Counters {
   AccessCounters loads;  // cp.async included
   AccessCounters stores;
-  DramCounters dram;                    // the copy engine included
-  SharedCounters shared_loads;          // ldmatrix included
-  SharedCounters shared_stores;         // cp.async included
-  std::uint64_t tensor_flops = 0;       // of mma and wgmma, padding included
-  std::uint64_t tensor_load_bytes = 0;  // by the copy engine, zeros outside tensors included
+  DramCounters dram;                     // the copy engine included
+  SharedCounters shared_loads;           // ldmatrix included
+  SharedCounters shared_stores;          // cp.async included
+  std::uint64_t tensor_flops = 0;        // of mma and wgmma, padding included
+  std::uint64_t tensor_load_bytes = 0;   // by the copy engine, zeros outside tensors included
+  std::uint64_t tensor_store_bytes = 0;  // by it, stored or added to what is there, inside tensors
   std::uint64_t launches = 0;
   std::uint64_t blocks = 0;
   std::uint64_t block_barriers = 0;    // completed, per block

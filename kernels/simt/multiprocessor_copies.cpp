@@ -309,6 +309,7 @@ void Multiprocessor::issue_tensor_store(const TensorStore& store, Where where) {
         add_elements<bf16>(to, from, chunk.count);
       }
       mark_initialised(to, bytes);
+      counters_.tensor_store_bytes += bytes;
       if (adds) count_dram(to, bytes, Access::read);
       count_dram(to, bytes, Access::write);
     });
@@ -332,6 +333,7 @@ void Multiprocessor::issue_bulk_store(void* global, const void* shared, unsigned
   copy.write = [this, global, taken] {
     std::memcpy(global, taken->data(), taken->size());
     mark_initialised(global, taken->size());
+    counters_.tensor_store_bytes += taken->size();
     count_dram(global, taken->size(), Access::write);
   };
   check_initialised(shared, bytes, where);

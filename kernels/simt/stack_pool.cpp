@@ -16,7 +16,10 @@ constexpr std::size_t stack_bytes = 128 * 1024;  // and a page below that traps 
 }  // namespace
 
 StackPool::~StackPool() {
-  for (std::byte* const stack : stacks_) munmap(stack, page + stack_bytes);
+  for (std::byte* const stack : stacks_) {
+    renew_stack({stack + page, stack_bytes});  // whoever is given these addresses next may use them
+    munmap(stack, page + stack_bytes);
+  }
 }
 
 void StackPool::grow_to(std::size_t count) {

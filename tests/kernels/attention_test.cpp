@@ -501,6 +501,36 @@ TEST(AttentionOnGpu, ComputesNoTileThatTheMaskHides) {
   EXPECT_EQ(count(causal, backward).tensor_flops, 14 * pairs * dim);
 }
 
+// One block's q, and the keys and values that it sees, tile by tile; out and log_sum_exp once.
+TEST(AttentionOnGpu, WgmmaForwardMovesEachByteOnce) {
+  constexpr std::uint64_t tensor = 256 * 128 * 2, tiles = 2, rows = 256;
+  const simt::Counters out = count({b16, 1, 1, 128, {256}, {}, Mask::full}, forward, 90);
+  EXPECT_EQ(out.tensor_load_bytes, tensor + 2 * tiles * tensor);
+  EXPECT_EQ(out.stores.bytes, tensor + 4 * rows);
+  // A lane stores two neighbouring sums, so that a request has 16 bytes of each of eight rows: half of every
+  // sector, whose other half the next request brings to the same lines of L1 and L2. DRAM sees it once.
+  EXPECT_EQ(out.stores.sectors, 2 * tensor / 32 + 4 * rows / 32);
+  EXPECT_EQ(out.dram.written_bytes, tensor + 4 * rows);
+  // Offsets alone, by each warp of each block, spare ones included.
+  EXPECT_LE(out.loads.sectors, 6u * 12 * 5);
+  // Nothing but wgmma reads shared memory, and nothing but the mbarriers' first states is stored there.
+  EXPECT_EQ(out.shared_loads.requests, 0u);
+  EXPECT_LE(out.shared_stores.bytes, 512u);
+  EXPECT_EQ(out.shared_stores.excess(), 0u);
+}
+
+TEST(AttentionOnGpu, WgmmaForwardComputesNoTileThatTheMaskHides) {
+  constexpr std::uint64_t n = 384, dim = 128;
+  const Case full{b16, 1, 1, dim, {n}, {}, Mask::full}, causal{b16, 1, 1, dim, {n}};
+  EXPECT_EQ(count(full, forward, 90).tensor_flops, 4 * n * n * dim);
+  // 128 queries meet what the mask leaves, in tiles of 128 keys.
+  std::uint64_t pairs = 0;
+  for (std::uint64_t row = 0; row < n; row += 128) pairs += 128 * (row + 128);
+  EXPECT_EQ(count(causal, forward, 90).tensor_flops, 4 * pairs * dim);
+  // A document shorter than a tile is one.
+  EXPECT_EQ(count({b16, 1, 1, dim, {60}}, forward, 90).tensor_flops, 4 * 128 * 128 * dim);
+}
+
 // Backward's loads from shared memory, but for wgmma's own, are of two neighbouring queries' log_sum_exp,
 // and D: see above. Each of them shows one wavefront too many, and nothing else does.
 TEST(AttentionOnGpu, WgmmaBackwardUsesTheBanksOfSharedMemoryWithoutConflicts) {

@@ -302,7 +302,7 @@ TEST_P(ClassToken, PrependAddsPositionsToAllRows) {
   Guarded table = random_normal(dtype, positions(), 3), y(dtype, with_class());
   OnDevice x_d(stream(), x, parameter().shift), token_d(stream(), token, parameter().shift),
       table_d(stream(), table, parameter().shift), y_d(stream(), y, parameter().shift);
-  run_and_download(
+  run_repeatedly(
       stream(),
       PrependClassForward{.patches = x_d, .class_token = token_d, .positions = table_d, .y = y_d},
       {&y_d});
@@ -330,7 +330,7 @@ TEST_P(ClassToken, PrependBackwardSumsOverImages) {
                           .d_patches = d_patches_d,
                           .d_class_token = d_token_d,
                           .d_positions = d_positions_d};
-  run_and_download(stream(), op, {&d_patches_d, &d_token_d, &d_positions_d});
+  run_repeatedly(stream(), op, {&d_patches_d, &d_token_d, &d_positions_d});
   for (std::int64_t n = 0; n < images; ++n) {
     for (std::int64_t i = 0; i < (patches + 1) * width; ++i) {
       const double gradient = d_y.at(n * (patches + 1) * width + i);
@@ -359,7 +359,7 @@ TEST_P(ClassToken, DropRemovesTheClassRowAndAddsPositions) {
   OnDevice x_d(stream(), x, parameter().shift), table_d(stream(), table, parameter().shift),
       y_d(stream(), y, parameter().shift);
   for (const bool with_positions : {false, true}) {
-    run_and_download(
+    run_repeatedly(
         stream(),
         DropClassForward{
             .x = x_d, .positions = with_positions ? table_d.tensor() : Tensor(), .y = y_d},
@@ -382,9 +382,9 @@ TEST_P(ClassToken, DropBackwardZeroesTheClassRow) {
   std::vector<double> expected_positions = d_positions.values();
   OnDevice d_y_d(stream(), d_y, parameter().shift), d_x_d(stream(), d_x, parameter().shift),
       d_positions_d(stream(), d_positions, parameter().shift);
-  run_and_download(stream(),
-                   DropClassBackward{.d_y = d_y_d, .d_x = d_x_d, .d_positions = d_positions_d},
-                   {&d_x_d, &d_positions_d});
+  run_repeatedly(stream(),
+                 DropClassBackward{.d_y = d_y_d, .d_x = d_x_d, .d_positions = d_positions_d},
+                 {&d_x_d, &d_positions_d});
   for (std::int64_t i = 0; i < d_x.size(); ++i) {
     const std::int64_t n = i / ((patches + 1) * width), j = i % ((patches + 1) * width) - width;
     const double gradient = j < 0 ? 0 : d_y.at(n * patches * width + j);

@@ -1,6 +1,6 @@
 // The GPU's kernels for matrix products, beyond what gemm_test and grouped_gemm_test see of them: each
-// kernel that shape would choose, at sizes that the emulator can run; what they move; and, on a GPU,
-// sizes that choose for themselves.
+// kernel that shape would choose, at sizes that the emulator can run; and, on a GPU, sizes that choose for
+// themselves.
 #include "kernels/gemm/gemm_gpu.h"
 
 #include <array>
@@ -234,83 +234,6 @@ TEST(GemmChoice, TakesTheTileThatIsDoneSooner) {
   EXPECT_EQ(simt::choose_wide_tile(4, 512, 32768, 132), WideTile::n_128);
 }
 
-// What the kernels move, exactly: no bank conflicts, whole sectors, no tensor work but the tiles'.
-TEST(GemmEmulated, MovesWhatItMust) {
-  const auto device = make_policy_device({.counting = simt::Counting::on});
-  const auto stream = device->make_stream();
-  constexpr std::int64_t m = 256, n = 128, k = 128;
-  for (const Tile tile : {Tile::side_64, Tile::side_128}) {
-    const std::int64_t side = tile == Tile::side_64 ? 64 : 128;
-    for (const Form& form : transposes()) {
-      for (const DType out : {DType::bf16, DType::f32}) {
-        SCOPED_TRACE(fmt::format("{} tile {} to {}", text(form, {m, n, k}), side, name_of(out)));
-        Guarded a = random_normal(DType::bf16, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
-        Guarded b = random_normal(DType::bf16, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
-        Guarded c(out, {m, n});
-        OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
-        device->reset_counters();
-        simt::run_bf16(*stream,
-                       Gemm{.a = a_d,
-                            .b = b_d,
-                            .c = c_d,
-                            .transpose_a = form.transpose_a,
-                            .transpose_b = form.transpose_b},
-                       tile);
-        stream->synchronize();
-        const simt::Counters& count = device->counters();
-        EXPECT_EQ(count.tensor_flops, std::uint64_t{2 * m * n * k});
-        const std::int64_t fetched = (m / side) * (n / side) * 2 * side * k * 2;
-        EXPECT_EQ(count.loads.bytes, static_cast<std::uint64_t>(fetched));
-        EXPECT_EQ(count.loads.sectors, count.loads.ideal_sectors);
-        EXPECT_EQ(count.stores.bytes, static_cast<std::uint64_t>(m * n) * size_of(out));
-        EXPECT_EQ(count.stores.sectors, count.stores.ideal_sectors);
-        EXPECT_EQ(count.shared_loads.excess(), 0u);
-        EXPECT_EQ(count.shared_stores.excess(), 0u);
-      }
-    }
-  }
-}
-
-// The kernels of sm_90a: as above, and every byte of c by the copy engine.
-TEST(GemmEmulated, TilesOfSm90MoveWhatTheyMust) {
-  const auto device =
-      make_policy_device({.counting = simt::Counting::on, .compute_capability = 90});
-  const auto stream = device->make_stream();
-  constexpr std::int64_t m = 256, n = 256, k = 128;
-  for (const WideTile tile : wide_tiles) {
-    const std::int64_t side = columns_of(tile);
-    for (const Form& form : transposes()) {
-      for (const DType out : {DType::bf16, DType::f32}) {
-        SCOPED_TRACE(fmt::format("n {}, {} to {}", side, text(form, {m, n, k}), name_of(out)));
-        Guarded a = random_normal(DType::bf16, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
-        Guarded b = random_normal(DType::bf16, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
-        Guarded c = random_normal(out, {m, n}, 3);
-        OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
-        device->reset_counters();
-        simt::run_sm90(
-            *stream,
-            Gemm{.a = a_d,
-                 .b = b_d,
-                 .c = c_d,
-                 .transpose_a = form.transpose_a,
-                 .transpose_b = form.transpose_b,
-                 .accumulate = out == DType::f32 ? Accumulate::add : Accumulate::overwrite},
-            tile);
-        stream->synchronize();
-        const simt::Counters& count = device->counters();
-        EXPECT_EQ(count.tensor_flops, std::uint64_t{2 * m * n * k});
-        EXPECT_EQ(count.tensor_load_bytes,
-                  static_cast<std::uint64_t>((m / 128) * (n / side) * (128 + side) * k * 2));
-        EXPECT_EQ(count.stores.bytes, 0u);
-        // And the mbarriers' first states.
-        EXPECT_NEAR(static_cast<double>(count.shared_stores.bytes),
-                    static_cast<double>(m * n) * static_cast<double>(size_of(out)), 512);
-        EXPECT_EQ(count.shared_stores.excess(), 0u);
-      }
-    }
-  }
-}
-
 // Products of many large tiles, with every kernel that this GPU has. A device reads its kernel when it
 // computes its first product of bf16, here an empty one.
 TEST(GemmOnGpu, LargeProductsWithEveryKernel) {
@@ -348,41 +271,6 @@ TEST(GemmOnGpu, LargeProductsWithEveryKernel) {
     check(DType::f32, {264, 392, 4200}, {form.transpose_a, form.transpose_b, Accumulate::add},
           Values::integers);
   }
-}
-
-// What the products of a router move: operands and result once, in whole sectors. (The emulator counts a
-// wavefront for each eight lanes that read 16 bytes, also where all read the same: those stay uncounted.)
-TEST(GemmEmulated, NarrowProductsMoveWhatTheyMust) {
-  const auto device = make_policy_device({.counting = simt::Counting::on, .multiprocessors = 2});
-  const auto stream = device->make_stream();
-  const auto count = [&](const Size& size, const Form& form) {
-    const auto [m, n, k] = size;
-    Guarded a = random_normal(DType::f32, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
-    Guarded b = random_normal(DType::f32, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
-    Guarded c(DType::f32, {m, n});
-    OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
-    device->reset_counters();
-    run(*stream, Gemm{.a = a_d,
-                      .b = b_d,
-                      .c = c_d,
-                      .transpose_a = form.transpose_a,
-                      .transpose_b = form.transpose_b});
-    stream->synchronize();
-    return device->counters();
-  };
-  // Logits: the weights are read once a tile of rows.
-  const simt::Counters logits = count({256, 8, 64}, {Transpose::no, Transpose::yes});
-  EXPECT_EQ(logits.loads.bytes, 4u * (256 * 64 + 2 * 8 * 64));
-  EXPECT_EQ(logits.loads.sectors, logits.loads.ideal_sectors);
-  EXPECT_EQ(logits.stores.bytes, 4u * 256 * 8);
-  EXPECT_EQ(logits.stores.sectors, logits.stores.ideal_sectors);
-  EXPECT_EQ(logits.shared_stores.excess(), 0u);
-  // The weights' gradient, in four slices, whose sums are written and read again.
-  const simt::Counters gradient = count({8, 128, 1024}, {Transpose::yes, Transpose::no});
-  EXPECT_EQ(gradient.loads.bytes, 4u * (8 * 1024 + 128 * 1024 + 4 * 8 * 128));
-  EXPECT_EQ(gradient.loads.sectors, gradient.loads.ideal_sectors);
-  EXPECT_EQ(gradient.stores.bytes, 4u * (4 * 8 * 128 + 8 * 128));
-  EXPECT_EQ(gradient.stores.sectors, gradient.stores.ideal_sectors);
 }
 
 TEST(GemmErrors, AnUnknownKernelIsRefused) {

@@ -153,14 +153,14 @@ TEST_P(Patchify, OrdersTilesPatchesAndColours) {
   }
   Guarded patches(dtype, {tile_rows * tile_cols, grid * grid, 3 * patch * patch});
   OnDevice x_d(stream(), x), patches_d(stream(), patches);
-  run_and_download(stream(),
-                   NormalisePatchify{.x = x_d,
-                                     .height = height,
-                                     .width = width,
-                                     .side = side,
-                                     .patch = patch,
-                                     .patches = patches_d},
-                   {&patches_d});
+  run_repeatedly(stream(),
+                 NormalisePatchify{.x = x_d,
+                                   .height = height,
+                                   .width = width,
+                                   .side = side,
+                                   .patch = patch,
+                                   .patches = patches_d},
+                 {&patches_d});
 
   const double mean[] = {0.48145466, 0.4578275, 0.40821073};
   const double std[] = {0.26862954, 0.26130258, 0.27577711};

@@ -85,15 +85,22 @@ unsigned stated_blocks(const std::string& module, const std::string& mangled) {
   return at < body ? number_after(module, ".minnctapersm", at) : 1;
 }
 
-// All modules of the build, compiled once more.
+// The paths in a file, one a line.
+std::vector<std::string> paths_in(const std::string& file) {
+  std::vector<std::string> out;
+  std::ifstream list(file);
+  for (std::string path; std::getline(list, path);)
+    if (!path.empty()) out.push_back(path);
+  return out;
+}
+
+// Modules, compiled once more.
 class Compilation {
  public:
-  Compilation(const std::string& modules, const std::string& reports, const std::string& ptxas)
+  Compilation(const std::vector<std::string>& modules, const LaunchRecords& launches,
+              const std::string& ptxas)
       : version_(word_after(output_of(ptxas + " --version"), ", V")) {
-    const LaunchRecords launches = read_reports(reports);
-    std::ifstream list(modules);
-    for (std::string path; std::getline(list, path);)
-      if (!path.empty()) compile(path, ptxas, launches);
+    for (const std::string& path : modules) compile(path, ptxas, launches);
     std::ranges::sort(kernels_, {}, [](const Resources& r) { return std::tie(r.kernel, r.arch); });
   }
 
@@ -142,7 +149,7 @@ class KernelResources : public ::testing::Test {
     const char* const ptxas = std::getenv("ORCHARD_PTXAS");
     if (!modules || !reports || !ptxas)
       GTEST_SKIP() << "no PTX to look at: the build has no nvcc, or CTest does not run";
-    static const Compilation once(modules, reports, ptxas);
+    static const Compilation once(paths_in(modules), read_reports(reports), ptxas);
     compilation_ = &once;
     ASSERT_GT(once.kernels().size(), 0u);
   }
@@ -159,6 +166,16 @@ TEST_F(KernelResources, NothingLiesInLocalMemory) {
 
 TEST_F(KernelResources, NoProductWaitsForThoseItShouldOverlap) {
   EXPECT_EQ(compilation().serialised(), "");
+}
+
+// Else the two tests above could not fail: the words that they look for are ptxas's own.
+TEST_F(KernelResources, WhatPtxasSaysOfFaultyKernelsIsUnderstood) {
+  const Compilation faulty({std::getenv("ORCHARD_FAULTY_PTX")}, {}, std::getenv("ORCHARD_PTXAS"));
+  ASSERT_EQ(faulty.kernels().size(), 2u);
+  EXPECT_EQ(faulty.kernels()[0].local_bytes, 64u) << faulty.kernels()[0].kernel;  // keeps_an_array
+  EXPECT_EQ(faulty.kernels()[1].local_bytes, 0u) << faulty.kernels()[1].kernel;
+  EXPECT_NE(faulty.serialised().find("in function 'serialised'"), std::string::npos)
+      << faulty.serialised();
 }
 
 TEST_F(KernelResources, AsManyBlocksFitAsTheKernelStates) {

@@ -150,6 +150,10 @@ TEST(PtxText, Elect) {
   EXPECT_EQ(inline_ptx("election"), (Lines{"elect.sync _|p, 0xffffffff;", "selp.u32 ?, 1, 0, p;"}));
 }
 
+TEST(PtxText, Exp2) {
+  EXPECT_EQ(inline_ptx("exponential"), (Lines{"ex2.approx.ftz.f32 m0, p1;"}));
+}
+
 TEST(PtxText, BulkCopies) {
   EXPECT_EQ(inline_ptx("bulk_copies"),
             (Lines{"cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "

@@ -263,6 +263,8 @@ TEST_P(CopyEngineResults, BytesMakeARoundTrip) {
   out_d.download();
   stream_->synchronize();
   for (int i = 0; i < 128; ++i) EXPECT_EQ(out.at(i), static_cast<float>(in.at(i)) + 1.0f);
+  EXPECT_EQ(device_->counters().tensor_load_bytes, 512u);
+  EXPECT_EQ(device_->counters().tensor_store_bytes, 512u);
 }
 
 TEST_P(CopyEngineResults, BoxesOfManyBlocksAddUpInsideTheTensorAlone) {
@@ -274,6 +276,7 @@ TEST_P(CopyEngineResults, BoxesOfManyBlocksAddUpInsideTheTensorAlone) {
   sums_d.download();
   stream_->synchronize();
   for (int i = 0; i < sums.size(); ++i) EXPECT_EQ(sums.at(i), 3.0);
+  EXPECT_EQ(device_->counters().tensor_store_bytes, 3u * 50 * 56 * 2);
 }
 
 TEST_P(CopyEngineResults, MulticastReachesEveryBlock) {

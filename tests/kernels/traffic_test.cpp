@@ -2,7 +2,7 @@
 // full sectors. Counts are exact, so they hold on every GPU whose caches keep what is small and
 // shared: sectors of requests for kernels that ask for everything once, first touches of DRAM (which take
 // each launch's caches as empty at its start) for those that ask again for what the caches have.
-#include <list>
+#include "tests/kernels/traffic_test.h"
 
 #include "kernels/activation/activation.h"
 #include "kernels/convolution/convolution.h"
@@ -14,90 +14,9 @@
 #include "kernels/optimizer/optimizer.h"
 #include "kernels/permute/permute.h"
 #include "kernels/router/router.h"
-#include "kernels/simt/simt_device.h"
-#include "tests/kernels/op_test.h"
-#include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
 namespace {
-
-class Traffic : public ::testing::Test {
- protected:
-  // A tensor of zeros.
-  Tensor tensor(DType dtype, Shape shape) {
-    const auto bytes = static_cast<std::size_t>(shape.numel()) * size_of(dtype);
-    const Tensor made = buffers_.emplace_back(*device_, bytes).tensor(dtype, shape);
-    stream_->fill_zero(made);
-    return made;
-  }
-  Tensor bf16s(Shape shape) { return tensor(DType::bf16, shape); }
-  Tensor floats(Shape shape) { return tensor(DType::f32, shape); }
-
-  Tensor words(const std::vector<int>& values) {
-    const Shape shape = {static_cast<std::int64_t>(values.size())};
-    const Tensor made = tensor(DType::i32, shape);
-    stream_->copy(made, integers_.emplace_back(integers(shape, values)));
-    return made;
-  }
-
-  template <class Operation>
-  simt::Counters count(const Operation& op) {
-    stream_->synchronize();
-    device_->reset_counters();
-    run(*stream_, op);
-    stream_->synchronize();
-    return device_->counters();
-  }
-
-  // `op` reads and writes these numbers of bytes, and at most this share more: partial sums,
-  // statistics and what each block reads again because it is small. The caches serve most of that.
-  template <class Operation>
-  void expect_bytes(const Operation& op, std::size_t loaded, std::size_t stored,
-                    double excess = 0.05) {
-    const simt::Counters counters = count(op);
-    const std::uint64_t compulsory = loaded + stored;
-    const std::uint64_t moved = 32 * (counters.loads.sectors + counters.stores.sectors);
-    EXPECT_GE(moved, compulsory);
-    EXPECT_LE(static_cast<double>(moved), (1 + excess) * static_cast<double>(compulsory))
-        << "loads " << 32 * counters.loads.sectors << " of " << loaded << ", stores "
-        << 32 * counters.stores.sectors << " of " << stored;
-  }
-
-  // As above, and of all accesses none touches a sector that a packed one would not.
-  template <class Operation>
-  void expect_packed_bytes(const Operation& op, std::size_t loaded, std::size_t stored) {
-    expect_bytes(op, loaded, stored);
-    const simt::Counters counters = count(op);
-    EXPECT_LE(counters.loads.sectors, counters.loads.ideal_sectors);
-    EXPECT_LE(counters.stores.sectors, counters.stores.ideal_sectors);
-  }
-
-  // DRAM sees these numbers of bytes, and at most this share more. Requests touch few more sectors than
-  // packed ones would: `loose` more.
-  template <class Operation>
-  void expect_dram(const char* name, const Operation& op, std::size_t loaded, std::size_t stored,
-                   double excess = 0.05, double loose = 0.05) {
-    const simt::Counters counters = count(op);
-    const auto compulsory = static_cast<double>(loaded + stored);
-    EXPECT_GE(counters.dram.bytes(), loaded + stored) << name;
-    EXPECT_LE(static_cast<double>(counters.dram.bytes()), (1 + excess) * compulsory)
-        << name << ": reads " << counters.dram.read_bytes << " of " << loaded << ", writes "
-        << counters.dram.written_bytes << " of " << stored;
-    const auto expect_packed = [&](const simt::AccessCounters& direction, const char* what) {
-      EXPECT_LE(static_cast<double>(direction.sectors),
-                (1 + loose) * static_cast<double>(direction.ideal_sectors))
-          << name << ' ' << what;
-    };
-    expect_packed(counters.loads, "loads");
-    expect_packed(counters.stores, "stores");
-  }
-
- private:
-  std::list<Guarded> integers_;  // copied when the stream gets there
-  std::unique_ptr<SimtDevice> device_ = make_policy_device({.counting = simt::Counting::on});
-  std::list<Buffer> buffers_;
-  std::unique_ptr<Stream> stream_ = device_->make_stream();
-};
 
 TEST_F(Traffic, OfPointwiseOperationsIsTheirOperands) {
   const Shape shape = {16, 4096};
@@ -423,6 +342,22 @@ TEST_F(Traffic, OfCrossEntropyIsEachLogitOnceWhileARowFitsSharedMemory) {
       CrossEntropy{
           .logits = logits, .targets = targets, .losses = losses, .d_logits = bf16s({4, 16384})},
       4 * n, 2 * n);
+}
+
+// What of a row shared memory does not hold is read again, which finds it in the L2: DRAM sees it once.
+TEST_F(Traffic, OfCrossEntropyOfLongRowsIsEachLogitOnceFromDram) {
+  const std::int64_t rows = 4, vocab = 49152;
+  const std::size_t n = rows * vocab, words_of_rows = 4 * rows;
+  const Tensor logits = floats({rows, vocab}), targets = tensor(DType::i32, {rows});
+  CrossEntropy op{.logits = logits, .targets = targets, .losses = floats({rows})};
+  expect_dram("CrossEntropy", op, 4 * n + words_of_rows, words_of_rows);
+  op.d_logits = bf16s({rows, vocab});
+  expect_dram("CrossEntropy to bf16", op, 4 * n + words_of_rows, 2 * n + words_of_rows);
+  // Half of the row and a little more is asked for twice.
+  const std::size_t again = rows * (vocab - 24 * 1024 + 64);
+  expect_bytes(op, 4 * (n + again), 2 * n);
+  op.d_logits = logits;
+  expect_dram("CrossEntropy in place", op, 4 * n + words_of_rows, 4 * n + words_of_rows);
 }
 
 TEST_F(Traffic, OfOptimizersIsWhatTheirHeadersSay) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <csignal>
 #include <fstream>
+#include <optional>
 #include <thread>
 
 #include "comm/flight_recorder.h"
@@ -15,6 +16,7 @@
 #include "tests/data/corpus.h"
 #include "tests/data/scratch.h"
 #include "tests/launch/program.h"
+#include "train/checkpoint_folder.h"
 #include "train/observers.h"
 #include "train/run_lock.h"
 #include "train/trainer.h"
@@ -158,41 +160,100 @@ TEST_F(Mishap, ALossThatIsNotFiniteEndsAllRanksWithoutACheckpoint) {
   }
 }
 
-// What becomes of the job when rank 1 gets this signal in the middle of training.
-Outcome signalled(const fs::path& run, const std::string& arguments, int signal) {
+// What becomes of the job when rank 1 gets this signal in the middle of training, and the newest
+// checkpoint that there was when it did.
+struct Signalled {
+  Outcome outcome;
+  fs::path checkpoint;
+  std::vector<std::uint8_t> bytes;
+};
+Signalled signalled(const fs::path& run, const std::string& arguments, int signal) {
+  Signalled result;
   std::jthread sender([&](const std::stop_token& ended) {
-    const auto begun = [&] { return !fs::is_empty(run / "checkpoints"); };
     while (!ended.stop_requested()) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
-      if (!fs::exists(run / "checkpoints") || !begun()) continue;
+      const std::optional<fs::path> newest = CheckpointFolder(run).latest();
+      if (!newest) continue;
+      result.checkpoint = *newest;
+      result.bytes = read_file(*newest);
       ::kill(FlightFile(flight_file(run / "rings", 1)).pid(), signal);
       return;
     }
   });
-  return orchard_on_two_ranks(arguments);
+  result.outcome = orchard_on_two_ranks(arguments);
+  sender.request_stop();
+  sender.join();
+  return result;
 }
 
 TEST_F(Mishap, ARankThatDiesOrStopsIsNamedAndLeavesWholeCheckpoints) {
   const std::string endless = arguments(
-      "--set run.checkpoint_every=20 --set run.hang_timeout=10 --set stage1.steps=1000000");
+      "--set run.checkpoint_every=20 --set run.keep_checkpoints=1000 --set run.hang_timeout=10 "
+      "--set stage1.steps=1000000");
   struct {
     int signal;
     const char* how;
   } cases[] = {{SIGKILL, "ended without a word"}, {SIGSTOP, "gives no sign of life"}};
   for (const auto& [signal, how] : cases) {
-    const Outcome outcome = signalled(run_, endless, signal);
+    const auto [outcome, checkpoint, bytes] = signalled(run_, endless, signal);
     EXPECT_NE(outcome.code, 0);
     EXPECT_LT(outcome.seconds, soon);
     EXPECT_THAT(outcome.output, AllOf(HasSubstr("orchard: rank 1 (pp0 dp1 tp0 |"), HasSubstr(how),
                                       ContainsRegex("[0-9]+ of group (dp|world)")));
-    for (const auto& entry : fs::directory_iterator(run_ / "checkpoints")) {
-      if (entry.path().extension() != ".h5") continue;  // one that was being written
-      EXPECT_EQ(orchard_alone("inspect --verify " + entry.path().string()).code, 0);
-    }
+    ASSERT_FALSE(bytes.empty()) << "there was no checkpoint to be harmed";
+    EXPECT_TRUE(read_file(checkpoint) == bytes) << checkpoint << " has changed";
+    const std::optional<fs::path> last = CheckpointFolder(run_).latest();
+    ASSERT_TRUE(last);
+    EXPECT_EQ(orchard_alone("inspect --verify " + last->string()).code, 0);
+    const Outcome resumed =
+        train(fmt::format("--resume --stage 1 --stop-after 1 {}",
+                          endless.substr(endless.find("--set run.checkpoint"))));
+    EXPECT_EQ(resumed.code, 0) << resumed.output;
     EXPECT_THAT(orchard_alone("inspect " + flight_file(run_ / "rings", 1).string()).output,
                 AllOf(HasSubstr("rank 1"), HasSubstr("reduce-scatter"), HasSubstr("world")));
     fs::remove_all(run_);
   }
+}
+
+// The other rank would wait for its answers for ever.
+TEST_F(Mishap, ARankThatStopsWhileAModelIsAskedIsNamed) {
+  ASSERT_EQ(orchard_on_two_ranks(arguments("--stage 1")).code, 0);
+  {
+    std::ofstream requests(scratch_ / "requests");
+    for (int i = 0; i < 200'000; ++i) requests << R"({"tokens": [1, 30, 31, 32]})" << '\n';
+  }
+  const std::string score =
+      fmt::format("score --run-folder {} --input {} --tp 2 --set run.hang_timeout=10",
+                  run_.string(), (scratch_ / "requests").string());
+  const auto rings = [&] {
+    for (const auto& entry : fs::directory_iterator(run_))
+      if (entry.path().filename().string().starts_with("rings-asking-")) return entry.path();
+    return fs::path();
+  };
+  std::jthread sender([&](const std::stop_token& ended) {
+    while (!ended.stop_requested()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      const fs::path ring = flight_file(rings(), 1);
+      if (!FlightFile::is_one(ring)) continue;
+      const FlightFile file(ring);
+      if (file.read().operations.size() < 1000) continue;
+      ::kill(file.pid(), SIGSTOP);
+      return;
+    }
+  });
+  const Outcome outcome = orchard_on_two_ranks(score);
+  EXPECT_NE(outcome.code, 0);
+  EXPECT_LT(outcome.seconds, soon);
+  EXPECT_THAT(outcome.output,
+              AllOf(HasSubstr("orchard: rank 1 (pp0 dp0 tp1 |"), HasSubstr("gives no sign of life"),
+                    ContainsRegex("[0-9]+ of group tp")));
+  // The rings of those that failed stay; those of a command that ended are gone.
+  ASSERT_TRUE(fs::exists(rings() / "verdict.txt"));
+  fs::remove_all(rings());
+  const Outcome answered = orchard_on_two_ranks(
+      fmt::format("generate a --plain --tokens 2 --tp 2 --run-folder {}", run_.string()));
+  EXPECT_EQ(answered.code, 0) << answered.output;
+  EXPECT_EQ(rings(), fs::path());
 }
 
 constexpr const char* poisoned_flag = "--poisoned-rank";

@@ -4,9 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <optional>
+#include <regex>
 
 #include "data/atomic_file.h"
 #include "launch/ini.h"
+#include "launch/run_summary.h"
 #include "launch/suggest.h"
 #include "launch/validate.h"
 #include "tests/data/scratch.h"
@@ -208,7 +211,7 @@ INSTANTIATE_TEST_SUITE_P(
         Misfit{"stage2.sequence_length", "80", "5 tiles of 16 rows, 80 in all"},
         Misfit{"stage3.sequence_length", "160", "10 tiles of 16 rows, 160 in all"},
         Misfit{"stage3.min_tiles", "10", "must be at most stage3.max_tiles = 9"},
-        Misfit{"stage2.global_batch", "1", "must be a multiple of run.micro_batch"},
+        Misfit{"stage2.global_batch", "0", "must be"},
         Misfit{"stage1.warmup", "100000", "longer than the stage, stage1.steps"},
         Misfit{"stage3.mixture", "everything", "there is no mixture 'everything'"},
         Misfit{"stage1.beta2", "1", "below 1"},
@@ -220,12 +223,22 @@ INSTANTIATE_TEST_SUITE_P(
         Misfit{"moe.every", "5", "no layer would be sparse with decoder.layers = 4"},
         Misfit{"connector.hidden", "0", "must be positive"}));
 
-TEST(Ranks, MicroBatchesMustDivideEvenly) {
-  const ResolvedRun run({.recipe = "tiny"});  // 32 sequences in micro-batches of 8
-  for (const int ranks : {1, 2, 4}) EXPECT_NO_THROW(validate_ranks(run, ranks));
+TEST(Ranks, TheGlobalBatchMustDivideEvenly) {
+  const ResolvedRun run({.recipe = "tiny"});  // 32 sequences, at most 8 a forward pass
+  for (const int ranks : {1, 2, 4, 8, 16, 32}) EXPECT_NO_THROW(validate_ranks(run, ranks));
   EXPECT_THAT(message_of([&] { validate_ranks(run, 3); }),
-              AllOf(HasSubstr("stage1.global_batch = 32"), HasSubstr("run.micro_batch = 8"),
-                    HasSubstr("3 ranks")));
+              AllOf(HasSubstr("stage1.global_batch = 32"), HasSubstr("3 ranks"),
+                    HasSubstr("nearest possible layout of 3 ranks is tp 1, pp 3")));
+}
+
+// As many ranks as sequences, though its micro-batches are of 4 on few.
+TEST(Ranks, MicroBatchesShrinkWithTheShareOfAReplica) {
+  const ResolvedRun run({.recipe = "nano-moe"});
+  for (const int ranks : {1, 2, 4, 8}) EXPECT_NO_THROW(validate_ranks(run, ranks)) << ranks;
+  const RunConfig config = run.config();
+  EXPECT_THAT(run_summary(config, 1), HasSubstr("2 micro-batches of 4 sequences a replica"));
+  EXPECT_THAT(run_summary(config, 4), HasSubstr("1 micro-batches of 2 sequences a replica"));
+  EXPECT_THAT(run_summary(config, 8), HasSubstr("1 micro-batches of 1 sequences a replica"));
 }
 
 TEST(Ranks, TheLayoutMustBePossible) {
@@ -240,13 +253,83 @@ TEST(Ranks, TheLayoutMustBePossible) {
   EXPECT_THAT(message({given("layout.tp", "16")}, 16),
               AllOf(HasSubstr("tp 16"), HasSubstr("heads"), HasSubstr("nearest possible layout")));
   EXPECT_THAT(message({given("layout.ep", "2")}, 2), HasSubstr("no experts"));
-  EXPECT_THAT(message({given("layout.tp", "2")}, 16),
+  EXPECT_EQ(message({given("layout.tp", "2")}, 16), "");  // of 4 sequences
+  EXPECT_THAT(message({given("layout.tp", "2")}, 6),
               AllOf(HasSubstr("stage1.global_batch = 32"), HasSubstr("layout.tp = 2")));
   EXPECT_THAT(
       message_of([] {
         ResolvedRun({.recipe = "tiny", .command_line = {given("layout.order", "tp-dp-pp")}});
       }),
       HasSubstr("each once"));
+}
+
+// The layout that a refusal of `settings` proposes; nothing where it proposes none.
+std::optional<std::vector<Setting>> proposal(const std::string& message) {
+  static const std::regex nearest(
+      "nearest possible layout of \\d+ ranks is tp (\\d+), pp (\\d+), ep (\\d+), etp (\\d+), "
+      "order ([a-z-]+)(, tp-chunks (\\d+))?");
+  std::smatch found;
+  if (!std::regex_search(message, found, nearest)) return {};
+  return std::vector<Setting>{given("layout.tp", found[1]),
+                              given("layout.pp", found[2]),
+                              given("layout.ep", found[3]),
+                              given("layout.etp", found[4]),
+                              given("layout.order", found[5]),
+                              given("layout.tp_chunks", found[7].matched ? found.str(7) : "1")};
+}
+
+// Whatever is refused, and by whichever rule, what the refusal proposes is taken. Both stages' batches
+// count, and so does a vocabulary that only the training set tells.
+TEST(Ranks, TheNearestLayoutIsAccepted) {
+  const Scratch folder;
+  write_file(folder / "small.ini", small_recipe);
+  const std::vector<Setting> recipe{given("stage2.global_batch", "12"),
+                                    given("decoder.vocabulary", "0")};
+  constexpr std::int64_t vocabulary = 1002;  // which 4 does not divide
+  int proposed = 0, of_batches = 0, of_vocabulary = 0;
+  for (int ranks = 1; ranks <= 12; ++ranks) {
+    for (const int tp : {1, 2, 3, 4}) {
+      for (const int pp : {1, 2, 3}) {
+        for (const int chunks : {1, 4}) {
+          const auto run_with = [&](const std::vector<Setting>& layout) {
+            std::vector<Setting> all = recipe;
+            all.push_back(given("layout.schedule", "interleaved"));
+            all.push_back(given("layout.pipeline_chunks", std::to_string(chunks)));
+            all.insert(all.end(), layout.begin(), layout.end());
+            return ResolvedRun(
+                {.recipe = (folder / "small.ini").string(), .command_line = std::move(all)});
+          };
+          const auto refusal = [&](const ResolvedRun& run) {
+            return message_of([&] {
+              validate_ranks(run, ranks);
+              validate_vocabulary(run, vocabulary, ranks);
+            });
+          };
+          std::vector<Setting> asked{given("layout.tp", std::to_string(tp)),
+                                     given("layout.pp", std::to_string(pp)),
+                                     given("layout.tp_chunks", tp > 1 ? "60" : "1")};
+          // The layout proposed may miss only what was not known when it was: the vocabulary.
+          for (int tries = 0; tries < 2; ++tries) {
+            const std::string message = refusal(run_with(asked));
+            const auto nearest = proposal(message);
+            if (!nearest) break;
+            ++proposed;
+            of_batches += message.find("global_batch") != message.npos;
+            of_vocabulary += message.find("vocabulary") != message.npos;
+            EXPECT_EQ(message_of([&] { validate_ranks(run_with(*nearest), ranks); }), "")
+                << message;
+            if (message.find("vocabulary") != message.npos) {
+              EXPECT_EQ(refusal(run_with(*nearest)), "") << message;
+            }
+            asked = *nearest;
+          }
+        }
+      }
+    }
+  }
+  EXPECT_GT(proposed, 50);
+  EXPECT_GT(of_batches, 5);
+  EXPECT_GT(of_vocabulary, 0);
 }
 
 TEST(Vocabulary, TheTokenizersMustFit) {

@@ -4,6 +4,7 @@
 
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <regex>
 
 #include "data/atomic_file.h"
 #include "tests/data/corpus.h"
@@ -37,6 +38,14 @@ side = 14
 mixture = equal
 peak_lr = 1e-3
 )";
+
+// Of a schedule in the table that `orchard plan` prints.
+double peak_saved(const std::string& table, const std::string& schedule) {
+  const std::size_t line = table.find('\n' + schedule);
+  require(line != std::string::npos, "no {} in {}", schedule, table);
+  const std::string row = table.substr(line + 1, table.find('\n', line + 1) - line - 1);
+  return std::stod(row.substr(row.rfind(' ')));
+}
 
 class PipelineProgram : public ::testing::Test {
  protected:
@@ -107,7 +116,7 @@ TEST_F(PipelineProgram, WhatCannotBeIsRefusedByName) {
       {"--pp 2 --schedule zbv", {"layout.schedule = zbv (--schedule)", "zb-h1 | zb-v"}},
       {"--pp 2 --pipeline-chunks 2", {"schedule 1f1b has 1 chunk a rank, not 2"}},
       {"--pp 2 --schedule interleaved --pipeline-chunks 4",
-       {"pp 2 x 4 chunks = 8 stages", "7 blocks", "nearest possible layout"}},
+       {"pp 2 x 4 chunks = 8 stages", "7 blocks", "with 3 pipeline chunks a rank"}},
       {"--pp 2 --stage-blocks 3,3", {"stage_blocks 3,3 are 6 in all", "a chain of 7 blocks"}},
       {"--pp 2 --stage-blocks 3,2,2", {"are of 3 stages, and the pipeline has 2"}},
       {"--pp 2 --stage-blocks 7,0", {"layout.stage_blocks = 7,0 (--stage-blocks)"}},
@@ -176,6 +185,14 @@ TEST_F(PipelineProgram, APlanShowsWhatBlocksCost) {
   EXPECT_EQ(measured.code, 0) << measured.output;
   EXPECT_THAT(measured.output, AllOf(HasSubstr("forward ms"), HasSubstr("cut by time:  blocks 0-"),
                                      HasSubstr("zb-v: 2 stages x 2 chunks, 4 micro-batches")));
+  // What is computed again and kept until the weight halves belongs to the plan.
+  write_file(scratch_ / "small.ini", std::regex_replace(recipe, std::regex("\\[decoder\\]"),
+                                                        "[decoder]\nrecompute = blocks"));
+  const Outcome again = orchard_alone(blocks);
+  EXPECT_EQ(again.code, 0) << again.output;
+  EXPECT_LT(peak_saved(again.output, "1f1b"), peak_saved(counted.output, "1f1b"));
+  EXPECT_GT(peak_saved(again.output, "zb-h1"), peak_saved(again.output, "1f1b"));
+
   const std::pair<std::string, std::string> wrong[] = {
       {"plan --measure", "--measure: name the run's blocks with --run or --recipe"},
       {"plan --run nowhere", "--run nowhere: has no resolved.ini"},

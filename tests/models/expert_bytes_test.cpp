@@ -24,6 +24,7 @@ class ExpertBytes : public ::testing::Test {
     device_ = make_cpu_device({.threads = 1});
   }
 
+  // Counts in `ways_` which way the rows went.
   void expect_formula(const LayerCase& c) {
     SCOPED_TRACE(c.to_string());
     if (world_->rank() >= c.ranks || world_->size() < c.ranks) return;
@@ -67,12 +68,15 @@ class ExpertBytes : public ::testing::Test {
     EXPECT_EQ(node.calls, expected.by_node ? 8 * c.options.chunks : 0);
     EXPECT_EQ(gathers.calls, 1) << "one exchange of counts";
     const std::int64_t size = of_layer.size();
-    const std::int64_t counts = experts / c.layout.expert * size + 1 +
-                                (expected.by_node ? layer.dispatcher().placement().nodes() + 1 : 0);
+    const std::int64_t counts =
+        experts / c.layout.expert * size + 1 +
+        (expected.may_be_by_node ? layer.dispatcher().placement().nodes() + 1 : 0);
     EXPECT_EQ(gathers.bytes, size * c.options.chunks * counts * f32_bytes);
+    if (expected.may_be_by_node) ++(expected.by_node ? ways_.by_node : ways_.direct);
   }
 
   struct Expected {
+    bool may_be_by_node = false;  // there are nodes to choose between
     bool by_node = false;
     std::int64_t layer = 0, node = 0, tensor = 0;
   };
@@ -120,8 +124,18 @@ class ExpertBytes : public ::testing::Test {
           found.push_back(node_of(place));
       return found;
     }();
-    expected.by_node = c.options.dispatch == ExpertDispatch::by_node && nodes.size() > 1 &&
-                       static_cast<int>(nodes.size()) < group.size();
+    expected.may_be_by_node = c.options.dispatch != ExpertDispatch::direct && nodes.size() > 1 &&
+                              static_cast<int>(nodes.size()) < group.size();
+    expected.by_node = expected.may_be_by_node;
+    if (c.options.dispatch == ExpertDispatch::automatic) {
+      // The mean message of a rank to one of another node is small.
+      std::int64_t between = 0, pairs = 0;
+      for (const Row& row : rows) between += node_of(row.owner) != node_of(row.holder);
+      for (int from = 0; from < group.size(); ++from)
+        for (int to = 0; to < group.size(); ++to) pairs += node_of(from) != node_of(to);
+      expected.by_node &= between * hidden * f32_bytes <
+                          c.options.small_message_bytes * std::max<std::int64_t>(pairs, 1);
+    }
     // The rank of `node` that talks to `other`: they take turns in the order of the nodes.
     const auto gateway = [&](int node, int other) {
       const std::vector<int> here = members_of(node);
@@ -177,8 +191,13 @@ class ExpertBytes : public ::testing::Test {
     return expected;
   }
 
+  struct Ways {
+    int direct = 0, by_node = 0;
+  };
+
   std::unique_ptr<Communicator> world_;
   std::unique_ptr<Device> device_;
+  Ways ways_;
 };
 
 TEST_F(ExpertBytes, FollowFromTheRouting) {
@@ -200,6 +219,35 @@ TEST_F(ExpertBytes, FollowFromTheRouting) {
     }
   }
   EXPECT_GE(cases, 40);
+}
+
+// The size of the messages decides: the bytes of either way say which one was taken.
+TEST_F(ExpertBytes, FollowFromTheWayThatMessagesOfTheirSizeTake) {
+  const auto run = [&](std::int64_t small_message_bytes) {
+    ways_ = {};
+    for (const auto& [ranks, tp, ep] : {std::tuple{4, 1, 4}, {4, 2, 4}, {8, 2, 8}, {8, 1, 4}}) {
+      for (const std::int64_t length : {40, 7}) {
+        expect_formula({.layout = {.tensor = tp, .expert = ep},
+                        .ranks = ranks,
+                        .micro_batches = {{{length, 3 * length}, 3}, {{2 * length}, 0}},
+                        .sequence_parallel = SequenceParallel::yes,
+                        .options = {.dispatch = ExpertDispatch::automatic,
+                                    .small_message_bytes = small_message_bytes}});
+      }
+    }
+    // Of all ranks: one alone may have messages of one size.
+    double all[] = {static_cast<double>(ways_.direct), static_cast<double>(ways_.by_node)};
+    world_->sum_on_host(all);
+    return Ways{static_cast<int>(all[0]), static_cast<int>(all[1])};
+  };
+  if (world_->size() < 4) GTEST_SKIP() << "needs two nodes of two ranks";
+  const Ways one = run(1), any = run(1 << 30), some = run(5000);
+  EXPECT_EQ(one.by_node, 0);
+  EXPECT_GT(one.direct, 0);
+  EXPECT_EQ(any.direct, 0);
+  EXPECT_GT(any.by_node, 0);
+  EXPECT_GT(some.direct, 0);
+  EXPECT_GT(some.by_node, 0);
 }
 
 }  // namespace

@@ -340,6 +340,30 @@ TEST_F(ExpertParallel, TheComparisonSeesEveryLostMessage) {
   }
 }
 
+// By node, each of dispatch, collect, distribute and collect takes three hops: inside the node,
+// between nodes, inside the node.
+TEST_F(ExpertParallel, TheComparisonSeesEveryLostHop) {
+  const LayerCase c{.layout = layout_of(1, 4, 1),
+                    .ranks = 4,
+                    .micro_batches = {{{17, 40}, 3}, {{33, 1, 9}, 2}},
+                    .options = {.dispatch = ExpertDispatch::by_node}};
+  const auto group = first_ranks(4, 2);
+  if (!group) return;
+  const LayerResult alone = run_alone(*device_, c, 4);
+  for (const auto& [name, calls] : {std::pair{"ep-etp", 4}, {"ep-etp of a node", 8}}) {
+    for (int call = 0; call <= calls; ++call) {
+      Fault fault{
+          .group = name, .op = CommOp::all_to_all, .kind = FaultKind::half_empty, .call = call};
+      FaultyCommunicator world(*group, fault);
+      const LayerResult result = run_on_ranks(*device_, c, world, alone);
+      double seen[] = {static_cast<double>(differing(c, result, alone).size())};
+      group->sum_on_host(seen);
+      EXPECT_EQ(fault.seen, calls) << name << ": so many hops";
+      EXPECT_EQ(seen[0] > 0, call < calls) << name << ", hop " << call;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace orchard::testing
 

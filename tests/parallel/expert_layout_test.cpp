@@ -97,6 +97,35 @@ class ExpertLayouts : public ::testing::Test {
   static inline std::unique_ptr<Communicator> world_;
 };
 
+// What no tolerance covers.
+TEST_F(ExpertLayouts, TheComparisonSeesChoicesDropsAndKeyBiases) {
+  LayoutTask task = sparse_task(1);
+  task.steps.resize(1);
+  const LayoutOutcome reference = reference_of(task);
+  const auto alone = make_single_communicator();
+  const LayoutOutcome right = run(task, {}, *alone, reference);
+  EXPECT_EQ(differences(right, reference, {}), "");
+  const auto expect_seen = [&](const std::string& complaint, auto&& change) {
+    LayoutOutcome wrong = right;
+    change(wrong);
+    const std::string said = differences(wrong, reference, {});
+    EXPECT_NE(said.find(complaint), std::string::npos) << "'" << said << "', not: " << complaint;
+  };
+  expect_seen("0 choices are clear", [](LayoutOutcome& wrong) { wrong.choices = {}; });
+  expect_seen("choices are clear", [](LayoutOutcome& wrong) { wrong.choices.clear = 1; });
+  expect_seen("clear choices are others", [](LayoutOutcome& wrong) { wrong.choices.flipped = 1; });
+  ASSERT_GT(right.losses[0].dropped.at(0), 0);
+  expect_seen("dropped choices",
+              [](LayoutOutcome& wrong) { wrong.losses[0].dropped.at(0) *= 1 + 1e-15; });
+  expect_seen("dropped choices",
+              [](LayoutOutcome& wrong) { wrong.losses[0].expert_dropped.at(0).at(0) += 1e-15; });
+  const std::string attention = "vision.layers.0.attention.";
+  const double terms = norm(right.gradients.at(attention + "wk"));
+  expect_seen("gradient of " + attention + "bk is not zero", [&](LayoutOutcome& wrong) {
+    wrong.gradients.at(attention + "bk").at(0) = static_cast<float>(2e-6 * terms);
+  });
+}
+
 // Dropless and with a capacity, in turn. Meshes of fewer ranks share the cases.
 TEST_F(ExpertLayouts, LossesAndGradientsAreThoseOfOneRank) {
   const LayoutTask tasks[] = {sparse_task(0), sparse_task(1)};

@@ -15,6 +15,9 @@ namespace orchard::testing {
 enum class FaultKind : std::uint8_t {
   missing,  // every rank goes on with what it had
   doubled,  // sums are taken twice
+  // Rows of an all-to-all come without what their first half held: where rows carry their own
+  // addresses behind their values, only so can they still be followed.
+  half_empty,
 };
 
 // The `call`th operation of this kind in groups of this name, from 0 and counted over all of them.
@@ -101,10 +104,12 @@ class FaultyCommunicator final : public Communicator {
   }
 
   Started start_all_to_all(Stream& stream, const AllToAll& rows, Ticket ticket) override {
-    if (fault_.strikes(name(), CommOp::all_to_all)) {
+    const bool strikes = fault_.strikes(name(), CommOp::all_to_all);
+    if (strikes && fault_.kind == FaultKind::missing) {
       stream.fill_zero(rows.receive);
     } else {
       inner_.all_to_all(stream, rows).wait(stream);
+      if (strikes) empty_first_halves(stream, rows.receive);
     }
     return done(ticket);
   }
@@ -129,6 +134,11 @@ class FaultyCommunicator final : public Communicator {
     std::vector<std::int64_t> sent(mine.size() / 8), received(all.size() / 8);
     std::memcpy(sent.data(), mine.data(), mine.size());
     inner_.all_gather_on_host(sent, received);
+    // Lost: what the others have, their sums and maxima too.
+    if (fault_.strikes(name(), CommOp::host)) {
+      std::ranges::fill(received, 0);
+      std::ranges::copy(sent, received.begin() + rank() * std::ssize(sent));
+    }
     std::memcpy(all.data(), received.data(), all.size());
     done(ticket);
   }
@@ -157,6 +167,16 @@ class FaultyCommunicator final : public Communicator {
     Ticket ticket;
     Pending pending;
   };
+
+  // On the CPU.
+  static void empty_first_halves(Stream& stream, Tensor rows) {
+    stream.synchronize();
+    if (rows.numel() == 0) return;
+    const std::size_t row_bytes = rows.size_bytes() / static_cast<std::size_t>(rows.dim(0));
+    auto* const first = static_cast<std::byte*>(rows.raw());
+    for (std::int64_t row = 0; row < rows.dim(0); ++row)
+      std::memset(first + static_cast<std::size_t>(row) * row_bytes, 0, row_bytes / 2);
+  }
 
   static void copy(Stream& stream, Tensor to, ConstTensor from) {
     if (to.raw() != from.raw()) stream.copy(to, from.reshape(to.shape()));

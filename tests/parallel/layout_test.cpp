@@ -173,6 +173,45 @@ TEST(Faults, AMissingOrDoubledCollectiveIsCaught) {
   }
 }
 
+// Two ranks that serve one key-value head add up the gradients of their query heads.
+TEST(Faults, AWrongSumOfASharedKeyValueHeadIsCaught) {
+  const auto world = session->world();
+  if (world->size() < 4) GTEST_SKIP() << "needs four ranks";
+  const auto four = group_of(*world, 4);
+  for (const SequenceParallel rows : {SequenceParallel::no, SequenceParallel::yes}) {
+    Fault none{.group = "tp-replicas-2", .op = CommOp::all_reduce, .call = -1};
+    ASSERT_EQ(differences_with(*four, none, {.tensor = 4}, rows), "") << "without a fault";
+    ASSERT_GT(none.seen, 0);
+    for (const FaultKind kind : {FaultKind::missing, FaultKind::doubled}) {
+      for (int call = 0; call < none.seen / 2; ++call) {
+        Fault fault{.group = none.group, .op = none.op, .kind = kind, .call = call};
+        EXPECT_NE(differences_with(*four, fault, {.tensor = 4}, rows), "")
+            << (kind == FaultKind::missing ? "missing " : "doubled ") << call << " of "
+            << none.seen;
+      }
+    }
+  }
+  world->barrier();
+}
+
+// Losses over data ranks and the gradient norm over all: values that meet on the host.
+TEST(Faults, ALostSumOnTheHostIsCaught) {
+  const auto world = session->world();
+  if (world->size() < 2) GTEST_SKIP() << "needs two ranks";
+  const auto pair = group_of(*world, 2);
+  const std::tuple<std::string, int> sums[] = {{"dp", 1}, {pair->name(), 1}, {pair->name(), 2}};
+  for (const auto& [group, tensor] : sums) {
+    const Layout layout{.tensor = tensor};
+    Fault none{.group = group, .op = CommOp::host, .call = -1};
+    ASSERT_EQ(differences_with(*pair, none, layout, SequenceParallel::yes), "")
+        << "without a fault";
+    ASSERT_EQ(none.seen, 2) << "one a step, group " << group;
+    Fault fault{.group = group, .op = CommOp::host};
+    EXPECT_NE(differences_with(*pair, fault, layout, SequenceParallel::yes), "") << group;
+  }
+  world->barrier();
+}
+
 TEST(Faults, AWrongSplitIsCaught) {
   const auto world = session->world();
   if (world->size() < 2) GTEST_SKIP() << "needs two ranks";

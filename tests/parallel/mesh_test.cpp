@@ -187,8 +187,7 @@ TEST(Layout, ModelsThatDoNotDivideAreRefused) {
                           .expert_ffn = 10,
                           .blocks = 5,
                           .chunks = 2,
-                          .global_batch = 24,
-                          .micro_batch = 2};
+                          .batches = {{.sequences = 24}}};
   const auto broken = [&](int world, const Layout& layout) {
     return broken_rule(world, layout, facts).value_or("");
   };
@@ -207,6 +206,32 @@ TEST(Layout, ModelsThatDoNotDivideAreRefused) {
               HasSubstr("no layout of 7 ranks is possible"));
 }
 
+TEST(Layout, AMicroBatchIsTheLargestThatFitsAReplicasShare) {
+  EXPECT_EQ(micro_batch_of(8, 4, 1), 4);
+  EXPECT_EQ(micro_batch_of(8, 4, 4), 2);
+  EXPECT_EQ(micro_batch_of(8, 4, 8), 1);
+  EXPECT_EQ(micro_batch_of(12, 5, 1), 4);  // not 5, of which 12 is no multiple
+  EXPECT_EQ(micro_batch_of(7, 5, 1), 1);
+  EXPECT_EQ(micro_batch_of(3, 100, 1), 3);
+  EXPECT_EQ(micro_batch_of(512, 1, 64), 1);
+  EXPECT_THAT(message_of([] { micro_batch_of(8, 4, 3); }), HasSubstr("among 3 replicas"));
+}
+
+// Chunks are of the rows that there are: of the smallest micro-batch in use.
+TEST(Layout, ChunksAreOfTheMicroBatchInUse) {
+  const LayoutFacts facts{
+      .heads = 8,
+      .kv_heads = 2,
+      .batches = {{.sequences = 8, .micro_batch = 4, .rows = 10}, {.sequences = 4, .rows = 30}}};
+  const auto broken = [&](int world, int chunks) {
+    return broken_rule(world, {.tensor = 2, .tensor_chunks = chunks}, facts).value_or("");
+  };
+  EXPECT_EQ(broken(2, 15), "");  // 40 and 30 rows
+  EXPECT_THAT(broken(2, 16), HasSubstr("at most 15, a tensor rank's share of the 30 rows"));
+  EXPECT_EQ(broken(8, 10), "");  // 20 and 30 rows
+  EXPECT_THAT(broken(8, 11), HasSubstr("at most 10, a tensor rank's share of the 20 rows"));
+}
+
 TEST(Layout, KeyValueHeadsAreSplitOrCopied) {
   const auto broken = [](int tp, std::int64_t kv_heads) {
     return broken_rule(tp, {.tensor = tp}, {.heads = 24, .kv_heads = kv_heads}).has_value();
@@ -223,7 +248,7 @@ TEST(Layout, ADenseModelHasNoExpertRanks) {
 }
 
 TEST(Layout, ChunksNeedTensorRanksAndRows) {
-  const LayoutFacts facts{.heads = 8, .kv_heads = 2, .rows = 10};
+  const LayoutFacts facts{.heads = 8, .kv_heads = 2, .batches = {{.rows = 10}}};
   const auto message = [&](int tp, int chunks) {
     return message_of([&] { require_possible(4, {.tensor = tp, .tensor_chunks = chunks}, facts); });
   };

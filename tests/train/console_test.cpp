@@ -165,6 +165,42 @@ TEST(Progress, SpeaksAtIntervalsAndAtTheEnd) {
             "packing: 200 samples in 25 s, 8.0/s\n");
 }
 
+// Nothing of what is over in a moment; each operation anew.
+TEST(Progress, ThePatientOneSpeaksOfLongOperationsOnly) {
+  std::ostringstream out;
+  Terminal terminal(out, Terminal::Kind::plain);
+  double now = 0;
+  const ProgressHook hook = patient_progress(terminal, "scoring", "requests", [&] { return now; });
+  const auto operate = [&](double seconds) {
+    hook(0, 4);
+    for (int i = 1; i <= 4; ++i) {
+      now += seconds;
+      hook(i, 4);
+    }
+  };
+  operate(1);
+  EXPECT_EQ(out.str(), "");
+  operate(5);
+  EXPECT_EQ(out.str(),
+            "scoring 2/4 requests (50%), 0.2/s, 10 s left\n"
+            "scoring 4/4 requests (100%), 0.2/s, 0 s left\n"
+            "scoring: 4 requests in 20 s, 0.2/s\n");
+  operate(0.1);
+  EXPECT_THAT(out.str(), ::testing::EndsWith("in 20 s, 0.2/s\n"));
+
+  // On a live terminal too the first seconds are quiet.
+  std::ostringstream live_out;
+  Terminal live(live_out, Terminal::Kind::live);
+  const ProgressHook live_hook = patient_progress(live, "scoring", "requests", [&] { return now; });
+  live_hook(0, 2);
+  now += 4;
+  live_hook(1, 2);
+  EXPECT_EQ(live_out.str(), "");
+  now += 2;
+  live_hook(1, 2);
+  EXPECT_EQ(live_out.str(), "\r\x1b[2Kscoring 1/2 requests (50%), 0.2/s, 6 s left");
+}
+
 TEST(Progress, OfUnknownLengthPromisesNothing) {
   std::ostringstream out;
   Terminal terminal(out, Terminal::Kind::live);

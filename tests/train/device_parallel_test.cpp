@@ -1,6 +1,7 @@
 // Ranks that train on devices learn what one of them learns alone, in every way of sharing the work.
 // Run under mpirun.
 #include <cmath>
+#include <map>
 
 #include "comm/emulated_nccl.h"
 #include "comm/nccl.h"
@@ -12,10 +13,14 @@ namespace orchard::testing {
 namespace {
 
 enum class Transport { nccl, host };
+enum class Toy { sparse, dense };
+enum class Stages { first, all_three };
 
 struct Setting {
   const char* name;
   Layout layout;  // of two ranks
+  Toy toy = Toy::sparse;
+  Stages stages = Stages::first;
   OptimizerKind optimizer = OptimizerKind::adamw;
   DType dtype = DType::f32;
   GpuArch simt_arch = GpuArch::sm_80;
@@ -45,8 +50,36 @@ Recorder trained(RunConfig run, Device& device, Communicator& ranks,
   return recorder;
 }
 
+// Of the first stage alone, or of each of three. Every step uses what the optimizer made of those before.
+constexpr std::int64_t steps_of(Stages stages) {
+  return stages == Stages::first ? 4 : 2;
+}
+
+RunConfig run_of(const Setting& setting, const std::filesystem::path& set) {
+  const std::int64_t steps = steps_of(setting.stages);
+  RunConfig run = toy_run(set, steps);
+  run.stages.front().optimizer = {.kind = setting.optimizer, .factor_threshold = 8};
+  if (setting.stages == Stages::all_three) add_later_stages(run, steps);
+  if (setting.toy == Toy::dense) run.model.decoder.moe = {};
+  run.dtype = setting.dtype;
+  return run;
+}
+
 class DeviceRanks : public DeviceTest<Setting> {
  protected:
+  // What one rank learns, whatever the layout: settings that differ in nothing else share it.
+  const Recorder& alone(const RunConfig& run, const std::filesystem::path& folder) {
+    const Setting& s = parameter();
+    static std::map<std::tuple<DeviceKind, Toy, Stages, OptimizerKind, DType, GpuArch>, Recorder>
+        known;
+    const auto [found, is_new] =
+        known.try_emplace({kind(), s.toy, s.stages, s.optimizer, s.dtype, s.simt_arch});
+    if (is_new) {
+      const auto one = make_single_communicator();
+      found->second = trained(run, stream().device(), *one, folder);
+    }
+    return found->second;
+  }
   // As `orchard train` connects them; null: over the host, as where there is no NCCL.
   std::unique_ptr<Communicator> connected(Communicator& world) const {
     if (kind() != DeviceKind::simt || parameter().transport == Transport::host) return nullptr;
@@ -58,65 +91,71 @@ class DeviceRanks : public DeviceTest<Setting> {
 TEST_P(DeviceRanks, LossesAreThoseOfOneRank) {
   const auto world = session->world();
   if (world->size() != 2) GTEST_SKIP() << "needs two ranks";
-  const Scratch scratch;  // of this rank: ranks agree without sharing a file
+  const Scratch scratch;  // of this rank
   write_toy_training_set(scratch / "set", 20);
-  // Two steps: the second one uses what the first one's optimizer made.
-  RunConfig run = toy_run(scratch / "set", 2);
-  run.stages.front().optimizer = {.kind = parameter().optimizer, .factor_threshold = 8};
-  run.dtype = parameter().dtype;
+  RunConfig run = run_of(parameter(), scratch / "set");
   const Tolerance within = tolerance(run.dtype);
-  Recorder alone;
-  if (world->rank() == 0) {  // whom alone the observer hears
-    const auto one = make_single_communicator();
-    alone = trained(run, stream().device(), *one, scratch / "alone");
-  }
+  Recorder expected;
+  if (world->rank() == 0)
+    expected = alone(run, scratch / "alone");  // whom alone the observer hears
   run.layout = parameter().layout;
   const auto ranks = connected(*world);
+  // Later stages start from the checkpoint that rank 0 wrote.
+  const SharedFolder shared(*world);
   const Recorder together =
-      trained(run, stream().device(), ranks ? *ranks : *world, scratch / "together");
+      trained(run, stream().device(), ranks ? *ranks : *world, shared / "together");
   if (world->rank() == 0) {
     const auto expect_near = [](double value, double reference, double relative,
                                 const StepEvent& at, const char* what) {
       EXPECT_NEAR(value, reference, relative * std::abs(reference)) << what << " of " << at.step;
     };
-    ASSERT_EQ(together.steps.size(), 2u);
-    ASSERT_EQ(alone.steps.size(), 2u);
-    for (std::size_t s = 0; s < 2; ++s) {
-      const StepReport &own = together.steps[s].report, &wanted = alone.steps[s].report;
-      expect_near(own.losses.loss, wanted.losses.loss, within.loss, alone.steps[s], "loss");
-      expect_near(own.losses.balance_loss, wanted.losses.balance_loss, within.other, alone.steps[s],
-                  "balance");
-      expect_near(own.losses.z_loss, wanted.losses.z_loss, within.other, alone.steps[s], "z-loss");
-      expect_near(own.gradient_norm, wanted.gradient_norm, within.other, alone.steps[s],
+    const auto steps = static_cast<std::size_t>(steps_of(parameter().stages)) * run.stages.size();
+    ASSERT_EQ(together.steps.size(), steps);
+    ASSERT_EQ(expected.steps.size(), steps);
+    for (std::size_t s = 0; s < steps; ++s) {
+      const StepReport &own = together.steps[s].report, &wanted = expected.steps[s].report;
+      expect_near(own.losses.loss, wanted.losses.loss, within.loss, expected.steps[s], "loss");
+      expect_near(own.losses.balance_loss, wanted.losses.balance_loss, within.other,
+                  expected.steps[s], "balance");
+      expect_near(own.losses.z_loss, wanted.losses.z_loss, within.other, expected.steps[s],
+                  "z-loss");
+      expect_near(own.gradient_norm, wanted.gradient_norm, within.other, expected.steps[s],
                   "gradient norm");
     }
-    ASSERT_EQ(together.validations.size(), alone.validations.size());
-    for (std::size_t v = 0; v < alone.validations.size(); ++v) {
-      EXPECT_NEAR(together.validations[v].report.loss, alone.validations[v].report.loss,
-                  within.loss * alone.validations[v].report.loss);
+    ASSERT_EQ(together.validations.size(), expected.validations.size());
+    for (std::size_t v = 0; v < expected.validations.size(); ++v) {
+      EXPECT_NEAR(together.validations[v].report.loss, expected.validations[v].report.loss,
+                  within.loss * expected.validations[v].report.loss);
     }
   }
   world->barrier();
 }
 
+// Each layout with dense and sparse toys, which experts need, and on both architectures; those with both
+// kinds of toys. Optimizers, transports and stages come once or twice among them.
 constexpr Setting settings[] = {
     {.name = "data", .layout = {}},
     {.name = "data_over_the_host", .layout = {}, .transport = Transport::host},
     {.name = "data_adafactor", .layout = {}, .optimizer = OptimizerKind::adafactor},
     {.name = "tensor", .layout = {.tensor = 2}, .optimizer = OptimizerKind::adafactor},
+    {.name = "tensor_dense", .layout = {.tensor = 2}, .toy = Toy::dense},
     {.name = "expert", .layout = {.expert = 2}},
+    {.name = "expert_three_stages", .layout = {.expert = 2}, .stages = Stages::all_three},
     {.name = "pipeline", .layout = {.pipeline = 2}},
+    {.name = "pipeline_dense", .layout = {.pipeline = 2}, .toy = Toy::dense},
 };
 
+constexpr Setting on_sm90(const char* name, Layout layout, Toy toy) {
+  return {.name = name,
+          .layout = layout,
+          .toy = toy,
+          .dtype = DType::bf16,
+          .simt_arch = GpuArch::sm_90a};
+}
 constexpr Setting sm90_settings[] = {
-    {.name = "sm_90a_tensor",
-     .layout = {.tensor = 2},
-     .dtype = DType::bf16,
-     .simt_arch = GpuArch::sm_90a},
-    {.name = "sm_90a_expert",
-     .layout = {.expert = 2},
-     .dtype = DType::bf16,
-     .simt_arch = GpuArch::sm_90a},
+    on_sm90("sm_90a_tensor_dense", {.tensor = 2}, Toy::dense),
+    on_sm90("sm_90a_expert", {.expert = 2}, Toy::sparse),
+    on_sm90("sm_90a_pipeline", {.pipeline = 2}, Toy::sparse),
 };
 
 std::string name_of_test(const ::testing::TestParamInfo<std::tuple<DeviceKind, Setting>>& test) {

@@ -37,20 +37,10 @@ double router_tolerance(DType dtype) {
 
 constexpr std::int64_t stage_steps = 2;  // the emulator takes its time
 
-// AdamW on whole tiles, then AdaFactor on larger ones, fixed and dynamic: the position tables are
-// resized on the way.
+// AdamW on whole tiles, then the later stages' own.
 RunConfig three_stages(const std::filesystem::path& set, const Setting& setting) {
   RunConfig run = toy_run(set, stage_steps);
-  for (const int number : {2, 3}) {
-    StageConfig stage = toy_stage(number, stage_steps);
-    stage.side = 12;
-    stage.tiling.mode = number == 2 ? TilingMode::fixed : TilingMode::dynamic;
-    stage.tiling.min_tiles = 1;
-    stage.tiling.max_tiles = 2;
-    stage.optimizer.kind = OptimizerKind::adafactor;
-    stage.optimizer.factor_threshold = 8;
-    run.stages.push_back(stage);
-  }
+  add_later_stages(run, stage_steps);
   run.dtype = setting.dtype;
   // The attention of sm_90a is for heads of 128.
   if (setting.simt_arch == GpuArch::sm_90a) run.model.decoder.head_dim = 128;

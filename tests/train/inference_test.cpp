@@ -5,7 +5,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 
+#include "parallel/random.h"
 #include "tests/data/scratch.h"
 #include "tests/models/toy_model.h"
 #include "train/model_json.h"
@@ -27,6 +29,41 @@ MicroBatch document(const std::vector<std::int32_t>& tokens) {
   }
   batch.target_count = rows - 1;
   return batch;
+}
+
+// A picture of two tiles, with a word before it and `text` behind it.
+MicroBatch picture_document(const ModelConfig& model, const std::vector<std::int32_t>& text,
+                            const std::string& pixels) {
+  const std::int64_t tiles = 2;
+  std::vector<std::int32_t> sources{1};
+  for (std::int64_t row = 0; row < tiles * model.connector.tokens(); ++row)
+    sources.push_back(static_cast<std::int32_t>(-1 - row));
+  sources.insert(sources.end(), text.begin(), text.end());
+  MicroBatch batch = document(sources);
+  batch.targets.assign(sources.size(), -1);
+  batch.target_count = 0;
+  batch.tiles = tiles;
+  const CounterRandom random(29, pixels);
+  const std::int64_t values = tiles * model.vision.patches() * model.vision.patch_values();
+  for (std::int64_t i = 0; i < values; ++i)
+    batch.patches.push_back(static_cast<float>(random.normal(static_cast<std::uint64_t>(i))));
+  return batch;
+}
+
+// What follows `batch` where nothing is cached: the token that a forward pass over all of it, as
+// training has it, finds likeliest for its last row.
+std::int32_t likeliest_next(InferenceModel& asked, MicroBatch batch) {
+  batch.target_count = 1;
+  std::int32_t best = 0;
+  float lowest = std::numeric_limits<float>::infinity();
+  for (std::int32_t token = 0; token < asked.config().decoder.vocabulary; ++token) {
+    batch.targets.back() = token;
+    const std::vector<float> losses = asked.runner().evaluate(batch);
+    EXPECT_EQ(losses.size(), 1u);
+    if (losses.at(0) < lowest) best = token;
+    lowest = std::min(lowest, losses.at(0));
+  }
+  return best;
 }
 
 class InferenceTest : public ::testing::TestWithParam<DType> {
@@ -75,6 +112,21 @@ TEST_P(InferenceTest, EachTokenFollowsFromTheWholeTextBeforeIt) {
   std::vector<std::int32_t> text = prompt_;
   for (const std::int32_t token : generated) {
     EXPECT_EQ(asked.generate(document(text), 1, {}), std::vector{token}) << text.size();
+    text.push_back(token);
+  }
+}
+
+TEST_P(InferenceTest, EachTokenFollowsFromThePictureAndAllTextBeforeIt) {
+  InferenceModel asked = load();
+  std::vector<std::int32_t> text = {7, 23};
+  const auto shown = [&](const char* pixels) {
+    return picture_document(asked.config(), text, pixels);
+  };
+  const std::vector<std::int32_t> generated = asked.generate(shown("one"), 5, {});
+  ASSERT_EQ(generated.size(), 5u);
+  EXPECT_NE(generated, asked.generate(shown("other"), 5, {})) << "the picture says nothing";
+  for (const std::int32_t token : generated) {
+    EXPECT_EQ(likeliest_next(asked, shown("one")), token) << text.size();
     text.push_back(token);
   }
 }

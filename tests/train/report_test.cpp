@@ -205,8 +205,9 @@ TEST(Report, ShowsThePipelineOfEachStageThatHasOne) {
   const PipelineStages stages(ScheduleKind::one_forward_one_backward, 2, 1, {0, 3, 6});
   const Workload work{.tokens = 8, .document_length = 8, .targets = 8};
   const std::vector<LinkCost> costs = counted_costs(model, work);
+  const std::vector<LinkHalves> halves = link_halves(model, work);
   std::ofstream(pipeline_picture_path(scratch / "", 2))
-      << pipeline_picture({.stages = stages, .costs = costs, .micro_batches = 4});
+      << pipeline_picture({.stages = stages, .costs = costs, .halves = halves, .micro_batches = 4});
   const std::string html = report_of(scratch / "");
   EXPECT_THAT(html, AllOf(HasSubstr("<h2>Pipeline</h2>"), HasSubstr("<h3>Stage 2</h3>\n<svg"),
                           HasSubstr("1f1b, blocks 0-2 | 3-5, 4 micro-batches")));

@@ -131,6 +131,41 @@ TEST_F(ShardedOptimizer, UpdatesAsOneRankDoesUnderEveryLayout) {
   }
 }
 
+// A step takes lr · weight_decay of the weights before it off those that decay, and nothing off the
+// others; without a number AdaFactor takes nothing.
+TEST_F(ShardedOptimizer, AdaFactorDecaysWhatItIsToldTo) {
+  constexpr double learning_rate = 1e-2, decay = 5;
+  const auto alone = make_single_communicator();
+  for (Communicator* ranks : {alone.get(), world_.get()}) {
+    const ParallelContext context(*ranks, {});
+    const auto after_a_step = [&](std::optional<double> weight_decay) {
+      OptimizerConfig config = spread_optimizer(OptimizerKind::adafactor);
+      config.weight_decay = weight_decay;
+      SpreadStore store(context, DType::f32, config);
+      const Whole before = store.gathered();
+      store.step(1);
+      return std::pair(before, store.gathered());
+    };
+    const auto [before, decayed] = after_a_step(decay);
+    const Whole plain = after_a_step(0.0).second, usual = after_a_step(std::nullopt).second;
+    for (const ParameterSpec& spec : spread_specs()) {
+      const std::vector<float>&weights = before.at(spec.name), &a = decayed.at(spec.name),
+            &b = plain.at(spec.name);
+      EXPECT_EQ(usual.at(spec.name), b) << spec.name;
+      if (spec.weight_decay == WeightDecay::no) {
+        EXPECT_EQ(a, b) << spec.name;
+        continue;
+      }
+      for (std::size_t i = 0; i < weights.size(); ++i) {
+        // Two roundings of a weight and one of its update.
+        ASSERT_NEAR(a[i], b[i] - learning_rate * decay * weights[i],
+                    4e-7 * (std::abs(weights[i]) + std::abs(b[i])))
+            << spec.name << "[" << i << "]";
+      }
+    }
+  }
+}
+
 TEST_F(ShardedOptimizer, OverlapAndRepetitionChangeNoBit) {
   for (const Case& c : cases_of(world_->size())) {
     SCOPED_TRACE(c.to_string());

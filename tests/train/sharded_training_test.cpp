@@ -2,6 +2,7 @@
 // whether communication overlaps with backward or not, and after a resume. Training under mpirun.
 #include <gmock/gmock.h>
 
+#include "kernels/embedding/embedding.h"
 #include "tests/comm/ranks_test.h"
 #include "tests/message_of.h"
 #include "tests/train/toy_training.h"
@@ -71,6 +72,53 @@ TEST_F(ShardedTraining, OverlapAndRepetitionChangeNoBit) {
       }
       EXPECT_EQ(again.values(), overlapped.values());
       EXPECT_EQ(plain.values(), overlapped.values());
+    }
+  }
+}
+
+// Reduce-scatters over data ranks that have been asked for when the last link of backward runs, the
+// lookup's, in each micro-batch. The device's operation says when that is: it has no other observer.
+struct Sent {
+  const Communicator* replicas = nullptr;
+  std::vector<std::int64_t> before_lookup;
+};
+Sent* sent = nullptr;
+void (*lookup_backward)(Stream&, const EmbeddingBackward&) = nullptr;
+
+std::int64_t buckets_sent(const Communicator& replicas) {
+  return replicas.statistics(CommOp::reduce_scatter).calls;
+}
+
+TEST_F(ShardedTraining, BucketsLeaveWhileBackwardGoesOn) {
+  if (world_->size() == 1) GTEST_SKIP() << "needs several ranks";
+  for (const Overlap overlap : {Overlap::yes, Overlap::no}) {
+    Training run(model(), options_of(OptimizerKind::adamw, DType::f32, overlap), *world_);
+    const Communicator& replicas = run.ranks()[MeshGroup::data];
+    Sent own{.replicas = &replicas};
+    sent = &own;
+    OperationTable& operations = run.replica().device().operations();
+    lookup_backward = operations.find<EmbeddingBackward>();
+    operations.add<EmbeddingBackward>([](Stream& stream, const EmbeddingBackward& op) {
+      sent->before_lookup.push_back(buckets_sent(*sent->replicas));
+      lookup_backward(stream, op);
+    });
+    const std::int64_t before = buckets_sent(replicas);
+    run.step(1);
+    sent = nullptr;
+
+    // Final by then: the buckets behind the table, which is declared before the decoder. They leave
+    // in their one order, so up to the first that is not.
+    const std::vector<FlatBucket>& buckets = run.replica().shards().buckets();
+    const std::size_t table = run.replica().store().find("embedding")->declared;
+    const auto first_left = std::ranges::find_if(
+        buckets, [&](const FlatBucket& bucket) { return bucket.first_declared <= table; });
+    const std::int64_t early = first_left - buckets.begin();
+    ASSERT_GT(early, 3);
+    ASSERT_EQ(buckets_sent(replicas) - before, std::ssize(buckets));
+    ASSERT_GT(own.before_lookup.size(), 1u) << "no micro-batches before the last";
+    for (std::size_t m = 0; m < own.before_lookup.size(); ++m) {
+      const bool leave = overlap == Overlap::yes && m + 1 == own.before_lookup.size();
+      EXPECT_EQ(own.before_lookup[m] - before, leave ? early : 0) << "micro-batch " << m;
     }
   }
 }

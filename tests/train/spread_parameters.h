@@ -54,7 +54,7 @@ inline std::vector<ParameterSpec> spread_specs() {
 
 // Both optimizers; the threshold factors every matrix but the table of positions.
 inline OptimizerConfig spread_optimizer(OptimizerKind kind) {
-  return {.kind = kind, .factor_threshold = 8};
+  return {.kind = kind, .weight_decay = 0.1, .factor_threshold = 8};
 }
 
 // The whole gradient of a parameter in a step, the same on any rank. Small multiples of a power of

@@ -65,14 +65,30 @@ inline RunConfig toy_run(const std::filesystem::path& training_set, std::int64_t
   return run;
 }
 
+// Stages 2 and 3 after the first: AdaFactor on larger tiles, fixed and dynamic, so that the position
+// tables are resized on the way.
+inline void add_later_stages(RunConfig& run, std::int64_t steps) {
+  for (const int number : {2, 3}) {
+    StageConfig stage = toy_stage(number, steps);
+    stage.side = 12;
+    stage.tiling.mode = number == 2 ? TilingMode::fixed : TilingMode::dynamic;
+    stage.tiling.min_tiles = 1;
+    stage.tiling.max_tiles = 2;
+    stage.optimizer.kind = OptimizerKind::adafactor;
+    stage.optimizer.factor_threshold = 8;
+    run.stages.push_back(stage);
+  }
+}
+
 class Recorder : public Observer {
  public:
   void on_step(const StepEvent& event) override { steps.push_back(event); }
   void on_validation(const ValidationEvent& event) override { validations.push_back(event); }
-  void on_message(const std::string&) override {}
+  void on_message(const std::string& text) override { messages.push_back(text); }
 
   std::vector<StepEvent> steps;
   std::vector<ValidationEvent> validations;
+  std::vector<std::string> messages;
 };
 
 }  // namespace orchard::testing

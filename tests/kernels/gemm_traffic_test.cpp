@@ -1,0 +1,286 @@
+// What the GPU's matrix products move and compute, counted by the emulator.
+#include <array>
+#include <numeric>
+
+#include "kernels/gemm/gemm_gpu.h"
+#include "tests/kernels/device_test.h"
+#include "tests/kernels/gemm_test.h"
+#include "tests/kernels/simt_policy.h"
+
+namespace orchard::testing {
+namespace {
+
+using simt::Tile;
+using simt::WideTile;
+
+constexpr std::array wide_tiles{WideTile::n_128, WideTile::n_256};
+
+int columns_of(WideTile tile) {
+  return tile == WideTile::n_256 ? 256 : 128;
+}
+
+// What the kernels move, exactly: no bank conflicts, whole sectors, no tensor work but the tiles'.
+TEST(GemmTraffic, MovesWhatItMust) {
+  const auto device = make_policy_device({.counting = simt::Counting::on});
+  const auto stream = device->make_stream();
+  constexpr std::int64_t m = 256, n = 128, k = 128;
+  for (const Tile tile : {Tile::side_64, Tile::side_128}) {
+    const std::int64_t side = tile == Tile::side_64 ? 64 : 128;
+    for (const Form& form : transposes()) {
+      for (const DType out : {DType::bf16, DType::f32}) {
+        SCOPED_TRACE(fmt::format("{} tile {} to {}", text(form, {m, n, k}), side, name_of(out)));
+        Guarded a = random_normal(DType::bf16, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
+        Guarded b = random_normal(DType::bf16, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
+        Guarded c(out, {m, n});
+        OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
+        device->reset_counters();
+        simt::run_bf16(*stream,
+                       Gemm{.a = a_d,
+                            .b = b_d,
+                            .c = c_d,
+                            .transpose_a = form.transpose_a,
+                            .transpose_b = form.transpose_b},
+                       tile);
+        stream->synchronize();
+        const simt::Counters& count = device->counters();
+        EXPECT_EQ(count.tensor_flops, std::uint64_t{2 * m * n * k});
+        const std::int64_t fetched = (m / side) * (n / side) * 2 * side * k * 2;
+        EXPECT_EQ(count.loads.bytes, static_cast<std::uint64_t>(fetched));
+        EXPECT_EQ(count.loads.sectors, count.loads.ideal_sectors);
+        EXPECT_EQ(count.stores.bytes, static_cast<std::uint64_t>(m * n) * size_of(out));
+        EXPECT_EQ(count.stores.sectors, count.stores.ideal_sectors);
+        EXPECT_EQ(count.shared_loads.excess(), 0u);
+        EXPECT_EQ(count.shared_stores.excess(), 0u);
+      }
+    }
+  }
+}
+
+// The kernels of sm_90a: as above, and every byte of c by the copy engine.
+TEST(GemmTraffic, TilesOfSm90MoveWhatTheyMust) {
+  const auto device =
+      make_policy_device({.counting = simt::Counting::on, .compute_capability = 90});
+  const auto stream = device->make_stream();
+  constexpr std::int64_t m = 256, n = 256, k = 128;
+  for (const WideTile tile : wide_tiles) {
+    const std::int64_t side = columns_of(tile);
+    for (const Form& form : transposes()) {
+      for (const DType out : {DType::bf16, DType::f32}) {
+        SCOPED_TRACE(fmt::format("n {}, {} to {}", side, text(form, {m, n, k}), name_of(out)));
+        Guarded a = random_normal(DType::bf16, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
+        Guarded b = random_normal(DType::bf16, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
+        Guarded c = random_normal(out, {m, n}, 3);
+        OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
+        device->reset_counters();
+        simt::run_sm90(
+            *stream,
+            Gemm{.a = a_d,
+                 .b = b_d,
+                 .c = c_d,
+                 .transpose_a = form.transpose_a,
+                 .transpose_b = form.transpose_b,
+                 .accumulate = out == DType::f32 ? Accumulate::add : Accumulate::overwrite},
+            tile);
+        stream->synchronize();
+        const simt::Counters& count = device->counters();
+        EXPECT_EQ(count.tensor_flops, std::uint64_t{2 * m * n * k});
+        EXPECT_EQ(count.tensor_load_bytes,
+                  static_cast<std::uint64_t>((m / 128) * (n / side) * (128 + side) * k * 2));
+        EXPECT_EQ(count.stores.bytes, 0u);
+        EXPECT_EQ(count.tensor_store_bytes, static_cast<std::uint64_t>(m * n) * size_of(out));
+        // Nothing but wgmma reads shared memory, in the swizzle whose eight rows of 16 bytes are in all banks.
+        EXPECT_EQ(count.shared_loads.requests, 0u);
+        // And the mbarriers' first states.
+        EXPECT_NEAR(static_cast<double>(count.shared_stores.bytes),
+                    static_cast<double>(m * n) * static_cast<double>(size_of(out)), 512);
+        EXPECT_EQ(count.shared_stores.excess(), 0u);
+      }
+    }
+  }
+}
+
+// What the products of a router move: operands and result once, in whole sectors. (The emulator counts a
+// wavefront for each eight lanes that read 16 bytes, also where all read the same: those stay uncounted.)
+TEST(GemmTraffic, NarrowProductsMoveWhatTheyMust) {
+  const auto device = make_policy_device({.counting = simt::Counting::on, .multiprocessors = 2});
+  const auto stream = device->make_stream();
+  const auto count = [&](const Size& size, const Form& form) {
+    const auto [m, n, k] = size;
+    Guarded a = random_normal(DType::f32, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
+    Guarded b = random_normal(DType::f32, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
+    Guarded c(DType::f32, {m, n});
+    OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
+    device->reset_counters();
+    run(*stream, Gemm{.a = a_d,
+                      .b = b_d,
+                      .c = c_d,
+                      .transpose_a = form.transpose_a,
+                      .transpose_b = form.transpose_b});
+    stream->synchronize();
+    return device->counters();
+  };
+  // Logits: the weights are read once a tile of rows.
+  const simt::Counters logits = count({256, 8, 64}, {Transpose::no, Transpose::yes});
+  EXPECT_EQ(logits.loads.bytes, 4u * (256 * 64 + 2 * 8 * 64));
+  EXPECT_EQ(logits.loads.sectors, logits.loads.ideal_sectors);
+  EXPECT_EQ(logits.stores.bytes, 4u * 256 * 8);
+  EXPECT_EQ(logits.stores.sectors, logits.stores.ideal_sectors);
+  EXPECT_EQ(logits.shared_stores.excess(), 0u);
+  // The weights' gradient, in four slices, whose sums are written and read again.
+  const simt::Counters gradient = count({8, 128, 1024}, {Transpose::yes, Transpose::no});
+  EXPECT_EQ(gradient.loads.bytes, 4u * (8 * 1024 + 128 * 1024 + 4 * 8 * 128));
+  EXPECT_EQ(gradient.loads.sectors, gradient.loads.ideal_sectors);
+  EXPECT_EQ(gradient.stores.bytes, 4u * (4 * 8 * 128 + 8 * 128));
+  EXPECT_EQ(gradient.stores.sectors, gradient.stores.ideal_sectors);
+}
+
+// The second launch of a product cut in slices: every slice's sums once, the result once.
+TEST(GemmTraffic, SlicesAreAddedUpInOnePass) {
+  const auto device = make_policy_device({.counting = simt::Counting::on});
+  const auto stream = device->make_stream();
+  constexpr std::int64_t m = 128, n = 128, k = 1024;
+  Guarded a = random_normal(DType::bf16, {m, k}, 1), b = random_normal(DType::bf16, {k, n}, 2);
+  Guarded c = random_normal(DType::f32, {m, n}, 3);
+  OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
+  const auto count = [&](int slices) {
+    device->reset_counters();
+    simt::run_bf16(*stream, Gemm{.a = a_d, .b = b_d, .c = c_d, .accumulate = Accumulate::add},
+                   Tile::side_128, slices);
+    stream->synchronize();
+    return device->counters();
+  };
+  const simt::Counters whole = count(1), cut = count(4);
+  constexpr std::uint64_t sums = 4 * m * n;
+  EXPECT_EQ(cut.tensor_flops, whole.tensor_flops);
+  EXPECT_EQ(cut.loads.bytes, whole.loads.bytes + 4 * sums);
+  EXPECT_EQ(cut.stores.bytes, whole.stores.bytes + 4 * sums);
+  EXPECT_EQ(cut.loads.sectors, cut.loads.ideal_sectors);
+  EXPECT_EQ(cut.stores.sectors, cut.stores.ideal_sectors);
+}
+
+// Groups with a tile, with a part of one, with one and a part, and with nothing.
+constexpr std::array group_rows{128, 32, 0, 160, 0, 64};
+
+struct Groups {
+  std::vector<int> offsets{0};
+  Groups() {
+    for (const int rows : group_rows) offsets.push_back(offsets.back() + rows);
+  }
+  std::int64_t count() const { return std::ssize(group_rows); }
+  std::int64_t rows() const { return offsets.back(); }
+  // Of all groups, cut in tiles of `side` rows.
+  std::int64_t tiles(std::int64_t side) const {
+    return std::accumulate(
+        group_rows.begin(), group_rows.end(), std::int64_t{0},
+        [&](std::int64_t sum, int rows) { return sum + (rows + side - 1) / side; });
+  }
+};
+
+// A row that no tile of its group has costs tensor work up to the tile's end, and no more; rows after the
+// last group cost nothing.
+TEST(GemmTraffic, GroupsOfRowsMoveTheirTiles) {
+  const Groups groups;
+  constexpr std::int64_t k = 64, n = 256, spare = 64;
+  Guarded a = random_normal(DType::bf16, {groups.rows() + spare, k}, 1);
+  Guarded b = random_normal(DType::bf16, {groups.count(), n, k}, 2);
+  Guarded c(DType::bf16, {groups.rows() + spare, n});
+  Guarded offsets = integers({groups.count() + 1}, groups.offsets);
+  const auto count = [&](int compute_capability, auto product) {
+    const auto device = make_policy_device(
+        {.counting = simt::Counting::on, .compute_capability = compute_capability});
+    const auto stream = device->make_stream();
+    OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c), offsets_d(*stream, offsets);
+    device->reset_counters();
+    product(
+        *stream,
+        GroupedGemm{
+            .a = a_d, .b = b_d, .c = c_d, .row_offsets = offsets_d, .transpose_b = Transpose::yes});
+    stream->synchronize();
+    return device->counters();
+  };
+  const auto result = static_cast<std::uint64_t>(2 * groups.rows() * n);
+  for (const Tile tile : {Tile::side_64, Tile::side_128}) {
+    const std::int64_t side = tile == Tile::side_64 ? 64 : 128;
+    SCOPED_TRACE(side);
+    const simt::Counters counters =
+        count(80, [&](Stream& stream, const GroupedGemm& op) { simt::run_bf16(stream, op, tile); });
+    EXPECT_EQ(counters.tensor_flops,
+              static_cast<std::uint64_t>(2 * groups.tiles(side) * side * n * k));
+    EXPECT_EQ(counters.stores.bytes, result);
+    EXPECT_EQ(counters.stores.sectors, counters.stores.ideal_sectors);
+    EXPECT_EQ(counters.loads.sectors, counters.loads.ideal_sectors);
+    EXPECT_EQ(counters.shared_loads.excess(), 0u);
+    EXPECT_EQ(counters.shared_stores.excess(), 0u);
+  }
+  for (const WideTile tile : wide_tiles) {
+    const std::int64_t side = columns_of(tile);
+    SCOPED_TRACE(side);
+    const simt::Counters counters =
+        count(90, [&](Stream& stream, const GroupedGemm& op) { simt::run_sm90(stream, op, tile); });
+    const std::int64_t tiles = groups.tiles(128);
+    EXPECT_EQ(counters.tensor_flops, static_cast<std::uint64_t>(2 * tiles * 128 * n * k));
+    EXPECT_EQ(counters.tensor_load_bytes,
+              static_cast<std::uint64_t>(2 * tiles * (n / side) * (128 + side) * k));
+    EXPECT_EQ(counters.tensor_store_bytes, result);
+    EXPECT_EQ(counters.stores.bytes, 0u);
+    EXPECT_EQ(counters.shared_loads.requests, 0u);
+    EXPECT_EQ(counters.shared_stores.excess(), 0u);
+  }
+}
+
+// The rows are what is summed over: an empty group has no work, and none reads beyond its rows but for
+// what a step of the ring takes along.
+TEST(GemmTraffic, GroupsOfDepthMoveTheirTiles) {
+  const Groups groups;
+  constexpr std::int64_t m = 128, n = 256;
+  Guarded a = random_normal(DType::bf16, {groups.rows(), m}, 1);
+  Guarded b = random_normal(DType::bf16, {groups.rows(), n}, 2);
+  Guarded d_b = random_normal(DType::f32, {groups.count(), m, n}, 3);
+  Guarded offsets = integers({groups.count() + 1}, groups.offsets);
+  const auto count = [&](int compute_capability, auto product) {
+    const auto device = make_policy_device(
+        {.counting = simt::Counting::on, .compute_capability = compute_capability});
+    const auto stream = device->make_stream();
+    OnDevice a_d(*stream, a), b_d(*stream, b), d_b_d(*stream, d_b), offsets_d(*stream, offsets);
+    device->reset_counters();
+    product(*stream,
+            GroupedGemmWeightGradient{.a = a_d, .b = b_d, .d_b = d_b_d, .row_offsets = offsets_d});
+    stream->synchronize();
+    return device->counters();
+  };
+  constexpr std::uint64_t full = 4;  // groups with rows
+  constexpr std::uint64_t sums = 4 * full * m * n;
+  for (const Tile tile : {Tile::side_64, Tile::side_128}) {
+    SCOPED_TRACE(tile == Tile::side_64 ? 64 : 128);
+    const simt::Counters counters =
+        count(80, [&](Stream& stream, const GroupedGemmWeightGradient& op) {
+          simt::run_bf16(stream, op, tile);
+        });
+    EXPECT_EQ(counters.tensor_flops, static_cast<std::uint64_t>(2 * groups.rows() * m * n));
+    EXPECT_EQ(counters.stores.bytes, sums);
+    EXPECT_EQ(counters.stores.sectors, counters.stores.ideal_sectors);
+    EXPECT_LE(counters.loads.sectors, counters.loads.ideal_sectors);  // zeros are no sectors
+    EXPECT_EQ(counters.shared_loads.excess(), 0u);
+    EXPECT_EQ(counters.shared_stores.excess(), 0u);
+  }
+  // Steps of 64 rows.
+  const std::int64_t depth = 64 * groups.tiles(64);
+  for (const WideTile tile : wide_tiles) {
+    const std::int64_t side = columns_of(tile);
+    SCOPED_TRACE(side);
+    const simt::Counters counters =
+        count(90, [&](Stream& stream, const GroupedGemmWeightGradient& op) {
+          simt::run_sm90(stream, op, tile);
+        });
+    EXPECT_EQ(counters.tensor_flops, static_cast<std::uint64_t>(2 * depth * m * n));
+    EXPECT_EQ(counters.tensor_load_bytes,
+              static_cast<std::uint64_t>(2 * depth * (n / side) * (128 + side)));
+    EXPECT_EQ(counters.tensor_store_bytes, sums);
+    EXPECT_EQ(counters.stores.bytes, 0u);
+    EXPECT_EQ(counters.shared_loads.requests, 0u);
+    EXPECT_EQ(counters.shared_stores.excess(), 0u);
+  }
+}
+
+}  // namespace
+}  // namespace orchard::testing

@@ -1,0 +1,121 @@
+// What the GPU kernels move that ranks need to share work: sums over ranks, rows on their way, the
+// cross-entropy of a vocabulary's shards, AdaFactor in parts.
+#include "kernels/collective/rank_sum.h"
+#include "kernels/loss/loss.h"
+#include "kernels/optimizer/optimizer.h"
+#include "kernels/permute/exchange.h"
+#include "tests/kernels/traffic_test.h"
+
+namespace orchard::testing {
+namespace {
+
+using ShardedTraffic = Traffic;
+
+TEST_F(ShardedTraffic, OfASumOverRanksIsEveryPartAndTheSum) {
+  const std::int64_t ranks = 4, n = 16384;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const std::size_t bytes = n * size_of(dtype);
+    expect_packed_bytes(RankSum{.parts = tensor(dtype, {ranks, n}),
+                                .own = tensor(dtype, {n}),
+                                .own_rank = 1,
+                                .result = tensor(dtype, {n})},
+                        ranks * bytes, bytes);
+  }
+}
+
+TEST_F(ShardedTraffic, OfRunsIsTheirRows) {
+  const std::int64_t rows = 512, hidden = 1024, count = 64;
+  std::vector<int> runs;
+  for (int r = 0; r < rows / count; ++r)
+    runs.insert(runs.end(), {static_cast<int>(rows - (r + 1) * count), static_cast<int>(r * count),
+                             static_cast<int>(count)});
+  const std::size_t bytes = 2 * rows * hidden;
+  expect_dram("CopyRuns",
+              CopyRuns{.x = bf16s({rows, hidden}),
+                       .runs = words(runs).reshape({rows / count, 3}),
+                       .y = bf16s({rows, hidden})},
+              bytes + 4 * runs.size(), bytes);
+}
+
+TEST_F(ShardedTraffic, OfPackedRowsIsTheRowsAndTheirTargets) {
+  const std::int64_t rows = 512, hidden = 1024, slots = 8;
+  std::vector<int> tokens(rows);
+  for (int r = 0; r < rows; ++r)
+    tokens[static_cast<std::size_t>(r)] = r * 5 % static_cast<int>(rows);
+  const std::size_t bytes = 2 * rows * hidden, of_targets = 4 * rows * slots;
+  const Tensor x = bf16s({rows, hidden}), targets = tensor(DType::i32, {rows, slots});
+  const Tensor packed = tensor(DType::u8, {rows, packed_row_bytes(hidden, DType::bf16, slots)});
+  expect_dram("PackRows",
+              PackRows{.x = x, .targets = targets, .source = words(tokens), .packed = packed},
+              bytes + of_targets + 4 * rows, bytes + of_targets);
+  expect_dram("UnpackRows", UnpackRows{.packed = packed, .x = x, .targets = targets},
+              bytes + of_targets, bytes + of_targets);
+}
+
+// A row of the table is 16 bytes here, half a sector, wherever in the table it lies.
+TEST_F(ShardedTraffic, OfMappedChoicesIsTheChoicesAndTheirTargets) {
+  const std::int64_t tokens = 4096, k = 2, experts = 64, parts = 4;
+  std::vector<int> chosen(tokens * k);
+  for (std::size_t i = 0; i < chosen.size(); ++i) chosen[i] = static_cast<int>(i * 7 % experts);
+  const std::size_t choices = 4 * tokens * k, table = 4 * experts * parts;
+  expect_dram("MapChoices",
+              MapChoices{.experts = words(chosen).reshape({tokens, k}),
+                         .table = tensor(DType::i32, {experts, parts}),
+                         .targets = tensor(DType::i32, {tokens, k * parts})},
+              choices + table, parts * choices, 0.05, 0.13);
+}
+
+TEST_F(ShardedTraffic, OfCrossEntropyOfShardsIsEachLogitOnce) {
+  const std::int64_t rows = 4, shard = 16384, shards = 2;
+  const std::size_t n = rows * shard, of_rows = 4 * rows;
+  const VocabularyShard range{.first_id = 0, .vocabulary = shards * shard};
+  const Tensor logits = floats({rows, shard}), targets = tensor(DType::i32, {rows});
+  const Tensor statistics = floats({rows, softmax_statistics}), losses = floats({rows});
+  const Tensor all = floats({shards, rows, softmax_statistics});
+  SoftmaxOfShard softmax{
+      .logits = logits, .targets = targets, .shard = range, .statistics = statistics};
+  expect_packed_bytes(softmax, 4 * n, 0);
+  softmax.exponentials = logits;
+  expect_packed_bytes(softmax, 4 * n, 4 * n);
+  CrossEntropyOfShards loss{.statistics = all,
+                            .targets = targets,
+                            .shard = range,
+                            .losses = losses,
+                            .exponentials = logits,
+                            .d_logits = bf16s({rows, shard})};
+  // Every warp of a row reads its statistics: the caches serve all but the first.
+  expect_dram("CrossEntropyOfShards", loss, 4 * n + of_rows, 2 * n + of_rows);
+  loss.d_logits = logits;
+  expect_dram("CrossEntropyOfShards in place", loss, 4 * n + of_rows, 4 * n + of_rows);
+}
+
+TEST_F(ShardedTraffic, OfAdaFactorInPartsIsWhatItsHeaderSays) {
+  const std::int64_t rows = 512, cols = 1024;
+  const Shape shape = {rows, cols};
+  const std::size_t n = rows * cols;
+  const Tensor w = floats(shape), g = floats(shape), v = floats(shape), copy = bf16s(shape);
+  const Tensor v_row = floats({rows}), v_col = floats({cols}), squares = floats({1});
+  const Tensor row_sums = floats({rows}), col_sums = floats({cols});
+  expect_dram("AdaFactorSums",
+              AdaFactorSums{.gradients = g, .row_sums = row_sums, .col_sums = col_sums}, 4 * n, 0);
+  expect_dram("AdaFactorMeasure",
+              AdaFactorMeasure{.gradients = g,
+                               .row_sums = row_sums,
+                               .col_sums = col_sums,
+                               .v_row = v_row,
+                               .v_col = v_col,
+                               .squares = squares,
+                               .rows = rows},
+              4 * n, 0);
+  expect_dram("AdaFactorMeasure, unfactored",
+              AdaFactorMeasure{.gradients = g, .v = v, .squares = squares}, 8 * n, 4 * n);
+  expect_dram(
+      "AdaFactorApply",
+      AdaFactorApply{.weights = w, .gradients = g, .v_row = v_row, .v_col = v_col, .copy = copy},
+      8 * n, 6 * n);
+  expect_dram("AdaFactorApply, unfactored", AdaFactorApply{.weights = w, .gradients = g, .v = v},
+              12 * n, 4 * n);
+}
+
+}  // namespace
+}  // namespace orchard::testing
