@@ -85,15 +85,17 @@ class Asking : public ::testing::Test {
 
   static std::string run_folder() { return "--run-folder " + (*scratch_ / "run").string(); }
   static std::string ask(const std::string& command, const Layout& layout) {
-    const Outcome outcome = run_on_ranks(
-        layout.ranks,
-        fmt::format("{} {} {} {}", ORCHARD_PROGRAM, command, run_folder(), layout.options));
-    EXPECT_EQ(outcome.code, 0) << layout.options << "\n" << outcome.output;
-    return outcome.output;
+    return answer_of(on_ranks(layout.ranks, fmt::format("{} {} {} {}", ORCHARD_PROGRAM, command,
+                                                        run_folder(), layout.options)));
   }
   static std::string ask_alone(const std::string& command) {
-    const Outcome outcome = orchard_alone(command + " " + run_folder());
-    EXPECT_EQ(outcome.code, 0) << outcome.output;
+    return answer_of(fmt::format("{} {} {}", ORCHARD_PROGRAM, command, run_folder()));
+  }
+  // What a command prints as its answer. The other stream says how far it is, where it takes long.
+  static std::string answer_of(const std::string& command) {
+    const std::string aside = (*scratch_ / "aside").string();
+    const Outcome outcome = run_shell(fmt::format("{{ {} 2>{}; }}", command, aside));
+    EXPECT_EQ(outcome.code, 0) << command << "\n" << outcome.output << read_text(aside);
     return outcome.output;
   }
 

@@ -14,11 +14,14 @@ inline Outcome orchard_alone(const std::string& arguments) {
 }
 
 // Any command line, on so many ranks.
+inline std::string on_ranks(int ranks, const std::string& command) {
+  return fmt::format(
+      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n {} "
+      "--oversubscribe --bind-to none {}",
+      ranks, command);
+}
 inline Outcome run_on_ranks(int ranks, const std::string& command) {
-  return run_shell(
-      fmt::format("OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n {} "
-                  "--oversubscribe --bind-to none {}",
-                  ranks, command));
+  return run_shell(on_ranks(ranks, command));
 }
 
 inline Outcome orchard_on_two_ranks(const std::string& arguments) {
