@@ -36,7 +36,7 @@ command -v clang-tidy >/dev/null || {
 # A source that includes the header: the one of its name, or the first.
 source_of() {
   local own=${1%.h}.cpp
-  if [[ -f $own ]]; then echo "$own"; else git grep -lF "#include \"$1\"" -- '*.cpp' | head -n 1; fi
+  if [[ -f $own ]]; then echo "$own"; else git grep -lF "#include \"$1\"" -- '*.cpp' | sed -n 1p; fi
 }
 
 changed() {
