@@ -44,10 +44,11 @@ inline void write_report(std::ostream& file, const LaunchRecords& records) {
   }
 }
 
-// All reports of a folder together.
-inline LaunchRecords read_reports(const std::string& folder) {
+// All reports of a folder together, or all but the one of the test `but`.
+inline LaunchRecords read_reports(const std::string& folder, const std::string& but = {}) {
   LaunchRecords out;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    if (entry.path().stem() == but) continue;
     std::ifstream file(entry.path());
     ComparedLaunches r;
     std::string kernel;
