@@ -37,6 +37,11 @@ void* counted(void* block, std::size_t bytes) {
 void* operator new(std::size_t bytes) {
   return counted(std::malloc(bytes), bytes);
 }
+// A sanitizer has a form of its own for this one.
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+  if (bytes >= large_block) ++large_blocks;
+  return std::malloc(bytes);
+}
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
   const auto a = static_cast<std::size_t>(alignment);
   return counted(std::aligned_alloc(a, (bytes + a - 1) / a * a), bytes);
