@@ -94,6 +94,8 @@ void multiply_m16n8k16(const Lanes& lanes) {
 
 }  // namespace
 
+// Tables are chosen as pointers: of (transposed ? trans : plain)[matrices / 2] GCC 12 with
+// -fsanitize=undefined evaluates the index in one arm alone.
 const WarpOperation& load_matrix_operation(int matrices, bool transposed) {
   static constexpr WarpOperation plain[] = {{"ldmatrix.x1", load_matrices<1, false>},
                                             {"ldmatrix.x2", load_matrices<2, false>},
@@ -101,7 +103,8 @@ const WarpOperation& load_matrix_operation(int matrices, bool transposed) {
   static constexpr WarpOperation trans[] = {{"ldmatrix.x1.trans", load_matrices<1, true>},
                                             {"ldmatrix.x2.trans", load_matrices<2, true>},
                                             {"ldmatrix.x4.trans", load_matrices<4, true>}};
-  return (transposed ? trans : plain)[matrices / 2];  // 1, 2, 4
+  const WarpOperation* const of = transposed ? trans : plain;
+  return of[matrices / 2];  // 1, 2, 4
 }
 
 const WarpOperation& store_matrix_operation(int matrices, bool transposed) {
@@ -111,7 +114,8 @@ const WarpOperation& store_matrix_operation(int matrices, bool transposed) {
   static constexpr WarpOperation trans[] = {{"stmatrix.x1.trans", store_matrices<1, true>},
                                             {"stmatrix.x2.trans", store_matrices<2, true>},
                                             {"stmatrix.x4.trans", store_matrices<4, true>}};
-  return (transposed ? trans : plain)[matrices / 2];  // 1, 2, 4
+  const WarpOperation* const of = transposed ? trans : plain;
+  return of[matrices / 2];  // 1, 2, 4
 }
 
 const WarpOperation mma_m16n8k16_bf16_operation{"mma.m16n8k16", multiply_m16n8k16};
