@@ -19,12 +19,13 @@ class Decoding {
         model_(model),
         ranks_(ranks),
         dispatcher_(dispatcher),
-        uploader_(model.config(), dtype),
+        uploader_(stream.device(), model.config(), dtype),
         caches_(model.decoder().make_caches(arena, dtype, longest)) {}
 
   // Returns the likeliest token after `rows`.
   std::int32_t feed(const MicroBatch& rows) {
     const ArenaScope scope(arena_);
+    uploader_.begin();
     const DeviceBatch batch = uploader_.upload(stream_, arena_, rows, picture_content(ranks_));
     const std::vector<std::int32_t> keys{0, static_cast<std::int32_t>(length_ + batch.rows)};
     const Tensor key_offsets = arena_.allocate(DType::i32, {2});

@@ -39,7 +39,7 @@ class LinkTimer {
         store_(ranks_.place()),
         model_(store_, model),
         arena_(device),
-        uploader_(model, setting.dtype) {
+        uploader_(device, model, setting.dtype) {
     store_.allocate(device, *stream_, setting.dtype, ParameterUse::training);
     store_.initialise(*stream_, /*seed=*/1);
     model_.prepare(device, *stream_);
@@ -51,6 +51,7 @@ class LinkTimer {
   // counts.
   CostByKind pass_through(const MicroBatch& micro_batch) {
     arena_.reset();
+    uploader_.begin();
     const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
     const LossScales scales{.target = 1.0f /
                                       static_cast<float>(std::max<std::int64_t>(batch.targets, 1))};

@@ -5,10 +5,10 @@
 #include "train/stopwatch.h"
 
 namespace orchard {
-PipelineStep::PipelineStep(const StepParts& parts, StepLosses& losses)
+PipelineStep::PipelineStep(const StepParts& parts, BatchUploader& uploader, StepLosses& losses)
     : parts_(parts),
+      uploader_(uploader),
       losses_(losses),
-      counter_(parts.model.config(), parts.model.dtype()),
       keeps_(static_cast<std::size_t>(parts.ranks.stages().chunks())) {}
 
 void PipelineStep::prepare(std::size_t micro_batches) {
@@ -24,7 +24,7 @@ void PipelineStep::run(const StepWork& work, PhaseSeconds& seconds) {
   work_ = &work;
   seconds_ = &seconds;
   counts_.clear();
-  for (const MicroBatch& batch : work.micro_batches) counts_.push_back(counter_.counts(batch));
+  for (const MicroBatch& batch : work.micro_batches) counts_.push_back(uploader_.counts(batch));
   ended_.assign(keeps_.size(), 0);
   double total = 0;
   const double busy = seconds.forward + seconds.backward;
@@ -51,7 +51,7 @@ PipelineStep::Keep& PipelineStep::take(int chunk, int micro_batch) {
   std::deque<Keep>& keeps = keeps_[static_cast<std::size_t>(chunk)];
   auto free = std::ranges::find(keeps, false, &Keep::taken);
   if (free == keeps.end()) {
-    keeps.emplace_back(parts_.device, parts_.model);
+    keeps.emplace_back(parts_.device);
     free = std::prev(keeps.end());
   }
   free->taken = true;
@@ -79,7 +79,7 @@ ConstTensor PipelineStep::forward(int chunk, int micro_batch, ConstTensor input)
   const Stopwatch watch(seconds_->forward);
   const LinkRange links = links_of(chunk);
   Keep& keep = take(chunk, micro_batch);
-  keep.batch = keep.uploader.upload(
+  keep.batch = uploader_.upload(
       parts_.stream, keep.arena, work_->micro_batches[static_cast<std::size_t>(micro_batch)],
       links.first == 0 ? PictureContent::whole : PictureContent::absent);
   keep.saved.halves = halves_;
@@ -120,9 +120,7 @@ void PipelineStep::backward_weight(int chunk, int micro_batch) {
   }
   ++ended_[static_cast<std::size_t>(chunk)];
   live_.erase({chunk, micro_batch});
-  // The next one to come here copies into what this one has read.
-  parts_.stream.synchronize();
-  keep.arena.reset();
+  keep.arena.reset();  // what comes next overwrites it in stream order
   keep.taken = false;
 }
 

@@ -43,7 +43,8 @@ struct StepWork {
 // as the schedule has micro-batches alive at once, which later steps of the same sizes reuse.
 class PipelineStep final : private PipelineModel {
  public:
-  PipelineStep(const StepParts& parts, StepLosses& losses);
+  // All must outlive it. The uploader's uploads are those of one step.
+  PipelineStep(const StepParts& parts, BatchUploader& uploader, StepLosses& losses);
 
   // Runs the whole schedule. Losses have been read back, and the gradients of this rank's stages
   // have the share of every micro-batch, when the stream is done.
@@ -52,11 +53,9 @@ class PipelineStep final : private PipelineModel {
  private:
   // What one micro-batch keeps at one chunk from forward to the weight half.
   struct Keep {
-    Keep(Device& device, const MultimodalModel& model)
-        : arena(device), uploader(model.config(), model.dtype()) {}
+    explicit Keep(Device& device) : arena(device) {}
 
     Arena arena;
-    BatchUploader uploader;  // its staging memory must stay until the copies are done
     DeviceBatch batch;
     MultimodalModel::Saved saved;
     bool taken = false;
@@ -75,8 +74,8 @@ class PipelineStep final : private PipelineModel {
   void tell_final_gradients(Pass& pass, int chunk, int micro_batch);
 
   StepParts parts_;
+  BatchUploader& uploader_;
   StepLosses& losses_;
-  BatchUploader counter_;
   std::optional<PipelineEngine> engine_;  // for as many micro-batches as the last step had
   BackwardHalves halves_ = BackwardHalves::in_turn;  // as its schedule has them
   std::vector<std::deque<Keep>> keeps_;              // of each chunk

@@ -23,8 +23,8 @@ StepRunner::StepRunner(Device& device, Stream& stream, const ParallelContext& ra
       dispatcher_(
           ExpertDispatcher::of(device, stream, ranks, model.config().decoder.moe.experts, experts)),
       arena_(device),
-      uploader_(model.config(), store.dtype()),
-      losses_(ranks, model) {
+      uploader_(device, model.config(), store.dtype()),
+      losses_(device, ranks, model) {
   if (!shards) return;
   reducer_.emplace(*shards);
   gatherer_.emplace(*shards, overlap);
@@ -36,7 +36,7 @@ StepRunner::StepRunner(Device& device, Stream& stream, const ParallelContext& ra
                                 .ranks = ranks,
                                 .model = model,
                                 .dispatcher = dispatcher_.get()},
-                      losses_);
+                      uploader_, losses_);
   }
 }
 
@@ -79,7 +79,6 @@ void StepRunner::run_in_turn(const StepWork& work, PhaseSeconds& seconds) {
     const Stopwatch watch(seconds.backward);
     if (m + 1 == work.micro_batches.size()) pass.gradients = work.listener;
     model_.backward(pass, saved);
-    stream_.synchronize();
   }
 }
 
@@ -103,6 +102,7 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
   store_.zero_gradients(stream_);
   reducer_->begin(stream_);
   losses_.begin(micro_batches.size());
+  uploader_.begin();
   const StepWork work{.micro_batches = micro_batches,
                       .scales = scales(totals),
                       .replay = replay,
@@ -138,6 +138,7 @@ StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const St
 
 std::vector<float> StepRunner::evaluate(const MicroBatch& micro_batch) {
   arena_.reset();
+  uploader_.begin();
   const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batch, picture_content(ranks_));
   Pass pass{.stream = stream_,
             .arena = arena_,

@@ -11,7 +11,7 @@ namespace {
 
 constexpr std::size_t first_count = 3;  // place of the counts behind the three losses
 
-double sum(const std::vector<float>& values) {
+double sum(const HostVector<float>& values) {
   return std::accumulate(values.begin(), values.end(), 0.0);
 }
 
@@ -19,7 +19,8 @@ double sum(const std::vector<float>& values) {
 
 void StepLosses::begin(std::size_t micro_batches) {
   micro_batches_ = micro_batches;
-  if (host_.size() < micro_batches) host_.resize(micro_batches);
+  while (host_.size() < micro_batches)
+    host_.emplace_back(device_, model_.decoder().routers().size());
 }
 
 void StepLosses::read_back(const Pass& pass, const MultimodalModel::Saved& saved,
@@ -27,16 +28,12 @@ void StepLosses::read_back(const Pass& pass, const MultimodalModel::Saved& saved
   HostLosses& host = host_.at(micro_batch);
   if (const ConstTensor losses = model_.losses(saved))
     copy_to_host(pass.stream, host.targets, losses);
-  const std::size_t layers = model_.decoder().routers().size();
-  host.balance.resize(layers);
-  host.z.resize(layers);
-  host.counts.resize(layers);
   std::size_t layer = model_.first_sparse_layer(saved);
   for (const RouterStatistics& statistics : model_.router_statistics(saved)) {
-    copy_to_host(pass.stream, host.balance[layer], statistics.balance_loss);
-    copy_to_host(pass.stream, host.z[layer], statistics.z_loss);
-    copy_to_host(pass.stream, host.counts[layer], statistics.expert_counts);
-    ++layer;
+    LayerLosses& losses = host.layers.at(layer++);
+    copy_to_host(pass.stream, losses.balance, statistics.balance_loss);
+    copy_to_host(pass.stream, losses.z, statistics.z_loss);
+    copy_to_host(pass.stream, losses.counts, statistics.expert_counts);
   }
 }
 
@@ -48,10 +45,11 @@ std::vector<double> StepLosses::own_sums() const {
     const HostLosses& host = host_[m];
     sums[0] += sum(host.targets);
     for (std::size_t layer = 0; layer < layers; ++layer) {
-      sums[1] += sum(host.balance[layer]);
-      sums[2] += sum(host.z[layer]);
-      for (std::size_t i = 0; i < host.counts[layer].size(); ++i)
-        sums[first_count + layer * counts + i] += host.counts[layer][i];
+      const LayerLosses& losses = host.layers[layer];
+      sums[1] += sum(losses.balance);
+      sums[2] += sum(losses.z);
+      for (std::size_t i = 0; i < losses.counts.size(); ++i)
+        sums[first_count + layer * counts + i] += losses.counts[i];
     }
   }
   return sums;

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "kernels/device/host_memory.h"
 #include "models/multimodal.h"
 
 namespace orchard {
@@ -30,9 +31,9 @@ struct LossReport {
 
 class StepLosses {
  public:
-  // Both must outlive it.
-  StepLosses(const ParallelContext& ranks, const MultimodalModel& model)
-      : ranks_(ranks), model_(model) {}
+  // All must outlive it.
+  StepLosses(Device& device, const ParallelContext& ranks, const MultimodalModel& model)
+      : device_(device), ranks_(ranks), model_(model) {}
 
   // Of a step with so many micro-batches on this rank.
   void begin(std::size_t micro_batches);
@@ -46,17 +47,29 @@ class StepLosses {
   LossReport collect(Stream& stream, const StepTotals& totals);
 
  private:
+  // Of one sparse layer; empty where another pipeline stage has it.
+  struct LayerLosses {
+    explicit LayerLosses(Device& device)
+        : balance(HostAllocator<float>(device)),
+          z(HostAllocator<float>(device)),
+          counts(HostAllocator<std::int32_t>(device)) {}
+
+    HostVector<float> balance, z;     // [sequences]
+    HostVector<std::int32_t> counts;  // [2 · experts]
+  };
   struct HostLosses {
-    std::vector<float> targets;                     // [padded targets]; empty without the head
-    std::vector<std::vector<float>> balance, z;     // [layer][sequences]; empty where another
-                                                    // pipeline stage has the layer
-    std::vector<std::vector<std::int32_t>> counts;  // [layer][2 · experts]; likewise
+    HostLosses(Device& device, std::size_t sparse_layers)
+        : targets(HostAllocator<float>(device)), layers(sparse_layers, LayerLosses(device)) {}
+
+    HostVector<float> targets;  // [padded targets]; empty without the head
+    std::vector<LayerLosses> layers;
   };
   // This rank's loss, balance loss and z-loss, then the counts before and after capacity of every
   // sparse layer.
   std::vector<double> own_sums() const;
   void require_finite(double loss, double own) const;
 
+  Device& device_;
   const ParallelContext& ranks_;
   const MultimodalModel& model_;
   std::vector<HostLosses> host_;  // of each micro-batch, and room for more

@@ -16,9 +16,12 @@ namespace {
 // Work is done when its call returns: there is nothing to wait for.
 class CpuEvent final : public Event {
  public:
+  explicit CpuEvent(Device& device) : Event(device) {}
   void record(Stream&) override {}
   bool is_done() override { return true; }
-  void synchronize() override {}
+
+ private:
+  void finish() override {}
 };
 
 class CpuGraph final : public Graph {
@@ -33,15 +36,6 @@ class CpuGraph final : public Graph {
 class CpuStream final : public Stream {
  public:
   explicit CpuStream(Device& device) : Stream(device) {}
-  void synchronize() override {}
-
-  void copy(Tensor destination, ConstTensor source) override {
-    require(destination.dtype() == source.dtype() && destination.numel() == source.numel(),
-            "copy of {} {} into {} {}", name_of(source.dtype()), source.shape(),
-            name_of(destination.dtype()), destination.shape());
-    if (source.numel()) std::memcpy(destination.raw(), source.raw(), source.size_bytes());
-  }
-
   void wait(Event&) override {}
   std::unique_ptr<Graph> capture(std::function<void()> work) override {
     return std::make_unique<CpuGraph>(std::move(work));
@@ -49,6 +43,12 @@ class CpuStream final : public Stream {
 
   void fill_zero(Tensor destination) override {
     if (destination.numel()) std::memset(destination.raw(), 0, destination.size_bytes());
+  }
+
+ private:
+  void finish() override {}
+  void queue_copy(Tensor destination, ConstTensor source) override {
+    std::memcpy(destination.raw(), source.raw(), source.size_bytes());
   }
 };
 
@@ -68,7 +68,7 @@ class CpuDevice final : public Device {
     cpu::register_operations(operations());
   }
   std::unique_ptr<Stream> make_stream() override { return std::make_unique<CpuStream>(*this); }
-  std::unique_ptr<Event> make_event() override { return std::make_unique<CpuEvent>(); }
+  std::unique_ptr<Event> make_event() override { return std::make_unique<CpuEvent>(*this); }
 
  private:
   std::byte* allocate_bytes(std::size_t bytes) override {

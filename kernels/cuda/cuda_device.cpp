@@ -20,17 +20,23 @@ class CudaDevice final : public Device {
          cudaDevAttrMultiProcessorCount, ordinal);
     extension<GpuProperties>() = {.compute_capability = found.compute_capability,
                                   .multiprocessors = multiprocessors};
-    pool_ = std::make_unique<MemoryPool>(ordinal, streams_);
+    pool_ = std::make_unique<MemoryPool>(*this, ordinal, streams_);
     register_operations(operations());
   }
   std::unique_ptr<Stream> make_stream() override {
     return std::make_unique<CudaStream>(*this, streams_);
   }
-  std::unique_ptr<Event> make_event() override { return std::make_unique<CudaEvent>(); }
+  std::unique_ptr<Event> make_event() override { return std::make_unique<CudaEvent>(*this); }
 
  private:
   std::byte* allocate_bytes(std::size_t bytes) override { return pool_->allocate(bytes); }
   void free_bytes(std::byte* data, std::size_t) noexcept override { pool_->free(data); }
+  std::byte* allocate_host_bytes(std::size_t bytes) override {
+    void* data = nullptr;
+    call("cudaMallocHost", cudaMallocHost, &data, bytes);
+    return static_cast<std::byte*>(data);
+  }
+  void free_host_bytes(std::byte* data) noexcept override { cudaFreeHost(data); }
 
   std::vector<CudaStream*> streams_;
   std::unique_ptr<MemoryPool> pool_;

@@ -33,7 +33,7 @@ class CudaGraph final : public Graph {
 
 }  // namespace
 
-CudaEvent::CudaEvent() {
+CudaEvent::CudaEvent(Device& device) : Event(device) {
   call("cudaEventCreateWithFlags", cudaEventCreateWithFlags, &handle_,
        static_cast<unsigned>(cudaEventDisableTiming));
 }
@@ -54,7 +54,7 @@ bool CudaEvent::is_done() {
   return true;
 }
 
-void CudaEvent::synchronize() {
+void CudaEvent::finish() {
   call("cudaEventSynchronize", cudaEventSynchronize, handle_);
 }
 
@@ -71,15 +71,11 @@ CudaStream::~CudaStream() {
   cudaStreamDestroy(handle_);
 }
 
-void CudaStream::synchronize() {
+void CudaStream::finish() {
   call_after(launches_, "cudaStreamSynchronize", cudaStreamSynchronize, handle_);
 }
 
-void CudaStream::copy(Tensor destination, ConstTensor source) {
-  require(destination.dtype() == source.dtype() && destination.numel() == source.numel(),
-          "copy of {} {} into {} {}", name_of(source.dtype()), source.shape(),
-          name_of(destination.dtype()), destination.shape());
-  if (!source.numel()) return;
+void CudaStream::queue_copy(Tensor destination, ConstTensor source) {
   call_after(launches_, "cudaMemcpyAsync", cudaMemcpyAsync, destination.raw(), source.raw(),
              source.size_bytes(), cudaMemcpyDefault, handle_);
 }

@@ -5,7 +5,8 @@
 
 namespace orchard::cuda {
 
-MemoryPool::MemoryPool(int ordinal, const std::vector<CudaStream*>& streams) : streams_(streams) {
+MemoryPool::MemoryPool(Device& device, int ordinal, const std::vector<CudaStream*>& streams)
+    : streams_(streams), queued_(device) {
   cudaMemPool_t pool = nullptr;
   call("cudaDeviceGetDefaultMemPool", cudaDeviceGetDefaultMemPool, &pool, ordinal);
   // Nothing goes back to the driver before the process ends.

@@ -11,7 +11,7 @@ namespace orchard::cuda {
 class MemoryPool {
  public:
   // `streams`: of the device, those that may use its memory.
-  MemoryPool(int ordinal, const std::vector<CudaStream*>& streams);
+  MemoryPool(Device& device, int ordinal, const std::vector<CudaStream*>& streams);
   ~MemoryPool();
   MemoryPool(const MemoryPool&) = delete;
   MemoryPool& operator=(const MemoryPool&) = delete;

@@ -10,14 +10,15 @@ namespace orchard::cuda {
 
 class CudaEvent final : public Event {
  public:
-  CudaEvent();
+  explicit CudaEvent(Device& device);
   ~CudaEvent() override;
   void record(Stream& stream) override;
   bool is_done() override;
-  void synchronize() override;
   cudaEvent_t handle() const { return handle_; }
 
  private:
+  void finish() override;
+
   cudaEvent_t handle_ = nullptr;
 };
 
@@ -27,8 +28,6 @@ class CudaStream final : public Stream {
   CudaStream(Device& device, std::vector<CudaStream*>& all);
   ~CudaStream() override;
 
-  void synchronize() override;
-  void copy(Tensor destination, ConstTensor source) override;
   void fill_zero(Tensor destination) override;
   void wait(Event& event) override;
   std::unique_ptr<Graph> capture(std::function<void()> work) override;
@@ -38,6 +37,9 @@ class CudaStream final : public Stream {
   LaunchLog& launches() { return launches_; }
 
  private:
+  void finish() override;
+  void queue_copy(Tensor destination, ConstTensor source) override;
+
   std::vector<CudaStream*>& all_;
   cudaStream_t handle_ = nullptr;
   LaunchLog launches_;

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <typeindex>
 #include <unordered_map>
@@ -27,7 +28,7 @@ class Event;
 class Graph;
 class Stream;
 
-// What a test reads to prove that a warm training step allocates nothing.
+// What a test reads to prove that a warm training step allocates nothing, and does not wait.
 struct DeviceStatistics {
   std::int64_t allocations = 0;        // Device::allocate calls
   std::int64_t live_bytes = 0;         // allocated and not yet freed
@@ -35,6 +36,9 @@ struct DeviceStatistics {
   std::int64_t workspace_growths = 0;  // times a stream's workspace had to grow
   std::int64_t primitive_creations =
       0;  // library primitives (oneDNN) built, each costing a JIT compilation
+  // Times that the host waited: for a stream, for an event that had not been passed, or in a copy
+  // that a GPU's driver may wait in, see Stream::copy.
+  std::int64_t host_waits = 0;
 };
 
 // Owning block of device memory, aligned to 256 bytes. Contents start undefined. Movable, not
@@ -75,6 +79,12 @@ class Device {
 
   DeviceKind kind() const { return kind_; }
   Buffer allocate(std::size_t bytes) { return Buffer(*this, bytes); }
+  // Host memory that copies from and to this device need not wait for: page-locked where the device
+  // is a GPU. Aligned for every plain type; contents start undefined. HostVector owns such memory.
+  std::byte* allocate_host(std::size_t bytes);
+  void free_host(std::byte* data) noexcept;
+  // Whether `address` lies in a block of allocate_host.
+  bool is_page_locked(const void* address) const;
   virtual std::unique_ptr<Stream> make_stream() = 0;
   virtual std::unique_ptr<Event> make_event() = 0;
 
@@ -101,8 +111,11 @@ class Device {
   friend class Buffer;
   virtual std::byte* allocate_bytes(std::size_t bytes) = 0;
   virtual void free_bytes(std::byte* data, std::size_t bytes) noexcept = 0;
+  virtual std::byte* allocate_host_bytes(std::size_t bytes);
+  virtual void free_host_bytes(std::byte* data) noexcept;
 
   DeviceKind kind_;
+  std::map<const std::byte*, std::size_t, std::greater<>> host_blocks_;  // sizes by address
   DeviceStatistics statistics_;
   OperationTable operations_;
   std::unordered_map<std::type_index, std::shared_ptr<void>> extensions_;
@@ -117,11 +130,12 @@ class Stream {
   Device& device() const { return device_; }
 
   // Returns when everything queued so far has finished.
-  virtual void synchronize() = 0;
+  void synchronize();
 
-  // Copies between tensors of one dtype and size. Host tensors must stay untouched until the next
-  // synchronize.
-  virtual void copy(Tensor destination, ConstTensor source) = 0;
+  // Copies between tensors of one dtype and size; throws Error for others. Host tensors must stay
+  // untouched until the next synchronize. Of host memory that is not Device::allocate_host's, CUDA's
+  // driver may wait for the stream in here (CUDA Runtime API, "API synchronization behavior").
+  void copy(Tensor destination, ConstTensor source);
   virtual void fill_zero(Tensor destination) = 0;
 
   // Work queued from now on begins after the point that `event` stands for now. An event that was
@@ -147,6 +161,10 @@ class Stream {
   explicit Stream(Device& device) : device_(device) {}
 
  private:
+  virtual void finish() = 0;
+  // Of at least one element.
+  virtual void queue_copy(Tensor destination, ConstTensor source) = 0;
+
   Device& device_;
   Buffer workspace_;
 };
@@ -155,7 +173,6 @@ class Stream {
 class Event {
  public:
   virtual ~Event();
-  Event() = default;
   Event(const Event&) = delete;
   Event& operator=(const Event&) = delete;
 
@@ -165,7 +182,15 @@ class Event {
   // The point is passed, or there is none.
   virtual bool is_done() = 0;
   // Returns when is_done().
-  virtual void synchronize() = 0;
+  void synchronize();
+
+ protected:
+  explicit Event(Device& device) : device_(device) {}
+
+ private:
+  virtual void finish() = 0;
+
+  Device& device_;
 };
 
 // Recorded work of one stream.

@@ -40,22 +40,8 @@ class SimtStream final : public Stream {
   SimtStream(Device& device, Heap& heap, Multiprocessor& multiprocessor, WorkQueues& queues)
       : Stream(device), heap_(heap), multiprocessor_(multiprocessor), queue_(queues) {}
 
-  void synchronize() override { queue_.run(); }
   void wait(Event& event) override;
   std::unique_ptr<Graph> capture(std::function<void()> work) override;
-
-  void copy(Tensor destination, ConstTensor source) override {
-    require(destination.dtype() == source.dtype() && destination.numel() == source.numel(),
-            "copy of {} {} into {} {}", name_of(source.dtype()), source.shape(),
-            name_of(destination.dtype()), destination.shape());
-    if (!source.numel()) return;
-    queue_.emplace_back([this, destination, source] {
-      check_operand("source", source);
-      check_operand("destination", destination);
-      std::memcpy(destination.raw(), source.raw(), source.size_bytes());
-      mark_copied(destination, source);
-    });
-  }
 
   void fill_zero(Tensor destination) override {
     if (!destination.numel()) return;
@@ -81,6 +67,17 @@ class SimtStream final : public Stream {
   WorkQueue& queue() { return queue_; }
 
  private:
+  void finish() override { queue_.run(); }
+
+  void queue_copy(Tensor destination, ConstTensor source) override {
+    queue_.emplace_back([this, destination, source] {
+      check_operand("source", source);
+      check_operand("destination", destination);
+      std::memcpy(destination.raw(), source.raw(), source.size_bytes());
+      mark_copied(destination, source);
+    });
+  }
+
   void check_operand(std::string_view role, const ConstTensor& tensor) const {
     require(tensor.device() == DeviceKind::cpu || heap_.contains(tensor.raw(), tensor.size_bytes()),
             "copy or fill: the {} of {} bytes is {}", role, tensor.size_bytes(),
@@ -112,17 +109,18 @@ WorkQueue& queue_of(Stream& stream, std::string_view what) {
 
 class SimtEvent final : public Event {
  public:
-  explicit SimtEvent(WorkQueues& queues) : queues_(queues) {}
+  SimtEvent(Device& device, WorkQueues& queues) : Event(device), queues_(queues) {}
 
   void record(Stream& stream) override { point_ = queue_of(stream, "an event").add_point(); }
   bool is_done() override { return !point_ || point_->queue == nullptr; }
-  void synchronize() override {
-    if (!is_done()) queues_.run_until(*point_->queue, [this] { return is_done(); });
-    require(!point_ || !point_->dropped, "the work that an event stands for was dropped");
-  }
   const std::shared_ptr<WorkPoint>& point() const { return point_; }
 
  private:
+  void finish() override {
+    if (!is_done()) queues_.run_until(*point_->queue, [this] { return is_done(); });
+    require(!point_ || !point_->dropped, "the work that an event stands for was dropped");
+  }
+
   WorkQueues& queues_;
   std::shared_ptr<WorkPoint> point_;
 };
@@ -180,7 +178,7 @@ std::unique_ptr<Stream> SimtDevice::make_stream() {
 }
 
 std::unique_ptr<Event> SimtDevice::make_event() {
-  return std::make_unique<simt::SimtEvent>(*queues_);
+  return std::make_unique<simt::SimtEvent>(*this, *queues_);
 }
 
 void SimtDevice::advance() {

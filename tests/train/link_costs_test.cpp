@@ -49,7 +49,7 @@ ArenaUse use_of(const ModelConfig& config, const MicroBatch& micro_batch) {
   store.initialise(*stream, 1);
   model.prepare(*device, *stream);
   Arena arena(*device, std::size_t{1} << 26);  // one block: marks are places in it
-  BatchUploader uploader(config, DType::f32);
+  BatchUploader uploader(*device, config, DType::f32);
   const DeviceBatch batch = uploader.upload(*stream, arena, micro_batch);
   Pass pass{.stream = *stream, .arena = arena, .batch = batch};
   MultimodalModel::Saved saved;

@@ -69,7 +69,7 @@ class Replica {
         arena_(*device_),
         store_(ranks.place()),
         model_(store_, config),
-        uploader_(config, options.dtype) {
+        uploader_(*device_, config, options.dtype) {
     if (options.meddle) options.meddle(store_);
     store_.allocate(*device_, *stream_, options.dtype, ParameterUse::training_on_shards);
     shards_ = std::make_unique<FlatShards>(*device_, *stream_, ranks, store_, options.shards);
@@ -86,6 +86,7 @@ class Replica {
   std::vector<Routing> route(const MicroBatch& micro_batch) {
     if (model_.decoder().routers().empty()) return {};
     arena_.reset();
+    uploader_.begin();
     const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
     Pass pass{.stream = *stream_,
               .arena = arena_,
