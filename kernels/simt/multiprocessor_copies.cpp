@@ -129,6 +129,7 @@ void Multiprocessor::wait_for_mbarrier(std::uint64_t* barrier, unsigned parity, 
     return naming("mbarrier.try_wait", where, [&] {
       require(shared_.slot_of(barrier) == current_->block->slot,
               "a block waits for its own mbarriers alone");
+      if (races_) mbarriers_.require_near(barrier, parity, current_->knowledge.known);
       return mbarriers_.is_over(barrier, parity);
     });
   };
