@@ -133,8 +133,8 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[64], std::uint64_t a, st
         "n"(static_cast<int>(b_transposed)));
 }
 
-// As above, with `a` in registers: each warp's 16 rows in the layout of mma's left operand. They must
-// stay as they are until the wait.
+// As above, with `a` in registers: each warp's 16 rows in the layout of mma's left operand. The array must
+// stay, and stay as it is, until the wait.
 template <Transposed b_transposed>
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[32], const unsigned (&a)[4],
                                              std::uint64_t b, bool accumulate) {
@@ -254,7 +254,8 @@ void wgmma_m64k16(float (&d)[registers], const unsigned (&a)[4], std::uint64_t b
                            .b = b,
                            .b_is_mn = b_transposed == Transposed::yes,
                            .accumulate = accumulate,
-                           .a_registers = a};
+                           .a_registers = a,
+                           .a_stays = true};
   warp_collective(wgmma_operation, 0xffffffffu, &arguments, where);
 }
 

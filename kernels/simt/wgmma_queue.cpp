@@ -1,5 +1,6 @@
 #include "kernels/simt/wgmma_queue.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <utility>
@@ -160,9 +161,10 @@ void WgmmaQueue::issue(const std::array<void*, 32>& lanes, std::span<const std::
   if (!own.a_registers) for_each_chunk(left_operand(own, warp_of_group), shared.size(), record);
   for_each_chunk(right_operand(own), shared.size(), record);
   ++accumulator(lanes, own.n).in_flight;
-  Product product{own, {}, warp_of_group, false};
+  Product product{own, {}, warp_of_group, false, {}};
   if (own.a_registers) product.a = gather_operand(lanes);
-  products_.push_back(product);
+  if (own.a_stays) product.left.emplace(lanes);
+  products_.push_back(std::move(product));
   // In order: later products add to what earlier ones leave.
   for (std::size_t i = done_; at_once && i < products_.size(); ++i) perform(products_[i], shared);
   counters().tensor_flops += static_cast<std::uint64_t>(2 * warp_rows * own.n * depth);
@@ -214,7 +216,25 @@ void WgmmaQueue::wait(std::size_t pending_groups, std::span<const std::byte> sha
   }
 }
 
+WgmmaQueue::LeftRegisters::LeftRegisters(const std::array<void*, 32>& lanes) {
+  for (std::size_t lane = 0; lane < lanes.size(); ++lane) {
+    at[lane] = arguments_of(lanes[lane]).a_registers;
+    std::copy_n(at[lane], bits[lane].size(), bits[lane].begin());
+  }
+}
+
+void WgmmaQueue::LeftRegisters::require_unchanged() const {
+  for (std::size_t lane = 0; lane < at.size(); ++lane) {
+    for (std::size_t r = 0; r < bits[lane].size(); ++r) {
+      require(at[lane][r] == bits[lane][r],
+              "register {} of lane {}'s left operand was changed while a wgmma was in flight", r,
+              lane);
+    }
+  }
+}
+
 void WgmmaQueue::finish(const Product& product) {
+  if (product.left) product.left->require_unchanged();
   for (std::size_t at = 0; at < accumulators_.size(); ++at) {
     Accumulator& own = accumulators_[at];
     if (own.registers[0] != product.arguments.d || --own.in_flight > 0) continue;
