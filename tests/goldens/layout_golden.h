@@ -198,4 +198,12 @@ inline constexpr std::uint16_t operand_mn[32][8] = {
     {864, 880, 832, 848, 800, 816, 768, 784}, {1008, 992, 976, 960, 944, 928, 912, 896},
 };
 
+// The two highest bits of an operand's descriptor, [s].
+inline constexpr std::uint16_t descriptor_swizzle[4][1] = {
+    {0},
+    {3},
+    {2},
+    {1},
+};
+
 }  // namespace orchard::testing::layout_golden

@@ -71,6 +71,8 @@ WGMMA_C = Layout(((4, 8, 4), (2, 2, 2)), ((128, 1, 16), (64, 8, 512)))
 # Bits of shared memory of (mn, bit of k) and of (bit of mn, k)
 ATOMS_K = [Layout((8, 128 << bits), (128 << bits, 1)) for bits in range(4)]
 ATOMS_MN = [Layout((128 << bits, 8), (1, 128 << bits)) for bits in range(4)]
+# GMMA::LayoutType of INTERLEAVE, B32, B64, B128: what a descriptor says of its swizzle
+LAYOUT_TYPES = [0, 3, 2, 1]
 
 
 def elements_of_registers(layout):
@@ -108,4 +110,5 @@ table("operand_k", "Byte of 16 bytes of k in wgmma's operand, k contiguous: [8 s
       "// without a swizzle; 1, 2, 3 with that of 32, 64, 128 bytes.", chunks(ATOMS_K, lambda line, bit: (line, bit)))
 table("operand_mn", "Byte of 16 bytes of mn, mn contiguous: [8 s + k % 8][mn / 8 % 8].",
       chunks(ATOMS_MN, lambda line, bit: (bit, line)))
+table("descriptor_swizzle", "The two highest bits of an operand's descriptor, [s].", [[t] for t in LAYOUT_TYPES])
 print("}  // namespace orchard::testing::layout_golden")

@@ -224,6 +224,10 @@ void expect_product_of_images(Stream& stream, int a_swizzle, int b_swizzle) {
 }
 
 TEST_F(Layouts, OfWgmmaAreThoseOfCute) {
+  for (int s = 0; s < 4; ++s) {
+    EXPECT_EQ(simt::wgmma_descriptor(0, {swizzles[s], 0, 0}) >> 62,
+              layout_golden::descriptor_swizzle[s][0]);
+  }
   for (int a = 0; a < 4; ++a) {
     for (int b = 0; b < 4; ++b) {
       expect_product_of_images<Transposed::no, Transposed::no>(*stream_, a, b);
