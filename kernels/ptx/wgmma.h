@@ -28,11 +28,11 @@ enum class Transposed : std::uint8_t { no, yes };
 // How an operand lies in shared memory: in atoms of eight lines of the swizzle's bytes (16 without one),
 // each aligned to its size. A line runs along the contiguous dimension, the eight along the other. The
 // strides are those from atom to atom (PTX ISA, "Matrix Descriptor"):
-//                           leading_bytes       stride_bytes
-//   k contiguous            -                   the next 8 of m or n
-//   ... without a swizzle   the next 8 of k     the next 8 of m or n
+//                           leading_bytes             stride_bytes
+//   k contiguous            not read                  the next 8 of m or n
+//   ... without a swizzle   the next 8 of k           the next 8 of m or n
 //   m or n contiguous       the next line of m or n   the next 8 of k
-//   ... without a swizzle   the next 8 of k     the next 8 of m or n
+//   ... without a swizzle   the next 8 of k           the next 8 of m or n
 struct OperandLayout {
   Swizzle swizzle;
   unsigned leading_bytes, stride_bytes;
