@@ -9,7 +9,7 @@ namespace orchard::cuda {
 
 using TensorMap = CUtensorMap;
 
-// With the 128-byte swizzle. Throws Error where the driver refuses, or is too old to know.
+// Throws Error where the driver refuses, or is too old to know.
 TensorMap make_tensor_map(const TensorBox& box);
 
 }  // namespace orchard::cuda

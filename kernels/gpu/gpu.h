@@ -2,7 +2,8 @@
 // emulator, which executes the same source on the CPU. Both offer
 //
 //   __global__, __device__, __launch_bounds__, threadIdx, blockIdx, blockDim, gridDim, uint4, ...
-//   __syncthreads, __syncwarp, __shfl_*_sync, __ballot_sync, __any_sync, __all_sync
+//   __syncthreads, __syncwarp, __shfl_*_sync, __ballot_sync, __any_sync, __all_sync, __match_any_sync,
+//   __match_all_sync, __activemask
 //   atomicAdd on integers, __popc, __ffs
 //   launch(stream, shape, kernel, arguments...)   instead of <<<>>>
 //   shared_storage<Storage>()                     the block's shared memory, instead of __shared__

@@ -1,11 +1,10 @@
 // TMA: the copy engine of sm_90 moves a box of a tensor to shared memory or from it, for one thread's
 // asking.
 //
-// The box arrives with the 128-byte swizzle: its rows lie one after the other, and the 16-byte columns
-// of each 128 bytes change places with the number of the 128-byte line, so that wgmma reads them
-// without bank conflicts. Elements outside the tensor become zero. The destination is aligned to 1024
-// bytes, where the pattern begins. A tensor map is a kernel parameter, `const __grid_constant__
-// TensorMap`.
+// The box arrives with its rows one after the other and swizzled as its TensorBox says, so that wgmma
+// reads it without bank conflicts. Elements outside the tensor become zero. The destination is aligned
+// to 128 bytes; where the pattern of the swizzle shall begin with the box, to 8 lines of it (1024 bytes
+// with the 128-byte swizzle). A tensor map is a kernel parameter, `const __grid_constant__ TensorMap`.
 #pragma once
 
 #include <cstdint>

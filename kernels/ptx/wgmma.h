@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "kernels/gpu/gpu.h"
+#include "kernels/gpu/tensor_box.h"
 #include "kernels/ptx/fence.h"
 #ifndef __CUDACC__
 #include "kernels/simt/wgmma_queue.h"
@@ -24,15 +25,35 @@ namespace orchard::GPU_NAMESPACE {
 // An operand in shared memory whose contiguous dimension is m (of a) or n (of b), not k.
 enum class Transposed : std::uint8_t { no, yes };
 
+// How an operand lies in shared memory: in atoms of eight lines of the swizzle's bytes (16 without one),
+// each aligned to its size. A line runs along the contiguous dimension, the eight along the other. The
+// strides are those from atom to atom (PTX ISA, "Matrix Descriptor"):
+//                           leading_bytes             stride_bytes
+//   k contiguous            not read                  the next 8 of m or n
+//   ... without a swizzle   the next 8 of k           the next 8 of m or n
+//   m or n contiguous       the next line of m or n   the next 8 of k
+//   ... without a swizzle   the next 8 of k           the next 8 of m or n
+struct OperandLayout {
+  Swizzle swizzle;
+  unsigned leading_bytes, stride_bytes;
+};
+
+// Describes 16 of k of an operand so laid out. Where they begin within a line, `address` does, too.
+__device__ inline std::uint64_t wgmma_descriptor(unsigned address, OperandLayout layout) {
+  const auto field = [](unsigned bytes) { return std::uint64_t{(bytes & 0x3ffff) >> 4}; };
+  const unsigned columns = static_cast<unsigned>(layout.swizzle);
+  const std::uint64_t code = columns == 8 ? 1 : columns == 4 ? 2 : columns == 2 ? 3 : 0;
+  return field(address) | field(layout.leading_bytes) << 16 | field(layout.stride_bytes) << 32 |
+         code << 62;
+}
+
 // Describes an operand that TMA brought in boxes of 64 elements (128 bytes) a row, with the 128-byte
 // swizzle, each box aligned to 1024 bytes.
 //   k contiguous: rows are m or n. `address` + 32 bytes is 16 further in k. Boxes do not matter.
 //   m or n contiguous: rows are k. `address` + 2048 bytes is 16 further in k; `box_bytes` lead to the
 //   next 64 elements of m or n.
 __device__ inline std::uint64_t wgmma_descriptor(unsigned address, unsigned box_bytes) {
-  const auto field = [](unsigned bytes) { return std::uint64_t{(bytes & 0x3ffff) >> 4}; };
-  constexpr unsigned eight_rows = 8 * 128;
-  return field(address) | field(box_bytes) << 16 | field(eight_rows) << 32 | std::uint64_t{1} << 62;
+  return wgmma_descriptor(address, {Swizzle::bytes_128, box_bytes, 8 * 128});
 }
 
 #ifdef __CUDACC__
@@ -112,8 +133,8 @@ __device__ __forceinline__ void wgmma_m64k16(float (&d)[64], std::uint64_t a, st
         "n"(static_cast<int>(b_transposed)));
 }
 
-// As above, with `a` in registers: each warp's 16 rows in the layout of mma's left operand. They must
-// stay as they are until the wait.
+// As above, with `a` in registers: each warp's 16 rows in the layout of mma's left operand. The array must
+// stay, and stay as it is, until the wait.
 template <Transposed b_transposed>
 __device__ __forceinline__ void wgmma_m64k16(float (&d)[32], const unsigned (&a)[4],
                                              std::uint64_t b, bool accumulate) {
@@ -233,7 +254,8 @@ void wgmma_m64k16(float (&d)[registers], const unsigned (&a)[4], std::uint64_t b
                            .b = b,
                            .b_is_mn = b_transposed == Transposed::yes,
                            .accumulate = accumulate,
-                           .a_registers = a};
+                           .a_registers = a,
+                           .a_stays = true};
   warp_collective(wgmma_operation, 0xffffffffu, &arguments, where);
 }
 

@@ -4,6 +4,7 @@
 #include <array>
 #include <boost/context/fiber.hpp>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -60,10 +61,17 @@ struct Collective {
   std::array<void*, 32> arguments{};
 };
 
+// Lanes that have come to one __activemask together.
+struct ActiveLanes {
+  Where where;
+  std::shared_ptr<unsigned> lanes;
+};
+
 struct Warp {
   std::array<Thread*, 32> lanes{};
   unsigned live = 0;  // lanes that exist and have not returned
   std::vector<Collective> collecting;
+  std::vector<ActiveLanes> active;
   WgmmaQueue wgmma;
   OperationGroups products;  // of wgmma, for the race checker
   unsigned registers = 0;    // of each thread

@@ -170,8 +170,13 @@ struct ReduceArguments {
   Reduction reduction;
   bool is_signed;
 };
+struct MatchArguments {
+  std::uint64_t value;
+  unsigned same;  // lanes that bring the same
+};
 
-extern const WarpOperation shuffle_operation, vote_operation, elect_operation, reduce_operation;
+extern const WarpOperation shuffle_operation, vote_operation, elect_operation, reduce_operation,
+    match_any_operation, match_all_operation;
 
 inline unsigned lane_index() {
   return (threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z)) % warpSize;
@@ -235,6 +240,32 @@ inline bool __any_sync(unsigned mask, bool predicate, Where where = Where::curre
 
 inline bool __all_sync(unsigned mask, bool predicate, Where where = Where::current()) {
   return __ballot_sync(mask, predicate, where) == mask;
+}
+
+// Lanes that are at this call together, the own one among them: which ones, a GPU leaves open, and here
+// the order of threads decides.
+inline unsigned __activemask(Where where = Where::current()) {
+  return active_lanes(where);
+}
+
+// The lanes that bring the same bits.
+template <class T>
+unsigned match(const WarpOperation& operation, unsigned mask, T value, Where where) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "lanes compare 4 or 8 bytes");
+  MatchArguments arguments{0, 0};
+  std::memcpy(&arguments.value, &value, sizeof(T));
+  warp_collective(operation, mask, &arguments, where);
+  return arguments.same;
+}
+template <class T>
+unsigned __match_any_sync(unsigned mask, T value, Where where = Where::current()) {
+  return match(match_any_operation, mask, value, where);
+}
+// The mask if all lanes bring the same, else 0.
+template <class T>
+unsigned __match_all_sync(unsigned mask, T value, int* all, Where where = Where::current()) {
+  *all = match(match_all_operation, mask, value, where) == mask;
+  return *all ? mask : 0;
 }
 
 // The result of all lanes of the mask, in each.

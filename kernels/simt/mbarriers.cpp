@@ -50,6 +50,7 @@ std::vector<Thread*> Mbarriers::advance(std::uint64_t* barrier, State state) {
   if (state.pending == 0 && state.bytes == 0) {
     state.phase ^= 1;
     state.pending = state.expected;
+    own.seen = false;
     own.over = std::exchange(own.arriving, {});
     own.over.known.raise(own.actor.block, own.actor.actor, own.phase++);
     woken = std::exchange(own.waiters, {});
@@ -59,7 +60,10 @@ std::vector<Thread*> Mbarriers::advance(std::uint64_t* barrier, State state) {
 }
 
 std::vector<Thread*> Mbarriers::arrive(std::uint64_t* barrier, unsigned bytes) {
-  State state = unpack(find(barrier).value);
+  const Barrier& own = find(barrier);
+  require(own.seen, "phase {} is over, and nobody has waited for it before the arrival in the next",
+          own.phase - 1);
+  State state = unpack(own.value);
   require(state.pending > 0, "more arrivals than the {} that the phase expects", state.expected);
   require(bytes <= most_bytes && state.bytes + static_cast<int>(bytes) <= most_bytes,
           "a phase counts {} bytes at most", most_bytes);
@@ -78,7 +82,24 @@ std::vector<Thread*> Mbarriers::complete(std::uint64_t* barrier, unsigned bytes)
 
 bool Mbarriers::is_over(std::uint64_t* barrier, unsigned parity) {
   require(parity <= 1, "a parity is 0 or 1, not {}", parity);
-  return unpack(find(barrier).value).phase != parity;
+  Barrier& own = find(barrier);
+  const bool over = unpack(own.value).phase != parity;
+  own.seen |= over;
+  return over;
+}
+
+// Which of the phases of this parity is meant: the first that is not known to be over, or the last that
+// is. A phase that ends unknown to the waiting thread may as well end later, so that what the wait would
+// find two phases on depends on timing.
+void Mbarriers::require_near(std::uint64_t* barrier, unsigned parity, const Clock& known) {
+  const Barrier& own = find(barrier);
+  const Epoch last = known.of(own.actor.block, own.actor.actor);
+  const Epoch meant = last % 2 == parity ? last + 1 : last;  // phase 1 has parity 0
+  require(
+      own.phase <= meant + 1,
+      "the wait for phase {} comes when phase {} has begun: a parity tells the current phase from "
+      "the one before, and no others",
+      meant, own.phase);
 }
 
 void Mbarriers::add_waiter(std::uint64_t* barrier, Thread* thread) {

@@ -33,6 +33,8 @@ class Mbarriers {
   std::vector<Thread*> complete(std::uint64_t* barrier, unsigned bytes);
   // The phase of this parity is over: the current one has the other parity.
   bool is_over(std::uint64_t* barrier, unsigned parity);
+  // A wait for this parity by who has this knowledge can only mean the current phase or the one before.
+  void require_near(std::uint64_t* barrier, unsigned parity, const Clock& known);
   // Wakes `thread` when the current phase is over.
   void add_waiter(std::uint64_t* barrier, Thread* thread);
 
@@ -61,6 +63,7 @@ class Mbarriers {
     MbarrierActor actor;
     Epoch phase = 1;  // the current one
     bool fenced = false;
+    bool seen = true;  // somebody's wait has found the phase before over
     Signal arriving, over;
     std::vector<Thread*> waiters;
   };

@@ -187,6 +187,7 @@ void Multiprocessor::reset_block(Block& block) {
   for (Warp& warp : block.warps) {
     warp.live = 0;
     warp.collecting.clear();
+    warp.active.clear();
     warp.wgmma.reset();
     warp.products = {};
     warp.registers = registers;

@@ -52,6 +52,7 @@ class Multiprocessor {
 
   // What runtime.h declares, for the thread that runs now.
   void warp_collective(const WarpOperation& operation, unsigned mask, void* argument, Where where);
+  unsigned active_lanes(Where where);
   void barrier(BarrierUse use, bool wait, Where where);
   void cluster_arrive(Where where);
   void cluster_wait(Where where);

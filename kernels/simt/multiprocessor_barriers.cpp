@@ -237,6 +237,23 @@ void Multiprocessor::warp_collective(const WarpOperation& operation, unsigned ma
   wait();
 }
 
+// Whoever can run goes on to where it waits. Of the lanes that then are here, the first to run again
+// closes the group.
+unsigned Multiprocessor::active_lanes(Where where) {
+  Warp& warp = *current_->warp;
+  const auto is_here = [&](const ActiveLanes& group) { return group.where == where; };
+  auto group = std::find_if(warp.active.begin(), warp.active.end(), is_here);
+  if (group == warp.active.end()) {
+    group = warp.active.insert(group, {where, std::make_shared<unsigned>(0)});
+  }
+  const std::shared_ptr<unsigned> lanes = group->lanes;
+  *lanes |= 1u << current_->lane;
+  queue_.push(current_);
+  wait();
+  std::erase_if(warp.active, [&](const ActiveLanes& open) { return open.lanes == lanes; });
+  return *lanes;
+}
+
 void Multiprocessor::complete(Warp& warp, std::size_t index) {
   const Collective collective = warp.collecting[index];
   warp.collecting.erase(warp.collecting.begin() + static_cast<std::ptrdiff_t>(index));

@@ -129,6 +129,7 @@ void Multiprocessor::wait_for_mbarrier(std::uint64_t* barrier, unsigned parity, 
     return naming("mbarrier.try_wait", where, [&] {
       require(shared_.slot_of(barrier) == current_->block->slot,
               "a block waits for its own mbarriers alone");
+      if (races_) mbarriers_.require_near(barrier, parity, current_->knowledge.known);
       return mbarriers_.is_over(barrier, parity);
     });
   };
@@ -190,7 +191,7 @@ void Multiprocessor::issue_tensor_load(const TensorLoad& load, Where where) {
       const auto size = static_cast<std::int64_t>(size_of(box.dtype));
       for_each_chunk(box, start, [&](const BoxChunk& chunk) {
         std::byte* const to =
-            begin + swizzle_128(static_cast<std::size_t>(shared - begin) + chunk.place);
+            begin + swizzled(static_cast<std::size_t>(shared - begin) + chunk.place, box.swizzle);
         std::memset(to, 0, 16);
         mark_initialised(to, 16);
         if (chunk.count == 0) return;
@@ -286,10 +287,10 @@ void Multiprocessor::issue_tensor_store(const TensorStore& store, Where where) {
   const bool adds = store.combine == Combine::add;
   const auto taken = std::make_shared<std::vector<std::byte>>(store.bytes());
   BulkCopy copy;
-  copy.read = [this, shared, taken] {
+  copy.read = [this, shared, taken, swizzle = box.swizzle] {
     const std::byte* const begin = shared_.begin(shared_.slot_of(shared));
     for (std::size_t at = 0; at < taken->size(); at += 16) {
-      const std::size_t from = swizzle_128(static_cast<std::size_t>(shared - begin) + at);
+      const std::size_t from = swizzled(static_cast<std::size_t>(shared - begin) + at, swizzle);
       std::memcpy(taken->data() + at, begin + from, 16);
     }
   };

@@ -8,6 +8,10 @@ void warp_collective(const WarpOperation& operation, unsigned mask, void* argume
   running(operation.name).warp_collective(operation, mask, argument, where);
 }
 
+unsigned active_lanes(Where where) {
+  return running("__activemask").active_lanes(where);
+}
+
 void block_barrier(Where where) {
   running("__syncthreads()").barrier({}, true, where);
 }

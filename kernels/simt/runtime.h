@@ -67,6 +67,8 @@ struct BarrierUse {
 };
 
 void warp_collective(const WarpOperation& operation, unsigned mask, void* argument, Where where);
+// The lanes of the warp that are at `where` together.
+unsigned active_lanes(Where where);
 void block_barrier(Where where);
 
 // bar.sync and bar.arrive. The threads of a warp come together; those that only arrive go on.

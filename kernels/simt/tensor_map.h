@@ -1,5 +1,5 @@
 // The emulator's tensor map: what cuTensorMapEncodeTiled would make for a stack of row-major matrices
-// of bf16 or f32 whose boxes are swizzled in 128-byte rows.
+// of bf16 or f32.
 #pragma once
 
 #include <algorithm>
@@ -50,9 +50,10 @@ struct TensorStore {
   std::size_t bytes() const { return box.box_bytes(); }
 };
 
-// Shared memory's 128-byte swizzle: which 16 bytes of the pattern those at `offset` become.
-constexpr std::size_t swizzle_128(std::size_t offset) {
-  return offset ^ (offset >> 7 & 7) << 4;
+// Where shared memory's byte `offset` lies after swizzling (PTX ISA, "Tensor Swizzling Modes").
+constexpr std::size_t swizzled(std::size_t offset, Swizzle swizzle) {
+  const std::size_t last_column = static_cast<std::size_t>(swizzle) - 1;
+  return offset ^ (offset >> 7 & last_column) << 4;
 }
 
 // The elements of a box in 16 bytes, which the swizzle moves together. Those inside the tensor are

@@ -1,4 +1,4 @@
-// Shuffles, votes, elections and reductions: pure functions of what the lanes bring.
+// Shuffles, votes, matches, elections and reductions: pure functions of what the lanes bring.
 #include <utility>
 
 #include "kernels/core/error.h"
@@ -26,6 +26,20 @@ void count_votes(const std::array<void*, 32>& lanes) {
   }
   for (void* const lane : lanes) {
     if (lane) static_cast<VoteArguments*>(lane)->ballot = ballot;
+  }
+}
+
+void match_values(const std::array<void*, 32>& lanes) {
+  for (void* const lane : lanes) {
+    if (!lane) continue;
+    auto& own = *static_cast<MatchArguments*>(lane);
+    own.same = 0;
+    for (unsigned other = 0; other < lanes.size(); ++other) {
+      if (!lanes[other]) continue;
+      if (static_cast<const MatchArguments*>(lanes[other])->value == own.value) {
+        own.same |= 1u << other;
+      }
+    }
   }
 }
 
@@ -78,6 +92,8 @@ void reduce_all(const std::array<void*, 32>& lanes) {
 const WarpOperation syncwarp_operation{"__syncwarp", [](const std::array<void*, 32>&) {}};
 const WarpOperation shuffle_operation{"a warp shuffle", shuffle_lanes};
 const WarpOperation vote_operation{"a warp vote", count_votes};
+const WarpOperation match_any_operation{"__match_any_sync", match_values};
+const WarpOperation match_all_operation{"__match_all_sync", match_values};
 const WarpOperation elect_operation{"elect", elect_first};
 const WarpOperation reduce_operation{"a warp reduction", reduce_all};
 

@@ -1,5 +1,6 @@
 #include "kernels/simt/wgmma_queue.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <utility>
@@ -31,9 +32,10 @@ std::size_t place(unsigned lane, int i, int n) {
   return static_cast<std::size_t>(row * n + col);
 }
 
-// A matrix descriptor (PTX ISA, "Shared Memory Matrix Descriptor"), 128-byte swizzle.
+// A matrix descriptor (PTX ISA, "Shared Memory Matrix Descriptor").
 struct Descriptor {
   std::size_t start, leading_bytes, stride_bytes;
+  Swizzle swizzle;
 
   explicit Descriptor(std::uint64_t bits) {
     const auto field = [&](unsigned shift) {
@@ -42,15 +44,27 @@ struct Descriptor {
     start = field(0);
     leading_bytes = field(16);
     stride_bytes = field(32);
-    require(bits >> 62 == 1, "the emulator knows descriptors of the 128-byte swizzle alone");
+    constexpr Swizzle codes[] = {Swizzle::none, Swizzle::bytes_128, Swizzle::bytes_64,
+                                 Swizzle::bytes_32};
+    swizzle = codes[bits >> 62];
     require((bits >> 49 & 7) == 0, "the descriptor's base offset must be 0");
   }
 
-  // Byte of element [mn, k], before swizzling: PTX ISA, "Canonical Layouts".
-  std::size_t offset(bool is_mn, std::size_t mn, std::size_t k) const {
-    return start + (is_mn
-                        ? mn % 64 * 2 + mn / 64 * leading_bytes + k % 8 * 128 + k / 8 * stride_bytes
-                        : mn % 8 * 128 + mn / 8 * stride_bytes + k * 2);
+  // Byte of shared memory of element [mn, k]: PTX ISA, "Canonical Layouts". Eight lines of `width`
+  // elements lie together. Of what follows them, the strides say where; without a swizzle they change
+  // places where mn is contiguous, and are both needed where k is.
+  std::size_t byte_of(bool is_mn, std::size_t mn, std::size_t k) const {
+    const bool plain = swizzle == Swizzle::none;
+    const std::size_t width = 8 * static_cast<std::size_t>(swizzle), line = 2 * width;
+    std::size_t at = start;
+    if (is_mn) {
+      at += mn % width * 2 + mn / width * (plain ? stride_bytes : leading_bytes);
+      at += k % 8 * line + k / 8 * (plain ? leading_bytes : stride_bytes);
+    } else {
+      at += mn % 8 * line + mn / 8 * stride_bytes;
+      at += k % 8 * 2 + k / 8 * (plain ? leading_bytes : 16);
+    }
+    return swizzled(at, swizzle);
   }
 };
 
@@ -69,7 +83,7 @@ void for_each_chunk(const Operand& operand, std::size_t shared_bytes, const Acti
   for (std::size_t outer = 0; outer < (is_mn ? depth : operand.count); ++outer) {
     for (std::size_t inner = 0; inner < (is_mn ? operand.count : depth); inner += 8) {
       const std::size_t mn = is_mn ? inner : outer, k = is_mn ? outer : inner;
-      const std::size_t at = swizzle_128(layout.offset(is_mn, operand.first + mn, k));
+      const std::size_t at = layout.byte_of(is_mn, operand.first + mn, k);
       require(at + 16 <= shared_bytes, "an operand lies at byte {} of {} bytes of shared memory",
               at, shared_bytes);
       action(mn, k, at);
@@ -147,9 +161,10 @@ void WgmmaQueue::issue(const std::array<void*, 32>& lanes, std::span<const std::
   if (!own.a_registers) for_each_chunk(left_operand(own, warp_of_group), shared.size(), record);
   for_each_chunk(right_operand(own), shared.size(), record);
   ++accumulator(lanes, own.n).in_flight;
-  Product product{own, {}, warp_of_group, false};
+  Product product{own, {}, warp_of_group, false, {}};
   if (own.a_registers) product.a = gather_operand(lanes);
-  products_.push_back(product);
+  if (own.a_stays) product.left.emplace(lanes);
+  products_.push_back(std::move(product));
   // In order: later products add to what earlier ones leave.
   for (std::size_t i = done_; at_once && i < products_.size(); ++i) perform(products_[i], shared);
   counters().tensor_flops += static_cast<std::uint64_t>(2 * warp_rows * own.n * depth);
@@ -201,7 +216,25 @@ void WgmmaQueue::wait(std::size_t pending_groups, std::span<const std::byte> sha
   }
 }
 
+WgmmaQueue::LeftRegisters::LeftRegisters(const std::array<void*, 32>& lanes) {
+  for (std::size_t lane = 0; lane < lanes.size(); ++lane) {
+    at[lane] = arguments_of(lanes[lane]).a_registers;
+    std::copy_n(at[lane], bits[lane].size(), bits[lane].begin());
+  }
+}
+
+void WgmmaQueue::LeftRegisters::require_unchanged() const {
+  for (std::size_t lane = 0; lane < at.size(); ++lane) {
+    for (std::size_t r = 0; r < bits[lane].size(); ++r) {
+      require(at[lane][r] == bits[lane][r],
+              "register {} of lane {}'s left operand was changed while a wgmma was in flight", r,
+              lane);
+    }
+  }
+}
+
 void WgmmaQueue::finish(const Product& product) {
+  if (product.left) product.left->require_unchanged();
   for (std::size_t at = 0; at < accumulators_.size(); ++at) {
     Accumulator& own = accumulators_[at];
     if (own.registers[0] != product.arguments.d || --own.in_flight > 0) continue;

@@ -3,12 +3,13 @@
 // A warp's share of m64nNk16 is its 16 rows, which need nothing of the other three warps; what must
 // agree between them is the sequence of instructions, of which each warp keeps a fingerprint. From
 // issue to wait the accumulators hold poison, and the sums are kept aside: a kernel that touches them
-// too early is found.
+// too early is found. So is one that changes a left operand in registers; one that only reads it is not.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -25,6 +26,8 @@ struct WgmmaArguments {
   bool a_is_mn, b_is_mn;
   bool accumulate;                        // else d is overwritten
   const unsigned* a_registers = nullptr;  // [4] of a lane: a lies there, not in shared memory
+  // They are there until the wait. Not so in the text of PTX, whose registers the assembler assigns.
+  bool a_stays = false;
 };
 
 // The bits of an accumulator in flight.
@@ -52,11 +55,18 @@ class WgmmaQueue {
     std::vector<float> sums;  // [16, n]
     std::size_t in_flight;
   };
+  struct LeftRegisters {
+    std::array<const unsigned*, 32> at;
+    std::array<std::array<unsigned, 4>, 32> bits;  // at issue
+    explicit LeftRegisters(const std::array<void*, 32>& lanes);
+    void require_unchanged() const;
+  };
   struct Product {
     WgmmaArguments arguments;  // of lane 0
     std::vector<float> a;      // [16, 16], where it came in registers
     unsigned warp_of_group;
     bool happened;
+    std::optional<LeftRegisters> left;  // to be watched until the wait
   };
 
   Accumulator& accumulator(const std::array<void*, 32>& lanes, int n);

@@ -67,18 +67,29 @@ LDSM_N = Layout((32, (32, 4)), (32, (1, 1024)))
 LDSM_T = Layout(((4, 8), (16, 2, 4)), ((256, 16), (1, 128, 1024)))
 # (thread, value) -> m + 64 n, of 16 columns
 WGMMA_C = Layout(((4, 8, 4), (2, 2, 2)), ((128, 1, 16), (64, 8, 512)))
-# Bits of shared memory of an atom: (mn, bit of k) and (bit of mn, k)
-SW128_K = Layout((8, 1024), (1024, 1))
-SW128_MN = Layout((1024, 8), (1, 1024))
+# The atoms of wgmma's operands, by the bits of their swizzle: Layout_{K,MN}_{INTER,SW32,SW64,SW128}_Atom_Bits.
+# Bits of shared memory of (mn, bit of k) and of (bit of mn, k)
+ATOMS_K = [Layout((8, 128 << bits), (128 << bits, 1)) for bits in range(4)]
+ATOMS_MN = [Layout((128 << bits, 8), (1, 128 << bits)) for bits in range(4)]
+# GMMA::LayoutType of INTERLEAVE, B32, B64, B128: what a descriptor says of its swizzle
+LAYOUT_TYPES = [0, 3, 2, 1]
 
 
 def elements_of_registers(layout):
     return [[layout(lane, 16 * element) // 16 for element in range(8)] for lane in range(32)]
 
 
-def chunks(atom, of_line_and_bit):
-    move = swizzle(3, 4, 3)
-    return [[move(atom(*of_line_and_bit(line, 128 * chunk)) // 8) for chunk in range(8)] for line in range(8)]
+def chunks(atoms, of_line_and_bit):
+    """Of each swizzle, the bytes of 8 lines of 8 chunks of 16 bytes: as many atoms as that takes, one after the
+    other (tile_to_shape of the atom)."""
+    out = []
+    for bits, atom in enumerate(atoms):
+        move, width = swizzle(bits, 4, 3), 128 << bits
+        for line in range(8):
+            places = [divmod(128 * chunk, width) for chunk in range(8)]
+            # An atom's 8 lines of `width` bits are `width` bytes.
+            out.append([number * width + move(atom(*of_line_and_bit(line, bit)) // 8) for number, bit in places])
+    return out
 
 
 print("""// Made by make_layout_golden.py, from CuTe's layout algebra.
@@ -95,8 +106,9 @@ table("ldmatrix", "8 row + column, of value v of a lane after ldmatrix.x4; row r
       elements_of_registers(LDSM_N))
 table("ldmatrix_trans", "The same after ldmatrix.x4.trans.", elements_of_registers(LDSM_T))
 table("wgmma_c", "m + 64 n, of value v of a thread, in the first 16 columns of wgmma's result.", by_lane(WGMMA_C))
-table("swizzle_k", "Byte of 16 bytes of k, [mn % 8][k / 8], with the 128-byte swizzle, k contiguous.",
-      chunks(SW128_K, lambda line, bit: (line, bit)))
-table("swizzle_mn", "Byte of 16 bytes of mn, [k % 8][mn / 8 % 8], with the 128-byte swizzle, mn contiguous.",
-      chunks(SW128_MN, lambda line, bit: (bit, line)))
+table("operand_k", "Byte of 16 bytes of k in wgmma's operand, k contiguous: [8 s + mn % 8][k / 8 % 8]; s is 0\n"
+      "// without a swizzle; 1, 2, 3 with that of 32, 64, 128 bytes.", chunks(ATOMS_K, lambda line, bit: (line, bit)))
+table("operand_mn", "Byte of 16 bytes of mn, mn contiguous: [8 s + k % 8][mn / 8 % 8].",
+      chunks(ATOMS_MN, lambda line, bit: (bit, line)))
+table("descriptor_swizzle", "The two highest bits of an operand's descriptor, [s].", [[t] for t in LAYOUT_TYPES])
 print("}  // namespace orchard::testing::layout_golden")

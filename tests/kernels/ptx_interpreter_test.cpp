@@ -188,6 +188,23 @@ TEST(PtxInterpreter, ShufflesClampToTheirSection) {
   }
 }
 
+TEST(PtxInterpreter, LanesMatchAndAreActive) {
+  constexpr std::uint32_t thirds = 0x49249249;  // lanes 0, 3, 6, ...
+  const auto answers = run_probe(
+      "mov.u32 %r1, %tid.x;\nrem.u32 %r2, %r1, 3;\ncvt.u64.u32 %rd2, %r2;\n"
+      "match.any.sync.b32 %r3, %r2, -1;\nmatch.any.sync.b64 %r4, %rd2, -1;\n"
+      "match.all.sync.b32 %r5|%p1, %r2, -1;\nmov.u32 %r6, 7;\n"
+      "match.all.sync.b32 %r7|%p2, %r6, -1;\nselp.u32 %r8, 1, 0, %p1;\nselp.u32 %r9, 1, 0, %p2;\n"
+      "activemask.b32 %r10;\n"
+      "setp.ne.u32 %p3, %r1, 0;\n@%p3 ret;\n"
+      "st.global.u32 [%rd0], %r3;\nst.global.u32 [%rd0+4], %r4;\nst.global.u32 [%rd0+8], %r5;\n"
+      "st.global.u32 [%rd0+12], %r7;\nst.global.u32 [%rd0+16], %r8;\nst.global.u32 [%rd0+20], "
+      "%r9;\n"
+      "st.global.u32 [%rd0+24], %r10;",
+      std::vector<std::uint32_t>(7, 9), 32);
+  EXPECT_THAT(answers, ::testing::ElementsAre(thirds, thirds, 0u, ~0u, 0u, 1u, ~0u));
+}
+
 TEST(PtxInterpreter, SharedMemoryAndBarrier) {
   const auto out = run_probe(
       "mov.u32 %r1, %tid.x;\nshl.b32 %r2, %r1, 2;\nmov.u32 %r3, shared_bytes;\n"

@@ -317,6 +317,16 @@ TEST(TensorMaps, RefuseWhatTheDriverWould) {
   EXPECT_THROW(simt::make_tensor_map({data, 6, 8, 1, 32, 8, DType::f32}), Error);
   EXPECT_THROW(simt::make_tensor_map({data, 4, 8, 1, 64, 8, DType::f32}), Error);
   EXPECT_THROW(simt::make_tensor_map({data, 4, 8, 1, 32, 8, DType::i32}), Error);
+  for (const auto swizzle : {Swizzle::bytes_32, Swizzle::bytes_64, Swizzle::bytes_128}) {
+    const int width = 8 * static_cast<int>(swizzle);
+    EXPECT_NO_THROW(simt::make_tensor_map({data, 64, 8, 1, width, 8, DType::bf16, swizzle}));
+    EXPECT_THROW(simt::make_tensor_map({data, 64, 8, 1, width + 8, 8, DType::bf16, swizzle}),
+                 Error);
+    EXPECT_THROW(simt::make_tensor_map({data, 64, 8, 1, width - 8, 8, DType::bf16, swizzle}),
+                 Error);
+  }
+  EXPECT_NO_THROW(simt::make_tensor_map({data, 64, 8, 1, 256, 8, DType::bf16, Swizzle::none}));
+  EXPECT_THROW(simt::make_tensor_map({data, 64, 8, 1, 264, 8, DType::bf16, Swizzle::none}), Error);
 }
 
 }  // namespace

@@ -122,6 +122,25 @@ __global__ void __launch_bounds__(128) multiply_own(float* d, bool fault) {
   store(d + threadIdx.x, sums[0]);
 }
 
+// The left operand is in registers, and changes after the wait; with the fault before.
+__global__ void __launch_bounds__(128) multiply_registers(float* d, bool fault) {
+  auto& tiles = shared_storage<Tiles>();
+  for (unsigned i = threadIdx.x; i < sizeof(Tiles) / 16; i += 128) {
+    store_shared(reinterpret_cast<uint4*>(&tiles) + i, uint4{});
+  }
+  fence_proxy_async();
+  __syncthreads();
+  float sums[n / 2];
+  unsigned left[4] = {};
+  wgmma_fence();
+  wgmma_m64k16<Transposed::no>(sums, left, wgmma_descriptor(shared_address(tiles.b), 0), false);
+  wgmma_commit();
+  if (fault) left[2] = pack_bf16x2(1, static_cast<float>(threadIdx.x));
+  wgmma_wait<0>();
+  if (!fault) left[2] = 1;
+  store(d + threadIdx.x, sums[0] + static_cast<float>(left[2]));
+}
+
 }  // namespace
 }  // namespace orchard::simt
 
@@ -151,7 +170,8 @@ const SeededFault faults[] = {
      run_product<InProduct::producer_ignores_empty>,
      {"race: " + operation + "(*) writes 8192 bytes at *, which " + operation + "(*) wrote at *",
       "race: " + operation + "(*) writes 8192 bytes at *, which " + operation + "(*) read at *",
-      "more arrivals than the 1 that the phase expects"}},
+      "more arrivals than the 1 that the phase expects",
+      "phase 1 is over, and nobody has waited for it before the arrival in the next"}},
     {"ConsumerIgnoresFull",
      FoundBy::races,
      run_product<InProduct::consumer_ignores_full>,
@@ -182,6 +202,13 @@ const SeededFault faults[] = {
      FoundBy::calls,
      run_product<InProduct::sums_touched_in_flight>,
      {"accumulator 3 of lane 0 was touched while a wgmma was in flight"}},
+    {"ChangesTheLeftOperandInFlight",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) {
+       b.run({.kernel = "k", .block = {128}, .shared_bytes = sizeof(simt::Tiles)},
+             simt::multiply_registers, b.fresh<float>(128), fault);
+     },
+     {"register 2 of lane 0's left operand was changed while a wgmma was in flight"}},
     {"NoWgmmaWait",
      FoundBy::calls,
      run_product<InProduct::no_wgmma_wait>,

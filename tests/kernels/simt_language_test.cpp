@@ -1,5 +1,7 @@
-// What the emulator gives to kernels beyond threads and shuffles: reductions, elections, atomic
+// What the emulator gives to kernels beyond threads and shuffles: reductions, elections, matches, atomic
 // operations, stmatrix, named barriers, clusters, and barriers of a whole grid.
+#include <algorithm>
+#include <bit>
 #include <numeric>
 
 #include "kernels/gpu/grid_barrier.h"
@@ -30,6 +32,32 @@ __global__ void reduce_lanes_of(unsigned lanes, int* sum, int* least, int* most,
 
 __global__ void elect_leader(int* elected) {
   store(elected + threadIdx.x, elect_one());
+}
+
+// The lanes of `lanes` compare 4 bytes of five kinds, and 8 bytes that differ in their upper half alone.
+__global__ void match_lanes_of(unsigned lanes, int* any, int* all) {
+  const unsigned lane = threadIdx.x;
+  if (!(lanes >> lane & 1)) return;
+  const std::uint64_t wide = std::uint64_t{lane % 2} << 32;
+  store(any + lane, static_cast<int>(__match_any_sync(lanes, lane % 5)));
+  store(any + 32 + lane, static_cast<int>(__match_any_sync(lanes, wide)));
+  int same = -1, differ = -1;
+  store(all + lane, static_cast<int>(__match_all_sync(lanes, 1.5f, &same)));
+  store(all + 32 + lane, static_cast<int>(__match_all_sync(lanes, wide, &differ)));
+  store(all + 64 + lane, 10 * same + differ);
+}
+
+// Those lanes that are together here send one of them to count them all.
+__global__ void count_together(unsigned lanes, int* active, int* count) {
+  const unsigned lane = threadIdx.x;
+  if (!(lanes >> lane & 1)) return;
+  const unsigned together = __activemask();
+  const int leader = __ffs(static_cast<int>(together)) - 1;
+  int before = 0;
+  if (static_cast<int>(lane) == leader) before = atomicAdd(count, __popc(together));
+  before = __shfl_sync(together, before, leader);
+  store(active + lane, static_cast<int>(together));
+  store(active + 32 + lane, before + __popc(together & ((1u << lane) - 1)));
 }
 
 // Every atomic operation once by each thread, on shared memory.
@@ -157,6 +185,58 @@ TEST_P(Emulator, LanesReduceAndElect) {
   const std::vector<int>& leaders = elected.download(*stream_);
   for (const int warp : {0, 32}) {
     EXPECT_EQ(std::accumulate(leaders.begin() + warp, leaders.begin() + warp + 32, 0), 1);
+  }
+}
+
+TEST_P(Emulator, LanesMatch) {
+  for (const unsigned lanes : {0xffffffffu, 0x8421c30fu, 0x10u}) {
+    Values<int> any(*device_, 64), all(*device_, 96);
+    run({.kernel = "match_lanes_of", .block = {32}}, simt::match_lanes_of, lanes, any.device(),
+        all.device());
+    const std::vector<int>&any_of = any.download(*stream_), &all_of = all.download(*stream_);
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      if (!(lanes >> lane & 1)) continue;
+      unsigned of_five = 0, of_two = 0;
+      for (unsigned other = 0; other < 32; ++other) {
+        if (other % 5 == lane % 5) of_five |= lanes & 1u << other;
+        if (other % 2 == lane % 2) of_two |= lanes & 1u << other;
+      }
+      EXPECT_EQ(any_of[lane], static_cast<int>(of_five));
+      EXPECT_EQ(any_of[32 + lane], static_cast<int>(of_two));
+      EXPECT_EQ(all_of[lane], static_cast<int>(lanes));
+      EXPECT_EQ(all_of[32 + lane], of_two == lanes ? static_cast<int>(lanes) : 0);
+      EXPECT_EQ(all_of[64 + lane], of_two == lanes ? 11 : 10);
+    }
+  }
+}
+
+// Which lanes come together is left open; that each is in one group, whose members all say the same, is not.
+TEST_P(Emulator, ActiveLanesAreThoseOfOneCall) {
+  for (const unsigned lanes : {0xffffffffu, 0x55555555u, 0x8000u}) {
+    Values<int> active(*device_, 64), count(*device_, 1);
+    count.upload(*stream_, {0});
+    run({.kernel = "count_together", .block = {32}}, simt::count_together, lanes, active.device(),
+        count.device());
+    const std::vector<int>& out = active.download(*stream_);
+    std::vector<int> places;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      if (!(lanes >> lane & 1)) continue;
+      const auto together = static_cast<unsigned>(out[lane]);
+      EXPECT_TRUE(together >> lane & 1);
+      EXPECT_EQ(together & ~lanes, 0u);
+      for (unsigned other = 0; other < 32; ++other) {
+        if (together >> other & 1) {
+          EXPECT_EQ(out[other], out[lane]);
+        }
+      }
+      if (GetParam() == ThreadOrder::fifo) {
+        EXPECT_EQ(together, lanes);
+      }
+      places.push_back(out[32 + lane]);
+    }
+    EXPECT_EQ(count.download(*stream_)[0], std::popcount(lanes));
+    std::sort(places.begin(), places.end());
+    for (std::size_t i = 0; i < places.size(); ++i) EXPECT_EQ(places[i], static_cast<int>(i));
   }
 }
 

@@ -1,4 +1,4 @@
-// What threads do together: barriers, shuffles, votes; and the order in which a thread goes through
+// What threads do together: barriers, shuffles, votes, matches; and the order in which a thread goes through
 // its instructions.
 #include <cstdint>
 
@@ -81,6 +81,29 @@ void ballot(Frame& frame, const Instruction& i) {
   frame.write(frame.operand(i, 0), arguments.ballot);
 }
 
+void active_lanes_of(Frame& frame, const Instruction& i) {
+  frame.write(frame.operand(i, 0), active_lanes(frame.where(i)));
+}
+
+// d, a, mask
+template <class Word>
+void match_any(Frame& frame, const Instruction& i) {
+  frame.write(frame.operand(i, 0),
+              match(match_any_operation, frame.read<std::uint32_t>(frame.operand(i, 2)),
+                    frame.read<Word>(frame.operand(i, 1)), frame.where(i)));
+}
+
+// d, whether all match, a, mask
+template <class Word>
+void match_all(Frame& frame, const Instruction& i) {
+  int all = 0;
+  const unsigned lanes =
+      __match_all_sync(frame.read<std::uint32_t>(frame.operand(i, 3)),
+                       frame.read<Word>(frame.operand(i, 2)), &all, frame.where(i));
+  frame.write(frame.operand(i, 0), lanes);
+  frame.write(frame.operand(i, 1), static_cast<std::uint32_t>(all));
+}
+
 // _|p, mask: the sink, whether the lane is the elected one
 void elect(Frame& frame, const Instruction& i) {
   ElectArguments arguments{};
@@ -108,6 +131,11 @@ void add_warp_operations(Opcodes& to) {
   to.add("shfl.sync.idx.b32", "=w=pwwww", shuffle_lanes<Shuffle::index>);
   to.add("elect.sync", "_=pw", elect);
   to.add("vote.sync.ballot.b32", "=wpw", ballot);
+  to.add("activemask.b32", "=w", active_lanes_of);
+  to.add("match.any.sync.b32", "=www", match_any<std::uint32_t>);
+  to.add("match.any.sync.b64", "=wdw", match_any<std::uint64_t>);
+  to.add("match.all.sync.b32", "=w=pww", match_all<std::uint32_t>);
+  to.add("match.all.sync.b64", "=w=pdw", match_all<std::uint64_t>);
 }
 
 }  // namespace orchard::simt::ptx
