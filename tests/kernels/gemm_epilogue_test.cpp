@@ -83,7 +83,7 @@ void check_epilogue(Stream& stream, DType dtype, EpilogueKind kind, const Size& 
                     const Form& form, const GemmRunner& run_gemm = run_as_users_do,
                     const Shifts& shifts = {}) {
   SCOPED_TRACE(fmt::format("{}, {}", text(kind), text(form, size)));
-  const auto [m, n, k] = size;
+  const std::int64_t m = size.m, n = size.n, k = size.k;
   const Shape shape = {m, n};
   Guarded a = random_normal(dtype, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
   Guarded b = random_normal(dtype, form.tb() ? Shape{n, k} : Shape{k, n}, 2, 0.5);

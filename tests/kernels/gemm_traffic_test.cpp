@@ -105,7 +105,7 @@ TEST(GemmTraffic, NarrowProductsMoveWhatTheyMust) {
   const auto device = make_policy_device({.counting = simt::Counting::on, .multiprocessors = 2});
   const auto stream = device->make_stream();
   const auto count = [&](const Size& size, const Form& form) {
-    const auto [m, n, k] = size;
+    const std::int64_t m = size.m, n = size.n, k = size.k;
     Guarded a = random_normal(DType::f32, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
     Guarded b = random_normal(DType::f32, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
     Guarded c(DType::f32, {m, n});
