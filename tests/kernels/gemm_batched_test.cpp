@@ -1,7 +1,5 @@
 // Batches of matrix products against an fp64 reference, with every library and device that can compute them,
-// and with each of the GPU's kernels.
-#include <array>
-
+// and with each of the GPU's kernels. gemm_epilogue_test has their epilogues.
 #include "kernels/gemm/gemm_gpu.h"
 #include "tests/kernels/gemm_test.h"
 #include "tests/message_of.h"
@@ -45,52 +43,6 @@ TEST_P(BatchedGemms, EmptyBatchesAndProducts) {
     check({3, 5, 7, 0}, {Transpose::no, Transpose::yes, accumulate});
     check({0, 5, 7, 3}, {Transpose::no, Transpose::no, accumulate});
     check({3, 70, 0, 3}, {Transpose::yes, Transpose::no, accumulate, true});
-  }
-}
-
-// The bits of the products one by one, through every epilogue. (At these sizes no product is cut.)
-TEST_P(BatchedGemms, AreTheBitsOfTheirProductsThroughEpilogues) {
-  const auto& [library, in, out] = GetParam();
-  constexpr std::int64_t batch = 3, m = 33, n = 72, k = 40;
-  const auto stream = device_with(library).make_stream();
-  Guarded a = random_normal(in, {batch, m, k}, 1), b = random_normal(in, {batch, n, k}, 2);
-  Guarded bias = random_normal(in, {n}, 3), other = random_normal(in, {batch, m, n}, 4);
-  OnDevice a_d(*stream, a), b_d(*stream, b), bias_d(*stream, bias), other_d(*stream, other);
-  for (const EpilogueKind kind : {EpilogueKind::none, EpilogueKind::residual,
-                                  EpilogueKind::quick_gelu, EpilogueKind::silu_gate}) {
-    if (kind != EpilogueKind::none && in != out) continue;  // c has a's dtype then
-    SCOPED_TRACE(static_cast<int>(kind));
-    const bool has_other = kind == EpilogueKind::residual || kind == EpilogueKind::silu_gate;
-    const bool has_pre = kind == EpilogueKind::quick_gelu || kind == EpilogueKind::silu_gate;
-    Guarded c = zeros(out, {batch, m, n}), c_one = c, pre = c, pre_one = c;
-    {
-      OnDevice c_d(*stream, c), c_one_d(*stream, c_one), pre_d(*stream, pre),
-          pre_one_d(*stream, pre_one);
-      const auto product = [&](const Tensor& to, const Tensor& before) {
-        Gemm op{.a = a_d, .b = b_d, .c = to, .transpose_b = Transpose::yes, .bias = bias_d};
-        op.epilogue.kind = kind;
-        if (has_other) op.epilogue.other = other_d.tensor();
-        if (has_pre) op.epilogue.pre = before;
-        return op;
-      };
-      run(*stream, product(c_d, pre_d));
-      const Gemm all = product(c_one_d, pre_one_d);
-      for (std::int64_t i = 0; i < batch; ++i) {
-        const auto matrix = [&](auto stack) {
-          return stack ? stack.slice(i, 1).reshape({stack.dim(1), stack.dim(2)}) : stack;
-        };
-        Gemm one = all;
-        one.a = matrix(all.a);
-        one.b = matrix(all.b);
-        one.c = matrix(all.c);
-        one.epilogue = {kind, matrix(all.epilogue.other), matrix(all.epilogue.pre)};
-        run(*stream, one);
-      }
-      for (OnDevice* const x : {&c_d, &c_one_d, &pre_d, &pre_one_d}) x->download();
-      stream->synchronize();
-    }
-    EXPECT_TRUE(c == c_one);
-    EXPECT_TRUE(pre == pre_one);
   }
 }
 
