@@ -30,8 +30,8 @@ std::size_t bytes_of(DType dtype, std::int64_t elements) {
 // c [(batch,) m, n] = op(a) · op(b), weight gradients onto f32.
 GpuCase gemm_case(const std::string& name, Gemm form, const GemmSizes& sizes) {
   const std::int64_t m = sizes.m, n = sizes.n, k = sizes.k, batch = sizes.batch;
-  const auto matrices = [batch](std::int64_t rows, std::int64_t cols) {
-    return batch == 1 ? Shape{rows, cols} : Shape{batch, rows, cols};
+  const auto matrices = [batch](std::int64_t height, std::int64_t width) {
+    return batch == 1 ? Shape{height, width} : Shape{batch, height, width};
   };
   const DType out = form.accumulate == Accumulate::add ? DType::f32 : DType::bf16;
   return {.name = fmt::format("gemm/{}/{}{}x{}x{}", name,
