@@ -1,6 +1,7 @@
 // Matrix products in the shapes that training meets: the three forms of a linear layer at 4096
-// rows, and eight experts with many, few and uneven rows. The reference is oneDNN as a user would
-// call it: its sgemm, or a bf16 matmul primitive for the whole product, on all threads.
+// rows, and eight experts with many, few and uneven rows; and eight products as one batch. The
+// reference is oneDNN as a user would call it: its sgemm, or a bf16 matmul primitive for the whole
+// product, on all threads.
 #include <fmt/core.h>
 
 #include <algorithm>
@@ -32,6 +33,7 @@ constexpr const char* name_of(Form form) {
 struct Layer {
   std::int64_t in, out;
   std::vector<std::int64_t> rows;
+  bool batched = false;  // as one Gemm; all groups have as many rows
 
   std::int64_t total_rows() const {
     return std::accumulate(rows.begin(), rows.end(), std::int64_t{0});
@@ -143,8 +145,20 @@ void run_layer(benchmark::State& state, const Layer& layer, Form form, DType dty
         break;
     }
   }
+  const auto batched = [&] {
+    const auto stack = [&](const Tensor& t) {
+      return t.reshape({groups, rows / groups, t.dim(1)});
+    };
+    Gemm op = gemms.front();
+    op.a = stack(form == Form::forward ? x : y);
+    op.b = form == Form::weight_gradient ? stack(x) : w;
+    op.c = form == Form::forward ? stack(y) : form == Form::input_gradient ? stack(x) : w;
+    run(*stream, op);
+  };
   const auto ours = [&] {
-    if (groups == 1) {
+    if (layer.batched) {
+      batched();
+    } else if (groups == 1) {
       run(*stream, gemms.front());
     } else if (form == Form::weight_gradient) {
       run(*stream, GroupedGemmWeightGradient{.a = y, .b = x, .d_b = w, .row_offsets = offsets});
@@ -182,11 +196,12 @@ const bool registered = [] {
   const std::vector<std::int64_t> even(8, 1024), few(8, 32);
   const std::vector<std::int64_t> uneven = {1408, 544, 1952, 32, 0, 1216, 992, 2048};
   const std::vector<std::pair<const char*, Layer>> layers = {
-      {"gemm", {512, 512, {4096}}},      {"gemm", {512, 1408, {4096}}},
-      {"gemm", {1408, 512, {4096}}},     {"gemm", {512, 8192, {4096}}},
-      {"gemm_small", {512, 512, {32}}},  {"grouped", {512, 1408, even}},
-      {"grouped", {1408, 512, even}},    {"grouped_uneven", {512, 1408, uneven}},
-      {"grouped_few", {512, 1408, few}}, {"grouped_few", {1408, 512, few}}};
+      {"gemm", {512, 512, {4096}}},        {"gemm", {512, 1408, {4096}}},
+      {"gemm", {1408, 512, {4096}}},       {"gemm", {512, 8192, {4096}}},
+      {"gemm_small", {512, 512, {32}}},    {"grouped", {512, 1408, even}},
+      {"grouped", {1408, 512, even}},      {"grouped_uneven", {512, 1408, uneven}},
+      {"grouped_few", {512, 1408, few}},   {"grouped_few", {1408, 512, few}},
+      {"batched", {512, 1408, even, true}}};
   for (const DType dtype : {DType::f32, DType::bf16}) {
     for (const auto& [kind, shape] : layers) {
       const Layer& layer = shape;  // which a lambda can capture

@@ -1,5 +1,5 @@
 // Matrix products at the shapes of the presets (launch/recipes): the linear layers of their decoders
-// and of the vision tower at 8192 rows, forward and both gradients, and the experts' products.
+// and of the vision tower at 8192 rows, forward and both gradients, and the experts' products; and a batch.
 #include "bench/gpu/gpu_bench.h"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/gemm/gemm.h"
@@ -27,21 +27,26 @@ std::size_t bytes_of(DType dtype, std::int64_t elements) {
   return size_of(dtype) * static_cast<std::size_t>(elements);
 }
 
-// c [m, n] = op(a) · op(b), weight gradients onto f32.
-GpuCase gemm_case(const std::string& name, Gemm form, std::int64_t m, std::int64_t n,
-                  std::int64_t k) {
+// c [(batch,) m, n] = op(a) · op(b), weight gradients onto f32.
+GpuCase gemm_case(const std::string& name, Gemm form, const GemmSizes& sizes) {
+  const std::int64_t m = sizes.m, n = sizes.n, k = sizes.k, batch = sizes.batch;
+  const auto matrices = [batch](std::int64_t height, std::int64_t width) {
+    return batch == 1 ? Shape{height, width} : Shape{batch, height, width};
+  };
   const DType out = form.accumulate == Accumulate::add ? DType::f32 : DType::bf16;
-  return {.name = fmt::format("gemm/{}/{}x{}x{}", name, m, n, k),
-          .flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k),
-          .bytes = static_cast<double>(bytes_of(DType::bf16, m * k + k * n) +
-                                       bytes_of(out, m * n) *
+  return {.name = fmt::format("gemm/{}/{}{}x{}x{}", name,
+                              batch == 1 ? "" : fmt::format("{}x", batch), m, n, k),
+          .flops = 2.0 * static_cast<double>(batch * m) * static_cast<double>(n) *
+                   static_cast<double>(k),
+          .bytes = static_cast<double>(bytes_of(DType::bf16, batch * (m * k + k * n)) +
+                                       bytes_of(out, batch * m * n) *
                                            (form.accumulate == Accumulate::add ? 2 : 1)),
           .prepare = [=](GpuBench& bench) -> GpuCase::Calls {
             Gemm op = form;
             const bool ta = op.transpose_a == Transpose::yes, tb = op.transpose_b == Transpose::yes;
-            op.a = bench.random(DType::bf16, ta ? Shape{k, m} : Shape{m, k});
-            op.b = bench.random(DType::bf16, tb ? Shape{n, k} : Shape{k, n}, 0.02f);
-            op.c = bench.random(out, {m, n});
+            op.a = bench.random(DType::bf16, ta ? matrices(k, m) : matrices(m, k));
+            op.b = bench.random(DType::bf16, tb ? matrices(n, k) : matrices(k, n), 0.02f);
+            op.c = bench.random(out, matrices(m, n));
             const auto library = [&bench, op] { return cuda::run_library(bench.stream(), op); };
             GpuCase::Calls calls{.ours = [&bench, op] { run(bench.stream(), op); }};
             if (cuda::cublaslt_absence().empty() && library()) calls.reference = library;
@@ -113,16 +118,18 @@ GpuCase grouped_case(const std::string& name, Direction direction, const Layer& 
 std::vector<GpuCase> gemm_cases() {
   std::vector<GpuCase> cases;
   for (const std::int64_t side : {1024, 4096, 8192}) {
-    cases.push_back(gemm_case("square", form_of(Direction::forward), side, side, side));
+    cases.push_back(gemm_case("square", form_of(Direction::forward), {side, side, side, 1}));
   }
+  // Scores of 64 heads of 128 at 1024 positions.
+  cases.push_back(gemm_case("batched", form_of(Direction::forward), {1024, 1024, 128, 64}));
   for (const Layer& layer : layers) {
     const std::string name = layer.name;
     cases.push_back(
-        gemm_case(name + ".forward", form_of(Direction::forward), rows, layer.out, layer.in));
-    cases.push_back(gemm_case(name + ".input_gradient", form_of(Direction::input_gradient), rows,
-                              layer.in, layer.out));
+        gemm_case(name + ".forward", form_of(Direction::forward), {rows, layer.out, layer.in, 1}));
+    cases.push_back(gemm_case(name + ".input_gradient", form_of(Direction::input_gradient),
+                              {rows, layer.in, layer.out, 1}));
     cases.push_back(gemm_case(name + ".weight_gradient", form_of(Direction::weight_gradient),
-                              layer.out, layer.in, rows));
+                              {layer.out, layer.in, rows, 1}));
   }
   for (const Layer& layer : {Layer{"1b-moe.up", 2048, 2816}, Layer{"3b-moe.down", 8064, 3072}}) {
     cases.push_back(grouped_case("forward", Direction::forward, layer, 64));

@@ -19,6 +19,7 @@ struct Library {
   decltype(&cublasLtMatmulDescCreate) make_operation = nullptr;
   decltype(&cublasLtMatmulDescSetAttribute) set_operation = nullptr;
   decltype(&cublasLtMatrixLayoutCreate) make_layout = nullptr;
+  decltype(&cublasLtMatrixLayoutSetAttribute) set_layout = nullptr;
   decltype(&cublasLtMatmulPreferenceCreate) make_preference = nullptr;
   decltype(&cublasLtMatmulPreferenceSetAttribute) set_preference = nullptr;
   decltype(&cublasLtMatmulPreferenceDestroy) destroy_preference = nullptr;
@@ -44,6 +45,7 @@ struct Library {
     find(make_operation, "cublasLtMatmulDescCreate");
     find(set_operation, "cublasLtMatmulDescSetAttribute");
     find(make_layout, "cublasLtMatrixLayoutCreate");
+    find(set_layout, "cublasLtMatrixLayoutSetAttribute");
     find(make_preference, "cublasLtMatmulPreferenceCreate");
     find(set_preference, "cublasLtMatmulPreferenceSetAttribute");
     find(destroy_preference, "cublasLtMatmulPreferenceDestroy");
@@ -82,7 +84,7 @@ constexpr std::size_t workspace_bytes = std::size_t{32} << 20;
 
 // What an algorithm is recommended for.
 struct Kind {
-  std::int64_t m, n, k;
+  std::int64_t m, n, k, batch;
   Transpose transpose_a, transpose_b;
   DType in, out;
   bool accumulates, has_bias;
@@ -91,9 +93,11 @@ struct Kind {
 };
 
 Kind kind_of(const Gemm& op) {
-  return {.m = op.c.dim(0),
-          .n = op.c.dim(1),
-          .k = op.a.dim(op.transpose_a == Transpose::yes ? 0 : 1),
+  const auto [m, n, k, batch] = sizes_of(op);
+  return {.m = m,
+          .n = n,
+          .k = k,
+          .batch = batch,
           .transpose_a = op.transpose_a,
           .transpose_b = op.transpose_b,
           .in = op.a.dtype(),
@@ -133,7 +137,14 @@ struct Plan {
     }
     const auto make_layout = [&](cublasLtMatrixLayout_t& layout, const ConstTensor& x) {
       call("cublasLtMatrixLayoutCreate", lt.make_layout, &layout, type_of(x.dtype()),
-           static_cast<std::uint64_t>(x.dim(1)), static_cast<std::uint64_t>(x.dim(0)), x.dim(1));
+           static_cast<std::uint64_t>(x.dim(-1)), static_cast<std::uint64_t>(x.dim(-2)), x.dim(-1));
+      if (kind.batch == 1) return;
+      const auto describe = [&](cublasLtMatrixLayoutAttribute_t attribute, const auto& value) {
+        call("cublasLtMatrixLayoutSetAttribute", lt.set_layout, layout, attribute,
+             static_cast<const void*>(&value), sizeof value);
+      };
+      describe(CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, static_cast<std::int32_t>(kind.batch));
+      describe(CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, x.dim(-2) * x.dim(-1));
     };
     make_layout(a, op.b);
     make_layout(b, op.a);
@@ -171,7 +182,7 @@ bool run_library(Stream& stream, const Gemm& op) {
   const Library& lt = library();
   require(lt.absence.empty(), "{}", lt.absence);
   const Kind kind = kind_of(op);
-  if (kind.m == 0 || kind.n == 0 || kind.k == 0) return false;
+  if (kind.m == 0 || kind.n == 0 || kind.k == 0 || kind.batch == 0) return false;
   auto& plans = stream.device().extension<Plans>().by_kind;
   auto found = plans.find(kind);
   if (found == plans.end()) found = plans.emplace(kind, Plan(op, kind)).first;

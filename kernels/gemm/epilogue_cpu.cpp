@@ -9,6 +9,7 @@ namespace orchard::cpu {
 void run_epilogue(Stream& stream, const GemmEpilogue& epilogue, Tensor c) {
   if (c.numel() == 0) return;
   const Tensor v = product_result(epilogue, c);
+  const auto rows_of = [](const auto& x) { return x.reshape({x.numel() / x.dim(-1), x.dim(-1)}); };
   switch (epilogue.kind) {
     case EpilogueKind::none:
       return;
@@ -17,7 +18,8 @@ void run_epilogue(Stream& stream, const GemmEpilogue& epilogue, Tensor c) {
     case EpilogueKind::quick_gelu:
       return run(stream, ActivationForward{.kind = Activation::quick_gelu, .x = v, .y = c});
     case EpilogueKind::silu_gate:
-      return run(stream, SwiGluForward{.gate = v, .up = epilogue.other, .y = c});
+      return run(stream,
+                 SwiGluForward{.gate = rows_of(v), .up = rows_of(epilogue.other), .y = rows_of(c)});
   }
 }
 

@@ -43,12 +43,17 @@ void check_epilogue(const Checker& check, const Operation& op) {
 
 void run(Stream& stream, const Gemm& op) {
   const Checker check("Gemm", stream.device().kind());
-  check.that(op.a.rank() == 2 && op.c.rank() == 2, "a, b and c are matrices");
-  const std::int64_t m = op.c.dim(0), n = op.c.dim(1);
-  const std::int64_t k = op.a.dim(op.transpose_a == Transpose::yes ? 0 : 1);
-  check.operand("a", op.a, matrix(m, k, op.transpose_a), activations);
-  check.operand("b", op.b, matrix(k, n, op.transpose_b), {op.a.dtype()});
-  check.operand("c", op.c, {m, n}, result_dtypes(op.a.dtype()));
+  const int rank = op.c.rank();
+  check.that((rank == 2 || rank == 3) && op.a.rank() == rank && op.b.rank() == rank,
+             "a, b and c are matrices, or batches of matrices");
+  const auto [m, n, k, batch] = sizes_of(op);
+  const auto operand = [&, batch = batch](std::int64_t rows, std::int64_t cols, Transpose t) {
+    const Shape one = matrix(rows, cols, t);
+    return rank == 2 ? one : Shape{batch, one[0], one[1]};
+  };
+  check.operand("a", op.a, operand(m, k, op.transpose_a), activations);
+  check.operand("b", op.b, operand(k, n, op.transpose_b), {op.a.dtype()});
+  check.operand("c", op.c, op.c.shape(), result_dtypes(op.a.dtype()));
   check.optional("bias", op.bias, {n}, {op.a.dtype()});
   check_epilogue(check, op);
   dispatch(stream, op, "Gemm");

@@ -58,10 +58,13 @@ struct GemmEpilogue {
 
 // c [m, n] = op(a) [m, k] · op(b) [k, n] (+ bias [n]) (+ c when accumulating), through the epilogue. k = 0
 // yields zeros or leaves c.
+//
+// Or a batch of such products: a, b and c then all have a first dimension more, of the same extent. The
+// bias is one for all, the epilogue's tensors have c's shape. A GPU does not cut a batch's k in slices.
 struct Gemm {
-  ConstTensor a;  // [m, k], or [k, m] when transpose_a
-  ConstTensor b;  // [k, n], or [n, k] when transpose_b
-  Tensor c;       // [m, n]
+  ConstTensor a;  // [(batch,) m, k], or [(batch,) k, m] when transpose_a
+  ConstTensor b;  // [(batch,) k, n], or [(batch,) n, k] when transpose_b
+  Tensor c;       // [(batch,) m, n]
   Transpose transpose_a = Transpose::no;
   Transpose transpose_b = Transpose::no;
   Accumulate accumulate = Accumulate::overwrite;
@@ -70,6 +73,19 @@ struct Gemm {
 };
 
 void run(Stream&, const Gemm&);
+
+// What the shapes of a and c say.
+struct GemmSizes {
+  std::int64_t m, n, k;
+  std::int64_t batch;  // 1 where there is no such dimension
+};
+
+inline GemmSizes sizes_of(const Gemm& op) {
+  return {.m = op.c.dim(-2),
+          .n = op.c.dim(-1),
+          .k = op.a.dim(op.transpose_a == Transpose::yes ? -2 : -1),
+          .batch = op.c.rank() == 3 ? op.c.dim(0) : 1};
+}
 
 // The experts' products. Rows of group g are [row_offsets[g], row_offsets[g + 1]); offsets are
 // multiples of 32 (kernels/permute pads with zero rows), so that only a handful of shapes ever

@@ -77,9 +77,15 @@ void run_empty_sum(const ProductType& type, const Product& product) {
   }
 }
 
+// Matrix `index` of a stack of matrices of `size` elements.
+const std::byte* matrix_of(const ConstTensor& stack, std::int64_t index, std::int64_t size) {
+  return static_cast<const std::byte*>(stack.raw()) +
+         static_cast<std::size_t>(index * size) * size_of(stack.dtype());
+}
+
 void gemm(Stream& stream, const Gemm& op) {
   const bool transposed = op.transpose_a == Transpose::yes;
-  const std::int64_t m = op.c.dim(0), n = op.c.dim(1), k = op.a.dim(transposed ? 0 : 1);
+  const auto [m, n, k, batch] = sizes_of(op);
   const DType in = op.a.dtype(), out = op.c.dtype();
   // Only an f32 c can hold a partial sum.
   const std::int64_t longest =
@@ -90,19 +96,23 @@ void gemm(Stream& stream, const Gemm& op) {
                          .out = out,
                          .n = n,
                          .bias = static_cast<bool>(op.bias),
+                         .max_products = batch,
                          .max_k = longest,
-                         .max_total_k = longest};
+                         .max_total_k = batch * longest};
   auto& products = stream.device().extension<GemmState>().products;
   products.clear();
-  append_product(products, type,
-                 {.a = static_cast<const std::byte*>(op.a.raw()),
-                  .b = static_cast<const std::byte*>(op.b.raw()),
-                  .c = static_cast<std::byte*>(product_result(op.epilogue, op.c).raw()),
-                  .bias = static_cast<const std::byte*>(op.bias.raw()),
-                  .m = m,
-                  .k = k,
-                  .b_stride = op.transpose_b == Transpose::yes ? k : n,
-                  .accumulate = op.accumulate});
+  const Tensor result = product_result(op.epilogue, op.c);
+  for (std::int64_t i = 0; i < batch; ++i) {
+    append_product(products, type,
+                   {.a = matrix_of(op.a, i, m * k),
+                    .b = matrix_of(op.b, i, k * n),
+                    .c = const_cast<std::byte*>(matrix_of(result, i, m * n)),
+                    .bias = static_cast<const std::byte*>(op.bias.raw()),
+                    .m = m,
+                    .k = k,
+                    .b_stride = op.transpose_b == Transpose::yes ? k : n,
+                    .accumulate = op.accumulate});
+  }
   run_products(stream, type, products);
   run_epilogue(stream, op.epilogue, op.c);
 }

@@ -93,7 +93,7 @@ struct Rectangle {
 void start_sum(const ProductType& type, const Product& product, const Rectangle& rectangle,
                float* sum, std::int64_t stride);
 
-// The epilogue as an operation of its own, after the product: c [rows, n] <- v [rows, n], where
+// The epilogue as an operation of its own, after the product: c [(batch,) rows, n] <- v of that shape, where
 // product_result says that the product has left v.
 void run_epilogue(Stream& stream, const GemmEpilogue& epilogue, Tensor c);
 

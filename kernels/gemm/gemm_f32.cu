@@ -206,17 +206,16 @@ struct Launch {
 
 int slices_for(const Gemm& op, F32Tile tile, int multiprocessors) {
   const Config config = config_of(tile);
-  const std::int64_t tiles =
-      std::int64_t{tiles_in(op.c.dim(0), config.m)} * tiles_in(op.c.dim(1), config.n);
-  return choose_slices(tiles, op.a.dim(op.transpose_a == Transpose::yes ? 0 : 1),
-                       {config.blocks_per_sm * multiprocessors, ffma_overhead});
+  const auto [m, n, k, batch] = sizes_of(op);
+  const std::int64_t tiles = batch * tiles_in(m, config.m) * tiles_in(n, config.n);
+  return choose_slices(tiles, k, {config.blocks_per_sm * multiprocessors, ffma_overhead});
 }
 
 }  // namespace
 
 void run_f32(Stream& stream, const Gemm& op) {
   if (op.c.numel() == 0) return;
-  const F32Tile tile = choose_f32_tile(op.c.dim(0), op.c.dim(1));
+  const F32Tile tile = choose_f32_tile(op.c.dim(-2), op.c.dim(-1));
   const int slices = slices_for(op, tile, gpu_properties(stream).multiprocessors);
   run_sliced<float>(
       stream, op, slices,

@@ -16,19 +16,23 @@ namespace orchard::GPU_NAMESPACE {
 namespace {
 
 // A product as the choice sees it: rows in all groups, columns, and the k that may be cut in slices: 0
-// where the groups' sizes are k, or known to the device alone.
+// where the groups' sizes are k, or known to the device alone, or there is a batch.
 struct Extents {
   std::int64_t m, n, k;
   bool thin = false;         // groups would leave tiles of 128 half empty
   bool writes_most = false;  // k is so short that c bounds
+  std::int64_t batch = 1;
 
+  constexpr std::int64_t tile_rows(int rows) const { return batch * tiles_in(m, rows); }
   constexpr std::int64_t tiles(int rows, int columns) const {
-    return std::int64_t{tiles_in(m, rows)} * tiles_in(n, columns);
+    return tile_rows(rows) * tiles_in(n, columns);
   }
 };
+// A batch of small matrices has tiles enough for the large ones, which each matrix would leave half empty.
 Extents extents(const Gemm& op) {
-  const std::int64_t k = op.a.dim(op.transpose_a == Transpose::yes ? 0 : 1);
-  return {op.c.dim(0), op.c.dim(1), k};
+  const auto [m, n, k, batch] = sizes_of(op);
+  if (batch == 1) return {m, n, k};
+  return {.m = m, .n = n, .k = 0, .thin = std::min(m, n) <= 64, .batch = batch};
 }
 // About half of a tile a group is left empty.
 Extents extents(const GroupedGemm& op) {
@@ -101,7 +105,7 @@ Kernel choose(const GpuProperties& gpu, const Extents& c) {
   // As fast as the wide tile to within 2 %, since HBM bounds; and all of it fits the boxes in shared memory
   // (tile_store.h), so that HBM has always something to do.
   if (c.writes_most) return Kernel::sm90_128;
-  return choose_wide_tile(tiles_in(c.m, 128), c.n, c.k, gpu.multiprocessors) == WideTile::n_256
+  return choose_wide_tile(c.tile_rows(128), c.n, c.k, gpu.multiprocessors) == WideTile::n_256
              ? Kernel::sm90_256
              : Kernel::sm90_128;
 }

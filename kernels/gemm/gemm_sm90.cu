@@ -136,7 +136,7 @@ __device__ void produce(Ring<tile>& ring, const TensorMap& a, const TensorMap& b
       mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
       mbarrier_arrive_expect(full, stage_bytes);
       load_operand<a_transposed, rows>(ring.a[at.stage], a, work.first_row + work.row,
-                                       work.first_k + k, 0, full);
+                                       work.first_k + k, work.a_matrix, full);
       load_operand<b_transposed, Shared::n>(ring.b[at.stage], b, work.col, work.first_k + k,
                                             work.b_matrix, full);
       if constexpr (fetches_c) {

@@ -24,9 +24,9 @@ struct Work {
   std::int64_t a = 0, b = 0, c = 0;
   int m, n, k;
   int row, col;
-  // The same as coordinates: where m begins in a and c, where k begins in a and b, which matrix of b and
-  // which of c.
-  int first_row = 0, first_k = 0, b_matrix = 0, c_matrix = 0;
+  // The same as coordinates: where m begins in a and c, where k begins in a and b, which matrix of a, of b
+  // and of c.
+  int first_row = 0, first_k = 0, a_matrix = 0, b_matrix = 0, c_matrix = 0;
 };
 
 // The sides of a tile.
@@ -55,34 +55,38 @@ __device__ inline TilePosition tile_position(int number, TileSides tile, int til
   return {first + within % height, within / height};
 }
 
-// One product, or its sums over slices of k: c is then f32 [slices, m, n].
+// One product; or its sums over slices of k, c being f32 [slices, m, n]; or a batch of products. Slices and
+// products are parts alike, one [m, n] of c each, and differ in where operands go on from part to part.
 struct DenseSchedule {
   // Whether other groups' data follow where a product's k ends. (Slices end on whole steps of k.)
   static constexpr bool ends_in_data = false;
   int m, n, k;
-  std::int64_t a_step, b_step;  // elements from one k to the next
-  int slices = 1;
-  int depth;  // k of a slice; of the last one at most
+  int parts;
+  int depth;                    // k of a part; of the last slice at most
+  std::int64_t a_step, b_step;  // from one part to the next: elements,
+  int k_step, matrix_step;      // and coordinates
 
   constexpr int tiles(TileSides tile) const { return tiles_in(m, tile.m) * tiles_in(n, tile.n); }
   constexpr unsigned blocks(TileSides tile) const {
-    return static_cast<unsigned>(tiles(tile)) * static_cast<unsigned>(slices);
+    return static_cast<unsigned>(tiles(tile)) * static_cast<unsigned>(parts);
   }
 
   __device__ bool find(int block, TileSides tile, Work& work) const {
-    const int slice = block / tiles(tile), first_k = slice * depth;
+    const int part = block / tiles(tile), first_k = part * k_step;
     const TilePosition at =
         tile_position(block % tiles(tile), tile, tiles_in(m, tile.m), tiles_in(n, tile.n));
-    work = {.a = first_k * a_step,
-            .b = first_k * b_step,
-            .c = std::int64_t{slice} * m * n,
+    work = {.a = part * a_step,
+            .b = part * b_step,
+            .c = std::int64_t{part} * m * n,
             .m = m,
             .n = n,
             .k = k - first_k < depth ? k - first_k : depth,
             .row = at.m * tile.m,
             .col = at.n * tile.n,
             .first_k = first_k,
-            .c_matrix = slice};
+            .a_matrix = part * matrix_step,
+            .b_matrix = part * matrix_step,
+            .c_matrix = part};
     return true;
   }
 };
@@ -182,19 +186,35 @@ inline int extent(std::int64_t value) {
   return static_cast<int>(value);
 }
 
-// Slices are multiples of 64 in k: whole steps of every kernel, and 16 bytes of every operand. There may
-// be fewer than are asked for.
-inline DenseSchedule schedule_of(const Gemm& op, int slices) {
-  const bool a_is_mn = op.transpose_a == Transpose::yes, b_is_k = op.transpose_b == Transpose::yes;
-  const int k = extent(op.a.dim(a_is_mn ? 0 : 1));
-  const int depth = std::max(1, tiles_in(tiles_in(k, slices), 64)) * 64;
-  return {.m = extent(op.c.dim(0)),
-          .n = extent(op.c.dim(1)),
+inline DenseSchedule schedule_of_batch(const GemmSizes& sizes) {
+  const int k = extent(sizes.k);
+  return {.m = extent(sizes.m),
+          .n = extent(sizes.n),
           .k = k,
-          .a_step = a_is_mn ? op.a.dim(1) : 1,
-          .b_step = b_is_k ? 1 : op.b.dim(1),
-          .slices = std::max(1, tiles_in(k, depth)),
-          .depth = depth};
+          .parts = extent(sizes.batch),
+          .depth = k,
+          .a_step = sizes.m * sizes.k,
+          .b_step = sizes.k * sizes.n,
+          .k_step = 0,
+          .matrix_step = 1};
+}
+
+// Slices are multiples of 64 in k: whole steps of every kernel, and 16 bytes of every operand. There may
+// be fewer than are asked for, and a batch has none.
+inline DenseSchedule schedule_of(const Gemm& op, int slices) {
+  const GemmSizes sizes = sizes_of(op);
+  if (sizes.batch > 1) return schedule_of_batch(sizes);
+  const int k = extent(sizes.k);
+  const int depth = std::max(1, tiles_in(tiles_in(k, slices), 64)) * 64;
+  return {.m = extent(sizes.m),
+          .n = extent(sizes.n),
+          .k = k,
+          .parts = std::max(1, tiles_in(k, depth)),
+          .depth = depth,
+          .a_step = depth * (op.transpose_a == Transpose::yes ? sizes.m : 1),
+          .b_step = depth * (op.transpose_b == Transpose::yes ? 1 : sizes.n),
+          .k_step = depth,
+          .matrix_step = 0};
 }
 
 inline GroupedRowsSchedule schedule_of(const GroupedGemm& op) {

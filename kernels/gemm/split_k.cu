@@ -54,7 +54,7 @@ void add_slices(Stream& stream, const float* sums, const DenseSchedule& schedule
          {.kernel = "gemm_add_slices",
           .grid = {blocks_for("gemm_add_slices", quads, threads)},
           .block = {threads}},
-         gemm_add_slices<T>, sums, schedule.slices, schedule.m, schedule.n, out);
+         gemm_add_slices<T>, sums, schedule.parts, schedule.m, schedule.n, out);
 }
 
 template void add_slices(Stream&, const float*, const DenseSchedule&, const Epilogue<float>&);

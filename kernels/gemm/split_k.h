@@ -20,10 +20,11 @@ template <class T, class Product>
 void run_sliced(Stream& stream, const Gemm& op, int slices, const Product& product) {
   const DenseSchedule schedule = schedule_of(op, slices);
   const auto out = epilogue<T>(op.c, op.bias, op.accumulate, op.epilogue);
-  if (schedule.slices == 1) return product(op.c, out, schedule);
-  const std::int64_t count = schedule.slices * op.c.numel();
+  const bool is_sliced = schedule.parts > 1 && schedule.k_step > 0;
+  if (!is_sliced) return product(op.c, out, schedule);
+  const std::int64_t count = schedule.parts * op.c.numel();
   const Tensor sums(stream.workspace(static_cast<std::size_t>(count) * sizeof(float)), DType::f32,
-                    {schedule.slices, op.c.dim(0), op.c.dim(1)}, op.c.device());
+                    {schedule.parts, schedule.m, schedule.n}, op.c.device());
   product(sums, epilogue<T>(sums, {}, Accumulate::overwrite), schedule);
   add_slices(stream, sums.data<float>(), schedule, out);
 }

@@ -120,9 +120,11 @@ bool run_tiles(Stream& stream, const ProductType& type, std::span<const Product>
   };
   BatchLayout layout{.thread_bytes = kernels.scratch_bytes};
   if (transposed) {
-    const std::int64_t k = round_up(type.max_total_k, smallest_piece);
-    layout.largest_bytes = packed_bytes(std::min(k, type.max_k), type.n, type.in);
-    layout.total_bytes = packed_bytes(k, type.n, type.in);
+    const auto packed = [&](std::int64_t k) {
+      return packed_bytes(round_up(k, smallest_piece), type.n, type.in);
+    };
+    layout.largest_bytes = packed(type.max_k);
+    layout.total_bytes = packed(type.max_total_k);
     layout.thread_bytes +=
         static_cast<std::size_t>(tile_rows * max_transposed_k(type.in)) * element;
     if (type.out == DType::bf16)

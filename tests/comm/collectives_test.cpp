@@ -3,8 +3,8 @@
 // must do.
 #include <algorithm>
 
-#include "comm/emulated_nccl.h"
 #include "comm/nccl.h"
+#include "tests/comm/find_nccl.h"
 #include "tests/comm/ranks_test.h"
 #include "tests/kernels/device_test.h"
 
@@ -82,12 +82,15 @@ class Collectives : public DeviceTest<Case> {
     DeviceTest<Case>::SetUp();
     if (IsSkipped() || parameter().transport == Transport::mpi) return;
     if (world_->size() == 1) GTEST_SKIP() << "one rank has nobody to talk to";
+    const auto [library, absence] = find_nccl(kind(), world_->size());
+    if (!library) GTEST_SKIP() << absence;
     // Segments so small that buffers of these tests take several.
     mpi_world_ =
         std::exchange(world_, make_nccl_world(*world_, {.device = stream().device(),
-                                                        .library = make_emulated_nccl(),
+                                                        .library = library,
                                                         .segment_bytes = std::size_t{1} << 20}));
   }
+  int place() const override { return world_->rank(); }
 
   void in_every_group(const std::function<void(Communicator&)>& body) {
     for_each_group(*world_, body);
@@ -108,9 +111,8 @@ class Collectives : public DeviceTest<Case> {
 INSTANTIATE_TEST_SUITE_P(Devices, Collectives,
                          ::testing::Combine(every_device(), ::testing::Values(Case{})),
                          device_test_name<Case>);
-INSTANTIATE_TEST_SUITE_P(EmulatedNccl, Collectives,
-                         ::testing::Combine(::testing::Values(DeviceKind::simt),
-                                            ::testing::Values(Case{Transport::nccl})),
+INSTANTIATE_TEST_SUITE_P(Nccl, Collectives,
+                         ::testing::Combine(every_gpu(), ::testing::Values(Case{Transport::nccl})),
                          device_test_name<Case>);
 
 TEST_P(Collectives, AllReduceSumsInRankOrder) {

@@ -5,6 +5,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <memory>
 #include <string>
@@ -26,7 +27,9 @@ struct FoundDevice {
   std::string absence;
 };
 
-inline FoundDevice find_device(DeviceKind kind, const SimtOptions& simt = {}) {
+// `place` shares several GPUs out in turn, to ranks for instance.
+inline FoundDevice find_device(DeviceKind kind, const SimtOptions& simt = {},
+                               [[maybe_unused]] int place = 0) {
   switch (kind) {
     case DeviceKind::cpu:
       return {make_cpu_device(), {}};
@@ -35,7 +38,7 @@ inline FoundDevice find_device(DeviceKind kind, const SimtOptions& simt = {}) {
     case DeviceKind::cuda:
 #ifdef ORCHARD_HAS_CUDA
       try {
-        return {make_cuda_device(), {}};
+        return {make_cuda_device(place % std::max(cuda_device_count(), 1)), {}};
       } catch (const Error& error) {
         return {nullptr, error.what()};
       }
@@ -125,7 +128,7 @@ class DeviceTest : public ::testing::TestWithParam<std::tuple<DeviceKind, Case>>
  protected:
   void SetUp() override {
     const DeviceKind kind = std::get<0>(this->GetParam());
-    auto [device, absence] = find_device(kind, simt_options());
+    auto [device, absence] = find_device(kind, simt_options(), place());
     if (!device) GTEST_SKIP() << name_of(kind) << ": " << absence;
     device_ = std::move(device);
     stream_ = device_->make_stream();
@@ -133,6 +136,8 @@ class DeviceTest : public ::testing::TestWithParam<std::tuple<DeviceKind, Case>>
 
   // What the emulator is made with, for tests to override.
   virtual SimtOptions simt_options() const { return {}; }
+  // Which of several GPUs.
+  virtual int place() const { return 0; }
 
   const Case& parameter() const { return std::get<1>(this->GetParam()); }
   DeviceKind kind() const { return std::get<0>(this->GetParam()); }

@@ -83,10 +83,10 @@ void check_epilogue(Stream& stream, DType dtype, EpilogueKind kind, const Size& 
                     const Form& form, const GemmRunner& run_gemm = run_as_users_do,
                     const Shifts& shifts = {}) {
   SCOPED_TRACE(fmt::format("{}, {}", text(kind), text(form, size)));
-  const auto [m, n, k] = size;
-  const Shape shape = {m, n};
-  Guarded a = random_normal(dtype, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
-  Guarded b = random_normal(dtype, form.tb() ? Shape{n, k} : Shape{k, n}, 2, 0.5);
+  const std::int64_t m = size.m, n = size.n, k = size.k;
+  const Shape shape = size.matrices(m, n), rows = {size.products() * m, n};
+  Guarded a = random_normal(dtype, form.ta() ? size.matrices(k, m) : size.matrices(m, k), 1);
+  Guarded b = random_normal(dtype, form.tb() ? size.matrices(n, k) : size.matrices(k, n), 2, 0.5);
   Guarded bias = random_normal(dtype, {n}, 3), other = random_normal(dtype, shape, 4);
   Guarded v(dtype, shape), alone(dtype, shape), pre(dtype, shape), c(dtype, shape);
   fill_nan(pre), fill_nan(c);  // must not be read
@@ -103,7 +103,10 @@ void check_epilogue(Stream& stream, DType dtype, EpilogueKind kind, const Size& 
             .transpose_b = form.transpose_b};
     if (form.bias) op.bias = bias_d.tensor();
     run_gemm(stream, op);
-    if (m * n > 0) run_alone(stream, kind, v_d, other_d, alone_d);
+    if (rows.numel() > 0) {
+      run_alone(stream, kind, v_d.tensor().reshape(rows), other_d.tensor().reshape(rows),
+                alone_d.tensor().reshape(rows));
+    }
     op.epilogue.kind = kind;
     if (reads_other(kind)) op.epilogue.other = other_d.tensor();
     op.c = without_d.tensor();
@@ -120,7 +123,7 @@ void check_epilogue(Stream& stream, DType dtype, EpilogueKind kind, const Size& 
   EXPECT_TRUE(without_pre == c) << "c depends on whether pre is wanted";
   EXPECT_TRUE(!writes_pre(kind) || pre == v) << "pre is not the product";
   EXPECT_TRUE(other == other_before) << "other was written";
-  check_value(kind, v, other, c, m * n);
+  check_value(kind, v, other, c, rows.numel());
 }
 
 std::vector<LibraryCase> one_dtype(std::initializer_list<const char*> libraries) {
@@ -146,8 +149,9 @@ using Epilogues = LibraryTest;
 TEST_P(Epilogues, AreTheBitsOfTwoOperations) {
   const auto stream = device_with(GetParam().library).make_stream();
   for (const EpilogueKind kind : kinds) {
-    for (const Size& size : {Size{1, 1, 1}, Size{7, 17, 31}, Size{63, 65, 64}, Size{64, 64, 40},
-                             Size{127, 129, 33}, Size{129, 136, 72}, Size{1, 8, 8}}) {
+    for (const Size& size :
+         {Size{1, 1, 1}, Size{7, 17, 31}, Size{63, 65, 64}, Size{64, 64, 40}, Size{127, 129, 33},
+          Size{129, 136, 72}, Size{1, 8, 8}, Size{33, 72, 40, 3}, Size{7, 17, 31, 5}}) {
       for (const bool bias : {false, true}) {
         check_epilogue(*stream, GetParam().in, kind, size, {no, yes, Accumulate::overwrite, bias});
       }

@@ -105,6 +105,12 @@ TEST(GemmErrors, NameTheOperandAndItsShape) {
   }
 }
 
+// What is packed of b is rounded up to pieces of k, and here larger than products packed together may be.
+TEST(GemmOnCpu, AWideProductOfAnOddDepthStaysInItsWorkspace) {
+  const auto stream = device_with("auto").make_stream();
+  check_gemm(*stream, DType::f32, DType::f32, {1, 300'000, 33}, {Transpose::yes, Transpose::no});
+}
+
 TEST(GemmTable, NamesTheLibraryThatWasForced) {
   EXPECT_EQ(gemm_table(device_with("sgemm")),
             "f32: oneDNN sgemm\nbf16: oneDNN sgemm on values widened to f32\n");

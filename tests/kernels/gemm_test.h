@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <limits>
 #include <map>
+#include <optional>
 #include <string>
 
 #include "kernels/gemm/gemm.h"
@@ -96,6 +97,13 @@ inline void fill_nan(Guarded& tensor) {
 
 struct Size {
   std::int64_t m, n, k;
+  std::optional<std::int64_t> batch = {};
+
+  std::int64_t products() const { return batch.value_or(1); }
+  // Of one matrix, or a batch of them.
+  Shape matrices(std::int64_t rows, std::int64_t cols) const {
+    return batch ? Shape{*batch, rows, cols} : Shape{rows, cols};
+  }
 };
 
 struct Form {
@@ -130,9 +138,9 @@ inline std::vector<Form> every_form() {
 }
 
 inline std::string text(const Form& form, const Size& size) {
-  return fmt::format("{}{} m {} n {} k {} add {} bias {}", form.ta() ? 'T' : 'N',
+  return fmt::format("{}{} m {} n {} k {} add {} bias {} batch {}", form.ta() ? 'T' : 'N',
                      form.tb() ? 'T' : 'N', size.m, size.n, size.k,
-                     form.accumulate == Accumulate::add, form.bias);
+                     form.accumulate == Accumulate::add, form.bias, size.products());
 }
 
 // Random operands; small integers make every sum exact in any order.
@@ -153,19 +161,24 @@ inline void run_as_users_do(Stream& stream, const Gemm& op) {
   run(stream, op);
 }
 
-// A product and its fp64 reference, for one kernel or several.
+// A product, or a batch of them, and its fp64 reference, for one kernel or several.
 class GemmProblem {
  public:
   GemmProblem(DType in, DType out, const Size& size, const Form& form, Values values)
       : size_(size),
         form_(form),
         values_(values),
-        a_(random_values(values, in, form.ta() ? Shape{size.k, size.m} : Shape{size.m, size.k}, 1)),
-        b_(random_values(values, in, form.tb() ? Shape{size.n, size.k} : Shape{size.k, size.n}, 2)),
+        a_(random_values(values, in,
+                         form.ta() ? size.matrices(size.k, size.m) : size.matrices(size.m, size.k),
+                         1)),
+        b_(random_values(values, in,
+                         form.tb() ? size.matrices(size.n, size.k) : size.matrices(size.k, size.n),
+                         2)),
         bias_(random_values(values, in, {size.n}, 3)),
-        c_(random_values(values, out, {size.m, size.n}, 4)),
-        rounded_(out, {size.m, size.n}) {
-    add_up();
+        c_(random_values(values, out, size.matrices(size.m, size.n), 4)),
+        expected_(static_cast<std::size_t>(c_.size())),
+        rounded_(out, c_.shape()) {
+    for (std::int64_t product = 0; product < size.products(); ++product) add_up(product);
     if (form.accumulate == Accumulate::overwrite) fill_nan(c_);  // must not be read
   }
 
@@ -200,24 +213,25 @@ class GemmProblem {
   }
 
  private:
-  // The lines of a matrix along k: [mn, k].
-  static std::vector<double> along_k(const Guarded& x, bool k_is_rows, std::int64_t k) {
-    if (!k_is_rows) return x.values();
-    const std::int64_t mn = x.shape()[1];
+  // The lines of matrix `product` along k: [mn, k].
+  static std::vector<double> along_k(const Guarded& x, bool k_is_rows, std::int64_t mn,
+                                     std::int64_t k, std::int64_t product) {
+    const std::int64_t first = product * mn * k;
     std::vector<double> out(static_cast<std::size_t>(mn * k));
     for (std::int64_t i = 0; i < mn; ++i) {
       for (std::int64_t l = 0; l < k; ++l) {
-        out[static_cast<std::size_t>(i * k + l)] = x.at(l * mn + i);
+        out[static_cast<std::size_t>(i * k + l)] =
+            x.at(first + (k_is_rows ? l * mn + i : i * k + l));
       }
     }
     return out;
   }
 
-  void add_up() {
+  void add_up(std::int64_t product) {
     const std::int64_t m = size_.m, n = size_.n, k = size_.k;
-    const std::vector<double> a = along_k(a_, form_.ta(), k), b = along_k(b_, !form_.tb(), k);
+    const std::vector<double> a = along_k(a_, form_.ta(), m, k, product),
+                              b = along_k(b_, !form_.tb(), n, k, product);
     const bool add = form_.accumulate == Accumulate::add;
-    expected_.resize(static_cast<std::size_t>(m * n));
 #pragma omp parallel for schedule(static) if (m * n * k > (1 << 20))
     for (std::int64_t i = 0; i < m; ++i) {
       for (std::int64_t j = 0; j < n; ++j) {
@@ -226,10 +240,11 @@ class GemmProblem {
         double sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (std::int64_t l = 0; l < k; ++l) sum += row[l] * col[l];
+        const std::int64_t at = (product * m + i) * n + j;
         if (form_.bias) sum += bias_.at(j);
-        if (add) sum += c_.at(i * n + j);
-        expected_[static_cast<std::size_t>(i * n + j)] = sum;
-        rounded_.set(i * n + j, sum);
+        if (add) sum += c_.at(at);
+        expected_[static_cast<std::size_t>(at)] = sum;
+        rounded_.set(at, sum);
       }
     }
   }
@@ -239,7 +254,7 @@ class GemmProblem {
   Values values_;
   Guarded a_, b_, bias_;
   Guarded c_;                     // before the product
-  std::vector<double> expected_;  // [m, n]
+  std::vector<double> expected_;  // of c's shape
   Guarded rounded_;               // the same in c's dtype
 };
 

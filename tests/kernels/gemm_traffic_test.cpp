@@ -105,7 +105,7 @@ TEST(GemmTraffic, NarrowProductsMoveWhatTheyMust) {
   const auto device = make_policy_device({.counting = simt::Counting::on, .multiprocessors = 2});
   const auto stream = device->make_stream();
   const auto count = [&](const Size& size, const Form& form) {
-    const auto [m, n, k] = size;
+    const std::int64_t m = size.m, n = size.n, k = size.k;
     Guarded a = random_normal(DType::f32, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
     Guarded b = random_normal(DType::f32, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
     Guarded c(DType::f32, {m, n});
@@ -132,6 +132,37 @@ TEST(GemmTraffic, NarrowProductsMoveWhatTheyMust) {
   EXPECT_EQ(gradient.loads.sectors, gradient.loads.ideal_sectors);
   EXPECT_EQ(gradient.stores.bytes, 4u * (4 * 8 * 128 + 8 * 128));
   EXPECT_EQ(gradient.stores.sectors, gradient.stores.ideal_sectors);
+}
+
+// Nothing of the next matrix is read where a product ends within a tile and a step of k.
+TEST(GemmTraffic, ABatchMovesWhatItsProductsDo) {
+  const auto device =
+      make_policy_device({.counting = simt::Counting::on, .compute_capability = 90});
+  const auto stream = device->make_stream();
+  const auto count = [&](const Size& size, const GemmRunner& kernel) {
+    Guarded a = random_normal(DType::bf16, size.matrices(size.m, size.k), 1);
+    Guarded b = random_normal(DType::bf16, size.matrices(size.k, size.n), 2);
+    Guarded c(DType::bf16, size.matrices(size.m, size.n));
+    OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
+    device->reset_counters();
+    kernel(*stream, Gemm{.a = a_d, .b = b_d, .c = c_d});
+    stream->synchronize();
+    return device->counters();
+  };
+  const std::array<GemmRunner, 2> kernels{
+      [](Stream& s, const Gemm& op) { simt::run_bf16(s, op, Tile::side_64); },
+      [](Stream& s, const Gemm& op) { simt::run_sm90(s, op, WideTile::n_128); }};
+  for (const GemmRunner& kernel : kernels) {
+    const simt::Counters one = count({136, 72, 104}, kernel),
+                         all = count({136, 72, 104, 3}, kernel);
+    EXPECT_EQ(all.tensor_flops, 3 * one.tensor_flops);
+    EXPECT_EQ(all.loads.bytes, 3 * one.loads.bytes);
+    EXPECT_EQ(all.loads.sectors, 3 * one.loads.sectors);
+    EXPECT_EQ(all.tensor_load_bytes, 3 * one.tensor_load_bytes);
+    EXPECT_EQ(all.stores.bytes, 3 * one.stores.bytes);
+    EXPECT_EQ(all.stores.sectors, 3 * one.stores.sectors);
+    EXPECT_EQ(all.tensor_store_bytes, 3 * one.tensor_store_bytes);
+  }
 }
 
 // The second launch of a product cut in slices: every slice's sums once, the result once.

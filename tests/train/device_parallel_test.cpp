@@ -3,8 +3,8 @@
 #include <cmath>
 #include <map>
 
-#include "comm/emulated_nccl.h"
 #include "comm/nccl.h"
+#include "tests/comm/find_nccl.h"
 #include "tests/comm/ranks_test.h"
 #include "tests/kernels/device_test.h"
 #include "tests/train/toy_run.h"
@@ -80,17 +80,18 @@ class DeviceRanks : public DeviceTest<Setting> {
     }
     return found->second;
   }
-  // As `orchard train` connects them; null: over the host, as where there is no NCCL.
-  std::unique_ptr<Communicator> connected(Communicator& world) const {
-    if (kind() != DeviceKind::simt || parameter().transport == Transport::host) return nullptr;
-    return make_nccl_world(world, {.device = stream().device(), .library = make_emulated_nccl()});
-  }
+  int place() const override { return session->world()->rank(); }
   SimtOptions simt_options() const override { return orchard::simt_options(parameter().simt_arch); }
 };
 
 TEST_P(DeviceRanks, LossesAreThoseOfOneRank) {
   const auto world = session->world();
   if (world->size() != 2) GTEST_SKIP() << "needs two ranks";
+  FoundNccl nccl;
+  if (parameter().transport == Transport::nccl) {
+    nccl = find_nccl(kind(), world->size());
+    if (!nccl.library) GTEST_SKIP() << nccl.absence;
+  }
   const Scratch scratch;  // of this rank
   write_toy_training_set(scratch / "set", 20);
   RunConfig run = run_of(parameter(), scratch / "set");
@@ -99,7 +100,10 @@ TEST_P(DeviceRanks, LossesAreThoseOfOneRank) {
   if (world->rank() == 0)
     expected = alone(run, scratch / "alone");  // whom alone the observer hears
   run.layout = parameter().layout;
-  const auto ranks = connected(*world);
+  // As `orchard train` connects them; null: over the host.
+  const auto ranks =
+      nccl.library ? make_nccl_world(*world, {.device = stream().device(), .library = nccl.library})
+                   : nullptr;
   // Later stages start from the checkpoint that rank 0 wrote.
   const SharedFolder shared(*world);
   const Recorder together =
@@ -165,6 +169,22 @@ std::string name_of_test(const ::testing::TestParamInfo<std::tuple<DeviceKind, S
 INSTANTIATE_TEST_SUITE_P(Toys, DeviceRanks,
                          ::testing::Combine(every_gpu(), ::testing::ValuesIn(settings)),
                          name_of_test);
+#ifdef ORCHARD_HAS_CUDA
+// GPUs also without NCCL, and two ranks on one.
+std::vector<Setting> over_the_host() {
+  std::vector<Setting> all;
+  for (Setting setting : settings) {
+    if (setting.transport == Transport::host) continue;  // among the others
+    setting.transport = Transport::host;
+    all.push_back(setting);
+  }
+  return all;
+}
+INSTANTIATE_TEST_SUITE_P(ToysOverTheHost, DeviceRanks,
+                         ::testing::Combine(::testing::Values(DeviceKind::cuda),
+                                            ::testing::ValuesIn(over_the_host())),
+                         name_of_test);
+#endif
 INSTANTIATE_TEST_SUITE_P(ToysOnSm90, DeviceRanks,
                          ::testing::Combine(::testing::Values(DeviceKind::simt),
                                             ::testing::ValuesIn(sm90_settings)),
