@@ -200,7 +200,7 @@ class Bench {
   }
 
   void step() {
-    arena_.reset();
+    arena_.reset(*stream_);
     const auto host = [](const std::vector<std::int32_t>& v) {
       return ConstTensor(v.data(), DType::i32, {std::ssize(v)}, DeviceKind::cpu);
     };

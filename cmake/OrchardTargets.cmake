@@ -13,13 +13,20 @@ function(orchard_floor name)
   target_link_libraries(orchard_${name} PUBLIC orchard_compiler ${FLOOR_DEPENDS} PRIVATE ${FLOOR_PRIVATE_DEPENDS})
 endfunction()
 
+# Seconds after which a test hangs. Sanitized code takes several times as long.
+if(ORCHARD_SANITIZE)
+  set(ORCHARD_TEST_TIMEOUT 1800)
+else()
+  set(ORCHARD_TEST_TIMEOUT 600)
+endif()
+
 function(orchard_test source)
   cmake_parse_arguments(TEST "" "" "DEPENDS" ${ARGN})
   get_filename_component(name ${source} NAME_WE)
   add_executable(${name} ${source})
   target_link_libraries(${name} PRIVATE orchard_compiler ${TEST_DEPENDS} GTest::gtest GTest::gmock orchard_test_main)
   add_test(NAME ${name} COMMAND ${name})
-  set_tests_properties(${name} PROPERTIES ENVIRONMENT "OMP_NUM_THREADS=2;OMP_WAIT_POLICY=passive" TIMEOUT 600)
+  set_tests_properties(${name} PROPERTIES ENVIRONMENT "OMP_NUM_THREADS=2;OMP_WAIT_POLICY=passive" TIMEOUT ${ORCHARD_TEST_TIMEOUT})
   orchard_test_may_skip(${name})
 endfunction()
 

@@ -96,7 +96,7 @@ std::vector<std::int32_t> InferenceModel::generate(const MicroBatch& prompt, std
   require(prompt.sequences == 1 && prompt.length > 0,
           "a prompt is one sequence of at least one row");
   std::vector<std::int32_t> tokens;
-  arena_.reset();
+  arena_.reset(*stream_);
   Decoding decoding(*stream_, arena_, *model_, store_.dtype(), prompt.length + count, ranks_,
                     runner_->dispatcher());
   std::int32_t next = decoding.feed(prompt);

@@ -50,7 +50,7 @@ class LinkTimer {
   // One forward and one backward of the chain, link by link. Of several links of a kind the last one
   // counts.
   CostByKind pass_through(const MicroBatch& micro_batch) {
-    arena_.reset();
+    arena_.reset(*stream_);
     uploader_.begin();
     const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
     const LossScales scales{.target = 1.0f /

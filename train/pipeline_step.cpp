@@ -79,9 +79,9 @@ ConstTensor PipelineStep::forward(int chunk, int micro_batch, ConstTensor input)
   const Stopwatch watch(seconds_->forward);
   const LinkRange links = links_of(chunk);
   Keep& keep = take(chunk, micro_batch);
-  keep.batch = uploader_.upload(
-      parts_.stream, keep.arena, work_->micro_batches[static_cast<std::size_t>(micro_batch)],
-      links.first == 0 ? PictureContent::whole : PictureContent::absent);
+  keep.batch = uploader_.upload(parts_.stream, keep.arena,
+                                work_->micro_batches[static_cast<std::size_t>(micro_batch)],
+                                links.first == 0 ? PictureContent::whole : PictureContent::absent);
   keep.saved.halves = halves_;
   Pass pass = pass_of(keep, micro_batch);
   const ConstTensor output = parts_.model.forward(pass, links, input, keep.saved);
@@ -120,7 +120,7 @@ void PipelineStep::backward_weight(int chunk, int micro_batch) {
   }
   ++ended_[static_cast<std::size_t>(chunk)];
   live_.erase({chunk, micro_batch});
-  keep.arena.reset();  // what comes next overwrites it in stream order
+  keep.arena.reset(parts_.stream);
   keep.taken = false;
 }
 

@@ -60,7 +60,7 @@ LossScales StepRunner::scales(const StepTotals& totals) const {
 
 void StepRunner::run_in_turn(const StepWork& work, PhaseSeconds& seconds) {
   for (std::size_t m = 0; m < work.micro_batches.size(); ++m) {
-    arena_.reset();
+    arena_.reset(stream_);
     const DeviceBatch batch = uploader_.upload(stream_, arena_, work.micro_batches[m]);
     Pass pass{.stream = stream_,
               .arena = arena_,
@@ -137,7 +137,7 @@ StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const St
 }
 
 std::vector<float> StepRunner::evaluate(const MicroBatch& micro_batch) {
-  arena_.reset();
+  arena_.reset(stream_);
   uploader_.begin();
   const DeviceBatch batch = uploader_.upload(stream_, arena_, micro_batch, picture_content(ranks_));
   Pass pass{.stream = stream_,

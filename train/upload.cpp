@@ -37,8 +37,7 @@ class StagedLists {
       const std::size_t end = i + 1 < lists_.size() ? lists_[i + 1].begin : staging_.size();
       const Shape shape{static_cast<std::int64_t>(end - begin)};
       const Tensor tensor = arena.allocate(DType::i32, shape);
-      stream.copy(tensor,
-                  ConstTensor(staging_.data() + begin, DType::i32, shape, DeviceKind::cpu));
+      stream.copy(tensor, ConstTensor(staging_.data() + begin, DType::i32, shape, DeviceKind::cpu));
       *lists_[i].tensor = tensor;
     }
   }

@@ -44,9 +44,10 @@ void Arena::rewind(Mark mark) {
   used_ = mark.used;
 }
 
-void Arena::reset() {
+void Arena::reset(Stream& stream) {
   rewind({});
   if (blocks_.size() > 1) {
+    stream.synchronize();  // work in the queue may still read the blocks that are about to be freed
     blocks_.clear();
     blocks_.emplace_back(device_, peak_);
     peak_ = 0;

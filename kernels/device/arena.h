@@ -3,7 +3,8 @@
 // allocate() bumps a pointer; mark() and rewind() free everything allocated since, in the order of
 // a stack. The first pass may run past the block: the arena then adds blocks. reset() frees all,
 // and merges the blocks into one of the peak size, so that the second pass finds room and nothing
-// grows any more.
+// grows any more. Work that is queued goes on with what was freed, and what comes next overwrites it
+// in stream order.
 #pragma once
 
 #include <vector>
@@ -26,7 +27,8 @@ class Arena {
 
   Mark mark() const { return {current_, blocks_.empty() ? 0 : used_}; }
   void rewind(Mark mark);
-  void reset();
+  // Waits for the stream, that of all work on the arena, where blocks are merged.
+  void reset(Stream& stream);
 
   std::size_t used_bytes() const { return before_current_ + used_; }
   std::size_t peak_bytes() const { return peak_; }

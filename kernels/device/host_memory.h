@@ -18,9 +18,7 @@ class HostAllocator {
   template <class U>
   explicit HostAllocator(const HostAllocator<U>& other) : device_(&other.device()) {}
 
-  T* allocate(std::size_t n) {
-    return reinterpret_cast<T*>(device_->allocate_host(n * sizeof(T)));
-  }
+  T* allocate(std::size_t n) { return reinterpret_cast<T*>(device_->allocate_host(n * sizeof(T))); }
   void deallocate(T* data, std::size_t) noexcept {
     device_->free_host(reinterpret_cast<std::byte*>(data));
   }

@@ -177,7 +177,9 @@ const SeededFault faults[] = {
      run_product<InProduct::consumer_ignores_full>,
      {"race: " + operation + "(*) reads 16 bytes at *, which " + operation + "(*) wrote at *",
       "race: " + operation + "(*) writes 8192 bytes at *, which " + operation + "(*) read at *",
-      "where nothing has been written"}},
+      "where nothing has been written",
+      // Where plain accesses are not announced, so that nobody knows what has been written.
+      "the wait for phase * comes when phase * has begun"}},
     {"ExpectsTooFewBytes",
      FoundBy::races,
      run_product<InProduct::expects_too_few_bytes>,

@@ -189,7 +189,7 @@ class HeadInChunks : public ::testing::TestWithParam<DType> {
     EXPECT_GT(arena.peak_bytes(), logits / 7);
     const std::vector<float> losses(saved.losses.data<float>(),
                                     saved.losses.data<float>() + padded_targets);
-    arena.reset();
+    arena.reset(*stream_);
     Pass asking = pass_in(arena, Purpose::evaluate);
     LanguageModelHead::Saved asked;
     head.forward(asking, x, asked);

@@ -69,7 +69,7 @@ class LayerBench {
   }
   // Frees what earlier passes allocated.
   Pass fresh_pass(LossScales scales = {}, const RoutingReplay* replay = nullptr) {
-    arena_.reset();
+    arena_.reset(*stream_);
     return pass(scales, replay);
   }
 

@@ -62,7 +62,7 @@ class ToyModel {
     if (gradients) {
       bench_.store().zero_gradients(bench_.stream());
       // The head adds the table's gradient in forward, so forward runs once more after the zeroing.
-      bench_.arena().reset();
+      bench_.arena().reset(bench_.stream());
       model_.forward(pass, saved);
       model_.backward(pass, saved);
     }

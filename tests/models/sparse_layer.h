@@ -122,7 +122,7 @@ class SparseLayer {
                             .sequences = sequences,
                             .sequence_offsets = host(offsets),
                             .real_rows = host(real)};
-    arena_.reset();
+    arena_.reset(*stream_);
     RoutingReplay replay;
     if (chosen) replay[layer_.router()] = host(*chosen).reshape({rows, case_.top_k});
     Pass pass{.stream = *stream_,

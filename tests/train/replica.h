@@ -85,7 +85,7 @@ class Replica {
   // pipeline stages.
   std::vector<Routing> route(const MicroBatch& micro_batch) {
     if (model_.decoder().routers().empty()) return {};
-    arena_.reset();
+    arena_.reset(*stream_);
     uploader_.begin();
     const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
     Pass pass{.stream = *stream_,

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <new>
+#include <optional>
 #include <utility>
 
 #include "parallel/random.h"
@@ -160,51 +161,74 @@ void PrintTo(const Counts& counts, std::ostream* out) {
        << counts.arena_growths << " arena growths";
 }
 
-class WarmStepTest : public ::testing::TestWithParam<std::tuple<DeviceKind, DType>> {};
+// A model on one rank.
+class WarmStepTest : public ::testing::TestWithParam<std::tuple<DeviceKind, DType>> {
+ protected:
+  void SetUp() override {
+    if (session->world()->size() > 1) GTEST_SKIP() << "is of one rank";
+    const auto [kind, dtype] = GetParam();
+    if (on_cpu()) omp_set_num_threads(2);
+    auto [device, absence] = find_device(kind);
+    if (!device) GTEST_SKIP() << name_of(kind) << ": " << absence;
+    device_ = std::move(device);
+    stream_ = device_->make_stream();
+    store_.allocate(*device_, *stream_, dtype, ParameterUse::training_on_shards);
+    shards_.emplace(*device_, *stream_, ranks_, store_);
+    model_.prepare(*device_, *stream_);
+    store_.initialise(*stream_, 1);
+    optimizer_.emplace(*device_, *stream_, store_, OptimizerConfig{}, &*shards_);
+    runner_.emplace(*device_, *stream_, ranks_, store_, model_, &*shards_);
+  }
+
+  static bool on_cpu() { return std::get<0>(GetParam()) == DeviceKind::cpu; }
+
+  // Micro-batches of which each has another seed, from `first_seed` on.
+  std::vector<MicroBatch> make_micro_batches(std::int64_t count, std::int64_t first_seed) const {
+    std::vector<MicroBatch> batches;
+    for (std::int64_t m = 0; m < count; ++m) {
+      batches.push_back(make_micro_batch(config_, on_cpu() ? 256 : 64,
+                                         static_cast<std::uint64_t>(first_seed + m)));
+    }
+    return batches;
+  }
+
+  StepReport train(std::span<const MicroBatch> micro_batches) {
+    const auto count = std::ssize(micro_batches);
+    const MicroBatch& any = micro_batches[0];
+    return runner_->train(micro_batches,
+                          {.targets = count * any.target_count,
+                           .real_rows = count * any.sequences * any.real_rows[0],
+                           .sequences = count * any.sequences},
+                          *optimizer_, 1e-2, ++steps_);
+  }
+
+  const ModelConfig config_ = model_config(std::get<0>(GetParam()));
+  const std::unique_ptr<Communicator> world_ = make_single_communicator();
+  const ParallelContext ranks_{*world_, {}};
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<Stream> stream_;
+  ParameterStore store_;
+  MultimodalModel model_{store_, config_};
+  std::optional<FlatShards> shards_;
+  std::optional<Optimizer> optimizer_;
+  std::optional<StepRunner> runner_;
+  std::int64_t steps_ = 0;
+};
 
 TEST_P(WarmStepTest, AllocatesNothingWhateverTheRouting) {
-  if (session->world()->size() > 1) GTEST_SKIP() << "is of one rank";
-  const auto [kind, dtype] = GetParam();
-  const bool on_cpu = kind == DeviceKind::cpu;
-  if (on_cpu) omp_set_num_threads(2);
-  const FoundDevice found = find_device(kind);
-  const auto& device = found.device;
-  if (!device) GTEST_SKIP() << name_of(kind) << ": " << found.absence;
-  const ModelConfig config = model_config(kind);
-  const auto stream = device->make_stream();
-  const auto world = make_single_communicator();
-  const ParallelContext ranks(*world, {});
-  ParameterStore store;
-  MultimodalModel model(store, config);
-  store.allocate(*device, *stream, dtype, ParameterUse::training_on_shards);
-  const FlatShards shards(*device, *stream, ranks, store);
-  model.prepare(*device, *stream);
-  store.initialise(*stream, 1);
-  Optimizer optimizer(*device, *stream, store, {}, &shards);
-  StepRunner runner(*device, *stream, ranks, store, model, &shards);
-
   constexpr std::int64_t warm_up = 2, accumulated = 2;
-  const std::int64_t steps = on_cpu ? 6 : 4, length = on_cpu ? 256 : 64;
-  std::vector<std::vector<MicroBatch>> batches(static_cast<std::size_t>(steps));
-  for (std::int64_t s = 0; s < steps; ++s) {
-    for (std::int64_t m = 0; m < accumulated; ++m) {
-      batches[static_cast<std::size_t>(s)].push_back(
-          make_micro_batch(config, length, static_cast<std::uint64_t>(accumulated * s + m)));
-    }
-  }
-  const MicroBatch& any = batches[0][0];
-  const StepTotals totals{.targets = accumulated * any.target_count,
-                          .real_rows = accumulated * any.sequences * any.real_rows[0],
-                          .sequences = accumulated * any.sequences};
+  const std::int64_t steps = on_cpu() ? 6 : 4;
+  std::vector<std::vector<MicroBatch>> batches;
+  for (std::int64_t s = 0; s < steps; ++s)
+    batches.push_back(make_micro_batches(accumulated, accumulated * s));
   const auto counts = [&] {
-    const DeviceStatistics& s = device->statistics();
+    const DeviceStatistics& s = device_->statistics();
     return Counts{s.allocations, s.workspace_growths, s.primitive_creations,
-                  runner.arena().growths()};
+                  runner_->arena().growths()};
   };
   std::vector<std::vector<std::vector<double>>> loads;
   const auto step = [&](std::int64_t s) {
-    const auto& micro_batches = batches[static_cast<std::size_t>(s)];
-    loads.push_back(runner.train(micro_batches, totals, optimizer, 1e-2, s + 1).losses.expert_load);
+    loads.push_back(train(batches[static_cast<std::size_t>(s)]).losses.expert_load);
   };
   for (std::int64_t s = 0; s < warm_up; ++s) step(s);
   const Counts warm = counts();
@@ -213,12 +237,27 @@ TEST_P(WarmStepTest, AllocatesNothingWhateverTheRouting) {
   for (std::int64_t s = warm_up; s < steps; ++s) {
     step(s);
     EXPECT_EQ(counts(), warm) << "step " << s + 1;
-    if (on_cpu) {
+    if (on_cpu()) {
       EXPECT_EQ(large_blocks, blocks) << "step " << s + 1;
     }
     EXPECT_NE(loads[static_cast<std::size_t>(s)], loads[static_cast<std::size_t>(s - 1)])
         << "routing did not change, so step " << s + 1 << " shows nothing";
   }
+}
+
+// For the losses and the norm, which decide whether there is an update, and for the step's end: none
+// of these waits is a micro-batch's or a layer's.
+TEST_P(WarmStepTest, WaitsForTheDeviceAtItsEndAlone) {
+  const auto waits = [&](std::int64_t micro_batches) {
+    const auto batches = make_micro_batches(micro_batches, 0);
+    const std::int64_t before = device_->statistics().host_waits;
+    train(batches);
+    return device_->statistics().host_waits - before;
+  };
+  waits(3);  // memory grows, and growth waits
+  const std::int64_t of_one = waits(1);
+  EXPECT_EQ(of_one, on_cpu() ? 3 : 4);  // on a GPU the norm's copy to the host is one, too
+  EXPECT_EQ(waits(3), of_one);
 }
 
 INSTANTIATE_TEST_SUITE_P(Devices, WarmStepTest,
