@@ -3,7 +3,8 @@
 //
 //   count   each block counts the buckets of its 2048 items
 //   scan    one block turns the counts [blocks, buckets] into the place where each block's items of
-//           each bucket begin; buckets may begin at multiples of some number
+//           each bucket begin; buckets may begin at multiples of some number, or have places of
+//           a fixed number
 //   place   each block ranks its items again and hands each to `place`
 //
 // Stable ranks come from votes: the lanes of a warp that hold the same bucket find each other bit
@@ -116,9 +117,10 @@ __global__ void __launch_bounds__(sort_threads)
 }
 
 // counts[b][bucket] becomes the number of the bucket's items in blocks before b; bucket_begin
-// [buckets + 1] the place of each bucket's first item, a multiple of `multiple`.
+// [buckets + 1] the place of each bucket's first item, a multiple of `multiple`, or of `bucket_size`
+// where that is not 0.
 inline __global__ void __launch_bounds__(sort_threads)
-    scan_buckets(std::int32_t* counts, int blocks, int buckets, int multiple,
+    scan_buckets(std::int32_t* counts, int blocks, int buckets, int multiple, int bucket_size,
                  std::int32_t* bucket_begin) {
   constexpr int in_flight = 8;
   auto& storage = shared_storage<ScanStorage>();
@@ -137,7 +139,8 @@ inline __global__ void __launch_bounds__(sort_threads)
       count += held[i];
     }
   }
-  const int padded = (count + multiple - 1) / multiple * multiple;
+  int padded = (count + multiple - 1) / multiple * multiple;
+  if (bucket_size > 0) padded = bucket < buckets ? bucket_size : 0;
   int total = 0;
   const int begin = block_exclusive_sum<sort_threads>(padded, storage.sums, total);
   if (bucket < buckets) store(bucket_begin + bucket, begin);
@@ -178,6 +181,7 @@ struct CountingSort {
   const char* name;
   int items, buckets;
   int multiple = 1;            // where buckets begin
+  int bucket_size = 0;         // places of every bucket, which suffice; 0: as many as it has items
   std::int32_t* counts;        // [sort_blocks(items), buckets]
   std::int32_t* bucket_begin;  // [buckets + 1]
 };
@@ -205,7 +209,8 @@ void counting_sort(Stream& stream, const CountingSort& sort, const BucketOf& buc
           .grid = {1},
           .block = {sort_threads},
           .shared_bytes = sizeof(ScanStorage)},
-         scan_buckets, sort.counts, blocks, sort.buckets, sort.multiple, sort.bucket_begin);
+         scan_buckets, sort.counts, blocks, sort.buckets, sort.multiple, sort.bucket_size,
+         sort.bucket_begin);
   if (blocks > 0) {
     launch(stream, shape, place_items<BucketOf, Place>, bucket_of, sort.items, sort.buckets,
            sort.counts, sort.bucket_begin, place);

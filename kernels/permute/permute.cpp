@@ -30,6 +30,8 @@ void run(Stream& stream, const PermutePlan& op) {
              "row_offsets is [experts + 1]");
   check.that(op.source.rank() == 1, "source is [max_rows]");
   check.that(op.multiple >= 1, "rows are padded to a multiple of at least 1");
+  check.that(op.group_rows >= 0 && op.group_rows % op.multiple == 0,
+             "group_rows is a multiple of `multiple`, or 0");
   check.operand("experts", op.experts, shape, {DType::i32});
   check.operand("row_offsets", op.row_offsets, op.row_offsets.shape(), {DType::i32});
   check.operand("source", op.source, op.source.shape(), {DType::i32});

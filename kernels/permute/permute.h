@@ -1,6 +1,7 @@
 // Moving tokens to their experts and back. Rows of the expert buffer are ordered by (expert,
 // token); each expert's rows are padded with zero rows to a multiple of `row_multiple`, so that
-// GEMM shapes repeat; rows on their way to another rank are not padded. Bound by memory. x, rows and
+// GEMM shapes repeat; rows on their way to another rank are not padded, or have groups of a fixed
+// size, with zero rows where an expert has fewer choices. Bound by memory. x, rows and
 // their gradients share one dtype, f32 or bf16; gates are f32. d_x may alias d_extra, and d_rows may
 // alias rows. The CPU checks indices and the size of the plan; GPUs, whose indices no host code
 // reads, do not, and ask for the rows of the worst case (max_expert_rows) and for at most 256
@@ -32,6 +33,9 @@ struct PermutePlan {
   Tensor source;        // i32 [max_rows]: token of each row, -1 for padding and beyond the last row
   Tensor slot;          // i32 [tokens, k]: row of each choice, -1: none
   std::int64_t multiple = row_multiple;  // that each expert's rows are padded to; 1: none
+  // Rows of every expert's group, a multiple of `multiple`: row_offsets[e] = e · group_rows. No
+  // expert may have more choices, which the CPU checks. 0: groups have their choices' rows, padded
+  std::int64_t group_rows = 0;
 };
 
 // rows[r] = x[source[r]], zeros where source is -1 (only rows below row_offsets[experts] are

@@ -29,7 +29,11 @@ void permute_plan(Stream& stream, const PermutePlan& op) {
   for (std::int64_t e = 0; e < experts; ++e) {
     const std::int64_t count = next[e];
     next[e] = offsets[e] = static_cast<std::int32_t>(rows);
-    rows += (count + op.multiple - 1) / op.multiple * op.multiple;
+    require(op.group_rows == 0 || count <= op.group_rows,
+            "PermutePlan: expert {} of {} has {} choices, but groups have {} rows", e, experts,
+            count, op.group_rows);
+    rows +=
+        op.group_rows > 0 ? op.group_rows : (count + op.multiple - 1) / op.multiple * op.multiple;
     require(rows <= max_rows,
             "PermutePlan: experts 0 ... {} of {} need {} rows, source has {}; max_expert_rows "
             "gives a number that always suffices",

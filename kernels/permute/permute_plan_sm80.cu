@@ -40,10 +40,11 @@ void permute_plan(Stream& stream, const PermutePlan& op) {
   require(experts <= max_buckets, "PermutePlan: {} experts, GPU kernels take at most {}", experts,
           max_buckets);
   // The counts are known on the device alone, and it cannot refuse: the worst case must fit.
-  const std::int64_t most = max_expert_rows(tokens, k, experts, op.multiple);
+  const std::int64_t most = op.group_rows > 0 ? experts * op.group_rows
+                                              : max_expert_rows(tokens, k, experts, op.multiple);
   require(op.source.dim(0) >= most,
-          "PermutePlan: source has {} rows, a GPU takes no fewer than max_expert_rows: {}",
-          op.source.dim(0), most);
+          "PermutePlan: source has {} rows, a GPU takes no fewer than {}: {}", op.source.dim(0),
+          op.group_rows > 0 ? "all groups have" : "max_expert_rows", most);
   const int items = int_extent("PermutePlan", tokens * k);
   const int rows = int_extent("PermutePlan", op.source.dim(0));
   ScratchLayout layout;
@@ -61,6 +62,7 @@ void permute_plan(Stream& stream, const PermutePlan& op) {
                  .items = items,
                  .buckets = static_cast<int>(experts),
                  .multiple = int_extent("PermutePlan", op.multiple),
+                 .bucket_size = int_extent("PermutePlan", op.group_rows),
                  .counts = counts.in(scratch),
                  .bucket_begin = op.row_offsets.data<std::int32_t>()},
                 ExpertOf{op.experts.data<std::int32_t>()},

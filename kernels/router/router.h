@@ -18,6 +18,8 @@
 // whose integers no host code reads, do not, and take at most 256 experts.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/core/tensor.h"
 
 namespace orchard {
@@ -32,6 +34,27 @@ constexpr std::int64_t expert_capacity(std::int64_t real_tokens, float factor,
   const auto capacity = static_cast<std::int64_t>(static_cast<float>(real_tokens) * factor /
                                                   static_cast<float>(experts));
   return capacity > 1 ? capacity : 1;
+}
+
+// The rule for a micro-batch of sequences of equal length.
+struct CapacityRule {
+  float factor = 1;  // above 0
+  std::int64_t experts = 1;
+  std::int64_t length = 1;  // rows of a sequence, padding included
+};
+
+// The most choices of one expert that rows [begin, end) of the micro-batch keep, whatever the router
+// makes of them: C of each sequence that they touch, which padding only lowers, and one a row, whose
+// choices are distinct.
+constexpr std::int64_t most_kept_choices(const CapacityRule& rule, std::int64_t begin,
+                                         std::int64_t end) {
+  const std::int64_t capacity = expert_capacity(rule.length, rule.factor, rule.experts);
+  std::int64_t most = 0;
+  for (std::int64_t next = 0; begin < end; begin = next) {
+    next = std::min((begin / rule.length + 1) * rule.length, end);
+    most += std::min(next - begin, capacity);
+  }
+  return most;
 }
 
 enum class BalanceCounts : std::uint8_t {

@@ -7,6 +7,7 @@
 
 #include "tests/kernels/simt_policy.h"
 #include "tests/kernels/thread_orders.h"
+#include "tests/message_of.h"
 
 namespace orchard::testing {
 namespace {
@@ -20,6 +21,7 @@ struct Case {
   std::int64_t parts = 1;  // rows of a choice; `experts` counts those of all parts
   std::int64_t multiple = row_multiple;
   int shift = 0;  // elements by which rows of [hidden] miss their alignment
+  std::int64_t group_rows = 0;
 
   std::int64_t slots() const { return k * parts; }
 };
@@ -45,11 +47,13 @@ struct Plan {
   explicit Plan(const Case& c)
       : experts(route(c)),
         row_offsets(DType::i32, {c.experts + 1}),
-        source(DType::i32, {max_expert_rows(c.tokens, c.slots(), c.experts)}),
+        source(DType::i32, {c.group_rows > 0 ? c.experts * c.group_rows
+                                             : max_expert_rows(c.tokens, c.slots(), c.experts)}),
         slot(DType::i32, {c.tokens, c.slots()}),
-        multiple(c.multiple) {}
+        multiple(c.multiple),
+        group_rows(c.group_rows) {}
   Guarded experts, row_offsets, source, slot;
-  std::int64_t multiple;
+  std::int64_t multiple, group_rows;
 };
 struct PlanOnDevice {
   PlanOnDevice(Stream& stream, Plan& plan)
@@ -61,7 +65,8 @@ struct PlanOnDevice {
                             .row_offsets = row_offsets,
                             .source = source,
                             .slot = slot,
-                            .multiple = plan.multiple});
+                            .multiple = plan.multiple,
+                            .group_rows = plan.group_rows});
     for (OnDevice* const output : {&row_offsets, &source, &slot}) output->download();
     stream.synchronize();
   }
@@ -102,7 +107,7 @@ class Permute : public DeviceTest<Case> {
   std::optional<PlanOnDevice> plan_d_;
 };
 
-TEST_P(Permute, PlanSortsByExpertThenTokenInPaddedGroups) {
+TEST_P(Permute, PlanSortsByExpertThenTokenInPaddedOrFixedGroups) {
   const Case& c = parameter();
   std::vector<double> offsets = {0}, sources, slots(static_cast<std::size_t>(slot().size()), -1);
   for (std::int64_t e = 0; e < c.experts; ++e) {
@@ -113,6 +118,11 @@ TEST_P(Permute, PlanSortsByExpertThenTokenInPaddedGroups) {
       sources.push_back(static_cast<double>(token));
     }
     while (sources.size() % static_cast<std::size_t>(c.multiple) != 0) sources.push_back(-1);
+    if (c.group_rows > 0) {
+      const auto end = static_cast<std::size_t>((e + 1) * c.group_rows);
+      ASSERT_LE(sources.size(), end) << "the case has groups that are too small";
+      sources.resize(end, -1);
+    }
     offsets.push_back(static_cast<double>(sources.size()));
   }
   sources.resize(static_cast<std::size_t>(max_rows()), -1);
@@ -234,7 +244,7 @@ TEST_P(Permute, CombineBackwardSpreadsTheGradient) {
   expect_close(d_gates, expected_gates, 8 * terms * unit_roundoff(DType::f32), "d_gates", terms);
 
   const Guarded first = d_rows, first_gates = d_gates;
-  if (c.multiple == 1) {  // without padding, the plan is not needed
+  if (c.multiple == 1 && c.group_rows == 0) {  // without padding, the plan is not needed
     op.source = op.row_offsets = ConstTensor();
     run_and_download(stream(), op, {&d_rows_d, &d_gates_d});
     EXPECT_TRUE(first == d_rows) << "two runs differ";
@@ -274,7 +284,17 @@ INSTANTIATE_TEST_SUITE_P(
                           Case{DType::f32, 45, 3, 8, 19, Routing::some_dropped, 1, 1},
                           Case{DType::bf16, 53, 2, 32, 65, Routing::some_dropped, 4, 1},
                           Case{DType::bf16, 21, 1, 8, 64, Routing::some_dropped, 2, 1},
-                          Case{DType::f32, 9, 8, 97, 16, Routing::random, 4, 1})),
+                          Case{DType::f32, 9, 8, 97, 16, Routing::random, 4, 1},
+                          // groups of a fixed size: full, with experts that nobody chooses, all
+                          // empty, of several blocks, padded, of all buckets that there may be
+                          Case{DType::f32, 33, 1, 64, 7, Routing::one_expert, 1, 1, 0, 33},
+                          Case{DType::f32, 5, 2, 4, 16, Routing::none, 1, 1, 0, 3},
+                          Case{DType::f32, 0, 2, 4, 8, Routing::none, 1, 1, 0, 5},
+                          Case{DType::f32, 1531, 3, 9, 1, Routing::some_dropped, 1, 1, 0, 601},
+                          Case{DType::bf16, 53, 2, 32, 65, Routing::some_dropped, 4, 1, 0, 53},
+                          Case{DType::bf16, 40, 2, 8, 64, Routing::one_expert, 1, row_multiple, 0,
+                               64},
+                          Case{DType::bf16, 1, 8, 256, 136, Routing::random, 1, 1, 0, 1})),
     device_test_name<Case>);
 
 TEST(PermuteOnGpu, PlansAlikeInEveryOrderOfThreads) {
@@ -378,6 +398,24 @@ TEST(PermuteErrors, NameTheExpertAndTheRowsNeeded) {
       message(),
       "PermutePlan: experts 0 ... 2 of 3 need 64 rows, source has 63; max_expert_rows gives a "
       "number that always suffices");
+}
+
+TEST(PermuteErrors, NameTheExpertThatOutgrowsItsGroup) {
+  Guarded experts = integers({3, 1}, std::vector<int>{2, 0, 2});
+  Guarded row_offsets(DType::i32, {4}), source(DType::i32, {6}), slot(DType::i32, {3, 1});
+  const auto message = [&](std::int64_t multiple, std::int64_t group_rows) {
+    return message_of([&] {
+      run(*cpu_device().make_stream(), PermutePlan{.experts = experts,
+                                                   .row_offsets = row_offsets,
+                                                   .source = source,
+                                                   .slot = slot,
+                                                   .multiple = multiple,
+                                                   .group_rows = group_rows});
+    });
+  };
+  EXPECT_EQ(message(1, 2), "");
+  EXPECT_EQ(message(1, 1), "PermutePlan: expert 2 of 3 has 2 choices, but groups have 1 rows");
+  EXPECT_EQ(message(2, 3), "PermutePlan: group_rows is a multiple of `multiple`, or 0");
 }
 
 TEST(PermuteDeterminism, DoesNotDependOnTheNumberOfThreads) {

@@ -137,6 +137,47 @@ TEST(RouterCapacity, FollowsThePublishedExamples) {
   EXPECT_EQ(expert_capacity(100, 0.9f, 9), 10) << "0.9f stands for the decimal 0.9";
 }
 
+TEST(RouterCapacity, BoundsWhatAnyRowsCanKeepOfAnExpert) {
+  const CapacityRule rule{.factor = 2, .experts = 8, .length = 24};  // C = 6
+  EXPECT_EQ(most_kept_choices(rule, 0, 72), 18) << "three sequences";
+  EXPECT_EQ(most_kept_choices(rule, 24, 48), 6) << "the second one";
+  EXPECT_EQ(most_kept_choices(rule, 30, 34), 4) << "no more than rows";
+  EXPECT_EQ(most_kept_choices(rule, 22, 51), 2 + 6 + 3) << "ends of two, all of one";
+  EXPECT_EQ(most_kept_choices(rule, 5, 5), 0);
+  EXPECT_EQ(most_kept_choices({.factor = 0.1f, .experts = 8, .length = 4}, 0, 12), 3) << "C = 1";
+
+  // Against the router: all rows want expert 0 first, or some of them second.
+  const auto stream = cpu_device().make_stream();
+  const std::int64_t length = 24, sequences = 3;
+  for (const float factor : {0.3f, 1.0f, 1.25f, 2.0f}) {
+    for (const int second : {1, 2, 5}) {
+      for (const int padding : {0, 1, 20}) {
+        const int n = static_cast<int>(length);
+        const Case c{8, 2, factor, BalanceCounts::first_choice, {n, n, n}, {n, n - padding, n}};
+        Guarded logits = random_normal(DType::f32, {c.tokens(), 8}, 3);
+        for (std::int64_t t = 0; t < c.tokens(); ++t) {
+          logits.set(t * 8, 20);
+          if (t % second == 1) logits.set(t * 8 + 3, 25);
+        }
+        const Forward f(*stream, c, logits);
+        bool reached = false;
+        for (std::int64_t begin = 0; begin < c.tokens(); ++begin) {
+          for (std::int64_t end = begin, kept = 0; end < c.tokens(); ++end) {
+            kept += f.experts.at(2 * end) == 0 || f.experts.at(2 * end + 1) == 0;
+            const std::int64_t most = most_kept_choices(
+                {.factor = factor, .experts = 8, .length = length}, begin, end + 1);
+            ASSERT_LE(kept, most) << "rows " << begin << " ... " << end;
+            reached |= begin == 0 && end + 1 == length * sequences && kept == most;
+          }
+        }
+        if (padding == 0) {
+          EXPECT_TRUE(reached) << factor << ", " << second;
+        }
+      }
+    }
+  }
+}
+
 TEST(RouterOnGpu, RoutesAlikeInEveryOrderOfThreads) {
   const Case c{40, 2, 1.0f, BalanceCounts::all_choices, {70, 9}, {67, 9}};
   const Guarded logits = random_normal(DType::f32, {79, 40}, 9);
