@@ -180,7 +180,8 @@ void measure(const Setting& setting, Communicator& world) {
   const std::int64_t sequences = setting.micro_batches * setting.micro_batch;
   const StepTotals totals{.targets = sequences * (setting.sequence - 1),
                           .real_rows = sequences * setting.sequence,
-                          .sequences = sequences};
+                          .sequences = sequences,
+                          .sizes = MicroBatchSizes::alike};
   constexpr std::int64_t warm_up = 2;
   std::vector<double> seconds;
   PhaseSeconds phases;

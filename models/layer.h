@@ -35,6 +35,12 @@ using RoutingReplay = std::unordered_map<const Parameter*, ConstTensor>;
 // What a pass is run for: training needs gradients, evaluation only losses.
 enum class Purpose : std::uint8_t { train, evaluate };
 
+// What is known of the micro-batches that other ranks have at the same time.
+enum class MicroBatchSizes : std::uint8_t {
+  any,
+  alike,  // all ranks' have as many sequences, of one length: messages between them may count on it
+};
+
 // What every layer needs while one micro-batch passes.
 struct Pass {
   Stream& stream;
@@ -42,6 +48,7 @@ struct Pass {
   const DeviceBatch& batch;
   LossScales scales = {};
   Purpose purpose = Purpose::train;
+  MicroBatchSizes sizes = MicroBatchSizes::any;
   const RoutingReplay* replay = nullptr;      // null: routers choose
   const ParallelContext* parallel = nullptr;  // null: this rank has all of the model
   ExpertDispatcher* dispatcher = nullptr;     // null: this rank has all experts

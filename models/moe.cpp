@@ -7,6 +7,23 @@
 #include "kernels/permute/permute.h"
 
 namespace orchard {
+namespace {
+
+struct RowRange {
+  std::int64_t begin = 0, end = 0;
+  std::int64_t count() const { return end - begin; }
+};
+
+// Where messages of a fixed size had room for more than so many times what a micro-batch can keep, rows
+// are counted instead: the experts work on the zeros, too.
+constexpr std::int64_t most_room = 2;
+
+// One of `parts` parts, as equal as can be.
+RowRange part_of(RowRange rows, std::int64_t part, std::int64_t parts) {
+  return {rows.begin + rows.count() * part / parts, rows.begin + rows.count() * (part + 1) / parts};
+}
+
+}  // namespace
 
 // The rows that this rank sends to the experts: all of the micro-batch's, or its share among the
 // tensor ranks. Shares are equal but for the last ones.
@@ -21,8 +38,15 @@ class MixtureOfExperts::Share {
     count_ = begin_of(tensor_->rank() + 1) - begin_;
   }
 
-  std::int64_t begin() const { return begin_; }
   std::int64_t count() const { return count_; }
+  // Rows of the micro-batch that each tensor rank sends.
+  std::vector<RowRange> of_all_ranks() const {
+    if (!tensor_) return {{0, rows_}};
+    std::vector<RowRange> shares(static_cast<std::size_t>(tensor_->size()));
+    for (int rank = 0; rank < tensor_->size(); ++rank)
+      shares[static_cast<std::size_t>(rank)] = {begin_of(rank), begin_of(rank + 1)};
+    return shares;
+  }
   // Rows of x: with sequence parallelism every rank has as many, the last ones with padding.
   std::int64_t rows_here() const { return only_share_here_ ? whole_ : rows_; }
 
@@ -141,14 +165,38 @@ void MixtureOfExperts::plan(Pass& pass, const Share& share, ConstTensor x, Saved
   std::vector<ConstTensor> experts_of_parts;
   saved.parts.assign(static_cast<std::size_t>(chunks), {});
   for (std::int64_t i = 0; i < chunks; ++i) {
+    const RowRange rows = part_of({0, share.count()}, i, chunks);
     Part& part = saved.parts[static_cast<std::size_t>(i)];
-    part.begin = share.count() * i / chunks;
-    part.count = share.count() * (i + 1) / chunks - part.begin;
+    part.begin = rows.begin;
+    part.count = rows.count();
     experts_of_parts.push_back(experts.slice(part.begin, part.count));
   }
-  const auto row_bytes = x.dim(1) * static_cast<std::int64_t>(size_of(x.dtype()));
-  const auto routes = dispatcher.plan(pass.stream, pass.arena, experts_of_parts, row_bytes);
+  const auto routes =
+      dispatcher.plan(pass.stream, pass.arena,
+                      {.experts = experts_of_parts,
+                       .row_bytes = x.dim(1) * static_cast<std::int64_t>(size_of(x.dtype())),
+                       .most_rows = most_rows(pass, share, chunks)});
   for (std::size_t i = 0; i < routes.size(); ++i) saved.parts[i].routes = routes[i];
+}
+
+std::int64_t MixtureOfExperts::most_rows(const Pass& pass, const Share& share,
+                                         std::int64_t chunks) const {
+  const DeviceBatch& batch = pass.batch;
+  if (config_.moe.capacity_factor == 0 || pass.sizes != MicroBatchSizes::alike || batch.rows == 0)
+    return 0;
+  const CapacityRule rule{.factor = config_.moe.capacity_factor,
+                          .experts = config_.moe.experts,
+                          .length = batch.rows / batch.sequences};
+  std::int64_t most = 0, parts = 0;
+  for (const RowRange& rows : share.of_all_ranks()) {
+    for (std::int64_t i = 0; i < chunks; ++i, ++parts) {
+      const RowRange part = part_of(rows, i, chunks);
+      most = std::max(most, most_kept_choices(rule, part.begin, part.end));
+    }
+  }
+  // Each part of a sequence could have all that the sequence keeps, but not all of them can.
+  const std::int64_t of_all = most_kept_choices(rule, 0, batch.rows);
+  return parts * most <= most_room * of_all ? most : 0;
 }
 
 Tensor MixtureOfExperts::forward(Pass& pass, ConstTensor x, Saved& saved) const {

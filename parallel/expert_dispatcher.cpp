@@ -87,22 +87,53 @@ std::int64_t ExpertDispatcher::room_for(std::int64_t rows, std::int64_t even_sha
   return room_;
 }
 
-std::vector<std::shared_ptr<const ExpertRoutes>> ExpertDispatcher::plan(
-    Stream& stream, Arena& arena, std::span<const ConstTensor> experts, std::int64_t row_bytes) {
-  std::vector<std::shared_ptr<const ExpertRoutes>> routes;
+bool ExpertDispatcher::goes_by_node(const ExpertTraffic& traffic, std::int64_t row_bytes) const {
+  if (!node_ranks_) return false;
+  return options_.dispatch == ExpertDispatch::by_node ||
+         mean_message(placement_, traffic, row_bytes) < options_.small_message_bytes;
+}
+
+ExpertDispatcher::Plan ExpertDispatcher::plan(Stream& stream, Arena& arena,
+                                              const ExpertChoices& choices) {
   if (placement_.size() == 1) {
-    for (const ConstTensor& part : experts)
+    Plan routes;
+    for (const ConstTensor& part : choices.experts)
       routes.push_back(std::make_shared<LocalRoutes>(stream, arena, part, placement_.experts()));
     return routes;
   }
-  const auto parts = static_cast<std::int64_t>(experts.size());
+  const bool fixed =
+      choices.most_rows > 0 &&
+      !goes_by_node(ExpertTraffic::even(placement_, choices.most_rows), choices.row_bytes);
+  return fixed ? plan_fixed(stream, arena, choices) : plan_counted(stream, arena, choices);
+}
+
+ExpertDispatcher::Plan ExpertDispatcher::plan_fixed(Stream& stream, Arena& arena,
+                                                    const ExpertChoices& choices) {
+  std::shared_ptr<const FixedWays>& fixed = fixed_[choices.most_rows];
+  if (!fixed) fixed = std::make_shared<FixedWays>(stream, placement_, choices.most_rows);
+  const std::shared_ptr<const RowWays> ways(fixed, &fixed->direct);
+  const ExpertLinks links{
+      .layer = ranks_, .overlap = options_.overlap, .room = ways->host_offsets.back()};
+  Plan routes;
+  for (const ConstTensor& part : choices.experts) {
+    const Tensor offsets = arena.allocate(DType::i32, {placement_.targets() + 1});
+    routes.push_back(std::make_shared<DirectRoutes>(
+        sort_by_target(stream, arena, part, offsets, choices.most_rows), links, ways));
+  }
+  return routes;
+}
+
+ExpertDispatcher::Plan ExpertDispatcher::plan_counted(Stream& stream, Arena& arena,
+                                                      const ExpertChoices& choices) {
+  Plan routes;
+  const auto parts = static_cast<std::int64_t>(choices.experts.size());
   const std::int64_t targets = placement_.targets(), nodes = node_ranks_ ? placement_.nodes() : 0;
   const std::int64_t stride = targets + 1 + (nodes > 0 ? nodes + 1 : 0);
   const Tensor mine = arena.allocate(DType::i32, {parts * stride});
   const Tensor all = arena.allocate(DType::i32, {placement_.size(), parts * stride});
   std::vector<ExpertSends> sends;
   for (std::int64_t part = 0; part < parts; ++part)
-    sends.push_back(sort(stream, arena, experts[static_cast<std::size_t>(part)],
+    sends.push_back(sort(stream, arena, choices.experts[static_cast<std::size_t>(part)],
                          mine.slice(part * stride, stride)));
   ranks_->all_gather(stream, all, mine).wait(stream);
   gathered_.resize(static_cast<std::size_t>(all.numel()));
@@ -124,47 +155,57 @@ std::vector<std::shared_ptr<const ExpertRoutes>> ExpertDispatcher::plan(
         .overlap = options_.overlap,
         .room = room_for(expert_row_offsets(placement_, traffic).back(), even_share)};
     const ExpertSends& own = sends[static_cast<std::size_t>(part)];
-    const bool small = mean_message(placement_, traffic, row_bytes) < options_.small_message_bytes;
-    if (node_ranks_ && (options_.dispatch == ExpertDispatch::by_node || small)) {
+    if (goes_by_node(traffic, choices.row_bytes)) {
       routes.push_back(std::make_shared<NodeRoutes>(stream, arena, placement_, traffic, own, links,
                                                     own_node_table_));
     } else {
-      routes.push_back(
-          std::make_shared<DirectRoutes>(stream, arena, placement_, traffic, own, links));
+      routes.push_back(std::make_shared<DirectRoutes>(
+          own, links,
+          std::make_shared<RowWays>(stream, arena, placement_, traffic, ExpertWay::direct)));
     }
   }
   return routes;
 }
 
+ExpertSends ExpertDispatcher::sort_by_target(Stream& stream, Arena& arena, ConstTensor experts,
+                                             Tensor offsets, std::int64_t target_rows) const {
+  const std::int64_t tokens = experts.dim(0), slots = experts.dim(1) * placement_.parts();
+  const std::int64_t rows = target_rows > 0 ? placement_.targets() * target_rows : tokens * slots;
+  const Tensor targets = arena.allocate(DType::i32, {tokens, slots});
+  run(stream, MapChoices{.experts = experts, .table = target_table_, .targets = targets});
+  const PermutePlan plan{.experts = targets,
+                         .row_offsets = offsets,
+                         .source = arena.allocate(DType::i32, {rows}),
+                         .slot = arena.allocate(DType::i32, {tokens, slots}),
+                         .multiple = 1,
+                         .group_rows = target_rows};
+  run(stream, plan);
+  return {.targets = targets,
+          .slot = plan.slot,
+          .source = plan.source,
+          .offsets = plan.row_offsets,
+          .node_source = {},
+          .target_rows = target_rows};
+}
+
 ExpertSends ExpertDispatcher::sort(Stream& stream, Arena& arena, ConstTensor experts,
                                    Tensor offsets) const {
-  const std::int64_t tokens = experts.dim(0), slots = experts.dim(1) * placement_.parts();
   const std::int64_t targets = placement_.targets();
-  const auto by = [&](ConstTensor goals, Tensor goal_offsets) {
-    return PermutePlan{.experts = goals,
-                       .row_offsets = goal_offsets,
-                       .source = arena.allocate(DType::i32, {tokens * slots}),
-                       .slot = arena.allocate(DType::i32, {tokens, slots}),
-                       .multiple = 1};
-  };
-  const Tensor mapped = arena.allocate(DType::i32, {tokens, slots});
-  run(stream, MapChoices{.experts = experts, .table = target_table_, .targets = mapped});
-  const PermutePlan plan = by(mapped, offsets.slice(0, targets + 1));
+  ExpertSends sends =
+      sort_by_target(stream, arena, experts, offsets.slice(0, targets + 1), /*target_rows=*/0);
+  if (!node_ranks_) return sends;
+  const Shape shape = sends.targets.shape();
+  const Tensor nodes = arena.allocate(DType::i32, shape);
+  run(stream,
+      MapChoices{
+          .experts = experts, .table = node_table_, .targets = nodes, .repeats = Repeats::drop});
+  const PermutePlan plan{.experts = nodes,
+                         .row_offsets = offsets.slice(targets + 1, placement_.nodes() + 1),
+                         .source = arena.allocate(DType::i32, {shape.numel()}),
+                         .slot = arena.allocate(DType::i32, shape),
+                         .multiple = 1};
   run(stream, plan);
-  ExpertSends sends{.targets = mapped,
-                    .slot = plan.slot,
-                    .source = plan.source,
-                    .offsets = plan.row_offsets,
-                    .node_source = {}};
-  if (node_ranks_) {
-    const Tensor nodes = arena.allocate(DType::i32, {tokens, slots});
-    run(stream,
-        MapChoices{
-            .experts = experts, .table = node_table_, .targets = nodes, .repeats = Repeats::drop});
-    const PermutePlan node_plan = by(nodes, offsets.slice(targets + 1, placement_.nodes() + 1));
-    run(stream, node_plan);
-    sends.node_source = node_plan.source;
-  }
+  sends.node_source = plan.source;
   return sends;
 }
 

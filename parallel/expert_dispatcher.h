@@ -14,11 +14,16 @@
 // Rows are never changed on their way, so whichever way they take, the result has the same bits.
 //
 // A layer on several ranks costs each rank one all-gather of its counts and one wait for them on the
-// host, then one all-to-all (by node: three) for dispatch, collect and distribute each.
+// host, then one all-to-all (by node: three) for dispatch, collect and distribute each. Where the most
+// rows that a rank can have for a target are known, every message has room for that many, zeros
+// behind those that there are: then nothing is counted and the host waits for nothing, at the price of
+// the zeros. So it is on the direct way alone. Rows that go by node are counted always, and whether
+// they do follows from messages of the fixed size where there is one.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -70,7 +75,7 @@ class ExpertRoutes {
   ConstTensor row_offsets() const { return row_offsets_; }
   // Present where the owner's rows are padded, as CombineBackward takes them.
   ConstTensor padded_source() const { return padded_source_; }
-  ConstTensor padded_offsets() const { return padded_source_ ? row_offsets_ : ConstTensor(); }
+  ConstTensor padded_offsets() const { return padded_offsets_; }
 
   // x [tokens, hidden] -> the experts' rows [at least those in use, hidden].
   virtual ExpertTransfer dispatch(Stream&, Arena&, ConstTensor x) const = 0;
@@ -81,7 +86,7 @@ class ExpertRoutes {
 
  protected:
   ExpertRoutes() = default;
-  ConstTensor slot_, row_offsets_, padded_source_;
+  ConstTensor slot_, row_offsets_, padded_source_, padded_offsets_;
 };
 
 enum class ExpertDispatch : std::uint8_t {
@@ -100,7 +105,17 @@ struct ExpertDispatchOptions {
   int chunks = 1;                  // parts in which a layer sends a rank's rows
 };
 
+// What a layer's tokens want, in one or more parts.
+struct ExpertChoices {
+  std::span<const ConstTensor> experts;  // of each part: i32 [tokens, k], -1: no expert
+  std::int64_t row_bytes = 0;            // of x
+  // Rows that any rank can have for a target in any part, the same number on all ranks. 0: not known
+  std::int64_t most_rows = 0;
+};
+
+class ExpertTraffic;
 struct ExpertSends;
+struct FixedWays;
 
 class ExpertDispatcher {
  public:
@@ -120,10 +135,9 @@ class ExpertDispatcher {
   const ExpertPlacement& placement() const { return placement_; }
   const ExpertDispatchOptions& options() const { return options_; }
 
-  // `experts` of each part: i32 [tokens, k], -1 where a choice has no expert. `row_bytes` of x.
-  std::vector<std::shared_ptr<const ExpertRoutes>> plan(Stream& stream, Arena& arena,
-                                                        std::span<const ConstTensor> experts,
-                                                        std::int64_t row_bytes);
+  using Plan = std::vector<std::shared_ptr<const ExpertRoutes>>;
+  // The routes of each part.
+  Plan plan(Stream& stream, Arena& arena, const ExpertChoices& choices);
 
   // Called with a message for the log when rows of messages or experts outgrow what they had.
   void on_growth(std::function<void(const std::string&)> listener) {
@@ -132,8 +146,16 @@ class ExpertDispatcher {
   std::int64_t growths() const { return growths_; }
 
  private:
+  // With messages of a fixed size, directly; and of counted rows.
+  Plan plan_fixed(Stream& stream, Arena& arena, const ExpertChoices& choices);
+  Plan plan_counted(Stream& stream, Arena& arena, const ExpertChoices& choices);
   // Sorts this rank's choices by where they go; `offsets` are what the others need to know.
   ExpertSends sort(Stream& stream, Arena& arena, ConstTensor experts, Tensor offsets) const;
+  // The same by target alone, with `target_rows` rows for each, or 0: see ExpertSends.
+  ExpertSends sort_by_target(Stream& stream, Arena& arena, ConstTensor experts, Tensor offsets,
+                             std::int64_t target_rows) const;
+  // Whether rows of such traffic go by node.
+  bool goes_by_node(const ExpertTraffic& traffic, std::int64_t row_bytes) const;
   // Room for at least `rows` rows that arrive on this rank: as much as ever before, so that memory
   // follows the largest load, not each one.
   std::int64_t room_for(std::int64_t rows, std::int64_t even_share);
@@ -145,6 +167,7 @@ class ExpertDispatcher {
   Buffer tables_;
   ConstTensor target_table_, node_table_, own_node_table_;
   std::vector<std::int32_t> gathered_;  // every rank's counts, on the host
+  std::map<std::int64_t, std::shared_ptr<const FixedWays>> fixed_;  // by rows for a target
   std::int64_t room_ = 0, growths_ = 0;
   std::function<void(const std::string&)> on_growth_;
 };

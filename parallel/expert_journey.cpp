@@ -210,6 +210,13 @@ ExpertTraffic::ExpertTraffic(std::int64_t ranks, std::int64_t targets, std::int6
   }
 }
 
+ExpertTraffic ExpertTraffic::even(const ExpertPlacement& placement, std::int64_t rows) {
+  std::vector<std::int32_t> offsets;
+  for (std::int64_t target = 0; target <= placement.targets(); ++target)
+    offsets.push_back(static_cast<std::int32_t>(target * rows));
+  return {placement.size(), placement.targets(), 0, offsets, /*stride=*/0};
+}
+
 std::int64_t ExpertTraffic::rows_of(int source) const {
   const auto first = static_cast<std::size_t>(source * (targets_ + 1));
   return offsets_[first + static_cast<std::size_t>(targets_)] - offsets_[first];

@@ -25,6 +25,8 @@ class ExpertTraffic {
   // [nodes + 1].
   ExpertTraffic(std::int64_t ranks, std::int64_t targets, std::int64_t nodes,
                 std::span<const std::int32_t> offsets, std::int64_t stride);
+  // From every rank `rows` rows to every target. Nothing is said of tokens by node.
+  static ExpertTraffic even(const ExpertPlacement&, std::int64_t rows);
 
   std::int64_t rows(int source, std::int64_t target) const {
     return between(offsets_, source * (targets_ + 1) + target);

@@ -6,6 +6,18 @@
 #include "kernels/permute/permute.h"
 
 namespace orchard {
+namespace {
+
+ConstTensor load(Stream& stream, Arena& arena, const std::vector<RowRun>& runs) {
+  if (runs.empty()) return {};
+  const Shape shape{static_cast<std::int64_t>(runs.size()), 3};
+  static_assert(sizeof(RowRun) == 3 * sizeof(std::int32_t));
+  const Tensor loaded = arena.allocate(DType::i32, shape);
+  stream.copy(loaded, ConstTensor(runs.data(), DType::i32, shape, DeviceKind::cpu));
+  return loaded;
+}
+
+}  // namespace
 
 LocalRoutes::LocalRoutes(Stream& stream, Arena& arena, ConstTensor experts,
                          std::int64_t experts_count) {
@@ -16,7 +28,7 @@ LocalRoutes::LocalRoutes(Stream& stream, Arena& arena, ConstTensor experts,
                          .slot = arena.allocate(DType::i32, experts.shape())};
   run(stream, plan);
   slot_ = plan.slot;
-  row_offsets_ = plan.row_offsets;
+  row_offsets_ = padded_offsets_ = plan.row_offsets;
   padded_source_ = source_ = plan.source;
 }
 
@@ -36,38 +48,34 @@ ExpertTransfer LocalRoutes::distribute(Stream&, Arena&, ConstTensor rows) const 
   return ExpertTransfer(rows);
 }
 
-DirectRoutes::DirectRoutes(Stream& stream, Arena& arena, const ExpertPlacement& placement,
-                           const ExpertTraffic& traffic, const ExpertSends& sends,
-                           const ExpertLinks& links, ExpertWay way)
-    : sends_(sends),
-      links_(links),
-      host_offsets_(expert_row_offsets(placement, traffic)),
-      out_(load(stream, arena, to_experts(placement, traffic, way))),
-      back_(load(stream, arena, to_owners(placement, traffic, way))) {
-  slot_ = sends.slot;
-  const Shape shape{static_cast<std::int64_t>(host_offsets_.size())};
-  const Tensor offsets = arena.allocate(DType::i32, shape);
-  stream.copy(offsets, ConstTensor(host_offsets_.data(), DType::i32, shape, DeviceKind::cpu));
-  row_offsets_ = offsets;
-}
-
-ConstTensor DirectRoutes::load(Stream& stream, Arena& arena,
-                               const std::vector<RowRun>& runs) const {
-  if (runs.empty()) return {};
-  const Shape shape{static_cast<std::int64_t>(runs.size()), 3};
-  static_assert(sizeof(RowRun) == 3 * sizeof(std::int32_t));
-  const Tensor loaded = arena.allocate(DType::i32, shape);
-  stream.copy(loaded, ConstTensor(runs.data(), DType::i32, shape, DeviceKind::cpu));
-  return loaded;
-}
-
 // The journey's vectors keep their places when it moves: copies to the device may still read them.
-LoadedJourney DirectRoutes::load(Stream& stream, Arena& arena, Journey journey) const {
+LoadedJourney load(Stream& stream, Arena& arena, Journey journey) {
   LoadedJourney loaded;
   for (const Hop& hop : journey.hops) loaded.hop_runs.push_back(load(stream, arena, hop.runs));
   loaded.arrival = load(stream, arena, journey.arrival);
   loaded.journey = std::move(journey);
   return loaded;
+}
+
+RowWays::RowWays(Stream& stream, Arena& arena, const ExpertPlacement& placement,
+                 const ExpertTraffic& traffic, ExpertWay way)
+    : host_offsets(expert_row_offsets(placement, traffic)),
+      out(load(stream, arena, to_experts(placement, traffic, way))),
+      back(load(stream, arena, to_owners(placement, traffic, way))) {
+  const Shape shape{static_cast<std::int64_t>(host_offsets.size())};
+  const Tensor offsets = arena.allocate(DType::i32, shape);
+  stream.copy(offsets, ConstTensor(host_offsets.data(), DType::i32, shape, DeviceKind::cpu));
+  row_offsets = offsets;
+}
+
+DirectRoutes::DirectRoutes(const ExpertSends& sends, const ExpertLinks& links,
+                           std::shared_ptr<const RowWays> ways)
+    : sends_(sends), links_(links), ways_(std::move(ways)) {
+  slot_ = sends.slot;
+  row_offsets_ = ways_->row_offsets;
+  if (sends.target_rows == 0) return;
+  padded_source_ = sends.source;
+  padded_offsets_ = sends.offsets;
 }
 
 DirectRoutes::Departure DirectRoutes::depart(Stream& stream, Arena& arena, const Hop& hop,
@@ -117,21 +125,23 @@ ExpertTransfer DirectRoutes::dispatch(Stream& stream, Arena& arena, ConstTensor 
   const Tensor rows = arena.allocate(x.dtype(), {sends_.source.dim(0), x.dim(1)});
   run(stream, DispatchForward{
                   .x = x, .source = sends_.source, .row_offsets = sends_.offsets, .rows = rows});
-  return start(stream, arena, out_, rows, links_.room);
+  return start(stream, arena, ways_->out, rows, links_.room);
 }
 
 ExpertTransfer DirectRoutes::collect(Stream& stream, Arena& arena, ConstTensor rows) const {
-  return start(stream, arena, back_, rows, sends_.source.dim(0));
+  return start(stream, arena, ways_->back, rows, sends_.source.dim(0));
 }
 
 ExpertTransfer DirectRoutes::distribute(Stream& stream, Arena& arena, ConstTensor rows) const {
-  return start(stream, arena, out_, rows, links_.room);
+  return start(stream, arena, ways_->out, rows, links_.room);
 }
 
 NodeRoutes::NodeRoutes(Stream& stream, Arena& arena, const ExpertPlacement& placement,
                        const ExpertTraffic& traffic, const ExpertSends& sends,
                        const ExpertLinks& links, ConstTensor own_node_table)
-    : DirectRoutes(stream, arena, placement, traffic, sends, links, ExpertWay::by_node),
+    : DirectRoutes(
+          sends, links,
+          std::make_shared<RowWays>(stream, arena, placement, traffic, ExpertWay::by_node)),
       own_node_table_(own_node_table),
       node_targets_(static_cast<std::int64_t>(placement.members(placement.node()).size()) *
                     placement.local_experts()),

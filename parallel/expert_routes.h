@@ -23,9 +23,11 @@ class LocalRoutes final : public ExpertRoutes {
 struct ExpertSends {
   ConstTensor targets;      // i32 [tokens, slots]
   ConstTensor slot;         // i32 [tokens, slots]
-  ConstTensor source;       // i32 [tokens · slots]: token of each of the owner's rows
+  ConstTensor source;       // i32 [its rows]: token of each of the owner's rows, -1: zeros
   ConstTensor offsets;      // i32 [targets + 1]: first of its rows for each target
   ConstTensor node_source;  // i32 [tokens · slots]: token of each row by (node, token)
+  // Rows that each target is sent, zeros behind those of choices; 0: those of choices alone.
+  std::int64_t target_rows = 0;
 };
 
 // The groups that messages travel in, and how much may arrive.
@@ -43,23 +45,42 @@ struct LoadedJourney {
   ConstTensor arrival;
 };
 
+LoadedJourney load(Stream& stream, Arena& arena, Journey journey);
+
+// What follows from the traffic alone: a row's way for each choice, and where the experts find
+// theirs. Lives until the copies that it queued are done, and as long as tensors of the arena.
+struct RowWays {
+  RowWays(Stream& stream, Arena& arena, const ExpertPlacement& placement,
+          const ExpertTraffic& traffic, ExpertWay way);
+  RowWays(const RowWays&) = delete;
+  RowWays& operator=(const RowWays&) = delete;
+
+  std::vector<std::int32_t> host_offsets;  // where the copy to the device reads from
+  LoadedJourney out, back;
+  ConstTensor row_offsets;  // i32 [local experts + 1]
+};
+
+// The ways where every rank sends each target `rows` rows, always: made once.
+struct FixedWays {
+  FixedWays(Stream& stream, const ExpertPlacement& placement, std::int64_t rows)
+      : memory(stream.device()),
+        direct(stream, memory, placement, ExpertTraffic::even(placement, rows), ExpertWay::direct) {
+  }
+
+  Arena memory;
+  RowWays direct;
+};
+
 class DirectRoutes : public ExpertRoutes {
  public:
-  DirectRoutes(Stream& stream, Arena& arena, const ExpertPlacement& placement,
-               const ExpertTraffic& traffic, const ExpertSends& sends, const ExpertLinks& links)
-      : DirectRoutes(stream, arena, placement, traffic, sends, links, ExpertWay::direct) {}
+  DirectRoutes(const ExpertSends& sends, const ExpertLinks& links,
+               std::shared_ptr<const RowWays> ways);
 
   ExpertTransfer dispatch(Stream&, Arena&, ConstTensor x) const override;
   ExpertTransfer collect(Stream&, Arena&, ConstTensor rows) const override;
   ExpertTransfer distribute(Stream&, Arena&, ConstTensor rows) const override;
 
  protected:
-  DirectRoutes(Stream& stream, Arena& arena, const ExpertPlacement& placement,
-               const ExpertTraffic& traffic, const ExpertSends& sends, const ExpertLinks& links,
-               ExpertWay way);
-
-  ConstTensor load(Stream& stream, Arena& arena, const std::vector<RowRun>& runs) const;
-  LoadedJourney load(Stream& stream, Arena& arena, Journey journey) const;
   // Sends `rows` on its journey. The result has `room` rows, of which the first have come.
   ExpertTransfer start(Stream& stream, Arena& arena, const LoadedJourney& way, ConstTensor rows,
                        std::int64_t room) const;
@@ -75,8 +96,7 @@ class DirectRoutes : public ExpertRoutes {
   Departure depart(Stream& stream, Arena& arena, const Hop& hop, ConstTensor runs, ConstTensor rows,
                    std::int64_t room) const;
 
-  std::vector<std::int32_t> host_offsets_;  // where the copy to the device reads from
-  LoadedJourney out_, back_;
+  std::shared_ptr<const RowWays> ways_;
 };
 
 // Rows go by node; on dispatch a token crosses to a node once, with its targets beside it.

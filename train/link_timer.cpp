@@ -59,6 +59,7 @@ class LinkTimer {
               .arena = arena_,
               .batch = batch,
               .scales = scales,
+              .sizes = MicroBatchSizes::alike,
               .parallel = &ranks_,
               .dispatcher = dispatcher_.get()};
     CostByKind seconds;

@@ -68,6 +68,7 @@ Pass PipelineStep::pass_of(Keep& keep, int micro_batch) {
           .arena = keep.arena,
           .batch = keep.batch,
           .scales = work_->scales,
+          .sizes = work_->sizes,
           .replay = work_->replay.empty() ? nullptr
                                           : &work_->replay[static_cast<std::size_t>(micro_batch)],
           .parallel = &parts_.ranks,

@@ -37,6 +37,7 @@ struct StepWork {
   std::span<const RoutingReplay> replay;  // of each micro-batch, or empty: routers choose
   GradientListener* listener = nullptr;   // null: nobody wants to know before the end
   Overlap overlap = Overlap::yes;         // see Pass
+  MicroBatchSizes sizes = MicroBatchSizes::any;
 };
 
 // This rank's stages. What a micro-batch saves at one of them has memory of its own: as many arenas

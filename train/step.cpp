@@ -66,6 +66,7 @@ void StepRunner::run_in_turn(const StepWork& work, PhaseSeconds& seconds) {
               .arena = arena_,
               .batch = batch,
               .scales = work.scales,
+              .sizes = work.sizes,
               .replay = work.replay.empty() ? nullptr : &work.replay[m],
               .parallel = &ranks_,
               .dispatcher = dispatcher_.get(),
@@ -98,6 +99,13 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
   require(replay.empty() || replay.size() == micro_batches.size(),
           "{} micro-batches cannot follow the routing of {}", micro_batches.size(), replay.size());
   require(reducer_.has_value(), "this runner was made without shards, to evaluate alone");
+  for (const MicroBatch& batch : micro_batches) {
+    const MicroBatch& first = micro_batches.front();
+    require(totals.sizes == MicroBatchSizes::any ||
+                (batch.sequences == first.sequences && batch.length == first.length),
+            "micro-batches of {} x {} and {} x {} rows in a step that has all of one size",
+            first.sequences, first.length, batch.sequences, batch.length);
+  }
   StepReport report;
   store_.zero_gradients(stream_);
   reducer_->begin(stream_);
@@ -107,7 +115,8 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
                       .scales = scales(totals),
                       .replay = replay,
                       .listener = overlap_ == Overlap::yes ? &*reducer_ : nullptr,
-                      .overlap = overlap_};
+                      .overlap = overlap_,
+                      .sizes = totals.sizes};
   if (pipeline_) {
     pipeline_->run(work, report.seconds);
   } else {

@@ -9,12 +9,13 @@
 
 namespace orchard {
 
-// Totals over all ranks of one step, known from the packing plan before it starts. Losses are
+// What is known of one step over all ranks, from the packing plan, before it starts. Losses are
 // divided by them, so that a gradient depends neither on the number of ranks nor on accumulation.
 struct StepTotals {
   std::int64_t targets = 0;    // rows with a target
   std::int64_t real_rows = 0;  // rows that are not padding
   std::int64_t sequences = 0;
+  MicroBatchSizes sizes = MicroBatchSizes::any;  // alike: in the whole step
 };
 
 // Losses of a step, or of an evaluation, over all ranks.

@@ -211,8 +211,11 @@ class StageTrainer {
     }
     share_bad_documents(ranks_, micro_batches_);
     const double data_seconds = seconds_since(start);
-    const StepTotals totals{
-        .targets = plan.targets, .real_rows = plan.real_rows, .sequences = stage_.global_batch};
+    // The plan deals every micro-batch as many sequences, and a stage's have one length.
+    const StepTotals totals{.targets = plan.targets,
+                            .real_rows = plan.real_rows,
+                            .sequences = stage_.global_batch,
+                            .sizes = MicroBatchSizes::alike};
     StepEvent event{.stage = stage_.number,
                     .step = step,
                     .steps = stage_.steps,

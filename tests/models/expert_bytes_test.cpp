@@ -1,5 +1,6 @@
-// The bytes that a sparse layer sends, forward and backward, are those that its routing asks for: a
-// message too many would show. Run under mpirun.
+// The bytes that a sparse layer sends, forward and backward, are those that its routing asks for, or
+// where messages have a fixed size those that its capacity allows: a message too many would show. Run
+// under mpirun.
 #include <gtest/gtest.h>
 
 #include "kernels/permute/exchange.h"
@@ -66,12 +67,13 @@ class ExpertBytes : public ::testing::Test {
     EXPECT_EQ(tensor.bytes, expected.tensor);
     EXPECT_EQ(messages.calls, 4 * c.options.chunks);
     EXPECT_EQ(node.calls, expected.by_node ? 8 * c.options.chunks : 0);
-    EXPECT_EQ(gathers.calls, 1) << "one exchange of counts";
+    const bool counts_rows = c.sizes == MicroBatchSizes::any;
+    EXPECT_EQ(gathers.calls, counts_rows ? 1 : 0) << "exchanges of counts";
     const std::int64_t size = of_layer.size();
     const std::int64_t counts =
         experts / c.layout.expert * size + 1 +
         (expected.may_be_by_node ? layer.dispatcher().placement().nodes() + 1 : 0);
-    EXPECT_EQ(gathers.bytes, size * c.options.chunks * counts * f32_bytes);
+    EXPECT_EQ(gathers.bytes, counts_rows ? size * c.options.chunks * counts * f32_bytes : 0);
     if (expected.may_be_by_node) ++(expected.by_node ? ways_.by_node : ways_.direct);
   }
 
@@ -89,6 +91,8 @@ class ExpertBytes : public ::testing::Test {
         parallel.mesh().group(MeshGroup::expert_layer, parallel.rank());
     const int me = group.rank(), tp = c.layout.tensor;
     const auto share = [tp](std::int64_t rows) { return (rows + tp - 1) / tp; };
+    if (c.sizes == MicroBatchSizes::alike)
+      return {.layer = fixed_bytes(c, group.size()), .tensor = tensor_bytes(c, parallel, alone)};
     std::vector<Row> rows;
     for (int owner = 0; owner < group.size(); ++owner) {
       const MeshCoordinates at =
@@ -179,16 +183,46 @@ class ExpertBytes : public ::testing::Test {
       expected.layer += 2 * row_bytes * (last_stop(row, row.holder) == me);
     }
 
-    if (tp > 1) {
-      const std::int64_t own = std::ssize(
-          alone.micro_batches[static_cast<std::size_t>(parallel.coordinates().data)].chosen);
-      const std::int64_t all = own / k;
-      expected.tensor = own * f32_bytes;  // d_gates
-      expected.tensor += c.sequence_parallel == SequenceParallel::yes
-                             ? share(all) * tp * experts * f32_bytes  // logits
-                             : 2 * all * row_bytes;                   // y and d_x
-    }
+    expected.tensor = tensor_bytes(c, parallel, alone);
     return expected;
+  }
+
+  // Of the group of tensor ranks.
+  static std::int64_t tensor_bytes(const LayerCase& c, const ParallelContext& parallel,
+                                   const LayerResult& alone) {
+    const std::int64_t tp = c.layout.tensor;
+    if (tp == 1) return 0;
+    const std::int64_t choices = std::ssize(
+        alone.micro_batches[static_cast<std::size_t>(parallel.coordinates().data)].chosen);
+    const std::int64_t rows = choices / k, share = (rows + tp - 1) / tp;
+    return f32_bytes *
+           (choices +                                                             // d_gates
+            (c.sequence_parallel == SequenceParallel::yes ? share * tp * experts  // logits
+                                                          : 2 * rows * hidden));  // y and d_x
+  }
+
+  // Four times a message to every rank, of as many rows for each of its experts as any rank could keep
+  // in any chunk: row by row, of a sequence while its capacity lasts.
+  static std::int64_t fixed_bytes(const LayerCase& c, int ranks) {
+    const Tokens& tokens = c.micro_batches[0];
+    const std::int64_t length = tokens.length, rows = length * std::ssize(tokens.real),
+                       tp = c.layout.tensor, share = (rows + tp - 1) / tp;
+    const std::int64_t capacity = expert_capacity(length, c.capacity_factor, experts);
+    std::int64_t most = 0;
+    for (std::int64_t rank = 0; rank < tp; ++rank) {
+      const std::int64_t first = std::min(rank * share, rows),
+                         count = std::min(first + share, rows) - first;
+      for (int chunk = 0; chunk < c.options.chunks; ++chunk) {
+        const std::int64_t end = first + count * (chunk + 1) / c.options.chunks;
+        std::map<std::int64_t, std::int64_t> kept;  // by sequence
+        std::int64_t all = 0;
+        for (std::int64_t row = first + count * chunk / c.options.chunks; row < end; ++row)
+          all += kept[row / length]++ < capacity;
+        most = std::max(most, all);
+      }
+    }
+    const std::int64_t targets = ranks * (experts / c.layout.expert);
+    return 4 * c.options.chunks * targets * most * hidden * f32_bytes;
   }
 
   struct Ways {
@@ -215,6 +249,30 @@ TEST_F(ExpertBytes, FollowFromTheRouting) {
                           .options = {.dispatch = way, .chunks = 1 + cases % 2}});
           ++cases;
         }
+      }
+    }
+  }
+  EXPECT_GE(cases, 40);
+}
+
+// Never more than two chunks of four tensor ranks' shares to four sequences: twice what they keep.
+TEST_F(ExpertBytes, OfFixedMessagesFollowFromTheCapacity) {
+  int cases = 0;
+  for (const int ranks : {2, 4, 8}) {
+    for (const auto& [tp, ep, etp] :
+         {std::tuple{1, 2, 1}, {2, 2, 1}, {1, 4, 1}, {2, 2, 2}, {1, 2, 4}, {4, 4, 1}, {1, 1, 4}}) {
+      if (ranks % tp || ranks % (ep * etp)) continue;
+      for (const float capacity : {1.0f, 1.25f, 0.1f}) {
+        const SequenceParallel shared = cases % 2 ? SequenceParallel::no : SequenceParallel::yes;
+        expect_formula({.layout = {.tensor = tp, .expert = ep, .expert_tensor = etp},
+                        .ranks = ranks,
+                        .micro_batches = {{.real = {24, 17, 3, 24}, .length = 24},
+                                          {.real = {0, 24, 1, 9}, .length = 24}},
+                        .sequence_parallel = shared,
+                        .options = {.dispatch = ExpertDispatch::direct, .chunks = 1 + cases % 2},
+                        .sizes = MicroBatchSizes::alike,
+                        .capacity_factor = capacity});
+        ++cases;
       }
     }
   }

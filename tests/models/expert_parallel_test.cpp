@@ -1,84 +1,21 @@
 // A sparse layer over the ranks of every kind of layout is the layer of one rank. Run under mpirun;
 // every rank also runs the layer alone, and compares.
-#include <gtest/gtest.h>
-
 #include "kernels/gemm/gemm.h"
 #include "kernels/permute/exchange.h"
 #include "kernels/permute/permute.h"
-#include "tests/comm/ranks_test.h"
 #include "tests/message_of.h"
-#include "tests/models/sparse_layer.h"
+#include "tests/models/expert_ranks.h"
 #include "tests/parallel/faulty_communicator.h"
 
 namespace orchard::testing {
 namespace {
-
-// Sums of at most some hundred terms in another order, in fp32.
-constexpr double f32_tolerance = 1e-5;
-// A row of a part of an expert is rounded to bf16 before the parts are added: half a unit in the
-// last place of 8 bits, of each of a few roundings on the way.
-constexpr double bf16_tolerance = 1e-2;
-
-Layout layout_of(int tp, int ep, int etp, const char* order = "tp-ep-dp-pp") {
-  return {.tensor = tp, .expert = ep, .expert_tensor = etp, .order = parse_rank_order(order)};
-}
 
 // Tokens of four data ranks: several sequences, one token, nothing but padding, odd numbers.
 std::vector<Tokens> uneven_tokens() {
   return {{{17, 40}, 3}, {{1}, 0}, {{0}, 5}, {{33, 1, 9}, 2}};
 }
 
-class ExpertParallel : public ::testing::Test {
- protected:
-  // The first `ranks` ranks as a world of their own; nobody, where this rank is not among them.
-  std::unique_ptr<Communicator> first_ranks(int ranks, int ranks_per_node = 0) {
-    Communicator& world = ranks_per_node == 2 ? *in_pairs_ : *world_;
-    if (world.size() < ranks || world.rank() >= ranks) return nullptr;
-    std::vector<int> places(static_cast<std::size_t>(ranks));
-    std::iota(places.begin(), places.end(), 0);
-    return world.make_group("first", places);
-  }
-
-  // The result on this rank; nothing where the case is for fewer ranks, or for more than there are.
-  std::optional<LayerResult> expect_same_as_alone(const LayerCase& c, int ranks_per_node = 0) {
-    SCOPED_TRACE(c.to_string());
-    const auto group = first_ranks(c.ranks, ranks_per_node);
-    if (!group) return {};
-    const LayerResult alone = run_alone(*device_, c, c.layout.data(c.ranks));
-    const LayerResult result = run_on_ranks(*device_, c, *group, alone);
-    EXPECT_EQ(differing(c, result, alone), std::vector<std::string>());
-    return result;
-  }
-
-  static std::vector<std::string> differing(const LayerCase& c, const LayerResult& result,
-                                            const LayerResult& alone) {
-    // The rank finds its own micro-batch by what its router chose from.
-    const MeshCoordinates at = Mesh(c.ranks, c.layout).coordinates(world_->rank());
-    return differences(result.micro_batches[0], result,
-                       alone.micro_batches[static_cast<std::size_t>(at.data)], alone, tolerance(c));
-  }
-
-  static double tolerance(const LayerCase& c) {
-    if (c.dtype == DType::bf16) return bf16_tolerance;
-    // The gate of an only choice is one whatever its score: what is left of the score's gradient are
-    // the rounding errors of terms that cancel.
-    return c.top_k == 1 ? 4 * f32_tolerance : f32_tolerance;
-  }
-
-  static void SetUpTestSuite() {
-    world_ = session->world();
-    in_pairs_ = session->world({.ranks_per_node = 2});
-    device_ = make_cpu_device({.threads = 1});
-  }
-  static void TearDownTestSuite() {
-    world_.reset();
-    in_pairs_.reset();
-    device_.reset();
-  }
-
-  static inline std::unique_ptr<Communicator> world_, in_pairs_;
-  static inline std::unique_ptr<Device> device_;
-};
+using ExpertParallel = ExpertRanks;
 
 TEST_F(ExpertParallel, EveryLayoutGivesTheLayerOfOneRank) {
   int cases = 0;
@@ -222,15 +159,6 @@ TEST_F(ExpertParallel, RefusesMoreRowsOfATokenThanThereMayBe) {
 // Faults, each put into one operation of one rank's device, must be seen by the comparison above.
 using Faults = std::vector<std::pair<const char*, void (*)(OperationTable&)>>;
 
-template <class Op>
-void (*original)(Stream&, const Op&) = nullptr;
-
-template <class Op>
-void replace(OperationTable& table, void (*faulty)(Stream&, const Op&)) {
-  original<Op> = table.find<Op>();
-  table.add<Op>(faulty);
-}
-
 void swap_two_rows(Tensor rows) {
   const auto width = rows.dim(1);
   if (rows.dim(0) > 1)
@@ -311,11 +239,22 @@ TEST_F(ExpertParallel, TheComparisonSeesEveryFault) {
 
 // Each message of a layer, lost on all ranks.
 TEST_F(ExpertParallel, TheComparisonSeesEveryLostMessage) {
-  for (const SequenceParallel shared : {SequenceParallel::no, SequenceParallel::yes}) {
-    const LayerCase c{.layout = layout_of(2, 2, 1),
-                      .ranks = 4,
-                      .micro_batches = {{{17, 40}, 3}, {{33, 1, 9}, 2}},
-                      .sequence_parallel = shared};
+  struct Variant {
+    SequenceParallel shared;
+    MicroBatchSizes sizes;
+  };
+  for (const auto& [shared, sizes] : {Variant{SequenceParallel::no, MicroBatchSizes::any},
+                                      {SequenceParallel::yes, MicroBatchSizes::any},
+                                      {SequenceParallel::yes, MicroBatchSizes::alike}}) {
+    LayerCase c{.layout = layout_of(2, 2, 1),
+                .ranks = 4,
+                .micro_batches = {{{17, 40}, 3}, {{33, 1, 9}, 2}},
+                .sequence_parallel = shared,
+                .sizes = sizes};
+    if (sizes == MicroBatchSizes::alike) {
+      c.micro_batches = alike_tokens();
+      c.capacity_factor = 1;
+    }
     const auto group = first_ranks(4);
     if (!group) return;
     const LayerResult alone = run_alone(*device_, c, 2);
@@ -324,7 +263,7 @@ TEST_F(ExpertParallel, TheComparisonSeesEveryLostMessage) {
     // test gathers.
     const std::tuple<const char*, CommOp, int> messages[] = {
         {"ep-etp", CommOp::all_to_all, 4},
-        {"ep-etp", CommOp::all_gather, 1},
+        {"ep-etp", CommOp::all_gather, sizes == MicroBatchSizes::any ? 1 : 0},
         {"tp", CommOp::all_gather, shared == SequenceParallel::yes ? 3 : 4}};
     for (const auto& [name, op, calls] : messages) {
       for (int call = 0; call <= calls; ++call) {

@@ -20,10 +20,15 @@
 
 namespace orchard::testing {
 
-// Real tokens of the sequences of one data rank's micro-batch; each sequence is `padding` rows longer.
+// Real tokens of the sequences of one data rank's micro-batch; each sequence is `padding` rows longer,
+// or has `length` rows, where that is given.
 struct Tokens {
   std::vector<std::int64_t> real;
-  std::int64_t padding = 0;
+  std::int64_t padding = 0, length = 0;
+
+  std::int64_t length_of(std::int64_t sequence_real) const {
+    return length > 0 ? length : sequence_real + padding;
+  }
 };
 
 struct LayerCase {
@@ -32,6 +37,7 @@ struct LayerCase {
   std::vector<Tokens> micro_batches;  // by data rank, the last one repeated
   SequenceParallel sequence_parallel = SequenceParallel::yes;
   ExpertDispatchOptions options = {};
+  MicroBatchSizes sizes = MicroBatchSizes::any;
   float capacity_factor = 0;
   int top_k = 2;
   DType dtype = DType::f32;
@@ -39,10 +45,11 @@ struct LayerCase {
   std::vector<std::int32_t> everyone_chooses = {};
 
   std::string to_string() const {
-    return fmt::format(
-        "{} ranks, {}, {}, {} chunks, dispatch {}, capacity {}, {}", ranks, layout.to_string(),
-        sequence_parallel == SequenceParallel::yes ? "shared rows" : "same rows", options.chunks,
-        static_cast<int>(options.dispatch), capacity_factor, name_of(dtype));
+    return fmt::format("{} ranks, {}, {}, {} chunks, dispatch {}, sizes {}, capacity {}, {}", ranks,
+                       layout.to_string(),
+                       sequence_parallel == SequenceParallel::yes ? "shared rows" : "same rows",
+                       options.chunks, static_cast<int>(options.dispatch), static_cast<int>(sizes),
+                       capacity_factor, name_of(dtype));
   }
 };
 
@@ -113,7 +120,7 @@ class SparseLayer {
                                                         case_.micro_batches.size() - 1)];
     std::vector<std::int32_t> offsets = {0}, real;
     for (const std::int64_t n : tokens.real) {
-      offsets.push_back(static_cast<std::int32_t>(offsets.back() + n + tokens.padding));
+      offsets.push_back(static_cast<std::int32_t>(offsets.back() + tokens.length_of(n)));
       real.push_back(static_cast<std::int32_t>(n));
     }
     const std::int64_t rows = offsets.back(),
@@ -129,6 +136,7 @@ class SparseLayer {
               .arena = arena_,
               .batch = batch,
               .scales = {.target = 1, .balance = 0.05f, .z = 0.002f},
+              .sizes = case_.sizes,
               .replay = chosen ? &replay : nullptr,
               .parallel = parallel_,
               .dispatcher = dispatcher_.get()};

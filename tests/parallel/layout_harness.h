@@ -55,7 +55,7 @@ inline LayoutOutcome run_layout(const LayoutTask& task, const LayoutRun& run) {
   const auto dp = static_cast<std::size_t>(ranks.mesh().data());
   for (std::size_t step = 0; step < task.steps.size(); ++step) {
     const std::vector<MicroBatch>& all = task.steps[step];
-    StepTotals totals;
+    StepTotals totals{.sizes = sizes_of(all)};
     for (const MicroBatch& batch : all) {
       totals.targets += batch.target_count;
       totals.sequences += batch.sequences;

@@ -1,7 +1,8 @@
 // Every layout, with whatever goes with it, learns what one rank learns: losses over four steps and
 // every parameter's gradient. One program of 8 ranks under mpirun; meshes of fewer ranks run beside
 // each other. Micro-batches are of every kind: ranks with pictures next to ranks with text alone,
-// experts without a token, sequences of one token.
+// experts without a token, sequences of one token; with a capacity all are of one size, and messages of
+// experts, too.
 //
 // The covering cases run everywhere; tests/run.sh --full runs all:
 //   mpirun -n 8 layout_matrix_test --gtest_also_run_disabled_tests --gtest_filter='*Complete'

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 
 #include "data/batch.h"
 #include "data/sample.h"
@@ -74,16 +75,35 @@ inline constexpr ToyShape mixed_shapes[] = {
     {.sequences = 3, .length = 5, .padding = 1},
 };
 
-// Four steps of micro-batches of these shapes. Everything comes twice: losses are compared where a
+// The same, of one size, as those of a packing plan are.
+inline constexpr ToyShape alike_shapes[] = {
+    {.sequences = 2, .length = 13, .tiles = 1, .padding = 3},
+    {.sequences = 2, .length = 13, .padding = 12},
+    {.sequences = 2, .length = 13, .tiles = 2},
+    {.sequences = 2, .length = 13},
+    {.sequences = 2, .length = 13, .padding = 7},
+    {.sequences = 2, .length = 13, .tiles = 1},
+    {.sequences = 2, .length = 13, .padding = 1},
+    {.sequences = 2, .length = 13, .padding = 5},
+};
+
+// Four steps of micro-batches of some shapes. Everything comes twice: losses are compared where a
 // learner makes them move.
-inline std::vector<std::vector<MicroBatch>> mixed_steps(const ModelConfig& model) {
+inline std::vector<std::vector<MicroBatch>> steps_of(const ModelConfig& model,
+                                                     std::span<const ToyShape> shapes) {
   std::vector<std::vector<MicroBatch>> steps(4);
   for (std::size_t step = 0; step < steps.size(); ++step) {
-    for (const ToyShape& shape : mixed_shapes)
+    for (const ToyShape& shape : shapes)
       steps[step].push_back(
           toy_micro_batch(model, shape, fmt::format("{}.{}", step % 2, steps[step].size())));
   }
   return steps;
+}
+
+// With a capacity they are alike: then messages between the ranks of experts have a fixed size.
+inline std::vector<std::vector<MicroBatch>> mixed_steps(const ModelConfig& model) {
+  return model.decoder.moe.capacity_factor > 0 ? steps_of(model, alike_shapes)
+                                               : steps_of(model, mixed_shapes);
 }
 
 }  // namespace orchard::testing

@@ -13,7 +13,7 @@ namespace orchard::testing {
 namespace {
 
 enum class Transport { nccl, host };
-enum class Toy { sparse, dense };
+enum class Toy { sparse, limited, dense };  // limited: sparse, with a capacity
 enum class Stages { first, all_three };
 
 struct Setting {
@@ -61,6 +61,7 @@ RunConfig run_of(const Setting& setting, const std::filesystem::path& set) {
   run.stages.front().optimizer = {.kind = setting.optimizer, .factor_threshold = 8};
   if (setting.stages == Stages::all_three) add_later_stages(run, steps);
   if (setting.toy == Toy::dense) run.model.decoder.moe = {};
+  if (setting.toy == Toy::limited) run.model.decoder.moe.capacity_factor = 1;
   run.dtype = setting.dtype;
   return run;
 }
@@ -144,6 +145,7 @@ constexpr Setting settings[] = {
     {.name = "tensor", .layout = {.tensor = 2}, .optimizer = OptimizerKind::adafactor},
     {.name = "tensor_dense", .layout = {.tensor = 2}, .toy = Toy::dense},
     {.name = "expert", .layout = {.expert = 2}},
+    {.name = "expert_capacity", .layout = {.expert = 2}, .toy = Toy::limited},
     {.name = "expert_three_stages", .layout = {.expert = 2}, .stages = Stages::all_three},
     {.name = "pipeline", .layout = {.pipeline = 2}},
     {.name = "pipeline_dense", .layout = {.pipeline = 2}, .toy = Toy::dense},

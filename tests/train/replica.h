@@ -59,6 +59,14 @@ struct ReplicaOptions {
   std::function<void(ParameterStore&)> meddle = {};
 };
 
+// Of the micro-batches of a step, of all ranks.
+inline MicroBatchSizes sizes_of(std::span<const MicroBatch> step) {
+  const bool alike = std::ranges::all_of(step, [&](const MicroBatch& batch) {
+    return batch.sequences == step[0].sequences && batch.length == step[0].length;
+  });
+  return alike ? MicroBatchSizes::alike : MicroBatchSizes::any;
+}
+
 class Replica {
  public:
   // `ranks` must outlive it.

@@ -17,19 +17,20 @@ namespace {
 constexpr std::int64_t f32 = sizeof(float), experts = 8, top_k = 2;
 
 // A tower, four layers of which two are sparse.
-ModelConfig model() {
+ModelConfig model(float capacity_factor = 0) {
   ModelConfig config;
   config.vision = {.layers = 2, .width = 32, .heads = 4, .mlp_width = 48, .patch = 2, .side = 6};
   config.connector = {.hidden = 12, .depth = 1, .out_side = 2};
-  config.decoder = {.layers = 4,
-                    .hidden = 32,
-                    .ffn = 64,
-                    .heads = 8,
-                    .kv_heads = 2,
-                    .head_dim = 8,
-                    .vocabulary = 48,
-                    .max_positions = 16,
-                    .moe = {.experts = experts, .every = 2, .top_k = top_k}};
+  config.decoder = {
+      .layers = 4,
+      .hidden = 32,
+      .ffn = 64,
+      .heads = 8,
+      .kv_heads = 2,
+      .head_dim = 8,
+      .vocabulary = 48,
+      .max_positions = 16,
+      .moe = {.experts = experts, .every = 2, .top_k = top_k, .capacity_factor = capacity_factor}};
   return config;
 }
 
@@ -64,6 +65,7 @@ struct Step {
   const ParallelContext& ranks;
   const std::vector<MicroBatch>& micro_batches;  // of all replicas
   const std::vector<Choices>& choices;           // likewise
+  float capacity_factor = 0;                     // 0: dropless
 
   std::int64_t tensor() const { return ranks[MeshGroup::tensor].size(); }
   std::int64_t share() const { return std::ssize(micro_batches) / ranks.mesh().data(); }
@@ -116,6 +118,27 @@ void add_tensor_bytes(Moved& moved, const Step& step, LinkKind kind, const Micro
     case LinkKind::final_norm:
       return;
   }
+}
+
+// With a capacity every rank sends every target as many rows as any tensor rank could keep of an expert,
+// and nothing is counted.
+void add_fixed_expert_bytes(Moved& moved, const Step& step) {
+  const Communicator& group = step.ranks[MeshGroup::expert_layer];
+  if (group.size() == 1) return;
+  const MicroBatch& batch = step.micro_batches[0];
+  const std::int64_t rows = batch.sequences * batch.length,
+                     part = padded(rows, step.tensor()) / step.tensor(),
+                     capacity = expert_capacity(batch.length, step.capacity_factor, experts);
+  std::vector<std::int64_t> kept(static_cast<std::size_t>(step.tensor() * batch.sequences));
+  std::vector<std::int64_t> of_share(static_cast<std::size_t>(step.tensor()));
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const std::int64_t share = row / part, sequence = row / batch.length;
+    of_share[static_cast<std::size_t>(share)] +=
+        kept[static_cast<std::size_t>(share * batch.sequences + sequence)]++ < capacity;
+  }
+  const std::int64_t targets = experts / step.ranks.mesh().layout().expert * group.size();
+  add(moved, group.name(), CommOp::all_to_all,
+      4 * targets * std::ranges::max(of_share) * model().decoder.hidden * f32);
 }
 
 // Of one sparse layer and round of micro-batches, one of each replica: dispatch, its gradient and both
@@ -205,7 +228,11 @@ Moved expected_bytes(const Step& step, Replica& replica) {
         if (step.tensor() > 1) add_tensor_bytes(moved, step, kind, batch);
         if (kind != LinkKind::sparse_layer) continue;
         const auto layer = std::count(kinds.begin(), kinds.begin() + i, LinkKind::sparse_layer);
-        add_expert_bytes(moved, step, static_cast<std::size_t>(layer), round);
+        if (step.capacity_factor > 0) {
+          add_fixed_expert_bytes(moved, step);
+        } else {
+          add_expert_bytes(moved, step, static_cast<std::size_t>(layer), round);
+        }
       }
     }
     if (stages.ranks() > 1) add_pipeline_bytes(moved, step, kinds, batch);
@@ -231,35 +258,52 @@ TEST(StepBytes, OfEveryGroupFollowFromTheLayout) {
   world->barrier();
   world->log().recorder().record_in(ring, "a rank");
 
-  const std::vector<MicroBatch> micro_batches = mixed_steps(model())[0];
-  constexpr StepTotals totals{.targets = 100, .real_rows = 100, .sequences = 10};
-  const auto one = make_single_communicator();
-  const ParallelContext alone(*one, {});
-  Replica reference(model(), {}, alone);
-  std::vector<Choices> choices;
-  choices.reserve(micro_batches.size());
-  for (const MicroBatch& batch : micro_batches) choices.push_back(reference.route(batch));
+  // What ranks with experts train, dropless and with a capacity.
+  struct Work {
+    explicit Work(float factor)
+        : capacity_factor(factor), micro_batches(mixed_steps(model(factor))[0]) {
+      const auto one = make_single_communicator();
+      const ParallelContext alone(*one, {});
+      Replica reference(model(factor), {}, alone);
+      for (const MicroBatch& batch : micro_batches) choices.push_back(reference.route(batch));
+    }
+    float capacity_factor;
+    std::vector<MicroBatch> micro_batches;
+    std::vector<Choices> choices;
+  };
+  const Work dropless(0), limited(1);
 
   using enum ScheduleKind;
   struct {
     Layout layout;
     ScheduleKind schedule = one_forward_one_backward;
+    bool has_capacity = false;
   } const cases[] = {{{.expert = 4}},
                      {{.tensor = 2, .expert = 2}},
                      {{.tensor = 2, .expert = 2, .expert_tensor = 2}},
                      {{.tensor = 4, .expert = 4}},
                      {{.pipeline = 2, .expert = 2}},
                      {{.tensor = 2, .pipeline = 2, .expert = 2}},
-                     {{.tensor = 2, .pipeline = 2, .expert = 2}, zero_bubble_v}};
+                     {{.tensor = 2, .pipeline = 2, .expert = 2}, zero_bubble_v},
+                     {{.expert = 4}, one_forward_one_backward, true},
+                     {{.tensor = 2, .expert = 2, .expert_tensor = 2}, gpipe, true},
+                     {{.tensor = 2, .pipeline = 2, .expert = 2}, zero_bubble_v, true}};
   int checked = 0;
-  for (const auto& [layout, schedule] : cases) {
+  for (const auto& [layout, schedule, has_capacity] : cases) {
+    const auto& [capacity_factor, micro_batches, choices] = has_capacity ? limited : dropless;
+    const StepTotals totals{
+        .targets = 100, .real_rows = 100, .sequences = 10, .sizes = sizes_of(micro_batches)};
     const ParallelContext ranks(
         *world, layout, SequenceParallel::yes,
         cut_pipeline(model(), {.schedule = schedule}, layout.pipeline,
                      Workload{.tokens = 12, .document_length = 6, .targets = 8, .tiles = 1}));
-    SCOPED_TRACE(fmt::format("{}, {}", layout.to_string(), ranks.mesh().name(world->rank())));
-    Replica replica(model(), {.shards = {.bucket_bytes = 4096}}, ranks);
-    const Step step{.ranks = ranks, .micro_batches = micro_batches, .choices = choices};
+    SCOPED_TRACE(fmt::format("{}, capacity {}, {}", layout.to_string(), capacity_factor,
+                             ranks.mesh().name(world->rank())));
+    Replica replica(model(capacity_factor), {.shards = {.bucket_bytes = 4096}}, ranks);
+    const Step step{.ranks = ranks,
+                    .micro_batches = micro_batches,
+                    .choices = choices,
+                    .capacity_factor = capacity_factor};
     const auto first = static_cast<std::size_t>(step.first_of(ranks.coordinates().data)),
                count = static_cast<std::size_t>(step.share());
     const Moved expected = expected_bytes(step, replica), before = moved_by(*world, ring);
@@ -272,7 +316,7 @@ TEST(StepBytes, OfEveryGroupFollowFromTheLayout) {
     EXPECT_GT(moved.size(), 6u);
     ++checked;
   }
-  EXPECT_EQ(checked, 7);
+  EXPECT_EQ(checked, 10);
 }
 
 }  // namespace

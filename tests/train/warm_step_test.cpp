@@ -11,7 +11,9 @@
 #include <optional>
 #include <utility>
 
+#include "comm/nccl.h"
 #include "parallel/random.h"
+#include "tests/comm/find_nccl.h"
 #include "tests/comm/ranks_test.h"
 #include "tests/kernels/device_test.h"
 #include "train/step.h"
@@ -268,40 +270,72 @@ INSTANTIATE_TEST_SUITE_P(Devices, WarmStepTest,
                                   std::string(name_of(std::get<1>(test.param)));
                          });
 
+// One of several ranks and what it trains.
+class RankTraining {
+ public:
+  RankTraining(Device& device, const ParallelContext& ranks, const ModelConfig& config)
+      : ranks_(ranks),
+        stream_(device.make_stream()),
+        store_(ranks.place()),
+        model_(store_, config) {
+    store_.allocate(device, *stream_, DType::f32, ParameterUse::training_on_shards);
+    shards_.emplace(device, *stream_, ranks, store_);
+    model_.prepare(device, *stream_);
+    store_.initialise(*stream_, 1);
+    optimizer_.emplace(device, *stream_, store_, OptimizerConfig{}, &*shards_);
+    runner_.emplace(device, *stream_, ranks, store_, model_, &*shards_);
+  }
+
+  // This rank's micro-batches of a step, all of one shape.
+  StepReport step(std::span<const MicroBatch> mine) {
+    const std::int64_t count = ranks_.mesh().data() * std::ssize(mine);
+    return runner_->train(mine,
+                          {.targets = count * mine[0].target_count,
+                           .real_rows = count * mine[0].sequences * mine[0].real_rows[0],
+                           .sequences = count * mine[0].sequences,
+                           .sizes = MicroBatchSizes::alike},
+                          *optimizer_, 1e-3, ++steps_);
+  }
+
+  StepRunner& runner() { return *runner_; }
+
+ private:
+  const ParallelContext& ranks_;
+  std::unique_ptr<Stream> stream_;
+  ParameterStore store_;
+  MultimodalModel model_;
+  std::optional<FlatShards> shards_;
+  std::optional<Optimizer> optimizer_;
+  std::optional<StepRunner> runner_;
+  std::int64_t steps_ = 0;
+};
+
 // Rows for experts come and go with the routing: what arrives has room for a quarter more than the most
 // that there was, so the batches of the warm-up come back, with other weights.
 TEST(WarmStepOnRanks, AllocatesNothingWhateverTheRouting) {
   const auto world = session->world();
   if (world->size() != 2) GTEST_SKIP() << "needs two ranks";
   constexpr std::int64_t batches = 3, steps = 3 * batches, length = 256;
-  const ModelConfig config = model_config(DeviceKind::cpu);
-  for (const Layout& layout :
-       {Layout{.expert = 2}, Layout{.tensor = 2, .expert = 2}, Layout{.tensor = 2}}) {
-    SCOPED_TRACE(layout.to_string());
+  ModelConfig config = model_config(DeviceKind::cpu);
+  for (const auto& [layout, capacity] : {std::pair{Layout{.expert = 2}, 0.0f},
+                                         {Layout{.tensor = 2, .expert = 2}, 0.0f},
+                                         {Layout{.tensor = 2}, 0.0f},
+                                         {Layout{.expert = 2}, 1.0f},
+                                         {Layout{.tensor = 2, .expert = 2}, 1.25f}}) {
+    SCOPED_TRACE(fmt::format("{}, capacity {}", layout.to_string(), capacity));
+    config.decoder.moe.capacity_factor = capacity;
     const auto device = make_cpu_device({.threads = 1});
-    const auto stream = device->make_stream();
     const ParallelContext ranks(*world, layout);
-    ParameterStore store(ranks.place());
-    MultimodalModel model(store, config);
-    store.allocate(*device, *stream, DType::f32, ParameterUse::training_on_shards);
-    const FlatShards shards(*device, *stream, ranks, store);
-    model.prepare(*device, *stream);
-    store.initialise(*stream, 1);
-    Optimizer optimizer(*device, *stream, store, {}, &shards);
-    StepRunner runner(*device, *stream, ranks, store, model, &shards);
+    RankTraining training(*device, ranks, config);
+    StepRunner& runner = training.runner();
     std::vector<MicroBatch> all;
     for (std::int64_t b = 0; b < 2 * batches; ++b)
       all.push_back(make_micro_batch(config, length, static_cast<std::uint64_t>(b)));
-    const std::int64_t replicas = ranks.mesh().data();
-    const StepTotals totals{.targets = replicas * all[0].target_count,
-                            .real_rows = replicas * all[0].sequences * all[0].real_rows[0],
-                            .sequences = replicas * all[0].sequences};
     std::vector<std::vector<double>> load;
     const auto step = [&](std::int64_t s) {
-      const std::int64_t mine = s % batches * 2 + (replicas > 1 ? ranks.coordinates().data : 0);
-      load = runner
-                 .train(std::span(all).subspan(static_cast<std::size_t>(mine), 1), totals,
-                        optimizer, 1e-3, s + 1)
+      const std::int64_t mine =
+          s % batches * 2 + (ranks.mesh().data() > 1 ? ranks.coordinates().data : 0);
+      load = training.step(std::span(all).subspan(static_cast<std::size_t>(mine), 1))
                  .losses.expert_load;
     };
     const auto counts = [&] {
@@ -320,6 +354,39 @@ TEST(WarmStepOnRanks, AllocatesNothingWhateverTheRouting) {
       EXPECT_EQ(counts(), warm) << "step " << s + 1;
       EXPECT_EQ(large_blocks, blocks) << "step " << s + 1;
       EXPECT_EQ(runner.dispatcher()->growths(), rooms) << "step " << s + 1;
+    }
+  }
+}
+
+// With a capacity the messages of experts have a fixed size: no layer waits, on no device whose messages
+// are its own.
+TEST(WarmStepOnRanks, WithACapacityNoMicroBatchWaits) {
+  const auto world = session->world();
+  if (world->size() != 2) GTEST_SKIP() << "needs two ranks";
+  const auto [device, absence] = find_device(DeviceKind::simt);
+  ASSERT_TRUE(device) << absence;
+  const auto messages =
+      make_nccl_world(*world, {.device = *device, .library = make_emulated_nccl()});
+  ModelConfig config = model_config(DeviceKind::simt);
+  for (const float capacity : {0.0f, 1.0f}) {
+    config.decoder.moe.capacity_factor = capacity;
+    const ParallelContext ranks(*messages, {.expert = 2});
+    RankTraining training(*device, ranks, config);
+    const auto waits = [&](std::size_t micro_batches) {
+      std::vector<MicroBatch> mine;
+      for (std::size_t m = 0; m < micro_batches; ++m)
+        mine.push_back(make_micro_batch(
+            config, 64, 2 * m + static_cast<std::size_t>(ranks.coordinates().data)));
+      const std::int64_t before = device->statistics().host_waits;
+      training.step(mine);
+      return device->statistics().host_waits - before;
+    };
+    waits(2);  // memory grows, and growth waits
+    const std::int64_t of_one = waits(1), of_two = waits(2);
+    if (capacity > 0) {
+      EXPECT_EQ(of_two, of_one);
+    } else {
+      EXPECT_GE(of_two, of_one + 1);
     }
   }
 }

@@ -1,0 +1,207 @@
+// Messages of a fixed size between the ranks of experts, where a capacity bounds what they carry: they
+// bring what counted ones do, and nobody counts or waits. Run under mpirun.
+#include "kernels/permute/permute.h"
+#include "kernels/simt/simt_device.h"
+#include "tests/models/expert_ranks.h"
+
+namespace orchard::testing {
+namespace {
+
+class FixedMessages : public ExpertRanks {
+ protected:
+  // Of a layer's step, forward and backward, between the ranks of the experts.
+  struct StepCosts {
+    std::int64_t all_gathers = 0, all_to_alls = 0, bytes = 0, host_waits = 0;
+  };
+
+  // Of the second step.
+  static StepCosts costs_of(const LayerCase& c, Communicator& group) {
+    const ParallelContext parallel(group, c.layout);
+    SparseLayer layer(*device_, c, &parallel);
+    const Communicator& ranks = parallel[MeshGroup::expert_layer];
+    const auto now = [&] {
+      const OperationStatistics gathers = ranks.statistics(CommOp::all_gather),
+                                messages = ranks.statistics(CommOp::all_to_all);
+      return StepCosts{gathers.calls, messages.calls, messages.bytes,
+                       device_->statistics().host_waits};
+    };
+    layer.step(parallel.coordinates().data);
+    const StepCosts before = now();
+    layer.step(parallel.coordinates().data);
+    const StepCosts after = now();
+    return {after.all_gathers - before.all_gathers, after.all_to_alls - before.all_to_alls,
+            after.bytes - before.bytes, after.host_waits - before.host_waits};
+  }
+};
+
+// Zeros between the rows of an expert change nothing but the order in which its weight gradient's
+// terms are added. What a token gets is the same to the bit.
+TEST_F(FixedMessages, GiveWhatCountedOnesDo) {
+  int cases = 0, number = 0;
+  const auto expect_alike = [&](LayerCase c) {
+    c.micro_batches = alike_tokens();
+    c.sizes = MicroBatchSizes::alike;
+    const auto fixed = expect_same_as_alone(c);
+    c.sizes = MicroBatchSizes::any;
+    const auto counted = expect_same_as_alone(c);
+    if (!fixed) return;
+    SCOPED_TRACE(c.to_string());
+    ++cases;
+    EXPECT_TRUE(fixed->micro_batches == counted->micro_batches) << "y, d_x, losses or choices";
+    for (const auto& [name, gradient] : counted->gradients) {
+      // Sums of some hundred terms in fp32, in another order: a few units in the last place.
+      const double allowed = name == "moe.router" ? 0 : 16 * 0x1p-24;
+      const double off = relative_difference(fixed->gradients.at(name), gradient, 1e-3);
+      EXPECT_LE(off, allowed) << name;
+    }
+  };
+  for (const int ranks : {2, 4, 8}) {
+    for (const int tp : {1, 2, 4}) {
+      for (const int ep : {1, 2, 4, 8}) {
+        for (const int etp : {1, 2, 4}) {
+          if (ranks % tp || ranks % (ep * etp) || ep * etp == 1) continue;
+          const SequenceParallel shared =
+              (ep + etp) % 2 == 0 ? SequenceParallel::no : SequenceParallel::yes;
+          constexpr float capacities[] = {1, 1.25f, 0.4f};
+          expect_alike({.layout = layout_of(tp, ep, etp),
+                        .ranks = ranks,
+                        .sequence_parallel = shared,
+                        .options = {.chunks = 1 + number % (tp == 1 ? 3 : 2)},
+                        .capacity_factor = capacities[number % 3]});
+          ++number;
+        }
+      }
+    }
+    expect_alike({.layout = layout_of(1, 2, ranks / 2),
+                  .ranks = ranks,
+                  .capacity_factor = 1,
+                  .dtype = DType::bf16});
+    // Full groups beside empty ones.
+    expect_alike({.layout = layout_of(1, ranks, 1),
+                  .ranks = ranks,
+                  .capacity_factor = 1,
+                  .everyone_chooses = {7, 0}});
+  }
+  if (world_->size() == 8) {
+    EXPECT_GE(cases, 20);
+  }
+}
+
+// By node counts stay: chosen so, or because messages of the fixed size would be small.
+TEST_F(FixedMessages, ByNodeRowsAreCounted) {
+  const auto group = first_ranks(4, 2);
+  if (!group) return;
+  for (const auto& [way, small, gathers] : {std::tuple{ExpertDispatch::by_node, 1, 1},
+                                            {ExpertDispatch::automatic, 1 << 20, 1},
+                                            {ExpertDispatch::automatic, 1, 0},
+                                            {ExpertDispatch::direct, 1 << 20, 0}}) {
+    const LayerCase c{.layout = layout_of(1, 4, 1),
+                      .ranks = 4,
+                      .micro_batches = alike_tokens(),
+                      .options = {.dispatch = way, .small_message_bytes = small},
+                      .sizes = MicroBatchSizes::alike,
+                      .capacity_factor = 1};
+    expect_same_as_alone(c, 2);
+    EXPECT_EQ(costs_of(c, *group).all_gathers, gathers) << c.to_string();
+  }
+}
+
+// Four sequences in eight halves could keep twice their capacity, in six parts more.
+TEST_F(FixedMessages, RowsAreCountedWhereMessagesWouldBeMostlyZeros) {
+  const auto group = first_ranks(2);
+  if (!group) return;
+  for (const auto& [chunks, gathers] : {std::pair{1, 0}, {4, 0}, {3, 1}}) {
+    const LayerCase c{.layout = layout_of(2, 2, 1),
+                      .ranks = 2,
+                      .micro_batches = alike_tokens(),
+                      .options = {.chunks = chunks},
+                      .sizes = MicroBatchSizes::alike,
+                      .capacity_factor = 1};
+    expect_same_as_alone(c);
+    EXPECT_EQ(costs_of(c, *group).all_gathers, gathers) << c.to_string();
+  }
+}
+
+TEST_F(FixedMessages, NeedNoCountsAndNoWait) {
+  const auto group = first_ranks(2, 2);
+  if (!group) return;
+  LayerCase c{.layout = layout_of(1, 2, 1),
+              .ranks = 2,
+              .micro_batches = alike_tokens(),
+              .capacity_factor = 1};
+  const StepCosts counted = costs_of(c, *group);
+  c.sizes = MicroBatchSizes::alike;
+  const StepCosts fixed = costs_of(c, *group);
+  EXPECT_EQ(counted.all_gathers, 1);
+  EXPECT_EQ(fixed.all_gathers, 0);
+  EXPECT_EQ(fixed.all_to_alls, 4);
+  // One for each message, which a CPU's ranks hand over in host memory, and the test's own.
+  EXPECT_EQ(fixed.host_waits, fixed.all_to_alls + 1);
+  EXPECT_GT(counted.host_waits, fixed.host_waits);
+  // Four messages of 8 targets' rows: four times C = 24 · 1 / 8 = 3 rows, 32 columns of fp32.
+  EXPECT_EQ(fixed.bytes, 4 * 8 * 12 * 32 * 4);
+}
+
+// On the emulator copies to and from plain host memory count as waits, as on a GPU.
+TEST_F(FixedMessages, APlanNeverWaitsOnAGpu) {
+  const auto device = make_simt_device();
+  const auto stream = device->make_stream();
+  const ParallelContext parallel(*world_, {.expert = world_->size()});
+  if (world_->size() == 1) return;
+  const auto dispatcher = ExpertDispatcher::of(*device, *stream, parallel, 8);
+  constexpr std::int64_t tokens = 40, k = 2;
+  std::vector<std::int32_t> chosen;
+  for (std::int64_t i = 0; i < tokens; ++i)
+    chosen.insert(chosen.end(), {static_cast<std::int32_t>(i % 8), -1});
+  const Buffer memory = device->allocate(chosen.size() * sizeof(std::int32_t));
+  const Tensor experts = memory.tensor(DType::i32, {tokens, k});
+  const ConstTensor parts[] = {experts};
+  stream->copy(experts, ConstTensor(chosen.data(), DType::i32, experts.shape(), DeviceKind::cpu));
+  stream->synchronize();
+  Arena arena(*device, std::size_t{1} << 20);
+  const auto waits = [&](std::int64_t most_rows) {
+    arena.reset(*stream);
+    const std::int64_t before = device->statistics().host_waits;
+    const auto routes = dispatcher->plan(
+        *stream, arena, {.experts = parts, .row_bytes = 64, .most_rows = most_rows});
+    const std::int64_t after = device->statistics().host_waits;
+    stream->synchronize();
+    return after - before;
+  };
+  for (const std::int64_t most_rows : {5, 0}) waits(most_rows);  // memory grows, tables are made
+  EXPECT_GE(waits(0), 1);
+  EXPECT_EQ(waits(5), 0);
+  EXPECT_GT(waits(6), 0) << "tables of another size";
+}
+
+// What the zeros behind an expert's rows keep out: a gradient that nobody wrote.
+TEST_F(FixedMessages, TheComparisonSeesWhatUnusedRowsHold) {
+  const LayerCase c{.layout = layout_of(1, 2, 1),
+                    .ranks = 2,
+                    .micro_batches = alike_tokens(),
+                    .sizes = MicroBatchSizes::alike,
+                    .capacity_factor = 1};
+  const auto group = first_ranks(2);
+  if (!group) return;
+  const LayerResult alone = run_alone(*device_, c, 2);
+  for (const bool unwritten : {false, true}) {
+    const auto faulty = make_cpu_device({.threads = 1});
+    if (unwritten) {
+      replace<CombineBackward>(faulty->operations(), [](Stream& stream, const CombineBackward& op) {
+        std::fill_n(op.d_rows.data<float>(), op.d_rows.numel(), NAN);
+        CombineBackward without = op;
+        without.source = without.row_offsets = ConstTensor();
+        original<CombineBackward>(stream, without);
+      });
+    }
+    const LayerResult result = run_on_ranks(*faulty, c, *group, alone);
+    EXPECT_EQ(!differing(c, result, alone).empty(), unwritten);
+  }
+}
+
+}  // namespace
+}  // namespace orchard::testing
+
+int main(int argc, char** argv) {
+  return orchard::testing::rank_tests_main(argc, argv);
+}
