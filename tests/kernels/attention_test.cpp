@@ -18,7 +18,7 @@ constexpr DType f32 = DType::f32, b16 = DType::bf16;
 
 using Case = AttentionCase;
 using Problem = AttentionProblem;
-using Reference = AttentionResults<Fp64>;
+using Reference = AttentionResults<double>;
 
 void expect_within(const Guarded& actual, const std::vector<double>& expected,
                    const std::vector<double>& terms, double bound, const char* what) {

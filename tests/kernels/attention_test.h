@@ -139,14 +139,13 @@ inline void run_both(AttentionProblem& problem) {
 // the probabilities and the gradient of the scores, and what is stored. Beside every result stands the
 // size of its terms: results cancel (a query that sees one key has d_q = 0), their rounding errors do
 // not.
-template <class Arithmetic>
+template <class Real>
 class AttentionResults {
  public:
-  using Real = Arithmetic::Real;
   std::vector<Real> out, log_sum_exp, d_q, d_k, d_v;
   std::vector<double> out_terms, d_q_terms, d_k_terms, d_v_terms;
 
-  explicit AttentionResults(const AttentionProblem& p, Arithmetic arithmetic = {})
+  explicit AttentionResults(const AttentionProblem& p)
       : out(p.out.size()),
         log_sum_exp(p.log_sum_exp.size(), -std::numeric_limits<Real>::infinity()),
         d_q(p.d_q.size()),
@@ -156,7 +155,7 @@ class AttentionResults {
         d_q_terms(d_q.size()),
         d_k_terms(d_k.size()),
         d_v_terms(d_v.size()),
-        arithmetic_(arithmetic) {
+        dtype_(p.c.dtype) {
     for (std::size_t d = 0; d + 1 < p.query_offset.size(); ++d) {
       const std::int64_t queries = p.query_offset[d + 1] - p.query_offset[d];
       const std::int64_t keys = p.key_offset[d + 1] - p.key_offset[d];
@@ -172,7 +171,7 @@ class AttentionResults {
 
  private:
   static Real at(const Guarded& tensor, std::int64_t i) { return static_cast<Real>(tensor.at(i)); }
-  Real stored(Real value) const { return arithmetic_.stored(value); }
+  Real rounded(Real value) const { return rounded_between(dtype_, value); }
 
   void row(const AttentionProblem& p, std::int64_t token, std::int64_t first_key, std::int64_t keys,
            std::int64_t h) {
@@ -203,22 +202,22 @@ class AttentionResults {
     for (std::int64_t j = 0; j < keys; ++j) {
       probability[j] /= total;
       for (std::int64_t e = 0; e < dim; ++e) {
-        out[query + e] += stored(probability[j]) * at(p.v, key(j) + e);
+        out[query + e] += rounded(probability[j]) * at(p.v, key(j) + e);
         out_terms[query + e] += probability[j] * std::abs(p.v.at(key(j) + e));
       }
     }
     for (std::int64_t e = 0; e < dim; ++e) {
-      const Real product = at(p.d_out, query + e) * stored(out[query + e]);
+      const Real product = at(p.d_out, query + e) * rounded(out[query + e]);
       dot += product;
       dot_term += product * product;
     }
     for (std::int64_t j = 0; j < keys; ++j) {
-      const Real d_score = stored(probability[j] * (d_probability[j] - dot));
+      const Real d_score = rounded(probability[j] * (d_probability[j] - dot));
       const double d_score_term = scale * probability[j] * (term[j] + std::sqrt(dot_term));
       for (std::int64_t e = 0; e < dim; ++e) {
         d_q[query + e] += scale * d_score * at(p.k, key(j) + e);
         d_k[key(j) + e] += scale * d_score * at(p.q, query + e);
-        d_v[key(j) + e] += stored(probability[j]) * at(p.d_out, query + e);
+        d_v[key(j) + e] += rounded(probability[j]) * at(p.d_out, query + e);
         d_q_terms[query + e] += d_score_term * std::abs(p.k.at(key(j) + e));
         d_k_terms[key(j) + e] += d_score_term * std::abs(p.q.at(query + e));
         d_v_terms[key(j) + e] += probability[j] * std::abs(p.d_out.at(query + e));
@@ -226,7 +225,7 @@ class AttentionResults {
     }
   }
 
-  Arithmetic arithmetic_;
+  DType dtype_;
 };
 
 }  // namespace orchard::testing

@@ -2,33 +2,40 @@
 // formula, written as plainly as it reads and evaluated in the same precision. A bound derived from the
 // arithmetic leaves room for the worst sums; this one asks what these sums, of these operands, cost.
 //
-// A formula is a function of an arithmetic. In Fp64 it is the reference. In Fp32 it is the plain
-// evaluation: fp32, summed in the order of the loop, rounded to the dtype where the operation stores.
+// A formula is a template of its real numbers. In double it is the reference. In float it is the plain
+// evaluation: summed in the order of the loops, rounded to the dtype where the operation rounds.
 #pragma once
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "tests/kernels/op_test.h"
 
 namespace orchard::testing {
 
-struct Fp64 {
-  using Real = double;
-  Real stored(Real value) const { return value; }
-};
-
-struct Fp32 {
-  using Real = float;
-  DType dtype;  // of what is stored
-  Real stored(Real value) const { return dtype == DType::bf16 ? to_float(to_bf16(value)) : value; }
-};
+// What an operation rounds to its dtype between its steps; the reference rounds nothing.
+template <class Real>
+Real rounded_between(DType dtype, Real value) {
+  if constexpr (std::is_same_v<Real, float>) {
+    if (dtype == DType::bf16) return to_float(to_bf16(value));
+  }
+  return value;
+}
 
 // A tensor with these values, rounded to its dtype.
 template <class Real>
 Guarded rounded_to(DType dtype, Shape shape, const std::vector<Real>& values) {
   Guarded out(dtype, shape);
   for (std::int64_t i = 0; i < out.size(); ++i) out.set(i, values[static_cast<std::size_t>(i)]);
+  return out;
+}
+
+// The values of a tensor, as a formula takes them.
+template <class Real>
+std::vector<Real> values_as(const Guarded& tensor) {
+  std::vector<Real> out;
+  for (const double value : tensor.values()) out.push_back(static_cast<Real>(value));
   return out;
 }
 
@@ -45,32 +52,43 @@ inline std::vector<double> sizes_in_rows(const std::vector<double>& exact, std::
   return sizes;
 }
 
-// The largest error, in the elements' sizes. Infinite where a NaN is, or an error of what has no size.
-inline double largest_error(const Guarded& actual, const std::vector<double>& exact,
-                            const std::vector<double>& sizes) {
-  double largest = 0;
+// The largest error of a tensor's elements, each in units of its size, and where it is.
+struct LargestError {
+  double error = 0;
+  std::size_t at = 0;
+};
+
+// Infinite where there is a NaN.
+inline LargestError largest_error(const Guarded& actual, const std::vector<double>& exact,
+                                  const std::vector<double>& sizes) {
+  // Below this even a rounding to subnormals or zero is a roundoff at most.
+  constexpr double least_size = std::numeric_limits<float>::min() * 0x1p24;
+  LargestError largest;
   for (std::size_t i = 0; i < exact.size(); ++i) {
     const double value = actual.at(static_cast<std::int64_t>(i));
     if (value == exact[i]) continue;  // infinities, too
-    const double error = std::abs(value - exact[i]) / sizes[i];
-    largest =
-        std::max(largest, std::isnan(error) ? std::numeric_limits<double>::infinity() : error);
+    double error = std::abs(value - exact[i]) / std::max(sizes[i], least_size);
+    if (std::isnan(error)) error = std::numeric_limits<double>::infinity();
+    if (error > largest.error) largest = {error, i};
   }
   return largest;
 }
 
-// `plain` is the plain evaluation of what `actual` is; errors are against `exact`, in `sizes`. Beside
-// twice the plain error one unit in the last place is allowed, since the plain error may be zero (a
-// single rounding that happens to be exact) where another, equally good evaluation rounds the other way.
+// `plain` is the plain evaluation of what `actual` is; errors are against `exact`. Beside twice the
+// plain error one unit in the last place is allowed: the plain error may be zero, where a rounding
+// happens to be exact, and another evaluation, as good, rounds the other way.
 inline void expect_at_most_twice_plain_error(const Guarded& actual,
                                              const std::vector<double>& exact, const Guarded& plain,
                                              const std::vector<double>& sizes, const char* what) {
   ASSERT_EQ(static_cast<std::size_t>(actual.size()), exact.size()) << what;
-  const double error = largest_error(actual, exact, sizes);
-  const double plain_error = largest_error(plain, exact, sizes);
-  ::testing::Test::RecordProperty(what, fmt::format("{:.3g} / {:.3g}", error, plain_error));
-  EXPECT_LE(error, std::max(2 * plain_error, 2 * unit_roundoff(actual.dtype())))
-      << what << ": the plain evaluation's error is " << plain_error;
+  const LargestError own = largest_error(actual, exact, sizes);
+  const LargestError plainly = largest_error(plain, exact, sizes);
+  ::testing::Test::RecordProperty(what, fmt::format("{:.3g} / {:.3g}", own.error, plainly.error));
+  EXPECT_LE(own.error, std::max(2 * plainly.error, 2 * unit_roundoff(actual.dtype())))
+      << what << "[" << own.at << "] of " << fmt::format("{}", actual.shape()) << " is "
+      << actual.at(static_cast<std::int64_t>(own.at)) << ", exactly " << exact[own.at]
+      << "; plainly " << plain.at(static_cast<std::int64_t>(own.at)) << ", and off by "
+      << plainly.error << " at worst";
 }
 
 // The same in sizes of rows, of the last dimension.
