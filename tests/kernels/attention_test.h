@@ -135,8 +135,9 @@ inline void run_both(AttentionProblem& problem) {
   run_both(*cpu_device().make_stream(), problem);
 }
 
-// The definition, with the whole score matrix. In bf16 the operations round what the tensor cores take,
-// the probabilities and the gradient of the scores, and what is stored. Beside every result stands the
+// The definition, with the whole score matrix. Backward has forward's results as they are stored: out in
+// the dtype, log_sum_exp in fp32. In bf16 the operations round what the tensor cores take, too, the
+// probabilities and the gradients of the scores. Beside every result stands the
 // size of its terms: results cancel (a query that sees one key has d_q = 0), their rounding errors do
 // not.
 template <class Real>
@@ -212,6 +213,7 @@ class AttentionResults {
       dot_term += product * product;
     }
     for (std::int64_t j = 0; j < keys; ++j) {
+      probability[j] = std::exp(score[j] - log_sum_exp[token * p.c.heads + h]);
       const Real d_score = rounded(probability[j] * (d_probability[j] - dot));
       const double d_score_term = scale * probability[j] * (term[j] + std::sqrt(dot_term));
       for (std::int64_t e = 0; e < dim; ++e) {

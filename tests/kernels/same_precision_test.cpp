@@ -84,7 +84,6 @@ TEST_P(GroupedProducts, ErrAtMostTwiceAsMuchAsPlainSums) {
     const GroupedFormula<float> plain(offsets, a, b, d_c);
     SCOPED_TRACE(fmt::format("k {} n {}", k, n));
     expect_at_most_twice_plain_error(c, exact.c, rounded_to(out, rows_of_c, plain.c), "c");
-    // An empty group's gradient has no size and no error.
     expect_at_most_twice_plain_error(d_b, exact.d_b, rounded_to(DType::f32, weights, plain.d_b),
                                      "d_b");
   }
@@ -148,11 +147,12 @@ std::vector<AttentionOn> attention_cases() {
   for (const char* const device : devices) {
     for (const auto& [dtype, head_dim] :
          {std::pair{DType::f32, 80}, std::pair{DType::bf16, 64}, std::pair{DType::bf16, 128}}) {
+      if (dtype == DType::f32 && device == std::string("simt90")) continue;  // the kernel of sm_80
       for (const AttentionCase& c :
-           {AttentionCase{dtype, 2, 1, head_dim, {129, 65}},
+           {AttentionCase{dtype, 2, 1, head_dim, {300, 17}},
             AttentionCase{dtype, 2, 1, head_dim, {24}, {2050}},
             AttentionCase{dtype, 2, 1, head_dim, {2050}, {24}, Mask::full},
-            AttentionCase{dtype, 1, 1, head_dim, {130}, {}, Mask::causal, 0, 30}}) {
+            AttentionCase{dtype, 2, 1, head_dim, {260}, {}, Mask::causal, 0, 30}}) {
         cases.push_back({device, c});
       }
     }
@@ -160,7 +160,10 @@ std::vector<AttentionOn> attention_cases() {
   return cases;
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, Attention, ::testing::ValuesIn(attention_cases()));
+INSTANTIATE_TEST_SUITE_P(Shapes, Attention, ::testing::ValuesIn(attention_cases()),
+                         [](const auto& test) {
+                           return fmt::format("{}_{}", test.param.device, test.index);
+                         });
 
 }  // namespace
 }  // namespace orchard::testing
