@@ -23,7 +23,8 @@ struct StepParts {
   ExpertDispatcher* dispatcher = nullptr;  // null in a model without experts
 };
 
-// Where a step's time went, in seconds of this rank.
+// Where a step's time went, in seconds of this rank's host. A GPU works while the host goes on: there,
+// forward is what it takes to queue it, and backward has the wait for the losses, which come last.
 struct PhaseSeconds {
   double forward = 0, backward = 0;
   double pipeline = 0;  // waiting for other stages, and moving what crosses them

@@ -126,6 +126,7 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
     const Stopwatch watch(report.seconds.reduce);
     reducer_->finish(stream_);
   }
+  const Stopwatch watch(report.seconds.backward);
   report.losses = losses_.collect(stream_, totals);
   return report;
 }

@@ -40,6 +40,7 @@ std::vector<Workload> workloads() {
       {"3b.packed", 24, 8, 128, Mask::causal, packed(16384)},
       {"7b.causal", 32, 8, 128, Mask::causal, Lengths(2, 8192)},
       {"7b.packed", 32, 8, 128, Mask::causal, packed(16384)},
+      {"30b.causal", 56, 8, 128, Mask::causal, Lengths(2, 4096)},
       {"128.full", 16, 16, 128, Mask::full, Lengths(4, 4096)},
       {"vit.full", 16, 16, 80, Mask::full, Lengths(64, 257)},
       {"vit.full", 16, 16, 80, Mask::full, Lengths(32, 577)},
@@ -68,6 +69,7 @@ GpuCase attention_case(const Workload& w, Direction direction) {
                               w.lengths.front(), w.heads, w.head_dim),
           .flops = (forward ? 4.0 : 10.0) * static_cast<double>(w.head_dim) * pairs_of(w),
           .bytes = static_cast<double>(elements) * static_cast<double>(size_of(w.dtype)),
+          .arithmetic = w.dtype,
           .prepare = [w, tokens, forward](GpuBench& bench) -> GpuCase::Calls {
             std::vector<std::int32_t> offsets{0};
             for (const std::int32_t n : w.lengths) offsets.push_back(offsets.back() + n);

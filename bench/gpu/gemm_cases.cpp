@@ -1,6 +1,8 @@
 // Matrix products at the shapes of the presets (launch/recipes): the linear layers of their decoders
-// and of the vision tower at 8192 rows, forward and both gradients, and the experts' products; and a batch.
+// and of the vision tower at 8192 rows, forward and both gradients, and the experts' products; those with an
+// epilogue beside the two operations that it replaces; and a batch.
 #include "bench/gpu/gpu_bench.h"
+#include "kernels/activation/activation.h"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/gemm/gemm.h"
 
@@ -16,11 +18,15 @@ struct Layer {
   std::int64_t in, out;
 };
 
+// q and o are as wide as the decoder; k and v have eight heads of 128.
 constexpr Layer layers[] = {
-    {"1b.qkv", 2048, 4096},        {"1b.ffn_down", 5632, 2048},  {"3b.qkv", 3072, 5120},
-    {"3b.ffn_up", 3072, 16128},    {"3b.ffn_down", 8064, 3072},  {"7b.qkv", 4096, 6144},
-    {"7b.ffn_up", 4096, 26624},    {"7b.ffn_down", 13312, 4096}, {"30b.qkv", 7168, 9216},
-    {"30b.ffn_down", 23552, 7168}, {"vit.mlp_up", 1280, 5120},   {"3b.head", 3072, 49152},
+    {"1b.q_o", 2048, 2048},        {"1b.k_v", 2048, 1024},        {"1b.ffn_up", 2048, 5632},
+    {"1b.ffn_down", 5632, 2048},   {"3b.q_o", 3072, 3072},        {"3b.k_v", 3072, 1024},
+    {"3b.ffn_up", 3072, 8064},     {"3b.ffn_down", 8064, 3072},   {"7b.q_o", 4096, 4096},
+    {"7b.k_v", 4096, 1024},        {"7b.ffn_up", 4096, 13312},    {"7b.ffn_down", 13312, 4096},
+    {"30b.q_o", 7168, 7168},       {"30b.k_v", 7168, 1024},       {"30b.ffn_up", 7168, 23552},
+    {"30b.ffn_down", 23552, 7168}, {"vit.attention", 1280, 1280}, {"vit.mlp_up", 1280, 5120},
+    {"vit.mlp_down", 5120, 1280},  {"3b.head", 3072, 49152},
 };
 
 std::size_t bytes_of(DType dtype, std::int64_t elements) {
@@ -74,6 +80,48 @@ std::vector<std::int32_t> expert_offsets(std::int64_t total, int experts) {
   return offsets;
 }
 
+// The experts' products of one direction, as one operation or one product an expert.
+struct GroupedOperands {
+  Tensor x, y, w;  // [rows, in], [rows, out], [experts, out, in]
+  Tensor offsets;
+  std::vector<std::int32_t> host_offsets;
+};
+
+void run_grouped(Stream& stream, Direction direction, const GroupedOperands& on) {
+  switch (direction) {
+    case Direction::forward:
+      return run(stream, GroupedGemm{.a = on.x,
+                                     .b = on.w,
+                                     .c = on.y,
+                                     .row_offsets = on.offsets,
+                                     .transpose_b = Transpose::yes});
+    case Direction::input_gradient:
+      return run(stream, GroupedGemm{.a = on.y, .b = on.w, .c = on.x, .row_offsets = on.offsets});
+    case Direction::weight_gradient:
+      return run(stream, GroupedGemmWeightGradient{
+                             .a = on.y, .b = on.x, .d_b = on.w, .row_offsets = on.offsets});
+  }
+}
+
+bool run_looped(Stream& stream, Direction direction, const GroupedOperands& on) {
+  bool done = true;
+  for (std::int64_t e = 0; e < on.w.dim(0); ++e) {
+    const std::int64_t begin = on.host_offsets[static_cast<std::size_t>(e)];
+    const std::int64_t count = on.host_offsets[static_cast<std::size_t>(e) + 1] - begin;
+    const Tensor x = on.x.slice(begin, count), y = on.y.slice(begin, count);
+    Gemm op = form_of(direction);
+    op.b = on.w.slice(e, 1).reshape({on.w.dim(1), on.w.dim(2)});
+    if (direction == Direction::forward) op.a = x, op.c = y;
+    if (direction == Direction::input_gradient) op.a = y, op.c = x;
+    if (direction == Direction::weight_gradient) {
+      op.c = on.w.slice(e, 1).reshape({on.w.dim(1), on.w.dim(2)});
+      op.a = y, op.b = x;
+    }
+    done = cuda::run_library(stream, op) && done;
+  }
+  return done;
+}
+
 GpuCase grouped_case(const std::string& name, Direction direction, const Layer& layer,
                      int experts) {
   const std::int64_t count = 2 * rows, in = layer.in, out = layer.out;
@@ -86,31 +134,57 @@ GpuCase grouped_case(const std::string& name, Direction direction, const Layer& 
       .bytes = static_cast<double>(bytes_of(DType::bf16, count * (in + out)) +
                                    bytes_of(weight_type, experts * in * out) * (gradient ? 2 : 1)),
       .prepare = [=](GpuBench& bench) -> GpuCase::Calls {
-        const Tensor x = bench.random(DType::bf16, {count, in});
-        const Tensor y = bench.random(DType::bf16, {count, out});
-        const Tensor w = bench.random(weight_type, {experts, out, in}, 0.02f);
-        const Tensor offsets = bench.integers(expert_offsets(count, experts));
+        const std::vector<std::int32_t> offsets = expert_offsets(count, experts);
+        const GroupedOperands on{.x = bench.random(DType::bf16, {count, in}),
+                                 .y = bench.random(DType::bf16, {count, out}),
+                                 .w = bench.random(weight_type, {experts, out, in}, 0.02f),
+                                 .offsets = bench.integers(offsets),
+                                 .host_offsets = offsets};
         Stream& stream = bench.stream();
-        switch (direction) {
-          case Direction::forward:
-            return {.ours = [=, &stream] {
-              run(stream, GroupedGemm{.a = x,
-                                      .b = w,
-                                      .c = y,
-                                      .row_offsets = offsets,
-                                      .transpose_b = Transpose::yes});
-            }};
-          case Direction::input_gradient:
-            return {.ours = [=, &stream] {
-              run(stream, GroupedGemm{.a = y, .b = w, .c = x, .row_offsets = offsets});
-            }};
-          case Direction::weight_gradient:
-            break;
+        GpuCase::Calls calls{.ours = [=, &stream] { run_grouped(stream, direction, on); }};
+        if (cuda::cublaslt_absence().empty() && run_looped(stream, direction, on)) {
+          calls.reference = [=, &stream] { run_looped(stream, direction, on); };
+          calls.reference_name = "library, looped";
         }
-        return {.ours = [=, &stream] {
-          run(stream, GroupedGemmWeightGradient{.a = y, .b = x, .d_b = w, .row_offsets = offsets});
-        }};
+        return calls;
       }};
+}
+
+// A product through an epilogue, beside the same product and the operation after it.
+GpuCase epilogue_case(const Layer& layer, EpilogueKind kind) {
+  const std::int64_t in = layer.in, out = layer.out;
+  const bool gate = kind == EpilogueKind::silu_gate;
+  // x, the weight, v and the result; the up-projection where there is one.
+  const std::int64_t elements = rows * in + in * out + (gate ? 3 : 2) * rows * out;
+  return {.name = fmt::format("epilogue/{}.{}/{}x{}x{}", layer.name,
+                              gate ? "silu_gate" : "quick_gelu", rows, out, in),
+          .flops = 2.0 * static_cast<double>(rows) * static_cast<double>(in * out),
+          .bytes = static_cast<double>(bytes_of(DType::bf16, elements)),
+          .prepare = [=](GpuBench& bench) -> GpuCase::Calls {
+            const Tensor v = bench.random(DType::bf16, {rows, out});
+            const Tensor up = gate ? bench.random(DType::bf16, {rows, out}) : Tensor();
+            const Gemm fused{.a = bench.random(DType::bf16, {rows, in}),
+                             .b = bench.random(DType::bf16, {out, in}, 0.02f),
+                             .c = bench.random(DType::bf16, {rows, out}),
+                             .transpose_b = Transpose::yes,
+                             .epilogue = {.kind = kind, .other = up, .pre = v}};
+            Gemm plain = fused;
+            plain.c = v;
+            plain.epilogue = {};
+            Stream& stream = bench.stream();
+            return {.ours = [=, &stream] { run(stream, fused); },
+                    .reference =
+                        [=, &stream] {
+                          run(stream, plain);
+                          if (gate) {
+                            run(stream, SwiGluForward{.gate = v, .up = up, .y = fused.c});
+                          } else {
+                            run(stream, ActivationForward{
+                                            .kind = Activation::quick_gelu, .x = v, .y = fused.c});
+                          }
+                        },
+                    .reference_name = "unfused"};
+          }};
 }
 
 }  // namespace
@@ -131,11 +205,17 @@ std::vector<GpuCase> gemm_cases() {
     cases.push_back(gemm_case(name + ".weight_gradient", form_of(Direction::weight_gradient),
                               {layer.out, layer.in, rows, 1}));
   }
-  for (const Layer& layer : {Layer{"1b-moe.up", 2048, 2816}, Layer{"3b-moe.down", 8064, 3072}}) {
+  for (const Layer& layer : {Layer{"1b-moe.up", 2048, 5632}, Layer{"1b-moe.down", 5632, 2048},
+                             Layer{"3b-moe.up", 3072, 8064}, Layer{"3b-moe.down", 8064, 3072}}) {
     cases.push_back(grouped_case("forward", Direction::forward, layer, 64));
     cases.push_back(grouped_case("input_gradient", Direction::input_gradient, layer, 64));
     cases.push_back(grouped_case("weight_gradient", Direction::weight_gradient, layer, 64));
   }
+  for (const Layer& layer : {Layer{"1b.ffn_gate", 2048, 5632}, Layer{"3b.ffn_gate", 3072, 8064},
+                             Layer{"7b.ffn_gate", 4096, 13312}}) {
+    cases.push_back(epilogue_case(layer, EpilogueKind::silu_gate));
+  }
+  cases.push_back(epilogue_case({"vit.mlp_up", 1280, 5120}, EpilogueKind::quick_gelu));
   return cases;
 }
 

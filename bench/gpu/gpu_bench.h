@@ -48,8 +48,9 @@ class GpuBench {
 // One operation at one shape.
 struct GpuCase {
   std::string name;
-  double flops = 0;  // of one call
-  double bytes = 0;  // that one call must move: every operand once
+  double flops = 0;                // of one call
+  double bytes = 0;                // that one call must move: every operand once
+  DType arithmetic = DType::bf16;  // which of the GPU's rates bounds the FLOPs
 
   struct Calls {
     std::function<void()> ours;

@@ -37,7 +37,8 @@ void adamw(Stream&, const AdamW& op) {
     const Vector deviation = hn::Add(hn::Sqrt(hn::Mul(v_new, set(correction2))), set(op.epsilon));
     const Vector update = hn::Div(hn::Mul(m_new, set(correction1 * op.lr)), deviation);
     const Vector w = load(weights + i, n);
-    const Vector w_new = hn::Sub(hn::NegMulAdd(w, set(decay), w), update);
+    // One rounding of the weight's size.
+    const Vector w_new = hn::Sub(w, hn::MulAdd(w, set(decay), update));
     store(m_new, m + i, n);
     store(v_new, v + i, n);
     store(w_new, weights + i, n);

@@ -41,7 +41,8 @@ struct AdamWUpdate {
       out.m[e] = fmaf(in.m[e], beta1, g * rest1);
       out.v[e] = fmaf(in.v[e], beta2, g * g * rest2);
       const float update = out.m[e] * lr / (sqrtf(out.v[e] * correction2) + epsilon);
-      out.w[e] = fmaf(-in.w[e], decay, in.w[e]) - update;
+      // One rounding of the weight's size.
+      out.w[e] = in.w[e] - fmaf(in.w[e], decay, update);
     }
     store_values(m + i, out.m);
     store_values(v + i, out.v);

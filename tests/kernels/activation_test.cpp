@@ -1,6 +1,5 @@
 // quick-gelu, SiLU and SwiGLU against fp64 references.
-#include "kernels/activation/activation.h"
-
+#include "tests/kernels/activation_reference.h"
 #include "tests/kernels/checks.h"
 #include "tests/kernels/device_test.h"
 
@@ -8,23 +7,6 @@ namespace orchard::testing {
 namespace {
 
 using Values = std::vector<double>;
-
-double sigmoid(double x) {
-  return 1 / (1 + std::exp(-x));
-}
-
-double steepness(Activation kind) {
-  return kind == Activation::quick_gelu ? 1.702 : 1.0;
-}
-
-double value(Activation kind, double x) {
-  return x * sigmoid(steepness(kind) * x);
-}
-
-double slope(Activation kind, double x) {
-  const double k = steepness(kind), s = sigmoid(k * x);
-  return s + k * x * s * (1 - s);
-}
 
 // Two roundings of the dtype at most, and fp32 errors: a dozen roundings, and that of k·x, which
 // the exponential multiplies by |k·x| < 16.
@@ -52,8 +34,8 @@ TEST_P(Activations, MatchReferenceForwardAndBackward) {
                  {&d_x_d});
   Values expected, expected_gradient;
   for (std::int64_t i = 0; i < size; ++i) {
-    expected.push_back(value(kind, x.at(i)));
-    expected_gradient.push_back(d_y.at(i) * slope(kind, x.at(i)));
+    expected.push_back(activated(kind, x.at(i)));
+    expected_gradient.push_back(d_y.at(i) * activation_slope(kind, x.at(i)));
   }
   expect_close(y, expected, bound(dtype), "y");
   expect_close(d_x, expected_gradient, bound(dtype), "d_x");
@@ -86,11 +68,11 @@ TEST(ActivationReference, SlopeIsTheDerivative) {
   for (const Activation kind : {Activation::quick_gelu, Activation::silu}) {
     const Values x = random_normal(DType::f32, {8}, 1, 2).values();
     Values gradient;
-    for (const double v : x) gradient.push_back(slope(kind, v));
+    for (const double v : x) gradient.push_back(activation_slope(kind, v));
     expect_gradient(
         [&](const Values& at) {
           double total = 0;
-          for (const double v : at) total += value(kind, v);
+          for (const double v : at) total += activated(kind, v);
           return total;
         },
         x, gradient, "slope");
@@ -105,7 +87,7 @@ TEST(ActivationAccuracy, SigmoidKeepsItsRelativeAccuracyOverTheWholeRange) {
   run(*cpu_device().make_stream(), ActivationForward{.kind = Activation::silu, .x = x, .y = y});
   double worst = 0;
   for (std::int64_t i = 0; i < size; ++i) {
-    const double expected = value(Activation::silu, x.at(i));
+    const double expected = activated(Activation::silu, x.at(i));
     if (expected != 0) worst = std::max(worst, std::abs(y.at(i) / expected - 1));
   }
   EXPECT_LE(worst, 3.5 * 2 * unit_roundoff(DType::f32));
@@ -126,7 +108,7 @@ TEST(ActivationAccuracy, RoundedSiluIsTheNearestBf16ButForNearTies) {
   run(*cpu_device().make_stream(), ActivationForward{.kind = Activation::silu, .x = x, .y = y});
   constexpr double subnormal_half = 0x1p-134;
   for (std::int64_t i = 0; i < size; ++i) {
-    const double expected = value(Activation::silu, x.at(i));
+    const double expected = activated(Activation::silu, x.at(i));
     if (x.at(i) < -87) {
       EXPECT_LE(std::abs(y.at(i)), 2e-36) << x.at(i);
       continue;
@@ -183,9 +165,9 @@ TEST_P(SwiGlu, MatchesReferenceAndLeavesInactiveRowsAlone) {
   const std::int64_t size = (active < 0 ? rows : active) * cols;
   for (std::int64_t i = 0; i < size; ++i) {
     const auto at = static_cast<std::size_t>(i);
-    expected_y[at] = value(Activation::silu, gate.at(i)) * up.at(i);
-    expected_gate[at] = d_y.at(i) * up.at(i) * slope(Activation::silu, gate.at(i));
-    expected_up[at] = d_y.at(i) * value(Activation::silu, gate.at(i));
+    expected_y[at] = activated(Activation::silu, gate.at(i)) * up.at(i);
+    expected_gate[at] = d_y.at(i) * up.at(i) * activation_slope(Activation::silu, gate.at(i));
+    expected_up[at] = d_y.at(i) * activated(Activation::silu, gate.at(i));
   }
   OnDevice gate_d = on_device(gate, shift), up_d = on_device(up), d_y_d = on_device(d_y);
   OnDevice y_d = on_device(y), d_gate_d = on_device(d_gate), d_up_d = on_device(d_up);

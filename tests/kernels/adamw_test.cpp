@@ -1,31 +1,10 @@
 // AdamW against an fp64 reference, step after step.
-#include "kernels/optimizer/optimizer.h"
+#include "tests/kernels/adamw_reference.h"
 #include "tests/kernels/checks.h"
 #include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
 namespace {
-
-using Values = std::vector<double>;
-
-struct Hyper {
-  double lr = 1e-2, beta1 = 0.9f, beta2 = 0.95f, epsilon = 1e-8f, decay = 0.1f, scale = 0.5;
-};
-
-struct State {
-  Values w, m, v;
-};
-
-void reference_step(State& s, const Values& gradients, const Hyper& h, int t) {
-  for (std::size_t i = 0; i < s.w.size(); ++i) {
-    const double g = gradients[i] * h.scale;
-    s.m[i] = h.beta1 * s.m[i] + (1 - h.beta1) * g;
-    s.v[i] = h.beta2 * s.v[i] + (1 - h.beta2) * g * g;
-    const double m_hat = s.m[i] / (1 - std::pow(h.beta1, t));
-    const double v_hat = s.v[i] / (1 - std::pow(h.beta2, t));
-    s.w[i] -= h.lr * m_hat / (std::sqrt(v_hat) + h.epsilon) + h.lr * h.decay * s.w[i];
-  }
-}
 
 struct Case {
   std::int64_t size;
@@ -36,12 +15,12 @@ using AdamWSteps = DeviceTest<Case>;
 
 TEST_P(AdamWSteps, FollowTheReference) {
   const auto [size, shift] = parameter();
-  const Hyper h;
+  const AdamWHyper h;
   Guarded w = random_normal(DType::f32, {size}, 1), m = zeros(DType::f32, {size}), v = m;
   Guarded copy(DType::bf16, {size});
   OnDevice w_d = on_device(w), m_d = on_device(m), v_d = on_device(v);
   OnDevice copy_d = on_device(copy, shift);
-  State state{w.values(), m.values(), v.values()};
+  AdamWState<double> state{w.values(), m.values(), v.values()};
   for (int t = 1; t <= 4; ++t) {
     // Gradients of very different sizes: the update hardly depends on the size.
     Guarded g =
@@ -61,7 +40,7 @@ TEST_P(AdamWSteps, FollowTheReference) {
                          .weight_decay = static_cast<float>(h.decay),
                          .step = t},
                    {&w_d, &m_d, &v_d, &copy_d});
-    reference_step(state, g.values(), h, t);
+    adamw_reference(state, g.values(), h, t);
     // A handful of fp32 roundings a step, relative to each element's own size or the others'.
     const double bound = 8 * t * unit_roundoff(DType::f32);
     expect_close(m, state.m, bound, "m");

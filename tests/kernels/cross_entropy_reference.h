@@ -1,5 +1,8 @@
-// Softmax cross-entropy in fp64, row by row.
+// Softmax cross-entropy, row by row: the reference in double, the plain evaluation in float
+// (same_precision.h).
 #pragma once
+
+#include <type_traits>
 
 #include "tests/kernels/checks.h"
 
@@ -7,13 +10,14 @@ namespace orchard::testing {
 
 using Values = std::vector<double>;
 
-inline Values reference_losses(const Values& logits, std::size_t vocab,
-                               const std::vector<int>& targets) {
-  Values losses;
+template <class Real>
+std::vector<Real> reference_losses(const std::vector<Real>& logits, std::size_t vocab,
+                                   const std::vector<int>& targets) {
+  std::vector<Real> losses;
   for (std::size_t row = 0; row < targets.size(); ++row) {
-    const double* const x = logits.data() + row * vocab;
-    const double maximum = *std::max_element(x, x + vocab);
-    double sum = 0;
+    const Real* const x = logits.data() + row * vocab;
+    const Real maximum = *std::max_element(x, x + vocab);
+    Real sum = 0;
     for (std::size_t j = 0; j < vocab; ++j) sum += std::exp(x[j] - maximum);
     const int target = targets[row];
     losses.push_back(target < 0 ? 0 : maximum + std::log(sum) - x[target]);
@@ -21,17 +25,19 @@ inline Values reference_losses(const Values& logits, std::size_t vocab,
   return losses;
 }
 
-inline Values reference_gradients(const Values& logits, std::size_t vocab,
-                                  const std::vector<int>& targets, double scale) {
-  Values d(logits.size());
+template <class Real>
+std::vector<Real> reference_gradients(const std::vector<Real>& logits, std::size_t vocab,
+                                      const std::vector<int>& targets,
+                                      std::type_identity_t<Real> scale) {
+  std::vector<Real> d(logits.size());
   for (std::size_t row = 0; row < targets.size(); ++row) {
     if (targets[row] < 0) continue;
-    const double* const x = logits.data() + row * vocab;
-    const double maximum = *std::max_element(x, x + vocab);
-    double sum = 0;
+    const Real* const x = logits.data() + row * vocab;
+    const Real maximum = *std::max_element(x, x + vocab);
+    Real sum = 0;
     for (std::size_t j = 0; j < vocab; ++j) sum += std::exp(x[j] - maximum);
     for (std::size_t j = 0; j < vocab; ++j) {
-      const double is_target = static_cast<int>(j) == targets[row];
+      const Real is_target = static_cast<int>(j) == targets[row];
       d[row * vocab + j] = scale * (std::exp(x[j] - maximum) / sum - is_target);
     }
   }

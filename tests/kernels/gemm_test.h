@@ -11,6 +11,7 @@
 #include "kernels/gemm/gemm.h"
 #include "tests/kernels/device_test.h"
 #include "tests/kernels/environment.h"
+#include "tests/kernels/same_precision.h"
 #include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
@@ -176,9 +177,7 @@ class GemmProblem {
                          2)),
         bias_(random_values(values, in, {size.n}, 3)),
         c_(random_values(values, out, size.matrices(size.m, size.n), 4)),
-        expected_(static_cast<std::size_t>(c_.size())),
-        rounded_(out, c_.shape()) {
-    for (std::int64_t product = 0; product < size.products(); ++product) add_up(product);
+        expected_(sums<double>()) {
     if (form.accumulate == Accumulate::overwrite) fill_nan(c_);  // must not be read
   }
 
@@ -186,31 +185,36 @@ class GemmProblem {
   // integers, equal to it rounded once.
   void check(Stream& stream, const GemmRunner& run_gemm) {
     SCOPED_TRACE(text(form_, size_));
-    Guarded c = c_, again = c_;
-    {
-      OnDevice a_d(stream, a_), b_d(stream, b_), bias_d(stream, bias_);
-      OnDevice c_d(stream, c), again_d(stream, again);
-      Gemm op{.a = a_d,
-              .b = b_d,
-              .c = c_d,
-              .transpose_a = form_.transpose_a,
-              .transpose_b = form_.transpose_b,
-              .accumulate = form_.accumulate};
-      if (form_.bias) op.bias = bias_d.tensor();
-      run_gemm(stream, op);
-      op.c = again_d.tensor();
-      run_gemm(stream, op);
-      c_d.download();
-      again_d.download();
-      stream.synchronize();
-    }
+    const Guarded c = computed(stream, run_gemm), again = computed(stream, run_gemm);
     if (values_ == Values::integers) {
-      EXPECT_TRUE(c == rounded_) << "sums of integers are not exact";
+      EXPECT_TRUE(c == rounded_to(c.dtype(), c.shape(), expected_))
+          << "sums of integers are not exact";
     } else {
       expect_close(c, expected_, gemm_bound(size_.k, c.dtype()), "c");
     }
     EXPECT_TRUE(again == c) << "two runs differ";
   }
+
+  // c, brought from the device.
+  Guarded computed(Stream& stream, const GemmRunner& run_gemm = run_as_users_do) {
+    Guarded c = c_;
+    OnDevice a_d(stream, a_), b_d(stream, b_), bias_d(stream, bias_), c_d(stream, c);
+    Gemm op{.a = a_d,
+            .b = b_d,
+            .c = c_d,
+            .transpose_a = form_.transpose_a,
+            .transpose_b = form_.transpose_b,
+            .accumulate = form_.accumulate};
+    if (form_.bias) op.bias = bias_d.tensor();
+    run_gemm(stream, op);
+    c_d.download();
+    stream.synchronize();
+    return c;
+  }
+
+  const std::vector<double>& expected() const { return expected_; }  // in fp64, of c's shape
+  // The same in fp32, each sum in the order of k, rounded once to c's dtype.
+  Guarded plain() const { return rounded_to(c_.dtype(), c_.shape(), sums<float>()); }
 
  private:
   // The lines of matrix `product` along k: [mn, k].
@@ -227,26 +231,38 @@ class GemmProblem {
     return out;
   }
 
-  void add_up(std::int64_t product) {
-    const std::int64_t m = size_.m, n = size_.n, k = size_.k;
-    const std::vector<double> a = along_k(a_, form_.ta(), m, k, product),
-                              b = along_k(b_, !form_.tb(), n, k, product);
-    const bool add = form_.accumulate == Accumulate::add;
-#pragma omp parallel for schedule(static) if (m * n * k > (1 << 20))
-    for (std::int64_t i = 0; i < m; ++i) {
-      for (std::int64_t j = 0; j < n; ++j) {
-        const double* const row = a.data() + i * k;
-        const double* const col = b.data() + j * k;
-        double sum = 0;
+  template <class Real>
+  static Real dot(const double* x, const double* y, std::int64_t k) {
+    Real sum = 0;
+    if constexpr (std::is_same_v<Real, double>) {
 #pragma omp simd reduction(+ : sum)
-        for (std::int64_t l = 0; l < k; ++l) sum += row[l] * col[l];
-        const std::int64_t at = (product * m + i) * n + j;
-        if (form_.bias) sum += bias_.at(j);
-        if (add) sum += c_.at(at);
-        expected_[static_cast<std::size_t>(at)] = sum;
-        rounded_.set(at, sum);
+      for (std::int64_t l = 0; l < k; ++l) sum += x[l] * y[l];
+    } else {
+      for (std::int64_t l = 0; l < k; ++l) sum += static_cast<Real>(x[l]) * static_cast<Real>(y[l]);
+    }
+    return sum;
+  }
+
+  // Summed in Real, of c's shape.
+  template <class Real>
+  std::vector<double> sums() const {
+    const std::int64_t m = size_.m, n = size_.n, k = size_.k;
+    std::vector<double> out(static_cast<std::size_t>(c_.size()));
+    for (std::int64_t product = 0; product < size_.products(); ++product) {
+      const std::vector<double> a = along_k(a_, form_.ta(), m, k, product),
+                                b = along_k(b_, !form_.tb(), n, k, product);
+#pragma omp parallel for schedule(static) if (m * n * k > (1 << 20))
+      for (std::int64_t i = 0; i < m; ++i) {
+        for (std::int64_t j = 0; j < n; ++j) {
+          Real sum = dot<Real>(a.data() + i * k, b.data() + j * k, k);
+          const std::int64_t at = (product * m + i) * n + j;
+          if (form_.bias) sum += static_cast<Real>(bias_.at(j));
+          if (form_.accumulate == Accumulate::add) sum += static_cast<Real>(c_.at(at));
+          out[static_cast<std::size_t>(at)] = sum;
+        }
       }
     }
+    return out;
   }
 
   Size size_;
@@ -255,7 +271,6 @@ class GemmProblem {
   Guarded a_, b_, bias_;
   Guarded c_;                     // before the product
   std::vector<double> expected_;  // of c's shape
-  Guarded rounded_;               // the same in c's dtype
 };
 
 inline void check_gemm(Stream& stream, DType in, DType out, const Size& size, const Form& form,

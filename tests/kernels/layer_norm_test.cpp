@@ -1,7 +1,7 @@
 // LayerNorm against an fp64 reference.
-#include "kernels/norm/norm.h"
 #include "tests/kernels/checks.h"
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/norm_reference.h"
 
 namespace orchard::testing {
 namespace {
@@ -15,58 +15,19 @@ struct Case {
   int shift = 0;  // elements by which x lies off alignment
 };
 
-struct Statistics {
-  double mean = 0, inverse_std = 0;
-};
+using Statistics = NormStatistics<double>;
+using Gradients = NormGradients<double>;
 
 Statistics statistics(const Values& x, std::size_t row, std::size_t cols) {
-  Statistics s;
-  double square = 0;
-  const auto n = static_cast<double>(cols);
-  for (std::size_t c = 0; c < cols; ++c) s.mean += x[row * cols + c] / n;
-  for (std::size_t c = 0; c < cols; ++c) square += std::pow(x[row * cols + c] - s.mean, 2) / n;
-  s.inverse_std = 1 / std::sqrt(square + 1e-5);
-  return s;
+  return norm_statistics(NormKind::layer, x, row, cols);
 }
 
 Values reference(const Values& x, const Values& weight, const Values& bias) {
-  const std::size_t cols = weight.size();
-  Values y(x.size());
-  for (std::size_t r = 0; r < x.size() / cols; ++r) {
-    const Statistics s = statistics(x, r, cols);
-    for (std::size_t c = 0; c < cols; ++c) {
-      y[r * cols + c] = (x[r * cols + c] - s.mean) * s.inverse_std * weight[c] + bias[c];
-    }
-  }
-  return y;
+  return norm_reference(NormKind::layer, x, weight, bias);
 }
 
-struct Gradients {
-  Values x, weight, bias;
-};
-
 Gradients reference_gradients(const Values& x, const Values& weight, const Values& d_y) {
-  const std::size_t cols = weight.size();
-  Gradients d{Values(x.size()), Values(cols), Values(cols)};
-  for (std::size_t r = 0; r < x.size() / cols; ++r) {
-    const Statistics s = statistics(x, r, cols);
-    const auto n = static_cast<double>(cols);
-    const auto normalised = [&](std::size_t c) {
-      return (x[r * cols + c] - s.mean) * s.inverse_std;
-    };
-    double mean_g = 0, mean_dot = 0;
-    for (std::size_t c = 0; c < cols; ++c) {
-      const double g = d_y[r * cols + c] * weight[c];
-      mean_g += g / n, mean_dot += g * normalised(c) / n;
-      d.weight[c] += d_y[r * cols + c] * normalised(c);
-      d.bias[c] += d_y[r * cols + c];
-    }
-    for (std::size_t c = 0; c < cols; ++c) {
-      d.x[r * cols + c] =
-          s.inverse_std * (d_y[r * cols + c] * weight[c] - mean_g - normalised(c) * mean_dot);
-    }
-  }
-  return d;
+  return norm_reference_gradients(NormKind::layer, x, weight, d_y);
 }
 
 class LayerNorm : public DeviceTest<Case> {
@@ -112,7 +73,7 @@ TEST_P(LayerNorm, ForwardMatchesReference) {
   for (std::int64_t r = 0; r < rows; ++r) {
     const Statistics s =
         statistics(input, static_cast<std::size_t>(r), static_cast<std::size_t>(cols));
-    means.push_back(s.mean), inverses.push_back(s.inverse_std);
+    means.push_back(s.mean), inverses.push_back(s.inverse);
   }
   const double fp32_sums = 8 * std::sqrt(cols) * unit_roundoff(DType::f32);
   expect_close(mean, means, fp32_sums, "mean");

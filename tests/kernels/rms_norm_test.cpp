@@ -1,6 +1,6 @@
 // RMSNorm against an fp64 reference.
-#include "kernels/norm/norm.h"
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/norm_reference.h"
 #include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
@@ -33,24 +33,16 @@ TEST_P(RmsNormForwardOnDevice, MatchesReference) {
   if (with_delta) op.delta = delta_d, op.sum = sum_d;
   run_repeatedly(stream(), op, {&y_d, &sum_d, &inverse_rms_d});
 
-  std::vector<double> expected(static_cast<std::size_t>(rows * cols)),
-      expected_inverse(static_cast<std::size_t>(rows));
-  const Guarded& input = with_delta ? sum : x;
-  for (std::int64_t r = 0; r < rows; ++r) {
-    double square = 0;
-    for (std::int64_t c = 0; c < cols; ++c) {
-      if (with_delta) {
-        ASSERT_NEAR(sum.at(r * cols + c), x.at(r * cols + c) + delta.at(r * cols + c),
-                    unit_roundoff(dtype) * 16);  // values stay below 8: one rounding
-      }
-      square += std::pow(input.at(r * cols + c), 2);
-    }
-    const double inverse = 1 / std::sqrt(square / static_cast<double>(cols) + 1e-5);
-    for (std::int64_t c = 0; c < cols; ++c) {
-      expected[static_cast<std::size_t>(r * cols + c)] =
-          input.at(r * cols + c) * inverse * weight.at(c);
-    }
-    expected_inverse[static_cast<std::size_t>(r)] = inverse;
+  for (std::int64_t i = 0; with_delta && i < rows * cols; ++i) {
+    // Values stay below 8: one rounding.
+    ASSERT_NEAR(sum.at(i), x.at(i) + delta.at(i), unit_roundoff(dtype) * 16);
+  }
+  const std::vector<double> input = (with_delta ? sum : x).values();
+  const std::vector<double> expected = norm_reference(NormKind::rms, input, weight.values(), {});
+  std::vector<double> expected_inverse;
+  for (std::size_t r = 0; r < input.size() / static_cast<std::size_t>(cols); ++r) {
+    expected_inverse.push_back(
+        norm_statistics(NormKind::rms, input, r, static_cast<std::size_t>(cols)).inverse);
   }
   expect_close(y, expected, bound(parameter()), "y");
   // No rounding to the dtype on the way: the fp32 part of the bound alone.
@@ -157,23 +149,13 @@ TEST_P(RmsNormBackwardOnDevice, MatchesReference) {
   OnDevice weight_d = on_device(weight), y_d = on_device(y), d_x_d = on_device(d_x);
   OnDevice inverse_rms_d = on_device(inverse_rms), d_weight_d = on_device(d_weight);
 
-  std::vector<double> expected(static_cast<std::size_t>(rows * cols)),
-      expected_weight = d_weight.values();
-  for (std::int64_t r = 0; r < rows; ++r) {
-    double square = 0, dot = 0;
-    for (std::int64_t c = 0; c < cols; ++c) square += x.at(r * cols + c) * x.at(r * cols + c);
-    const double inverse = 1 / std::sqrt(square / static_cast<double>(cols) + 1e-5);
-    for (std::int64_t c = 0; c < cols; ++c) {
-      dot += d_y.at(r * cols + c) * weight.at(c) * x.at(r * cols + c) * inverse;
-    }
-    for (std::int64_t c = 0; c < cols; ++c) {
-      const std::int64_t i = r * cols + c;
-      const double normalised = x.at(i) * inverse;
-      expected[static_cast<std::size_t>(i)] =
-          inverse * (d_y.at(i) * weight.at(c) - normalised * dot / static_cast<double>(cols)) +
-          (with_d_sum ? d_sum.at(i) : 0);
-      expected_weight[static_cast<std::size_t>(c)] += d_y.at(i) * normalised;
-    }
+  NormGradients<double> expected =
+      norm_reference_gradients(NormKind::rms, x.values(), weight.values(), d_y.values());
+  for (std::int64_t i = 0; with_d_sum && i < rows * cols; ++i) {
+    expected.x[static_cast<std::size_t>(i)] += d_sum.at(i);
+  }
+  for (std::int64_t c = 0; c < cols; ++c) {
+    expected.weight[static_cast<std::size_t>(c)] += d_weight.at(c);
   }
 
   run(stream(),
@@ -188,10 +170,10 @@ TEST_P(RmsNormBackwardOnDevice, MatchesReference) {
   run_repeatedly(stream(), op, {&d_x_d, &d_weight_d});
   // A single column is all cancellation (y does not depend on |x|): its terms have the size of
   // d_y·w / |x|.
-  expect_close(d_x, expected, rounding, "d_x",
+  expect_close(d_x, expected.x, rounding, "d_x",
                cols == 1 ? std::abs(d_y.at(0) * weight.at(0) / x.at(0)) : 0);
   // fp32 sums of `rows` terms, each with a few fp32 roundings.
-  expect_close(d_weight, expected_weight,
+  expect_close(d_weight, expected.weight,
                16 * std::sqrt(rows) * unit_roundoff(DType::f32) + rounding * (dtype == DType::f32),
                "d_weight");
 
