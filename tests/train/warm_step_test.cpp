@@ -363,8 +363,8 @@ TEST(WarmStepOnRanks, AllocatesNothingWhateverTheRouting) {
 TEST(WarmStepOnRanks, WithACapacityNoMicroBatchWaits) {
   const auto world = session->world();
   if (world->size() != 2) GTEST_SKIP() << "needs two ranks";
-  const auto [device, absence] = find_device(DeviceKind::simt);
-  ASSERT_TRUE(device) << absence;
+  const std::unique_ptr<Device> device = find_device(DeviceKind::simt).device;
+  ASSERT_TRUE(device);
   const auto messages =
       make_nccl_world(*world, {.device = *device, .library = make_emulated_nccl()});
   ModelConfig config = model_config(DeviceKind::simt);
