@@ -163,6 +163,46 @@ void PrintTo(const Counts& counts, std::ostream* out) {
        << counts.arena_growths << " arena growths";
 }
 
+// A rank, alone or one of several, and what it trains.
+class Training {
+ public:
+  Training(Device& device, const ParallelContext& ranks, const ModelConfig& config, DType dtype)
+      : ranks_(ranks),
+        stream_(device.make_stream()),
+        store_(ranks.place()),
+        model_(store_, config) {
+    store_.allocate(device, *stream_, dtype, ParameterUse::training_on_shards);
+    shards_.emplace(device, *stream_, ranks, store_);
+    model_.prepare(device, *stream_);
+    store_.initialise(*stream_, 1);
+    optimizer_.emplace(device, *stream_, store_, OptimizerConfig{}, &*shards_);
+    runner_.emplace(device, *stream_, ranks, store_, model_, &*shards_);
+  }
+
+  // This rank's micro-batches of a step, all of one shape.
+  StepReport step(std::span<const MicroBatch> mine, double learning_rate) {
+    const std::int64_t count = ranks_.mesh().data() * std::ssize(mine);
+    return runner_->train(mine,
+                          {.targets = count * mine[0].target_count,
+                           .real_rows = count * mine[0].sequences * mine[0].real_rows[0],
+                           .sequences = count * mine[0].sequences,
+                           .sizes = MicroBatchSizes::alike},
+                          *optimizer_, learning_rate, ++steps_);
+  }
+
+  StepRunner& runner() { return *runner_; }
+
+ private:
+  const ParallelContext& ranks_;
+  std::unique_ptr<Stream> stream_;
+  ParameterStore store_;
+  MultimodalModel model_;
+  std::optional<FlatShards> shards_;
+  std::optional<Optimizer> optimizer_;
+  std::optional<StepRunner> runner_;
+  std::int64_t steps_ = 0;
+};
+
 // A model on one rank.
 class WarmStepTest : public ::testing::TestWithParam<std::tuple<DeviceKind, DType>> {
  protected:
@@ -173,13 +213,7 @@ class WarmStepTest : public ::testing::TestWithParam<std::tuple<DeviceKind, DTyp
     auto [device, absence] = find_device(kind);
     if (!device) GTEST_SKIP() << name_of(kind) << ": " << absence;
     device_ = std::move(device);
-    stream_ = device_->make_stream();
-    store_.allocate(*device_, *stream_, dtype, ParameterUse::training_on_shards);
-    shards_.emplace(*device_, *stream_, ranks_, store_);
-    model_.prepare(*device_, *stream_);
-    store_.initialise(*stream_, 1);
-    optimizer_.emplace(*device_, *stream_, store_, OptimizerConfig{}, &*shards_);
-    runner_.emplace(*device_, *stream_, ranks_, store_, model_, &*shards_);
+    training_.emplace(*device_, ranks_, config_, dtype);
   }
 
   static bool on_cpu() { return std::get<0>(GetParam()) == DeviceKind::cpu; }
@@ -195,26 +229,14 @@ class WarmStepTest : public ::testing::TestWithParam<std::tuple<DeviceKind, DTyp
   }
 
   StepReport train(std::span<const MicroBatch> micro_batches) {
-    const auto count = std::ssize(micro_batches);
-    const MicroBatch& any = micro_batches[0];
-    return runner_->train(micro_batches,
-                          {.targets = count * any.target_count,
-                           .real_rows = count * any.sequences * any.real_rows[0],
-                           .sequences = count * any.sequences},
-                          *optimizer_, 1e-2, ++steps_);
+    return training_->step(micro_batches, 1e-2);
   }
 
   const ModelConfig config_ = model_config(std::get<0>(GetParam()));
   const std::unique_ptr<Communicator> world_ = make_single_communicator();
   const ParallelContext ranks_{*world_, {}};
   std::unique_ptr<Device> device_;
-  std::unique_ptr<Stream> stream_;
-  ParameterStore store_;
-  MultimodalModel model_{store_, config_};
-  std::optional<FlatShards> shards_;
-  std::optional<Optimizer> optimizer_;
-  std::optional<StepRunner> runner_;
-  std::int64_t steps_ = 0;
+  std::optional<Training> training_;
 };
 
 TEST_P(WarmStepTest, AllocatesNothingWhateverTheRouting) {
@@ -226,7 +248,7 @@ TEST_P(WarmStepTest, AllocatesNothingWhateverTheRouting) {
   const auto counts = [&] {
     const DeviceStatistics& s = device_->statistics();
     return Counts{s.allocations, s.workspace_growths, s.primitive_creations,
-                  runner_->arena().growths()};
+                  training_->runner().arena().growths()};
   };
   std::vector<std::vector<std::vector<double>>> loads;
   const auto step = [&](std::int64_t s) {
@@ -270,46 +292,6 @@ INSTANTIATE_TEST_SUITE_P(Devices, WarmStepTest,
                                   std::string(name_of(std::get<1>(test.param)));
                          });
 
-// One of several ranks and what it trains.
-class RankTraining {
- public:
-  RankTraining(Device& device, const ParallelContext& ranks, const ModelConfig& config)
-      : ranks_(ranks),
-        stream_(device.make_stream()),
-        store_(ranks.place()),
-        model_(store_, config) {
-    store_.allocate(device, *stream_, DType::f32, ParameterUse::training_on_shards);
-    shards_.emplace(device, *stream_, ranks, store_);
-    model_.prepare(device, *stream_);
-    store_.initialise(*stream_, 1);
-    optimizer_.emplace(device, *stream_, store_, OptimizerConfig{}, &*shards_);
-    runner_.emplace(device, *stream_, ranks, store_, model_, &*shards_);
-  }
-
-  // This rank's micro-batches of a step, all of one shape.
-  StepReport step(std::span<const MicroBatch> mine) {
-    const std::int64_t count = ranks_.mesh().data() * std::ssize(mine);
-    return runner_->train(mine,
-                          {.targets = count * mine[0].target_count,
-                           .real_rows = count * mine[0].sequences * mine[0].real_rows[0],
-                           .sequences = count * mine[0].sequences,
-                           .sizes = MicroBatchSizes::alike},
-                          *optimizer_, 1e-3, ++steps_);
-  }
-
-  StepRunner& runner() { return *runner_; }
-
- private:
-  const ParallelContext& ranks_;
-  std::unique_ptr<Stream> stream_;
-  ParameterStore store_;
-  MultimodalModel model_;
-  std::optional<FlatShards> shards_;
-  std::optional<Optimizer> optimizer_;
-  std::optional<StepRunner> runner_;
-  std::int64_t steps_ = 0;
-};
-
 // Rows for experts come and go with the routing: what arrives has room for a quarter more than the most
 // that there was, so the batches of the warm-up come back, with other weights.
 TEST(WarmStepOnRanks, AllocatesNothingWhateverTheRouting) {
@@ -326,7 +308,7 @@ TEST(WarmStepOnRanks, AllocatesNothingWhateverTheRouting) {
     config.decoder.moe.capacity_factor = capacity;
     const auto device = make_cpu_device({.threads = 1});
     const ParallelContext ranks(*world, layout);
-    RankTraining training(*device, ranks, config);
+    Training training(*device, ranks, config, DType::f32);
     StepRunner& runner = training.runner();
     std::vector<MicroBatch> all;
     for (std::int64_t b = 0; b < 2 * batches; ++b)
@@ -335,7 +317,7 @@ TEST(WarmStepOnRanks, AllocatesNothingWhateverTheRouting) {
     const auto step = [&](std::int64_t s) {
       const std::int64_t mine =
           s % batches * 2 + (ranks.mesh().data() > 1 ? ranks.coordinates().data : 0);
-      load = training.step(std::span(all).subspan(static_cast<std::size_t>(mine), 1))
+      load = training.step(std::span(all).subspan(static_cast<std::size_t>(mine), 1), 1e-3)
                  .losses.expert_load;
     };
     const auto counts = [&] {
@@ -371,14 +353,14 @@ TEST(WarmStepOnRanks, WithACapacityNoMicroBatchWaits) {
   for (const float capacity : {0.0f, 1.0f}) {
     config.decoder.moe.capacity_factor = capacity;
     const ParallelContext ranks(*messages, {.expert = 2});
-    RankTraining training(*device, ranks, config);
+    Training training(*device, ranks, config, DType::f32);
     const auto waits = [&](std::size_t micro_batches) {
       std::vector<MicroBatch> mine;
       for (std::size_t m = 0; m < micro_batches; ++m)
         mine.push_back(make_micro_batch(
             config, 64, 2 * m + static_cast<std::size_t>(ranks.coordinates().data)));
       const std::int64_t before = device->statistics().host_waits;
-      training.step(mine);
+      training.step(mine, 1e-3);
       return device->statistics().host_waits - before;
     };
     waits(2);  // memory grows, and growth waits
