@@ -386,9 +386,10 @@ TEST(Options, EachFillsItsOwnFieldOnly) {
     RunConfig run = default_run();
     const std::string before = option.print(run);
     std::string value;
-    for (const char* candidate : {"3", "4", "0.25", "simt", "bf16", "last", "blocks", "all_choices",
-                                  "fixed", "fit", "separators", "assistant", "adafactor", "no",
-                                  "dp-tp-ep-pp", "direct", "gpipe", "measured", "sm_90a"}) {
+    for (const char* candidate :
+         {"3",           "4",      "0.25",  "simt",       "bf16",      "last",      "blocks",
+          "all_choices", "fixed",  "fit",   "separators", "assistant", "adafactor", "no",
+          "dp-tp-ep-pp", "direct", "gpipe", "measured",   "sm_90a",    "host"}) {
       if (candidate == before || !option.read(run, candidate)) continue;
       value = candidate;
       break;
