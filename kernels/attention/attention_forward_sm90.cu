@@ -71,14 +71,9 @@ struct Work {
 };
 
 template <int head_dim>
-__device__ Work work_of(const Problem& problem) {
+__device__ Work work_of(const Problem& problem, const DocumentTile& tile, int rows, int head) {
   constexpr TileShape shape = tile_shape(head_dim);
-  const int head = static_cast<int>(blockIdx.x) % problem.heads;
-  // From the last tile to the first: under a causal mask the last have the most keys.
-  const int slot = static_cast<int>(gridDim.x - 1 - blockIdx.x) / problem.heads;
-  const DocumentTile tile = find_tile(problem.packing, Axis::queries, shape.rows(), slot);
   const Document& document = tile.document;
-  const int rows = min(document.queries - tile.first, shape.rows());
   const std::int64_t seen = document.visible_keys(problem.mask, tile.first + rows - 1);
   const int tiles = (static_cast<int>(seen) + tile_keys - 1) / tile_keys;
   Work work{
@@ -131,13 +126,16 @@ __device__ void zero_tail(Storage<head_dim>& shared, WgmmaRows<head_dim, tile_ke
 
 template <int head_dim>
 __device__ void consume(Storage<head_dim>& shared, const Forward& op, const Work& work) {
-  constexpr int stages = tile_shape(head_dim).stages;
+  constexpr TileShape shape = tile_shape(head_dim);
   const Problem& problem = op.problem;
   const DocumentTile& tile = work.tile;
   const Document& document = tile.document;
   const int group = static_cast<int>(threadIdx.x) / warpgroup - 1;
-  if (group >= work.groups) return;
-  const int tiles = work.tiles - (group < work.early ? 1 : 0);
+  int tiles = work.tiles;
+  if constexpr (shape.groups > 2) {
+    if (group >= work.groups) return;
+    if (group < work.early) --tiles;
+  }
   const int row = group * group_rows + static_cast<int>(threadIdx.x) % warpgroup / 32 * 16;
   const int lane_row = row + lane() / 4;  // and 8 further
   // Before this tile every row of the group sees all keys.
@@ -159,7 +157,7 @@ __device__ void consume(Storage<head_dim>& shared, const Forward& op, const Work
   running.clear();
 
   const auto start_scores = [&](int i) {
-    const auto& k = shared.k[Turn<stages>(i).stage];
+    const auto& k = shared.k[Turn<shape.stages>(i).stage];
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < head_dim / 16; ++step) {
@@ -170,7 +168,7 @@ __device__ void consume(Storage<head_dim>& shared, const Forward& op, const Work
     wgmma_commit();
   };
   const auto start_sums = [&](int i) {
-    const auto& v = shared.v[Turn<stages>(i).stage];
+    const auto& v = shared.v[Turn<shape.stages>(i).stage];
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < tile_keys / 16; ++step) {
@@ -200,7 +198,7 @@ __device__ void consume(Storage<head_dim>& shared, const Forward& op, const Work
   online_softmax<1, tile_keys / 8>(scores, op.log2_scale, running, shrink);
   round_scores();
   for (int i = 1; i < tiles; ++i) {
-    const Turn<stages> turn(i), before(i - 1);
+    const Turn<shape.stages> turn(i), before(i - 1);
     mbarrier_wait(&shared.k_full[turn.stage], turn.parity);
     start_scores(i);
     mbarrier_wait(&shared.v_full[before.stage], before.parity);
@@ -214,7 +212,7 @@ __device__ void consume(Storage<head_dim>& shared, const Forward& op, const Work
     rescale<1, head_dim / 8>(out, shrink);
     round_scores();
   }
-  const Turn<stages> last(tiles - 1);
+  const Turn<shape.stages> last(tiles - 1);
   mbarrier_wait(&shared.v_full[last.stage], last.parity);
   const int keys = document.keys - (tiles - 1) * tile_keys;
   if (keys < tile_keys) zero_tail(shared, shared.v[last.stage], keys, work);
@@ -261,8 +259,13 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), 1)
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr TileShape shape = tile_shape(head_dim);
   const Problem& problem = op.problem;
-  const Work work = work_of<head_dim>(problem);
-  if (work.rows <= 0) return;
+  const int head = static_cast<int>(blockIdx.x) % problem.heads;
+  // From the last tile to the first: under a causal mask the last have the most keys.
+  const int slot = static_cast<int>(gridDim.x - 1 - blockIdx.x) / problem.heads;
+  const DocumentTile tile = find_tile(problem.packing, Axis::queries, shape.rows(), slot);
+  const int rows = min(tile.document.queries - tile.first, shape.rows());
+  if (rows <= 0) return;
+  const Work work = work_of<head_dim>(problem, tile, rows, head);
   if (work.tiles == 0) return store_nothing<head_dim>(op, work);
 
   auto& shared = shared_storage<Storage<head_dim>>();
@@ -281,7 +284,7 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), 1)
   __syncthreads();
   if (threadIdx.x < warpgroup) {
     shrink_registers<shape.producer_registers>();
-    const int kv_head = work.head / (problem.heads / problem.kv_heads);
+    const int kv_head = head / (problem.heads / problem.kv_heads);
     if (threadIdx.x == 0) produce(shared, q, k, v, work, kv_head);
   } else {
     grow_registers<shape.consumer_registers>();
