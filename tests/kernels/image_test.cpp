@@ -6,6 +6,7 @@
 
 #include "tests/goldens/resize_golden.h"
 #include "tests/kernels/device_test.h"
+#include "tests/message_of.h"
 
 namespace orchard::testing {
 namespace {
@@ -195,20 +196,23 @@ INSTANTIATE_TEST_SUITE_P(
                                          PatchCase{DType::f32, 1, 2, 700, 7, 9, 1399},
                                          PatchCase{DType::f32, 2, 1, 6, 3, 0, 0},
                                          PatchCase{DType::f32, 1, 1, 512, 512, 5, 511},
+                                         PatchCase{DType::f32, 1, 2, 80, 40, 79, 133},
                                          PatchCase{DType::bf16, 2, 2, 56, 14, 57, 112},
                                          PatchCase{DType::bf16, 1, 1, 15, 5, 13, 11})),
     device_test_name<PatchCase>);
 
 TEST(PatchifyErrors, NameTheRule) {
-  Guarded x(DType::f32, {30, 30, 3}), patches(DType::f32, {1, 4, 588});
   const auto stream = cpu_device().make_stream();
-  try {
-    run(*stream,
-        NormalisePatchify{.x = x, .height = 30, .width = 30, .side = 30, .patches = patches});
-    FAIL() << "a tile that is no whole number of patches was accepted";
-  } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "NormalisePatchify: side is a positive multiple of patch");
-  }
+  const auto refusal = [&](std::int64_t side, std::int64_t patch) {
+    const std::int64_t grid = std::max<std::int64_t>(1, side / patch);
+    Guarded x(DType::f32, {side, side, 3}),
+        patches(DType::f32, {1, grid * grid, 3 * patch * patch});
+    return message_of([&] {
+      run(*stream, NormalisePatchify{.x = x, .side = side, .patch = patch, .patches = patches});
+    });
+  };
+  EXPECT_EQ(refusal(30, 14), "NormalisePatchify: side is a positive multiple of patch");
+  EXPECT_EQ(refusal(513, 513), "NormalisePatchify: patch is at most 512");
 }
 
 // --- position tables ---

@@ -263,9 +263,7 @@ TEST_F(Traffic, OfConvolutionAndPoolingIsThePictures) {
               2 * n + 2 * images * channels, 2 * n);
 }
 
-// DRAM sees each pixel once, but neighbouring lanes are not at neighbouring words. Resizing, they take pixels
-// of three bytes that lie a scale apart. Cutting patches, they take one colour of neighbouring pixels, three
-// floats apart; L1 has the other two.
+// Resizing, neighbouring lanes take pixels of three bytes that lie a scale apart, which DRAM sees once.
 TEST_F(Traffic, OfResizingAndPatchesIsThePixels) {
   const std::int64_t in = 200, side = 112, patch = 14;
   const std::size_t pixels = side * side * 3;
@@ -282,7 +280,7 @@ TEST_F(Traffic, OfResizingAndPatchesIsThePixels) {
                                 .side = side,
                                 .patch = patch,
                                 .patches = bf16s({1, 64, 3 * patch * patch})},
-              4 * pixels, 2 * pixels, 0.05, 2.5);
+              4 * pixels, 2 * pixels);
 }
 
 TEST_F(Traffic, OfTablesIsTheRowsNamed) {
