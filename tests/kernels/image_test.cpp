@@ -72,10 +72,11 @@ std::vector<double> resized(const Guarded& x, std::int64_t height, std::int64_t 
 
 struct Resize {
   std::int64_t in_height, in_width, height, width;
+  int shift = 0;  // bytes of the picture's address
 };
 
 // Values up to 255 times fp32 weights whose sizes sum to less than two, twice: 255·4 roundoffs of
-// 6e-8 a tap, over at most 32 taps that add up like a random walk.
+// 6e-8 a tap, over at most 160 taps that add up like a random walk.
 constexpr double level_bound = 1e-3;
 
 using ResizeBicubicOnDevice = DeviceTest<std::monostate>;
@@ -101,14 +102,14 @@ INSTANTIATE_TEST_SUITE_P(AllDevices, ResizeBicubicOnDevice,
 using ResizeShapes = DeviceTest<Resize>;
 
 TEST_P(ResizeShapes, MatchesReferenceAndLeavesTheRestOfTheCanvas) {
-  const auto [in_height, in_width, height, width] = parameter();
+  const auto [in_height, in_width, height, width, shift] = parameter();
   Guarded x(DType::u8, {in_height, in_width, 3});
   std::mt19937 engine(5);
   for (std::int64_t i = 0; i < x.size(); ++i) x.set(i, engine() % 256);
   const std::int64_t canvas_width = width + 5;
   Guarded y(DType::f32, {height + 3, canvas_width, 3});
   const Guarded untouched = y;
-  OnDevice x_d(stream(), x), y_d(stream(), y);
+  OnDevice x_d(stream(), x, shift), y_d(stream(), y);
   run_repeatedly(stream(), ResizeBicubic{.x = x_d, .height = height, .width = width, .y = y_d},
                  {&y_d});
   const std::vector<double> expected = resized(x, height, width);
@@ -128,7 +129,8 @@ INSTANTIATE_TEST_SUITE_P(
                        ::testing::Values(Resize{1, 1, 1, 1}, Resize{1, 1, 5, 4},
                                          Resize{2, 3, 31, 17}, Resize{29, 31, 7, 5},
                                          Resize{64, 48, 56, 42}, Resize{33, 20, 33, 41},
-                                         Resize{97, 2, 3, 3})),
+                                         Resize{97, 2, 3, 3}, Resize{7, 9, 5, 6, 3},
+                                         Resize{5, 41, 3, 67, 30}, Resize{3, 1800, 2, 45})),
     device_test_name<Resize>);
 
 TEST(ResizeBicubicErrors, RefuseACanvasThatIsTooSmall) {
