@@ -98,6 +98,21 @@ TEST_P(Streams, AGraphRepeatsItsWork) {
   EXPECT_NEAR(totals.at(0), 14 * sum, 14 * 100 * unit_roundoff(DType::f32) * 10);
 }
 
+TEST_P(Streams, ZeroWordsAreZeroAndStayWhileTheySuffice) {
+  const auto checked_words = [&](std::int64_t count) {
+    Guarded values = random_normal(DType::f32, {count}, 1);
+    unsigned* const words = stream().zero_words(count);
+    stream().copy(values, Tensor(words, DType::f32, {count}, stream().device().kind()));
+    stream().synchronize();
+    EXPECT_TRUE(values == zeros(DType::f32, {count})) << count << " words";
+    return words;
+  };
+  const unsigned* const few = checked_words(3);
+  EXPECT_EQ(checked_words(2), few);
+  checked_words(1000);
+  EXPECT_NE(other().zero_words(3), stream().zero_words(3));
+}
+
 TEST_P(Streams, ACaptureThatFailsLeavesTheStreamUsable) {
   Guarded values = random_normal(DType::f32, {10}, 1), initial = values;
   OnDevice x = on_device(values);
