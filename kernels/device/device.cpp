@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <new>
 
+#include "kernels/device/zero_words.h"
+
 namespace orchard {
 
 Device::~Device() = default;
@@ -78,27 +80,20 @@ void Event::synchronize() {
   finish();
 }
 
-bool Stream::grow(Buffer& buffer, std::size_t bytes) {
-  if (bytes <= buffer.size_bytes()) return false;
-  synchronize();  // work in the queue may still read the block that is about to be freed
-  buffer = Buffer();
-  buffer = Buffer(device_, bytes);
-  ++device_.statistics().workspace_growths;
-  return true;
-}
-
 std::byte* Stream::workspace(std::size_t bytes) {
-  grow(workspace_, bytes);
-  return workspace_.data();
+  constexpr std::size_t of_zero = zero_words_count * sizeof(unsigned);  // they come first
+  if (of_zero + bytes > workspace_.size_bytes()) {
+    synchronize();  // work in the queue may still read the block that is about to be freed
+    workspace_ = Buffer();
+    workspace_ = Buffer(device_, of_zero + bytes);
+    ++device_.statistics().workspace_growths;
+    fill_zero(workspace_.tensor(DType::i32, {zero_words_count}));
+  }
+  return workspace_.data() + of_zero;
 }
 
-unsigned* Stream::zero_words(std::int64_t count) {
-  // 256 bytes, the least that memory is given out by.
-  const std::int64_t words = std::max<std::int64_t>(count, 64);
-  if (grow(zero_words_, static_cast<std::size_t>(words) * sizeof(unsigned))) {
-    fill_zero(zero_words_.tensor(DType::i32, {words}));
-  }
-  return reinterpret_cast<unsigned*>(zero_words_.data());
+unsigned* zero_words(Stream& stream) {
+  return reinterpret_cast<unsigned*>(stream.workspace(0)) - zero_words_count;
 }
 
 }  // namespace orchard

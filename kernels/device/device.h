@@ -157,11 +157,6 @@ class Stream {
   // own. Grows to the largest request during warm-up and never shrinks. Aligned to 256 bytes.
   std::byte* workspace(std::size_t bytes);
 
-  // At least `count` words that are zero, in stream order, for a launch to count its blocks in, which leaves
-  // them zero. After one that failed they may not be: nothing that follows on the stream can be trusted.
-  // Grows as the workspace does.
-  unsigned* zero_words(std::int64_t count);
-
  protected:
   explicit Stream(Device& device) : device_(device) {}
 
@@ -170,11 +165,8 @@ class Stream {
   // Of at least one element.
   virtual void queue_copy(Tensor destination, ConstTensor source) = 0;
 
-  // Makes room in a buffer that work in the queue may still use; says whether it has grown.
-  bool grow(Buffer& buffer, std::size_t bytes);
-
   Device& device_;
-  Buffer workspace_, zero_words_;
+  Buffer workspace_;
 };
 
 // A point in the work of a stream, for other streams of the device and for the host to wait for.

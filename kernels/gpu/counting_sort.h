@@ -18,6 +18,7 @@
 #include <cstdint>
 
 #include "kernels/device/device.h"
+#include "kernels/device/zero_words.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/grid.h"
 #include "kernels/gpu/last_block.h"
@@ -233,7 +234,7 @@ void counting_sort(Stream& stream, const char* name, const CountingSort& sort,
             .shared_bytes = shared_bytes},
            kernel, bucket_of, sort, rest...);
   };
-  launch_over_items(sizeof(CountStorage), count_buckets<BucketOf>, stream.zero_words(1));
+  launch_over_items(sizeof(CountStorage), count_buckets<BucketOf>, zero_words(stream));
   launch_over_items(sizeof(WarpTallies), place_items<BucketOf, Place>, place);
 }
 

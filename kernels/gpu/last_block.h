@@ -8,7 +8,7 @@ namespace orchard::GPU_NAMESPACE {
 
 // Whether the calling block is the last of `blocks` to come; it then sees what the others wrote to global
 // memory before they came. All threads of each block call. `arrived` is zero before the first comes, and
-// again after the last (Stream::zero_words); `before` is shared memory.
+// again after the last (kernels/device/zero_words.h); `before` is shared memory.
 __device__ inline bool is_last_block(unsigned* arrived, unsigned blocks, unsigned& before) {
   __syncthreads();  // all of the block have written
   if (threadIdx.x == 0) {

@@ -16,6 +16,7 @@
 
 #include "kernels/device/device.h"
 #include "kernels/device/scratch.h"
+#include "kernels/device/zero_words.h"
 #include "kernels/gpu/grid.h"
 #include "kernels/gpu/register.h"
 #include "kernels/router/router.h"
@@ -295,6 +296,8 @@ __global__ void __launch_bounds__(router_threads) drop(Router op) {
 void router_forward(Stream& stream, const RouterForward& op) {
   const std::int64_t experts = op.logits.dim(1), sequences = op.real_tokens.dim(0);
   const std::int64_t tokens = int_extent("RouterForward", op.logits.dim(0));
+  require(sequences < zero_words_count, "RouterForward: {} sequences, GPU kernels take at most {}",
+          sequences, zero_words_count - 1);
   // A sequence's last slice may be a short one, or empty.
   const std::int64_t slices = tokens / slice_tokens + sequences;
   const std::int64_t slice_stride = ceil_div(op.k * experts, 32) * 32;
@@ -328,7 +331,7 @@ void router_forward(Stream& stream, const RouterForward& op) {
       .slice_choices = choices.in(scratch),
       .slice_stride = slice_stride,
       .sequence_counts = counts.in(scratch),
-      .arrived = stream.zero_words(sequences + 1)};
+      .arrived = zero_words(stream)};
   if (sequences == 0) return stream.fill_zero(op.expert_counts);
   const Extent3 slice_grid{blocks_for("RouterForward", slices, 1)}, block{router_threads};
   visit_token_lanes("RouterForward", experts, [&]<class Lanes>(Lanes) {
