@@ -15,7 +15,7 @@
 //            uniform routing
 //
 // Bound by memory: 8 bytes per logit forward, 8 backward. The CPU checks sequences and replays; GPUs,
-// whose integers no host code reads, do not, and take at most 256 experts.
+// whose integers no host code reads, do not, and take at most 256 experts and 4095 sequences.
 #pragma once
 
 #include <algorithm>
