@@ -14,8 +14,8 @@
 //
 // Of tokens that an index names (GroupedGemm::source) the copy engine's boxes, of neighbouring rows, are
 // no use: all four warps of the producer copy them, 16 bytes a thread, to where the engine would have put
-// them (gather_sm90.h), and the consumers see no difference but for 8 registers each, which hold the
-// producer's rows. These are instances of their own, so that the others keep theirs.
+// them (gather_sm90.h), and the consumers see no difference. These are instances of their own: the others
+// keep a producer of one warp and few registers.
 #include <algorithm>
 #include <type_traits>
 
@@ -41,7 +41,6 @@ constexpr int box = 64;    // sides of the boxes of operands that are not k-majo
 constexpr int warpgroup = 128;
 constexpr int threads = 3 * warpgroup;  // a producer and two consumers
 constexpr int producer_warps = 4, consumer_warps = 8;
-constexpr int register_budget = 504;  // of a thread of each warpgroup, together
 
 // Grouped weight gradients, short of k and bound by HBM, are 5 to 8 % faster with c at hand; dense ones
 // gain nothing (docs/notes/gemm.md).
@@ -355,16 +354,15 @@ __global__ void __launch_bounds__(threads, 1)
     fence_proxy_async();
   }
   __syncthreads();
-  constexpr int producer_registers = is_gathering<Schedule> ? 56 : 40;
   if (threadIdx.x < warpgroup) {
-    shrink_registers<producer_registers>();
+    shrink_registers<40>();
     if constexpr (is_gathering<Schedule>) {
       produce_gathered<tile, a_transposed, b_transposed>(ring, a, b, c, out, schedule);
     } else {
       if (threadIdx.x < 32) produce<tile, a_transposed, b_transposed>(ring, a, b, c, out, schedule);
     }
   } else {
-    grow_registers<(register_budget - producer_registers) / 2>();
+    grow_registers<232>();
     consume<tile, a_transposed, b_transposed>(ring, c, out, schedule);
   }
 #endif
