@@ -24,7 +24,8 @@ StepRunner::StepRunner(Device& device, Stream& stream, const ParallelContext& ra
           ExpertDispatcher::of(device, stream, ranks, model.config().decoder.moe.experts, experts)),
       arena_(device),
       uploader_(device, model.config(), store.dtype()),
-      losses_(device, ranks, model) {
+      losses_(device, ranks, model),
+      scales_(device) {
   if (!shards) return;
   reducer_.emplace(*shards);
   gatherer_.emplace(*shards, overlap);
@@ -46,16 +47,6 @@ bool StepRunner::evaluates_together() const {
   return std::ranges::any_of(group, [&](int rank) {
     return ranks_.mesh().coordinates(rank).data != ranks_.coordinates().data;
   });
-}
-
-LossScales StepRunner::scales(const StepTotals& totals) const {
-  const auto share = [](double weight, std::int64_t count) {
-    return count > 0 ? static_cast<float>(weight / static_cast<double>(count)) : 0.0f;
-  };
-  const MoeConfig& moe = model_.config().decoder.moe;
-  return {.target = share(1, totals.targets),
-          .balance = share(moe.balance_weight, totals.sequences),
-          .z = share(moe.z_weight, totals.real_rows)};
 }
 
 void StepRunner::run_in_turn(const StepWork& work, PhaseSeconds& seconds) {
@@ -112,7 +103,7 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
   losses_.begin(micro_batches.size());
   uploader_.begin();
   const StepWork work{.micro_batches = micro_batches,
-                      .scales = scales(totals),
+                      .scales = scales_.upload(stream_, totals, model_.config().decoder.moe),
                       .replay = replay,
                       .listener = overlap_ == Overlap::yes ? &*reducer_ : nullptr,
                       .overlap = overlap_,

@@ -10,6 +10,7 @@
 #include "parallel/sharded_step.h"
 #include "train/optimizer.h"
 #include "train/pipeline_step.h"
+#include "train/step_scales.h"
 
 namespace orchard {
 
@@ -56,7 +57,6 @@ class StepRunner {
   const Arena& arena() const { return arena_; }
 
  private:
-  LossScales scales(const StepTotals& totals) const;
   // Forward and backward of every micro-batch, one after the other, as without a pipeline.
   void run_in_turn(const StepWork& work, PhaseSeconds& seconds);
   // Throws Error on every rank unless the norm is finite, naming the first rank whose own gradients
@@ -75,6 +75,7 @@ class StepRunner {
   Arena arena_;
   BatchUploader uploader_;
   StepLosses losses_;
+  StepScales scales_;
   std::optional<PipelineStep> pipeline_;
   Buffer squares_;  // workspace of the gradient norm
 };

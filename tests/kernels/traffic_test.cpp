@@ -170,8 +170,8 @@ TEST_F(Traffic, OfARouterIsLogitsAndProbabilities) {
                              .real_tokens = forward.real_tokens,
                              .d_gates = floats({tokens, k}),
                              .k = k,
-                             .balance_scale = 1e-2f,
-                             .z_scale = 1e-3f,
+                             .balance_scale = floats({1}),
+                             .z_scale = floats({1}),
                              .d_logits = floats({tokens, experts})},
               4 * n + 4 * tokens + 12 * choices, 4 * n);
   // With a capacity, choices and slices are read once more, and what is dropped is written twice: here all
