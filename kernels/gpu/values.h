@@ -17,11 +17,6 @@ struct Values {
   __device__ float operator[](int i) const { return value[i]; }
 };
 
-// A number that nothing writes while the kernel runs, or what takes its place where there is none.
-__device__ inline float load_or(const float* address, float absent) {
-  return address == nullptr ? absent : load_readonly(address);
-}
-
 // f(a[i], b[i], ...) for each i.
 template <class F, int n, class... Others>
 __device__ Values<n> map(const F& f, const Values<n>& first, const Others&... others) {

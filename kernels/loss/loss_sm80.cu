@@ -8,6 +8,7 @@
 
 #include "kernels/core/visit.h"
 #include "kernels/device/device.h"
+#include "kernels/gpu/number.h"
 #include "kernels/gpu/register.h"
 #include "kernels/loss/loss.h"
 #include "kernels/loss/loss_gpu.h"
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(loss_threads) cross_entropy(Loss<Gradient> op)
   if (threadIdx.x == 0) store(op.losses + row, total.maximum - target_logit + logf(total.sum));
   if (d_logits == nullptr) return;
 
-  const float scale = load_or(op.scale, 1), factor = scale / total.sum;
+  const float scale = number_or(op.scale, 1), factor = scale / total.sum;
   for_each_again<width>(logits, op.vocab, shared, [&](std::int64_t i, const Values<width>& x) {
     Values<width> gradient;
 #pragma unroll

@@ -8,6 +8,7 @@
 
 #include "kernels/core/visit.h"
 #include "kernels/device/device.h"
+#include "kernels/gpu/number.h"
 #include "kernels/loss/loss.h"
 #include "kernels/loss/loss_gpu.h"
 
@@ -133,7 +134,7 @@ __global__ void __launch_bounds__(loss_threads) cross_entropy_of_shards(ShardLos
   if (threadIdx.x == 0) store(op.losses + row, all.maximum - all.target_logit + logf(all.sum));
   if (d_logits == nullptr) return;
   const float own_maximum = load_statistics(op.statistics, op.index * op.rows + row).maximum;
-  const float scale = load_or(op.scale, 1);
+  const float scale = number_or(op.scale, 1);
   const float factor = scale * expf(own_maximum - all.maximum) / all.sum;
   const float* const exponentials = op.exponentials + row * op.columns;
   const std::int64_t column = target - op.first_id;

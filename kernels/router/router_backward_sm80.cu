@@ -6,7 +6,7 @@
 //   d_logits = p · (d_p - Σ_e p·d_p + 2·z_scale·log_sum_exp)
 #include "kernels/device/device.h"
 #include "kernels/gpu/grid.h"
-#include "kernels/gpu/values.h"
+#include "kernels/gpu/number.h"
 #include "kernels/router/router.h"
 #include "kernels/router/router_gpu.h"
 
@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(router_threads) route_gradient(RouterGradient 
   const int expert = has_choice ? load(op.chosen + choice_at) : -1;
   const bool is_kept = has_choice && load(op.kept + choice_at) >= 0;
   const float log_sum_exp = inside ? load(op.log_sum_exp + token) : 0.0f;
-  const float z_scale = load_or(op.z_scale, 0);
-  const float balance_scale = load_or(op.balance_scale, 0) * static_cast<float>(op.experts) /
+  const float z_scale = number_or(op.z_scale, 0);
+  const float balance_scale = number_or(op.balance_scale, 0) * static_cast<float>(op.experts) /
                               static_cast<float>(op.counted);
 
   const TokenRange sequence = inside ? sequence_of(op.sequences, token) : TokenRange{};
