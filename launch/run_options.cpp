@@ -35,6 +35,8 @@ constexpr ChoiceNames<TargetPolicy, 2> target_policies{
 constexpr ChoiceNames<OptimizerKind, 2> optimizers{
     {{"adamw", OptimizerKind::adamw}, {"adafactor", OptimizerKind::adafactor}}};
 
+constexpr ChoiceNames<Graphs, 2> graph_choices{{{"no", Graphs::no}, {"yes", Graphs::yes}}};
+
 constexpr IntegerBounds from_0{.least = 0}, from_1{.least = 1};
 constexpr RealBounds positive{.kind = RealBounds::Least::excluded}, not_negative{},
     fraction{.most = 1};
@@ -60,6 +62,9 @@ void add_run(std::vector<RunOption>& options) {
   options.push_back(choice_option(
       {"run.dtype", "activations; weights keep fp32 masters"}, dtypes,
       [](auto& r) -> auto& { return r.dtype; }));
+  options.push_back(choice_option(
+      {"run.graphs", "record micro-batches as graphs, by shape, and replay them"}, graph_choices,
+      [](auto& r) -> auto& { return r.graphs; }));
   options.push_back(integer_option(
       {"run.seed", "of weights, mixing and packing"}, from_0,
       [](auto& r) -> auto& { return r.seed; }));

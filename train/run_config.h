@@ -13,6 +13,7 @@
 #include "models/config.h"
 #include "parallel/expert_dispatcher.h"
 #include "parallel/sharding.h"
+#include "train/graphs.h"
 #include "train/optimizer.h"
 #include "train/pipeline_cut.h"
 
@@ -53,6 +54,7 @@ struct RunConfig {
   GpuArch simt_arch = GpuArch::sm_80;   // whose kernels an emulated GPU runs
   DeviceTransport transport = DeviceTransport::automatic;
   DType dtype = DType::f32;
+  Graphs graphs = Graphs::no;  // no GPU has shown that they gain time
   std::uint64_t seed = 1;
   double init_scale = 1;                // of the initial weights' standard deviations
   std::int64_t micro_batch = 1;         // sequences of one forward pass

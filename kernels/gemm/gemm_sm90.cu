@@ -40,7 +40,7 @@ constexpr int depth = 64;  // of a stage: 128 bytes, the width of the swizzle
 constexpr int box = 64;    // sides of the boxes of operands that are not k-major
 constexpr int warpgroup = 128;
 constexpr int threads = 3 * warpgroup;  // a producer and two consumers
-constexpr int producer_warps = 4, consumer_warps = 8;
+constexpr int consumer_warps = 8;
 
 // Grouped weight gradients, short of k and bound by HBM, are 5 to 8 % faster with c at hand; dense ones
 // gain nothing (docs/notes/gemm.md).
@@ -88,6 +88,8 @@ struct Output {
 };
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+constexpr int producer_warps = warpgroup / 32;
 
 // Where a thread is in the ring. Parities alternate from lap to lap.
 template <int stages>

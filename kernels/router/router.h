@@ -95,8 +95,9 @@ struct RouterBackward {
   ConstTensor d_gates;  // f32 [tokens, k]; entries of dropped choices are ignored
   int k = 2;
   BalanceCounts balance_counts = BalanceCounts::first_choice;
-  float balance_scale = 0;
-  float z_scale = 0;
+  // f32 [1] each; absent: 0. In memory, because they change from step to step, and the arguments of
+  // a graph do not.
+  ConstTensor balance_scale = {}, z_scale = {};
   Tensor d_logits;  // f32 [tokens, experts]
 };
 

@@ -170,6 +170,8 @@ TEST_P(Router, BackwardMatchesFiniteDifferences) {
   OnDevice fractions_d(stream(), forward.fractions), offsets_d(stream(), forward.offsets);
   OnDevice real_d(stream(), forward.real), d_gates_d(stream(), d_gates);
   OnDevice d_logits_d(stream(), d_logits);
+  Guarded balance = number(balance_scale), z = number(z_scale);
+  OnDevice balance_d(stream(), balance), z_d(stream(), z);
   const RouterBackward op{.probabilities = probabilities_d,
                           .log_sum_exp = log_sum_exp_d,
                           .chosen = chosen_d,
@@ -180,8 +182,8 @@ TEST_P(Router, BackwardMatchesFiniteDifferences) {
                           .d_gates = d_gates_d,
                           .k = c.k,
                           .balance_counts = c.counts,
-                          .balance_scale = balance_scale,
-                          .z_scale = z_scale,
+                          .balance_scale = balance_d,
+                          .z_scale = z_d,
                           .d_logits = d_logits_d};
   run_and_download(stream(), op, {&d_logits_d});
 

@@ -183,8 +183,8 @@ TEST_F(Traffic, OfARouterIsLogitsAndProbabilities) {
                              .real_tokens = forward.real_tokens,
                              .d_gates = floats({tokens, k}),
                              .k = k,
-                             .balance_scale = 1e-2f,
-                             .z_scale = 1e-3f,
+                             .balance_scale = floats({1}),
+                             .z_scale = floats({1}),
                              .d_logits = floats({tokens, experts})},
               4 * n + 4 * tokens + 12 * choices, 4 * n);
   // With a capacity, choices are read once more, and the gates of those that are dropped written twice: here

@@ -286,7 +286,7 @@ void expect_multimodal(const MoeConfig& moe, std::span<const double> losses, dou
   model.prepare(bench.device(), bench.stream());
   bench.pack_documents();
   bench.patches(config.vision, 3);
-  const LossScales scales{.target = 1.0f / 13, .balance = 0.01f / 2, .z = 0.001f / 28};
+  const HostScales scales{.target = 1.0f / 13, .balance = 0.01f / 2, .z = 0.001f / 28};
   Pass pass = bench.pass(scales);
   MultimodalModel::Saved saved;
   model.forward(pass, saved);
