@@ -227,7 +227,8 @@ TEST_P(MixtureGoldens, OutputLossesChoicesAndGradients) {
   const MixtureOfExperts model(bench.store(), "moe", config);
   bench.allocate();
   bench.pack_documents();
-  Pass pass = bench.pass({.balance = 0.5f, .z = 0.25f});
+  const HostScales scales{.balance = 0.5f, .z = 0.25f};
+  Pass pass = bench.pass(scales);
   MixtureOfExperts::Saved saved;
   const Tensor x = bench.values(expected.name, {32, config.hidden});
   const Tensor y = model.forward(pass, x, saved);
