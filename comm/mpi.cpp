@@ -10,8 +10,8 @@
 namespace orchard {
 
 MpiSession::MpiSession(int& argc, char**& argv) {
-  // A process that no mpirun started would have Open MPI start a daemon for it, in 2 s, with whose help it
-  // could start others: it never will.
+  // For a process that no mpirun started Open MPI would start a daemon, with whose help it could start
+  // others: it never will, and need not wait (docs/notes/start-up.md).
   ::setenv("OMPI_MCA_ess_singleton_isolated", "1", /*overwrite=*/0);
   int provided = 0;
   // FUNNELED: only the main thread communicates; the loader's thread and OpenMP's do not.
