@@ -28,6 +28,7 @@ void expect_counts(const Counts& actual, const Counts& expected, const std::stri
 constexpr ToyShape with_pictures{.sequences = 2, .length = 13, .tiles = 2, .padding = 3};
 constexpr ToyShape with_a_picture{.sequences = 2, .length = 13, .tiles = 1};
 constexpr ToyShape of_text{.sequences = 2, .length = 13, .padding = 5};
+constexpr ToyShape of_little_text{.sequences = 1, .length = 11};
 constexpr ToyShape larger{.sequences = 48, .length = 16, .tiles = 3};
 
 // Micro-batches of these shapes; what they hold follows from `name`.
@@ -164,15 +165,15 @@ class PassGraphsTest : public DeviceTest<Case> {
   std::optional<Twins> twins_;
 };
 
-// Totals, and so the scales of the losses, change from step to step, and with every fourth step the
-// number of micro-batches.
+// Totals, and so the scales of the losses, change from step to step, and in the third the number of
+// micro-batches.
 TEST_P(PassGraphsTest, ReplaysGiveTheBitsOfPlainPasses) {
   constexpr ToyShape shapes[] = {with_pictures, of_text, with_pictures, with_a_picture};
-  constexpr std::int64_t steps = 5;
+  constexpr std::int64_t steps = 4;
   std::set<std::array<std::int64_t, 5>> seen;
   for (std::int64_t s = 1; s <= steps; ++s) {
     const auto batches =
-        make_step(parameter().model(), std::span(shapes).first(s == 4 ? 3 : 4), std::to_string(s));
+        make_step(parameter().model(), std::span(shapes).first(s == 3 ? 3 : 4), std::to_string(s));
     const Counts before = twins_->counts();
     twins_->step(batches);
     std::int64_t first = 0;
@@ -203,8 +204,13 @@ constexpr Case cases[] = {
     {.name = "sparse_recomputed", .recompute = Recompute::blocks},
 };
 
-// A GPU has the kernels that it has; the emulator those that it is asked for.
-constexpr Case sm90_cases[] = {
+// Fewer, since the emulator takes its time, but also the kernels of sm_90a.
+constexpr Case emulated_cases[] = {
+    {.name = "sparse"},
+    {.name = "capacity_bf16_recomputed",
+     .dtype = DType::bf16,
+     .capacity = 1,
+     .recompute = Recompute::blocks},
     {.name = "sm_90a_sparse_bf16", .dtype = DType::bf16, .simt_arch = GpuArch::sm_90a}};
 
 std::string name_of_test(const ::testing::TestParamInfo<std::tuple<DeviceKind, Case>>& test) {
@@ -212,11 +218,12 @@ std::string name_of_test(const ::testing::TestParamInfo<std::tuple<DeviceKind, C
 }
 
 INSTANTIATE_TEST_SUITE_P(Toys, PassGraphsTest,
-                         ::testing::Combine(every_device(), ::testing::ValuesIn(cases)),
+                         ::testing::Combine(::testing::Values(DeviceKind::cpu, DeviceKind::cuda),
+                                            ::testing::ValuesIn(cases)),
                          name_of_test);
-INSTANTIATE_TEST_SUITE_P(ToysOnSm90, PassGraphsTest,
+INSTANTIATE_TEST_SUITE_P(ToysOnTheEmulator, PassGraphsTest,
                          ::testing::Combine(::testing::Values(DeviceKind::simt),
-                                            ::testing::ValuesIn(sm90_cases)),
+                                            ::testing::ValuesIn(emulated_cases)),
                          name_of_test);
 
 // ---- memory that moves, shapes that come and go --------------------------------------------
@@ -226,7 +233,8 @@ using PassGraphsInMemory = PassGraphsTest;
 // What a graph refers to is where it was, or it is recorded anew: stale addresses would show in the
 // bits, on the emulator as accesses to freed memory.
 TEST_P(PassGraphsInMemory, WhatHasMovedIsCapturedAnew) {
-  constexpr ToyShape two[] = {of_text, of_text}, grown[] = {larger, of_text, of_text};
+  // Micro-batches of one size are another shape than the same beside others.
+  constexpr ToyShape few[] = {of_text, of_little_text}, grown[] = {larger, of_text, of_little_text};
   const auto change = [&](std::span<const ToyShape> shapes, const Counts& expected,
                           const char* when) {
     const Counts before = twins_->counts();
@@ -237,15 +245,15 @@ TEST_P(PassGraphsInMemory, WhatHasMovedIsCapturedAnew) {
                    .replayed = after.replayed - before.replayed},
                   expected, when);
   };
-  twins_->step_of(two);
-  twins_->step_of(two);  // the first step's end may have made the workspace grow
-  change(two, {.replayed = 2}, "warm");
+  twins_->step_of(few);
+  twins_->step_of(few);  // the first step's end may have made the workspace grow
+  change(few, {.replayed = 2}, "warm");
   const Arena& arena = twins_->replayed().runner().arena();
   const std::int64_t growths = arena.growths();
 
-  change(grown, {.plain = 1, .captured = 1, .replayed = 1}, "the arena grew");
+  change(grown, {.plain = 1, .captured = 2}, "the arena grew");
   EXPECT_GT(arena.growths(), growths) << "the larger micro-batch had room";
-  change(two, {.replayed = 2}, "as before");
+  change(few, {.replayed = 2}, "as before");
 
   // More than any operation here asks for.
   constexpr std::size_t plenty = std::size_t{64} << 20;
@@ -253,7 +261,7 @@ TEST_P(PassGraphsInMemory, WhatHasMovedIsCapturedAnew) {
   const std::int64_t workspaces = replayed.device().statistics().workspace_growths;
   replayed.workspace(plenty);
   ASSERT_EQ(replayed.device().statistics().workspace_growths, workspaces + 1);
-  change(two, {.captured = 1, .replayed = 1}, "the workspace grew");
+  change(few, {.captured = 2}, "the workspace grew");
   twins_->expect_same_weights();
 }
 
@@ -289,9 +297,10 @@ TEST(PassGraphsOfManyShapes, KeepsTheLastOnes) {
   EXPECT_EQ(twins.counts().plain, most) << "there is room for all of them";
   EXPECT_GE(twins.counts().replayed, most);
   const Counts before = twins.counts();
-  twins.step_of(std::span(shapes).last(1));   // the first of the others has to go
-  twins.step_of(std::span(shapes).first(1));  // and is not known any more; now the second goes
-  twins.step_of(std::span(shapes).subspan(2, 1));
+  // A new shape, for which the first of the others goes; that one, which is not known any more, and for
+  // which the second goes; the third, which is still there.
+  const ToyShape last[] = {shapes.back(), shapes[0], shapes[2]};
+  twins.step_of(last);
   const Counts after = twins.counts();
   EXPECT_EQ(after.plain, before.plain + 2);
   EXPECT_EQ(after.replayed, before.replayed + 1);
