@@ -81,19 +81,22 @@ void Event::synchronize() {
 }
 
 std::byte* Stream::workspace(std::size_t bytes) {
-  constexpr std::size_t of_zero = zero_words_count * sizeof(unsigned);  // they come first
-  if (of_zero + bytes > workspace_.size_bytes()) {
+  if (bytes > workspace_.size_bytes()) {
     synchronize();  // work in the queue may still read the block that is about to be freed
     workspace_ = Buffer();
-    workspace_ = Buffer(device_, of_zero + bytes);
+    workspace_ = Buffer(device_, bytes);
     ++device_.statistics().workspace_growths;
-    fill_zero(workspace_.tensor(DType::i32, {zero_words_count}));
   }
-  return workspace_.data() + of_zero;
+  return workspace_.data();
 }
 
 unsigned* zero_words(Stream& stream) {
-  return reinterpret_cast<unsigned*>(stream.workspace(0)) - zero_words_count;
+  Buffer& words = stream.zero_words_;
+  if (words.size_bytes() == 0) {
+    words = Buffer(stream.device_, zero_words_count * sizeof(unsigned));
+    stream.fill_zero(words.tensor(DType::i32, {zero_words_count}));
+  }
+  return reinterpret_cast<unsigned*>(words.data());
 }
 
 }  // namespace orchard

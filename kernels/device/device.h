@@ -165,8 +165,10 @@ class Stream {
   // Of at least one element.
   virtual void queue_copy(Tensor destination, ConstTensor source) = 0;
 
+  friend unsigned* zero_words(Stream&);  // kernels/device/zero_words.h
+
   Device& device_;
-  Buffer workspace_;
+  Buffer workspace_, zero_words_;
 };
 
 // A point in the work of a stream, for other streams of the device and for the host to wait for.

@@ -4,7 +4,8 @@
 // Pixels are interleaved, patches are not: neighbouring values of a patch lie three floats apart on the
 // canvas. So a block brings a strip of neighbouring patches to shared memory as the canvas has them,
 // row by row, and reads it there in the order of the patches: both ways global memory sees whole
-// sectors. Lanes that are three words apart meet in no bank.
+// sectors, but for the last strip of a row of patches. Lanes that are three words apart meet in no bank
+// within a row of a patch; of the next row some do, two wavefronts a request at patches of 14.
 #include <algorithm>
 #include <cstdint>
 

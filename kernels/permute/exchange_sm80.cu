@@ -38,7 +38,7 @@ __device__ void copy_by_warp(Unit* target, const Unit* source, std::int64_t coun
 // A table of usual size comes to shared memory: its rows are mostly smaller than a sector, and neighbours
 // take any of them.
 struct StagedTable {
-  static constexpr std::int64_t most = 4096;
+  static constexpr std::int64_t most = 1024;
   std::int32_t targets[most];
 };
 
@@ -62,8 +62,9 @@ struct Mapping {
   }
 };
 
-constexpr int mapped_by_thread =
-    4;  // a block's share of the table is then little beside its targets
+// A block reads at most as much of the table as it has targets.
+constexpr int mapped_by_thread = 4;
+static_assert(StagedTable::most <= block_threads * mapped_by_thread);
 
 __global__ void __launch_bounds__(block_threads) map_choices(Mapping op) {
   auto& staged = shared_storage<StagedTable>();

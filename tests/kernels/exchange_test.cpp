@@ -26,7 +26,7 @@ TEST_P(Exchange, ChoicesBecomeTheirTargets) {
 
 // Tables that fit shared memory and one that does not, and more targets than a block has.
 TEST_P(Exchange, TargetsAreTheTablesRowsWhateverItsSize) {
-  for (const auto& [table_rows, parts] : {std::pair{64, 1}, {512, 8}, {513, 8}}) {
+  for (const auto& [table_rows, parts] : {std::pair{64, 1}, {128, 8}, {129, 8}}) {
     const std::int64_t tokens = 173, k = 3;
     std::vector<int> chosen(static_cast<std::size_t>(tokens * k));
     for (std::size_t i = 0; i < chosen.size(); ++i)

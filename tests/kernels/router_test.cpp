@@ -234,7 +234,15 @@ INSTANTIATE_TEST_SUITE_P(
             Case{8, 2, 2.0f, BalanceCounts::first_choice, {0}, {0}})),
     device_test_name<Case>);
 
-// Several slices a sequence, and as many experts and choices as the GPU kernels take.
+// More sequences than a warp has lanes.
+std::vector<int> many_lengths() {
+  std::vector<int> lengths(40);
+  for (std::size_t s = 0; s < lengths.size(); ++s) lengths[s] = static_cast<int>(s % 4);
+  return lengths;
+}
+
+// Several slices a sequence, more than one thread has in flight, and as many experts and choices as the
+// GPU kernels take.
 INSTANTIATE_TEST_SUITE_P(
     Shapes, LongRouter,
     ::testing::Combine(
@@ -242,7 +250,10 @@ INSTANTIATE_TEST_SUITE_P(
         ::testing::Values(
             Case{40, 2, 1.0f, BalanceCounts::first_choice, {150, 64, 65}, {131, 64, 1}},
             Case{256, 8, 0.75f, BalanceCounts::all_choices, {70}, {66}},
-            Case{33, 3, 0, BalanceCounts::all_choices, {0, 129, 0}, {0, 128, 0}})),
+            Case{33, 3, 0, BalanceCounts::all_choices, {0, 129, 0}, {0, 128, 0}},
+            Case{8, 2, 0.5f, BalanceCounts::first_choice, {1300}, {1290}},
+            Case{129, 1, 1.0f, BalanceCounts::all_choices, {1100}, {1090}},
+            Case{2, 1, 1.0f, BalanceCounts::first_choice, many_lengths(), many_lengths()})),
     device_test_name<Case>);
 
 }  // namespace
