@@ -48,7 +48,9 @@ SavedValues of_layer(const ModelConfig& model, LinkKind kind, double rows) {
     gradients += 2 * ffn;
   } else {
     const auto k = static_cast<double>(d.moe.top_k);
-    forward += k * (2 * hidden + 3 * ffn);  // with the rows and the results of the experts
+    // With the results of the experts. Where experts are on several ranks, with what arrived for them,
+    // hidden more.
+    forward += k * (hidden + 3 * ffn);
     gradients += k * (2 * hidden + 2 * ffn) + hidden;  // and the router's part
   }
   return of_block(rows, hidden, forward, gradients, model.recompute);

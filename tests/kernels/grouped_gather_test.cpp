@@ -278,6 +278,27 @@ TEST_F(GroupedGathersEmulated, WeightGradientsByEveryKernel) {
   });
 }
 
+// Many tiles a multiprocessor, with every kernel that this GPU has: the emulator can but approximate in
+// which order copies arrive. A device reads its kernel when it computes its first product.
+TEST(GroupedGathersOnGpu, ManyTilesWithEveryKernel) {
+  constexpr int groups = 64, repetitions = 20;
+  Problem p{{0}, 3000, 1032, 1320};
+  for (int g = 0; g < groups; ++g) p.offsets.push_back(p.offsets.back() + 32 * (g % 9));
+  for (const char* kernel : {"sm80_64", "sm80_128", "sm90_128", "sm90_256"}) {
+    SCOPED_TRACE(kernel);
+    const Environment environment("ORCHARD_GPU_GEMM", kernel);
+    const FoundDevice found = find_device(DeviceKind::cuda);
+    if (!found.device) GTEST_SKIP() << found.absence;
+    const auto stream = found.device->make_stream();
+    for (int i = 0; i < repetitions; ++i) {
+      check_rows(*stream, DType::bf16, DType::bf16, p, {}, run_rows);
+      check_depth(*stream, DType::bf16, p, run_depth);
+    }
+    check_rows(*stream, DType::bf16, DType::bf16, p, {.epilogue = EpilogueKind::silu_gate},
+               run_rows);
+  }
+}
+
 TEST(GroupedGatherErrors, NameTheRule) {
   Guarded tokens = zeros(DType::f32, {4, 8}), b = zeros(DType::f32, {1, 8, 3});
   Guarded c = zeros(DType::f32, {32, 3}), offsets = integers({2}, std::vector{0, 32});

@@ -140,8 +140,8 @@ struct Case {
     model.decoder.moe.capacity_factor = capacity;
     model.recompute = recompute;
     if (!pictures) model.vision.layers = 0;
-    // The attention of sm_90a is for heads of 128.
-    if (simt_arch == GpuArch::sm_90a) model.decoder.head_dim = 128;
+    // The attention of sm_90a is for heads of 64 and 128.
+    if (simt_arch == GpuArch::sm_90a) model.decoder.head_dim = 64;
     return model;
   }
 };
