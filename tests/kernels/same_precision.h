@@ -100,4 +100,11 @@ inline void expect_at_most_twice_plain_error(const Guarded& actual,
   expect_at_most_twice_plain_error(actual, exact, plain, sizes_in_rows(exact, cols), what);
 }
 
+// Of plain values that are rounded here, as the operation rounds what it stores.
+inline void expect_twice(const Guarded& actual, const std::vector<double>& exact,
+                         const std::vector<float>& plain, const char* what) {
+  expect_at_most_twice_plain_error(actual, exact, rounded_to(actual.dtype(), actual.shape(), plain),
+                                   what);
+}
+
 }  // namespace orchard::testing
