@@ -83,8 +83,8 @@ void router_backward(benchmark::State& state, Operands& t, DType, Shape s) {
                                   .real_tokens = forward.real_tokens,
                                   .d_gates = t.once(f32, {s[0], k}),
                                   .k = k,
-                                  .balance_scale = 1e-2f,
-                                  .z_scale = 1e-3f,
+                                  .balance_scale = t.once(f32, {1}),
+                                  .z_scale = t.once(f32, {1}),
                                   .d_logits = t.once(f32, {s[0], experts})});
 }
 

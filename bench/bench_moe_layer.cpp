@@ -208,10 +208,14 @@ class Bench {
                             .sequences = 1,
                             .sequence_offsets = host(offsets_),
                             .real_rows = host(real_)};
+    const float balance = 0.01f, z = 0.001f;
+    const auto number = [](const float& x) {
+      return ConstTensor(&x, DType::f32, {1}, DeviceKind::cpu);
+    };
     Pass pass{.stream = *stream_,
               .arena = arena_,
               .batch = batch,
-              .scales = {.target = 1, .balance = 0.01f, .z = 0.001f},
+              .scales = {.target = {}, .balance = number(balance), .z = number(z)},
               .parallel = &context_,
               .dispatcher = dispatcher_.get()};
     const Shape shape{setting_.tokens, setting_.hidden};

@@ -3,11 +3,11 @@
 //
 //   bench_train_step [--model tiny|tiny-moe|1b|...] [--dtype f32|bf16] [--sequence 512]
 //                    [--micro-batch 8] [--recompute none|blocks] [--steps 10] [--threads 2]
-//                    [--device cpu|cuda] [--json]
+//                    [--device cpu|cuda] [--graphs no|yes] [--json]
 //   mpirun -n 2 bench_train_step --threads 1 --tp 2 ...
 //   mpirun -n 2 bench_train_step --threads 1 --pp 2 --schedule zb-h1 --micro-batches 8 ...
 //
-// Layouts have the options of `orchard train`. Of a pipeline it also says what share of the step the
+// Layouts and graphs have the options of `orchard train`. Of a pipeline it also says what share of the step the
 // ranks have nothing to do: by the schedule and the costs of the stages, as the simulator has it,
 // and measured, as the time that forward, backward and optimizer leave: waiting for other ranks,
 // moving what crosses stages, adding gradients. "Without bubble" is what the ranks would do if only
@@ -48,8 +48,8 @@ struct Setting {
   std::int64_t micro_batch = 8;
   std::int64_t micro_batches = 1;  // of a step, over all ranks
   std::int64_t steps = 10;
-  int threads = 2;                            // of the CPU device of a rank
-  std::map<std::string, std::string> layout;  // options of the run's section [layout]
+  int threads = 2;                             // of the CPU device of a rank
+  std::map<std::string, std::string> options;  // of the run, by name
   std::string device = "cpu";
   bool json = false;
 };
@@ -92,12 +92,12 @@ double worst(Communicator& world, double value) {
   return value;
 }
 
-// The recipe, with what the command line says of its layout.
+// The recipe, with what the command line says of its options.
 RunConfig run_of(const Setting& setting) {
   RunConfig run = load_recipe(setting.model);
-  for (const auto& [key, value] : setting.layout) {
-    const RunOption* const option = find_run_option("layout." + key);
-    require(option && option->read(run, value), "layout.{} = {}: must be {}", key, value,
+  for (const auto& [name, value] : setting.options) {
+    const RunOption* const option = find_run_option(name);
+    require(option && option->read(run, value), "{} = {}: must be {}", name, value,
             option ? option->values : "an option of a run");
   }
   run.dtype = setting.dtype;
@@ -170,7 +170,8 @@ void measure(const Setting& setting, Communicator& world) {
   store.initialise(*stream, 1);
   model.prepare(*device, *stream);
   Optimizer optimizer(*device, *stream, store, {}, &shards);
-  StepRunner runner(*device, *stream, ranks, store, model, &shards);
+  StepRunner runner(*device, *stream, ranks, store, model, &shards,
+                    StepOptions{.graphs = run.graphs});
 
   const Communicator& replicas = ranks[MeshGroup::data];
   std::vector<MicroBatch> batches;
@@ -232,6 +233,7 @@ void measure(const Setting& setting, Communicator& world) {
                               {"dtype", std::string(name_of(setting.dtype))},
                               {"ranks", world.size()},
                               {"layout", run.layout.to_string()},
+                              {"graphs", run.graphs == Graphs::yes},
                               {"pipeline", idle.cut},
                               {"threads", setting.threads},
                               {"sequence", setting.sequence},
@@ -273,15 +275,16 @@ void measure(const Setting& setting, Communicator& world) {
   }
 }
 
-// What `orchard train` calls the option, and what the section [layout] does.
-constexpr std::pair<const char*, const char*> layout_flags[] = {
-    {"tp", "tp"},
-    {"pp", "pp"},
-    {"schedule", "schedule"},
-    {"pipeline-chunks", "pipeline_chunks"},
-    {"stage-blocks", "stage_blocks"},
-    {"balance", "balance"},
-    {"ep", "ep"}};
+// What `orchard train` calls the option, and what a run does.
+constexpr std::pair<const char*, const char*> run_flags[] = {
+    {"tp", "layout.tp"},
+    {"pp", "layout.pp"},
+    {"schedule", "layout.schedule"},
+    {"pipeline-chunks", "layout.pipeline_chunks"},
+    {"stage-blocks", "layout.stage_blocks"},
+    {"balance", "layout.balance"},
+    {"ep", "layout.ep"},
+    {"graphs", "run.graphs"}};
 
 // Nothing where only the help was asked for.
 std::optional<Setting> parse(int argc, char** argv) {
@@ -294,9 +297,9 @@ std::optional<Setting> parse(int argc, char** argv) {
   options.option("micro-batch", setting.micro_batch, "sequences");
   options.option("micro-batches", setting.micro_batches, "of a step, dealt to the replicas");
   options.option("recompute", setting.recompute, "none | blocks");
-  for (const auto& [flag, key] : layout_flags) {
-    const RunOption& option = *find_run_option(fmt::format("layout.{}", key));
-    std::string& value = setting.layout[key] = option.print(default_run());
+  for (const auto& [flag, name] : run_flags) {
+    const RunOption& option = *find_run_option(name);
+    std::string& value = setting.options[name] = option.print(default_run());
     options.option(flag, value, option.help.c_str());
   }
   options.option("device", setting.device, "cpu | cuda");

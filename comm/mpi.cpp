@@ -10,6 +10,9 @@
 namespace orchard {
 
 MpiSession::MpiSession(int& argc, char**& argv) {
+  // For a process that no mpirun started Open MPI would start a daemon, with whose help it could start
+  // others: it never will, and need not wait (docs/notes/start-up.md).
+  ::setenv("OMPI_MCA_ess_singleton_isolated", "1", /*overwrite=*/0);
   int provided = 0;
   // FUNNELED: only the main thread communicates; the loader's thread and OpenMP's do not.
   check_mpi(MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");

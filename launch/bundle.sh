@@ -40,8 +40,6 @@ cat >"$bundle/run" <<'RUN'
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export LD_LIBRARY_PATH=$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export OPAL_PKGLIBDIR=$here/openmpi OPAL_PKGDATADIR=$here/share/openmpi
-# A process alone starts no daemon for itself.
-export OMPI_MCA_ess_singleton_isolated=1
 program=$1
 shift
 exec "$here/bin/$program" "$@"

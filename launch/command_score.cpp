@@ -186,7 +186,8 @@ int command_score(Arguments arguments) {
     const std::unique_ptr<Device> device = open_device(asked.run, rank_on_node(job.ranks()));
     job.set_name(Mesh(job.ranks().size(), asked.run.layout).name(job.ranks().rank()));
     AskingWatch watch(job, asked.run, asked.run_folder);
-    const DeviceRanks connected = connect_devices(job.ranks(), *device);
+    const DeviceRanks connected =
+        connect_devices(job.ranks(), *device, find_links(asked.run, job, *device));
     const ParallelContext ranks = context_of(asked, connected.of(job.ranks()));
     const std::unique_ptr<InferenceModel> model =
         load_model(asked, *device, ranks, static_cast<std::int64_t>(longest));

@@ -195,6 +195,7 @@ int command_train(Arguments arguments) {
     // Before anything is written: a run that finds no GPU leaves no trace.
     std::unique_ptr<Device> device;
     job.together([&] { device = open_device(run, rank_on_node(job.ranks())); });
+    const DeviceLinks links = find_links(run, job, *device);
     std::optional<RunLock> lock;
     std::string changes;
     job.together([&] {
@@ -215,9 +216,9 @@ int command_train(Arguments arguments) {
       if (job.is_first()) add_observers(observers, run, request->options, terminal);
     });
     if (!changes.empty()) observers.on_message("changed since the run began: " + changes);
-    const DeviceRanks ranks = connect_devices(job.ranks(), *device);
-    if (!ranks.obstacle.empty())
-      observers.on_message("data of GPUs passes through the host: " + ranks.obstacle);
+    if (!links.detour.empty())
+      observers.on_message("data of GPUs passes through host memory: " + links.detour);
+    const DeviceRanks ranks = connect_devices(job.ranks(), *device, links);
     train(run, request->options, *device, ranks.of(job.ranks()), observers);
     return 0;
   });

@@ -13,12 +13,6 @@
 namespace orchard {
 namespace {
 
-// Why this rank's GPU cannot communicate by itself, or the library with which it does.
-struct FoundNccl {
-  std::shared_ptr<NcclLibrary> library;
-  std::string obstacle;
-};
-
 int gpus_of_node() {
 #ifdef ORCHARD_HAS_CUDA
   return cuda_device_count();
@@ -27,30 +21,47 @@ int gpus_of_node() {
 #endif
 }
 
-FoundNccl find_nccl(const Communicator& world) {
+int ranks_of_node(const Communicator& world) {
   const auto nodes = world.nodes();
-  const auto here = std::ranges::count(nodes, nodes[static_cast<std::size_t>(world.rank())]);
-  if (here > gpus_of_node())
-    return {nullptr, fmt::format("{} ranks share the {} GPUs of a node", here, gpus_of_node())};
-  try {
-    return {load_nccl(), {}};
-  } catch (const Error& error) {
-    return {nullptr, error.what()};
-  }
+  return static_cast<int>(std::ranges::count(nodes, nodes[static_cast<std::size_t>(world.rank())]));
 }
 
 }  // namespace
 
-DeviceRanks connect_devices(Communicator& world, Device& device) {
+DeviceLinks links_of_node(DeviceTransport asked, NodeRanks node,
+                          const std::function<std::shared_ptr<NcclLibrary>()>& load) {
+  if (asked == DeviceTransport::host) return {nullptr, "--transport host"};
+  if (node.ranks > node.gpus)
+    return {nullptr, fmt::format("{} ranks share the {} GPUs of a node", node.ranks, node.gpus)};
+  try {
+    return {load(), {}};
+  } catch (const Error& error) {
+    throw ConfigurationError(
+        fmt::format("--device cuda on several ranks: {}. Install NCCL (package libnccl2), or pass "
+                    "--transport host, with which data goes through host memory, slowly",
+                    error.what()));
+  }
+}
+
+DeviceLinks find_links(const RunConfig& run, Job& job, const Device& device) {
+  Communicator& world = job.ranks();
   if (world.size() == 1 || device.kind() == DeviceKind::cpu) return {};
-  if (device.kind() == DeviceKind::simt)
-    return {make_nccl_world(world, {.device = device, .library = make_emulated_nccl()}), {}};
-  FoundNccl found = find_nccl(world);
-  double missing = found.library ? 0 : 1;
-  world.max_on_host({&missing, 1});
-  if (missing > 0)
-    return {nullptr, found.obstacle.empty() ? "another rank lacks NCCL" : found.obstacle};
-  return {make_nccl_world(world, {.device = device, .library = found.library}), {}};
+  DeviceLinks links;
+  job.together([&] {
+    const int ranks = ranks_of_node(world);
+    links = device.kind() == DeviceKind::simt
+                ? links_of_node(run.transport, {.ranks = ranks, .gpus = ranks}, make_emulated_nccl)
+                : links_of_node(run.transport, {.ranks = ranks, .gpus = gpus_of_node()}, load_nccl);
+  });
+  double detours = links.library ? 0 : 1;
+  world.max_on_host({&detours, 1});
+  if (detours > 0 && links.library) links = {nullptr, "ranks of another node share GPUs"};
+  return links;
+}
+
+DeviceRanks connect_devices(Communicator& world, Device& device, const DeviceLinks& links) {
+  if (!links.library) return {};
+  return {make_nccl_world(world, {.device = device, .library = links.library})};
 }
 
 std::unique_ptr<Device> open_device(const RunConfig& run, int rank_on_node) {

@@ -14,6 +14,8 @@ constexpr ChoiceNames<DeviceKind, 3> devices{
     {{"cpu", DeviceKind::cpu}, {"cuda", DeviceKind::cuda}, {"simt", DeviceKind::simt}}};
 constexpr ChoiceNames<GpuArch, 2> gpu_archs{
     {{"sm_80", GpuArch::sm_80}, {"sm_90a", GpuArch::sm_90a}}};
+constexpr ChoiceNames<DeviceTransport, 2> transports{
+    {{"auto", DeviceTransport::automatic}, {"host", DeviceTransport::host}}};
 constexpr ChoiceNames<FeatureLayer, 3> feature_layers{{{"post_norm", FeatureLayer::post_norm},
                                                        {"last", FeatureLayer::last},
                                                        {"penultimate", FeatureLayer::penultimate}}};
@@ -33,6 +35,8 @@ constexpr ChoiceNames<TargetPolicy, 2> target_policies{
 constexpr ChoiceNames<OptimizerKind, 2> optimizers{
     {{"adamw", OptimizerKind::adamw}, {"adafactor", OptimizerKind::adafactor}}};
 
+constexpr ChoiceNames<Graphs, 2> graph_choices{{{"no", Graphs::no}, {"yes", Graphs::yes}}};
+
 constexpr IntegerBounds from_0{.least = 0}, from_1{.least = 1};
 constexpr RealBounds positive{.kind = RealBounds::Least::excluded}, not_negative{},
     fraction{.most = 1};
@@ -51,8 +55,16 @@ void add_run(std::vector<RunOption>& options) {
       {"run.simt_arch", "device simt: the architecture whose kernels the emulated GPU runs"},
       gpu_archs, [](auto& r) -> auto& { return r.simt_arch; }));
   options.push_back(choice_option(
+      {"run.transport",
+       "auto: data of several GPUs goes over NCCL, or through host memory where ranks share one; "
+       "host: always through host memory"},
+      transports, [](auto& r) -> auto& { return r.transport; }));
+  options.push_back(choice_option(
       {"run.dtype", "activations; weights keep fp32 masters"}, dtypes,
       [](auto& r) -> auto& { return r.dtype; }));
+  options.push_back(choice_option(
+      {"run.graphs", "record micro-batches as graphs, by shape, and replay them"}, graph_choices,
+      [](auto& r) -> auto& { return r.graphs; }));
   options.push_back(integer_option(
       {"run.seed", "of weights, mixing and packing"}, from_0,
       [](auto& r) -> auto& { return r.seed; }));

@@ -139,6 +139,19 @@ void check_chunks(const ResolvedRun& run, const RunConfig& config) {
                    name_of(pipeline.schedule), chunks, chunks > 1 ? "s" : "", pipeline.chunks);
 }
 
+void check_graphs(const ResolvedRun& run, const RunConfig& config) {
+  if (config.graphs == Graphs::no) return;
+  const Layout& layout = config.layout;
+  for (const auto& [option, ranks] : {std::pair{"layout.tp", layout.tensor},
+                                      {"layout.pp", layout.pipeline},
+                                      {"layout.ep", layout.expert},
+                                      {"layout.etp", layout.expert_tensor}}) {
+    Rules(run).check(ranks == 1, "run.graphs",
+                     "graphs hold no messages, and with {} ranks send some within a micro-batch",
+                     run.describe(option));
+  }
+}
+
 // That the model has enough blocks is a rule of the layout.
 void check_pipeline(const ResolvedRun& run, const RunConfig& config) {
   try {
@@ -175,6 +188,7 @@ void validate_ranks(const ResolvedRun& run, int ranks) {
   check_chunks(run, config);
   check_global_batches(run, ranks, facts);
   check_layout(ranks, config.layout, facts);
+  check_graphs(run, config);
   check_pipeline(run, config);
 }
 

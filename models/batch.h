@@ -14,7 +14,7 @@ struct DeviceBatch {
   std::int64_t sequences = 0;
   ConstTensor sources;           // i32 [rows]: >= 0 token id, < 0 visual row -1 - source
   ConstTensor positions;         // i32 [rows]
-  ConstTensor document_offsets;  // i32 [documents + 1]
+  ConstTensor document_offsets;  // i32 [documents + 1]; the last ones may be empty
   ConstTensor sequence_offsets;  // i32 [sequences + 1]
   ConstTensor real_rows;         // i32 [sequences]
   // Rows that predict a target, in order; padded with -1 to a multiple of target_multiple.
@@ -34,10 +34,11 @@ inline constexpr std::int64_t target_multiple = 64;
 // What one micro-batch contributes to the step's loss:
 //   target · sum of cross-entropies + balance · sum over sequences and layers + z · sum over tokens
 //   and layers
+// Each is f32 [1] on the device, or absent: then the first is 1, and the others 0.
 struct LossScales {
-  float target = 0;   // 1 / target tokens of the step
-  float balance = 0;  // balance weight / sequences of the step
-  float z = 0;        // z weight / real tokens of the step
+  ConstTensor target;   // 1 / target tokens of the step
+  ConstTensor balance;  // balance weight / sequences of the step
+  ConstTensor z;        // z weight / real tokens of the step
 };
 
 }  // namespace orchard

@@ -66,27 +66,27 @@ Tensor Experts::gradients(const Parameter* first) const {
   return store_.stacked(*first, local_, ParameterStore::Field::gradient);
 }
 
-Tensor Experts::forward(Pass& pass, ConstTensor rows, ConstTensor row_offsets, Saved& saved) const {
-  const auto grouped = [&](ConstTensor a, const Parameter* first, std::int64_t out,
+Tensor Experts::forward(Pass& pass, const Rows& rows, Saved& saved) const {
+  const auto grouped = [&](const Rows& a, const Parameter* first, std::int64_t out,
                            const GemmEpilogue& epilogue = {}) {
-    const Tensor c = pass.allocate(a.dtype(), {a.dim(0), out});
-    run(pass.stream, GroupedGemm{.a = a,
+    const Tensor c = pass.allocate(a.x.dtype(), {a.count(), out});
+    run(pass.stream, GroupedGemm{.a = a.x,
                                  .b = weights(first),
                                  .c = c,
-                                 .row_offsets = row_offsets,
+                                 .row_offsets = a.row_offsets,
+                                 .source = a.source,
                                  .transpose_b = Transpose::yes,
                                  .epilogue = epilogue});
     return c;
   };
   const std::int64_t ffn = gate_->shape()[0];
   saved.rows = rows;
-  saved.row_offsets = row_offsets;
   saved.up = grouped(rows, up_, ffn);
-  const Tensor gate = pass.allocate(rows.dtype(), {rows.dim(0), ffn});
+  const Tensor gate = pass.allocate_like(saved.up);
   saved.product =
       grouped(rows, gate_, ffn, {EpilogueKind::silu_gate, /*other=*/saved.up, /*pre=*/gate});
   saved.gate = gate;
-  return grouped(saved.product, down_, hidden_);
+  return grouped({saved.product, rows.row_offsets}, down_, hidden_);
 }
 
 Tensor Experts::backward_input(Pass& pass, ConstTensor d_results, Saved& saved) const {
@@ -94,7 +94,7 @@ Tensor Experts::backward_input(Pass& pass, ConstTensor d_results, Saved& saved) 
     run(pass.stream, GroupedGemm{.a = a,
                                  .b = weights(first),
                                  .c = c,
-                                 .row_offsets = saved.row_offsets,
+                                 .row_offsets = saved.rows.row_offsets,
                                  .accumulate = accumulate});
   };
   const Tensor d_up = pass.allocate_like(saved.gate);
@@ -105,8 +105,8 @@ Tensor Experts::backward_input(Pass& pass, ConstTensor d_results, Saved& saved) 
                                   .d_y = d_up,
                                   .d_gate = d_gate,
                                   .d_up = d_up,
-                                  .row_count = saved.row_offsets.slice(local_, 1)});
-  const Tensor d_rows = pass.allocate_like(saved.rows);
+                                  .row_count = saved.rows.row_offsets.slice(local_, 1)});
+  const Tensor d_rows = pass.allocate(d_results.dtype(), {saved.rows.count(), hidden_});
   grouped(d_gate, gate_, d_rows, Accumulate::overwrite);
   grouped(d_up, up_, d_rows, Accumulate::add);
   saved.d_results = d_results;
@@ -116,14 +116,16 @@ Tensor Experts::backward_input(Pass& pass, ConstTensor d_results, Saved& saved) 
 }
 
 void Experts::backward_weight(Pass& pass, const Saved& saved) const {
-  const auto accumulate = [&](ConstTensor d_y, ConstTensor x, const Parameter* first) {
-    run(pass.stream,
-        GroupedGemmWeightGradient{
-            .a = d_y, .b = x, .d_b = gradients(first), .row_offsets = saved.row_offsets});
+  const auto accumulate = [&](ConstTensor d_y, const Rows& x, const Parameter* first) {
+    run(pass.stream, GroupedGemmWeightGradient{.a = d_y,
+                                               .b = x.x,
+                                               .d_b = gradients(first),
+                                               .row_offsets = x.row_offsets,
+                                               .source = x.source});
   };
   accumulate(saved.d_gate, saved.rows, gate_);
   accumulate(saved.d_up, saved.rows, up_);
-  accumulate(saved.d_results, saved.product, down_);
+  accumulate(saved.d_results, {saved.product, saved.rows.row_offsets}, down_);
 }
 
 }  // namespace orchard

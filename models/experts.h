@@ -14,9 +14,17 @@ class Experts {
   // Declares name.experts.<e>.{w_gate, w_up, w_down} of all experts.
   Experts(ParameterStore& store, const std::string& name, const DecoderConfig& config);
 
+  // Rows at or after row_offsets[local experts] are neither read nor written.
+  struct Rows {
+    ConstTensor x;            // [max_rows, width]; with source [tokens, width]
+    ConstTensor row_offsets;  // i32 [local experts + 1]
+    ConstTensor source = {};  // i32 [max_rows]: the token of each row, as GroupedGemm takes it
+
+    std::int64_t count() const { return source ? source.dim(0) : x.dim(0); }
+  };
+
   struct Saved {
-    ConstTensor rows;                     // [max_rows, hidden]
-    ConstTensor row_offsets;              // i32 [local experts + 1]
+    Rows rows;                            // of width hidden
     ConstTensor gate, up, product;        // [max_rows, ffn of a part]
     ConstTensor d_results, d_gate, d_up;  // for the weight half
   };
@@ -24,9 +32,9 @@ class Experts {
   // Experts of which this rank has something.
   std::int64_t here() const { return local_; }
 
-  // Rows after row_offsets[local experts] are neither read nor written.
-  Tensor forward(Pass& pass, ConstTensor rows, ConstTensor row_offsets, Saved& saved) const;
-  // Returns d_rows.
+  // Returns [max_rows, hidden].
+  Tensor forward(Pass& pass, const Rows& rows, Saved& saved) const;
+  // Returns d_rows [max_rows, hidden].
   Tensor backward_input(Pass& pass, ConstTensor d_results, Saved& saved) const;
   void backward_weight(Pass& pass, const Saved& saved) const;
 

@@ -225,7 +225,8 @@ Tensor MixtureOfExperts::forward(Pass& pass, ConstTensor x, Saved& saved) const 
     Part& part = saved.parts[i];
     const ConstTensor rows = coming->finish(pass.stream);
     if (i + 1 < saved.parts.size()) coming.emplace(dispatch(saved.parts[i + 1]));
-    const Tensor results = experts_.forward(pass, rows, part.routes->row_offsets(), part.experts);
+    const Tensor results = experts_.forward(
+        pass, {rows, part.routes->row_offsets(), part.routes->source()}, part.experts);
     ExpertTransfer sent = part.routes->collect(pass.stream, pass.arena, results);
     if (returning) combine(saved.parts[i - 1], *returning);
     returning.emplace(std::move(sent));

@@ -11,7 +11,8 @@
 //   d_results = routes.distribute(d_owned).finish()     CombineBackward's rows
 //   d_rows = routes.collect(d_rows).finish()
 //
-// Rows are never changed on their way, so whichever way they take, the result has the same bits.
+// Rows are never changed on their way, so whichever way they take, the result has the same bits. On one
+// rank none goes anywhere: the experts' products find theirs in x, by source().
 //
 // A layer on several ranks costs each rank one all-gather of its counts and one wait for them on the
 // host, then one all-to-all (by node: three) for dispatch, collect and distribute each. Where the most
@@ -73,11 +74,14 @@ class ExpertRoutes {
   ConstTensor slot() const { return slot_; }
   // i32 [local experts + 1]: multiples of row_multiple, into the experts' rows.
   ConstTensor row_offsets() const { return row_offsets_; }
+  // i32 [the experts' rows]: the token of each, -1 for padding, where dispatch leaves the rows in x.
+  ConstTensor source() const { return source_; }
   // Present where the owner's rows are padded, as CombineBackward takes them.
   ConstTensor padded_source() const { return padded_source_; }
   ConstTensor padded_offsets() const { return padded_offsets_; }
 
-  // x [tokens, hidden] -> the experts' rows [at least those in use, hidden].
+  // x [tokens, hidden] -> the experts' rows [at least those in use, hidden]; x itself, of which source
+  // says the rest, where that is present.
   virtual ExpertTransfer dispatch(Stream&, Arena&, ConstTensor x) const = 0;
   // The experts' rows -> the owner's [its rows, hidden].
   virtual ExpertTransfer collect(Stream&, Arena&, ConstTensor rows) const = 0;
@@ -86,7 +90,7 @@ class ExpertRoutes {
 
  protected:
   ExpertRoutes() = default;
-  ConstTensor slot_, row_offsets_, padded_source_, padded_offsets_;
+  ConstTensor slot_, row_offsets_, source_, padded_source_, padded_offsets_;
 };
 
 enum class ExpertDispatch : std::uint8_t {

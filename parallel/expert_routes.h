@@ -6,7 +6,7 @@
 
 namespace orchard {
 
-// One rank holds all experts: the owner's rows are the experts'.
+// One rank holds all experts: the owner's rows are the experts', which read their tokens in x.
 class LocalRoutes final : public ExpertRoutes {
  public:
   LocalRoutes(Stream& stream, Arena& arena, ConstTensor experts, std::int64_t experts_count);
@@ -14,9 +14,6 @@ class LocalRoutes final : public ExpertRoutes {
   ExpertTransfer dispatch(Stream&, Arena&, ConstTensor x) const override;
   ExpertTransfer collect(Stream&, Arena&, ConstTensor rows) const override;
   ExpertTransfer distribute(Stream&, Arena&, ConstTensor rows) const override;
-
- private:
-  ConstTensor source_;
 };
 
 // What a rank knows of its own tokens before it hears of the others'.

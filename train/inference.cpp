@@ -88,7 +88,7 @@ InferenceModel::InferenceModel(const std::filesystem::path& checkpoint, Device& 
   load_parameters(checkpoint, *stream_, store_, PositionTables::resized);
   model_->prepare(device, *stream_);
   runner_ = std::make_unique<StepRunner>(device, *stream_, ranks, store_, *model_, nullptr,
-                                         Overlap::yes, options.experts);
+                                         StepOptions{.experts = options.experts});
 }
 
 std::vector<std::int32_t> InferenceModel::generate(const MicroBatch& prompt, std::int64_t count,

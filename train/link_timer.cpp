@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "models/multimodal.h"
+#include "train/step_scales.h"
 #include "train/stopwatch.h"
 #include "train/upload.h"
 
@@ -39,7 +40,8 @@ class LinkTimer {
         store_(ranks_.place()),
         model_(store_, model),
         arena_(device),
-        uploader_(device, model, setting.dtype) {
+        uploader_(device, model, setting.dtype),
+        scales_(device) {
     store_.allocate(device, *stream_, setting.dtype, ParameterUse::training);
     store_.initialise(*stream_, /*seed=*/1);
     model_.prepare(device, *stream_);
@@ -53,12 +55,10 @@ class LinkTimer {
     arena_.reset(*stream_);
     uploader_.begin();
     const DeviceBatch batch = uploader_.upload(*stream_, arena_, micro_batch);
-    const LossScales scales{.target = 1.0f /
-                                      static_cast<float>(std::max<std::int64_t>(batch.targets, 1))};
     Pass pass{.stream = *stream_,
               .arena = arena_,
               .batch = batch,
-              .scales = scales,
+              .scales = scales_.upload(*stream_, {.targets = batch.targets}, MoeConfig{}),
               .sizes = MicroBatchSizes::alike,
               .parallel = &ranks_,
               .dispatcher = dispatcher_.get()};
@@ -117,6 +117,7 @@ class LinkTimer {
   std::unique_ptr<ExpertDispatcher> dispatcher_;
   Arena arena_;
   BatchUploader uploader_;
+  StepScales scales_;
 };
 
 }  // namespace

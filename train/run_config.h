@@ -13,6 +13,7 @@
 #include "models/config.h"
 #include "parallel/expert_dispatcher.h"
 #include "parallel/sharding.h"
+#include "train/graphs.h"
 #include "train/optimizer.h"
 #include "train/pipeline_cut.h"
 
@@ -35,6 +36,12 @@ struct StageConfig {
   double final_lr_fraction = 0;
 };
 
+// How data travels between the devices of ranks.
+enum class DeviceTransport {
+  automatic,  // of GPUs over NCCL, but through host memory where ranks share one
+  host,       // through host memory, whatever there is
+};
+
 struct RunConfig {
   ModelConfig
       model;  // vision.side is overridden by the stage's; vocabulary by the tokenizer's, where 0
@@ -45,7 +52,9 @@ struct RunConfig {
   std::vector<StageConfig> stages;
   DeviceKind device = DeviceKind::cpu;  // where the model lives
   GpuArch simt_arch = GpuArch::sm_80;   // whose kernels an emulated GPU runs
+  DeviceTransport transport = DeviceTransport::automatic;
   DType dtype = DType::f32;
+  Graphs graphs = Graphs::no;  // no GPU has shown that they gain time
   std::uint64_t seed = 1;
   double init_scale = 1;                // of the initial weights' standard deviations
   std::int64_t micro_batch = 1;         // sequences of one forward pass

@@ -13,21 +13,26 @@ namespace orchard {
 
 StepRunner::StepRunner(Device& device, Stream& stream, const ParallelContext& ranks,
                        ParameterStore& store, const MultimodalModel& model,
-                       const FlatShards* shards, Overlap overlap,
-                       const ExpertDispatchOptions& experts)
+                       const FlatShards* shards, const StepOptions& options)
     : stream_(stream),
       ranks_(ranks),
       store_(store),
       model_(model),
-      overlap_(overlap),
-      dispatcher_(
-          ExpertDispatcher::of(device, stream, ranks, model.config().decoder.moe.experts, experts)),
+      overlap_(options.overlap),
+      dispatcher_(ExpertDispatcher::of(device, stream, ranks, model.config().decoder.moe.experts,
+                                       options.experts)),
       arena_(device),
-      uploader_(device, model.config(), store.dtype()),
-      losses_(device, ranks, model) {
+      uploader_(device, model.config(), store.dtype(),
+                options.graphs == Graphs::yes ? UploadShapes::repeating : UploadShapes::exact),
+      losses_(device, ranks, model),
+      scales_(device) {
   if (!shards) return;
+  if (options.graphs == Graphs::yes) {
+    require_silent_passes();
+    graphs_.emplace(model);
+  }
   reducer_.emplace(*shards);
-  gatherer_.emplace(*shards, overlap);
+  gatherer_.emplace(*shards, options.overlap);
   counted_ = shards->counted_once();
   squares_ = device.allocate(counted_.size() * sizeof(float));
   if (ranks.stages().ranks() > 1) {
@@ -48,14 +53,11 @@ bool StepRunner::evaluates_together() const {
   });
 }
 
-LossScales StepRunner::scales(const StepTotals& totals) const {
-  const auto share = [](double weight, std::int64_t count) {
-    return count > 0 ? static_cast<float>(weight / static_cast<double>(count)) : 0.0f;
-  };
-  const MoeConfig& moe = model_.config().decoder.moe;
-  return {.target = share(1, totals.targets),
-          .balance = share(moe.balance_weight, totals.sequences),
-          .z = share(moe.z_weight, totals.real_rows)};
+void StepRunner::require_silent_passes() const {
+  const bool experts_apart = dispatcher_ && dispatcher_->placement().size() > 1;
+  require(ranks_.stages().ranks() == 1 && ranks_[MeshGroup::tensor].size() == 1 && !experts_apart,
+          "graphs hold no messages, and ranks send some within a pass with {}",
+          ranks_.mesh().layout().to_string());
 }
 
 void StepRunner::run_in_turn(const StepWork& work, PhaseSeconds& seconds) {
@@ -71,15 +73,25 @@ void StepRunner::run_in_turn(const StepWork& work, PhaseSeconds& seconds) {
               .parallel = &ranks_,
               .dispatcher = dispatcher_.get(),
               .overlap = work.overlap};
+    if (m + 1 == work.micro_batches.size()) pass.gradients = work.listener;
+    const bool as_graph = graphs_ && !pass.replay && !pass.gradients;
+    CapturedPass* const graph = as_graph ? graphs_->find(pass) : nullptr;
     MultimodalModel::Saved saved;
     {
       const Stopwatch watch(seconds.forward);
-      model_.forward(pass, saved);
-      losses_.read_back(pass, saved, m);
+      if (graph) {
+        graph->forward();
+      } else {
+        model_.forward(pass, saved);
+      }
+      losses_.read_back(pass, graph ? graph->saved() : saved, m);
     }
     const Stopwatch watch(seconds.backward);
-    if (m + 1 == work.micro_batches.size()) pass.gradients = work.listener;
-    model_.backward(pass, saved);
+    if (graph) {
+      graph->backward();
+    } else {
+      model_.backward(pass, saved);
+    }
   }
 }
 
@@ -111,10 +123,13 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
   reducer_->begin(stream_);
   losses_.begin(micro_batches.size());
   uploader_.begin();
+  // Alone it has nothing to send, and a graph would not call it.
+  const bool listens =
+      overlap_ == Overlap::yes && !(graphs_ && ranks_[MeshGroup::world].size() == 1);
   const StepWork work{.micro_batches = micro_batches,
-                      .scales = scales(totals),
+                      .scales = scales_.upload(stream_, totals, model_.config().decoder.moe),
                       .replay = replay,
-                      .listener = overlap_ == Overlap::yes ? &*reducer_ : nullptr,
+                      .listener = listens ? &*reducer_ : nullptr,
                       .overlap = overlap_,
                       .sizes = totals.sizes};
   if (pipeline_) {

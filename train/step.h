@@ -8,8 +8,11 @@
 #include <vector>
 
 #include "parallel/sharded_step.h"
+#include "train/graphs.h"
 #include "train/optimizer.h"
+#include "train/pass_graphs.h"
 #include "train/pipeline_step.h"
+#include "train/step_scales.h"
 
 namespace orchard {
 
@@ -17,6 +20,15 @@ struct StepReport {
   LossReport losses;
   double gradient_norm = 0;
   PhaseSeconds seconds;
+};
+
+struct StepOptions {
+  Overlap overlap = Overlap::yes;
+  ExpertDispatchOptions experts = {};
+  // yes: only on ranks that share neither layers nor experts with others (tp, pp, ep and etp of 1).
+  // Of several ranks the last micro-batch of a step, whose gradients are sent while backward runs, is
+  // no graph; without overlap it is one, too.
+  Graphs graphs = Graphs::no;
 };
 
 // Runs micro-batches and keeps what they leave behind until the losses are collected. Everything
@@ -27,7 +39,7 @@ class StepRunner {
   // Without shards it only evaluates.
   StepRunner(Device& device, Stream& stream, const ParallelContext& ranks, ParameterStore& store,
              const MultimodalModel& model, const FlatShards* shards = nullptr,
-             Overlap overlap = Overlap::yes, const ExpertDispatchOptions& experts = {});
+             const StepOptions& options = {});
 
   // `micro_batches` are those of this rank's place in the data group: all stages of a pipeline have
   // the same, but the contents of pictures need only be where picture_content says. Their gradients, reduced over ranks, are left in the rows that this rank owns.
@@ -54,9 +66,12 @@ class StepRunner {
   // Brings tokens to their experts; null in a model without.
   ExpertDispatcher* dispatcher() const { return dispatcher_.get(); }
   const Arena& arena() const { return arena_; }
+  // Null without Graphs::yes.
+  const PassGraphs* graphs() const { return graphs_ ? &*graphs_ : nullptr; }
 
  private:
-  LossScales scales(const StepTotals& totals) const;
+  // Throws Error unless a pass on this rank sends no message.
+  void require_silent_passes() const;
   // Forward and backward of every micro-batch, one after the other, as without a pipeline.
   void run_in_turn(const StepWork& work, PhaseSeconds& seconds);
   // Throws Error on every rank unless the norm is finite, naming the first rank whose own gradients
@@ -75,6 +90,8 @@ class StepRunner {
   Arena arena_;
   BatchUploader uploader_;
   StepLosses losses_;
+  StepScales scales_;
+  std::optional<PassGraphs> graphs_;
   std::optional<PipelineStep> pipeline_;
   Buffer squares_;  // workspace of the gradient norm
 };

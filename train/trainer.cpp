@@ -110,7 +110,8 @@ class StageTrainer {
     shards_.emplace(device, *stream_, ranks_, store_);
     model_.prepare(device, *stream_);
     optimizer_.emplace(device, *stream_, store_, stage.optimizer, &*shards_);
-    runner_.emplace(device, *stream_, ranks_, store_, model_, &*shards_, Overlap::yes, run.experts);
+    runner_.emplace(device, *stream_, ranks_, store_, model_, &*shards_,
+                    StepOptions{.experts = run.experts, .graphs = run.graphs});
     if (ExpertDispatcher* const dispatcher = runner_->dispatcher()) {
       dispatcher->on_growth([this](const std::string& text) {
         fmt::print(stderr, "{}: {}\n", ranks_.mesh().name(ranks_.rank()), text);
@@ -152,6 +153,7 @@ class StageTrainer {
     observer_.message(fmt::format("stage {}: {} micro-batches of {} sequences a replica and step",
                                   stage_.number, micro_batches(), data_.micro_batch()));
     tell_pipeline();
+    tell_graphs();
     if (done_ == 0) validate_and_report();
     const std::int64_t first = done_,
                        last = budget ? std::min(stage_.steps, done_ + *budget) : stage_.steps;
@@ -188,6 +190,15 @@ class StageTrainer {
                                  .halves = cut_.halves,
                                  .costs_are = cut_.costs_are,
                                  .micro_batches = static_cast<int>(micro_batches())}));
+  }
+
+  void tell_graphs() {
+    if (run_.graphs == Graphs::no || ranks_[MeshGroup::world].size() == 1) return;
+    observer_.message(fmt::format(
+        "stage {}: graphs replay the micro-batches of a step but for the last, whose gradients are "
+        "sent while it runs{}",
+        stage_.number,
+        micro_batches() == 1 ? ": here there is no other, so none is replayed" : ""));
   }
 
   // Of a replica's step.

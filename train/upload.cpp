@@ -68,6 +68,8 @@ void BatchUploader::upload_lists(Stream& stream, Arena& arena, const MicroBatch&
   lists.add_list(out.sources, batch.sources);
   lists.add_list(out.positions, batch.positions);
   lists.add_list(out.document_offsets, batch.document_offsets);
+  if (shapes_ == UploadShapes::repeating)
+    lists.pad(document_multiple, batch.document_offsets.back());
   lists.add_list(out.real_rows, batch.real_rows);
   lists.add_multiples(out.sequence_offsets, batch.sequences, batch.length);
   lists.begin(out.target_rows);

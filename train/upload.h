@@ -13,14 +13,24 @@
 
 namespace orchard {
 
+// Whether shapes come again, for graphs that are replayed by them.
+enum class UploadShapes : std::uint8_t {
+  exact,      // document_offsets are as long as there are documents
+  repeating,  // and empty documents more, up to a multiple of document_multiple
+};
+
+// Few enough that attention, which launches blocks for each document, has not much to skip.
+inline constexpr std::int64_t document_multiple = 8;
+
 // Copies micro-batches into an arena; their patches, which are large, only where the chain's first
 // link reads them. What it copies from is its own, so that the host need not wait for one micro-batch
 // before it uploads the next, and is kept: warm uploads allocate nothing.
 class BatchUploader {
  public:
   // The device must outlive it.
-  BatchUploader(Device& device, const ModelConfig& config, DType dtype)
-      : device_(device), config_(config), dtype_(dtype) {}
+  BatchUploader(Device& device, const ModelConfig& config, DType dtype,
+                UploadShapes shapes = UploadShapes::exact)
+      : device_(device), config_(config), dtype_(dtype), shapes_(shapes) {}
 
   // All uploads so far have been copied: the next ones use their host memory again.
   void begin() { used_ = 0; }
@@ -51,6 +61,7 @@ class BatchUploader {
   Device& device_;
   ModelConfig config_;
   DType dtype_;
+  UploadShapes shapes_;
   std::deque<Staging> staging_;  // of each upload since begin, and more
   std::size_t used_ = 0;
 };

@@ -1,10 +1,11 @@
 // Matrix products at the shapes of the presets (launch/recipes): the linear layers of their decoders
-// and of the vision tower at 8192 rows, forward and both gradients, and the experts' products; those with an
-// epilogue beside the two operations that it replaces; and a batch.
+// and of the vision tower at 8192 rows, forward and both gradients, and the experts' products, of rows and
+// of tokens that an index names; those with an epilogue beside the two operations that it replaces; and a batch.
 #include "bench/gpu/gpu_bench.h"
 #include "kernels/activation/activation.h"
 #include "kernels/cuda/cublaslt.h"
 #include "kernels/gemm/gemm.h"
+#include "kernels/permute/permute.h"
 
 namespace orchard::bench {
 namespace {
@@ -85,6 +86,7 @@ struct GroupedOperands {
   Tensor x, y, w;  // [rows, in], [rows, out], [experts, out, in]
   Tensor offsets;
   std::vector<std::int32_t> host_offsets;
+  Tensor source = {};  // the token of each row, where x has tokens
 };
 
 void run_grouped(Stream& stream, Direction direction, const GroupedOperands& on) {
@@ -94,12 +96,15 @@ void run_grouped(Stream& stream, Direction direction, const GroupedOperands& on)
                                      .b = on.w,
                                      .c = on.y,
                                      .row_offsets = on.offsets,
+                                     .source = on.source,
                                      .transpose_b = Transpose::yes});
     case Direction::input_gradient:
       return run(stream, GroupedGemm{.a = on.y, .b = on.w, .c = on.x, .row_offsets = on.offsets});
     case Direction::weight_gradient:
-      return run(stream, GroupedGemmWeightGradient{
-                             .a = on.y, .b = on.x, .d_b = on.w, .row_offsets = on.offsets});
+      return run(
+          stream,
+          GroupedGemmWeightGradient{
+              .a = on.y, .b = on.x, .d_b = on.w, .row_offsets = on.offsets, .source = on.source});
   }
 }
 
@@ -148,6 +153,44 @@ GpuCase grouped_case(const std::string& name, Direction direction, const Layer& 
         }
         return calls;
       }};
+}
+
+// The experts' products of tokens, of which each has two rows, beside those of rows that are copied first.
+GpuCase gathered_case(const std::string& name, Direction direction, const Layer& layer,
+                      int experts) {
+  const std::int64_t count = 2 * rows, in = layer.in, out = layer.out;
+  const bool gradient = direction == Direction::weight_gradient;
+  const DType weight_type = gradient ? DType::f32 : DType::bf16;
+  return {.name = fmt::format("gathered/{}.{}/{}x{}x{}x{}", layer.name, name, experts,
+                              count / experts, in, out),
+          .flops = 2.0 * static_cast<double>(count) * static_cast<double>(in * out),
+          .bytes = static_cast<double>(
+              bytes_of(DType::bf16, rows * in + count * out) + bytes_of(DType::i32, count) +
+              bytes_of(weight_type, experts * in * out) * (gradient ? 2 : 1)),
+          .prepare = [=](GpuBench& bench) -> GpuCase::Calls {
+            std::vector<std::int32_t> tokens;  // of neighbouring rows far apart, each twice
+            for (std::int64_t row = 0; row < count; ++row)
+              tokens.push_back(static_cast<std::int32_t>(row * 1031 % rows));
+            const GroupedOperands on{.x = bench.random(DType::bf16, {rows, in}),
+                                     .y = bench.random(DType::bf16, {count, out}),
+                                     .w = bench.random(weight_type, {experts, out, in}, 0.02f),
+                                     .offsets = bench.integers(expert_offsets(count, experts)),
+                                     .source = bench.integers(tokens)};
+            GroupedOperands copied = on;
+            copied.x = bench.random(DType::bf16, {count, in});
+            copied.source = {};
+            Stream& stream = bench.stream();
+            return {.ours = [=, &stream] { run_grouped(stream, direction, on); },
+                    .reference =
+                        [=, &stream] {
+                          run(stream, DispatchForward{.x = on.x,
+                                                      .source = on.source,
+                                                      .row_offsets = on.offsets,
+                                                      .rows = copied.x});
+                          run_grouped(stream, direction, copied);
+                        },
+                    .reference_name = "copied first"};
+          }};
 }
 
 // A product through an epilogue, beside the same product and the operation after it.
@@ -210,6 +253,10 @@ std::vector<GpuCase> gemm_cases() {
     cases.push_back(grouped_case("forward", Direction::forward, layer, 64));
     cases.push_back(grouped_case("input_gradient", Direction::input_gradient, layer, 64));
     cases.push_back(grouped_case("weight_gradient", Direction::weight_gradient, layer, 64));
+  }
+  for (const Layer& layer : {Layer{"1b-moe.up", 2048, 5632}, Layer{"3b-moe.up", 3072, 8064}}) {
+    cases.push_back(gathered_case("forward", Direction::forward, layer, 64));
+    cases.push_back(gathered_case("weight_gradient", Direction::weight_gradient, layer, 64));
   }
   for (const Layer& layer : {Layer{"1b.ffn_gate", 2048, 5632}, Layer{"3b.ffn_gate", 3072, 8064},
                              Layer{"7b.ffn_gate", 4096, 13312}}) {

@@ -73,8 +73,8 @@ void add_router(std::vector<GpuCase>& cases) {
                                                    .real_tokens = forward.real_tokens,
                                                    .d_gates = bench.random(f32, {tokens, k}),
                                                    .k = k,
-                                                   .balance_scale = 1e-2f,
-                                                   .z_scale = 1e-3f,
+                                                   .balance_scale = bench.random(f32, {1}),
+                                                   .z_scale = bench.random(f32, {1}),
                                                    .d_logits = bench.zeros(f32, {tokens, experts})};
                            }));
   cases.push_back(row_case(fmt::format("permute_plan/{}x{}", tokens, k),

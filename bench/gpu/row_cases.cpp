@@ -186,7 +186,7 @@ void add_cross_entropy(std::vector<GpuCase>& cases, std::int64_t vocab, DType gr
                              return CrossEntropy{
                                  .logits = logits,
                                  .targets = bench.integers(targets),
-                                 .scale = 1.0f / rows,
+                                 .scale = bench.random(DType::f32, {1}),
                                  .losses = bench.random(DType::f32, {rows}),
                                  .d_logits =
                                      in_place ? logits : bench.random(DType::bf16, {rows, vocab})};

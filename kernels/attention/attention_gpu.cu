@@ -32,9 +32,8 @@ struct Limit {
 };
 
 // What the rows of the tensors allow: tensor-core kernels move them 16 bytes at a time, and those of
-// sm_90 are made for some head_dims.
-Kernel best_kernel(int compute_capability, std::initializer_list<std::int64_t> sm90_head_dims,
-                   std::initializer_list<ConstTensor> tensors) {
+// sm_90 are made for two head_dims.
+Kernel best_kernel(int compute_capability, std::initializer_list<ConstTensor> tensors) {
   Kernel best = compute_capability == 90 ? Kernel::sm90 : Kernel::sm80;
   for (const ConstTensor& tensor : tensors) {
     const std::int64_t head_dim = tensor.dim(2);
@@ -42,20 +41,19 @@ Kernel best_kernel(int compute_capability, std::initializer_list<std::int64_t> s
         reinterpret_cast<std::uintptr_t>(tensor.raw()) % 16 != 0) {
       return Kernel::fma;
     }
-    const bool is_made = std::ranges::find(sm90_head_dims, head_dim) != sm90_head_dims.end();
+    const bool is_made = head_dim == 64 || head_dim == 128;
     if (!is_made || tensor.numel() == 0) best = Kernel::sm80;
   }
   return best;
 }
 
-Kernel choose_kernel(Stream& stream, std::initializer_list<std::int64_t> sm90_head_dims,
-                     std::initializer_list<ConstTensor> tensors) {
-  return std::min(best_kernel(gpu_properties(stream).compute_capability, sm90_head_dims, tensors),
+Kernel choose_kernel(Stream& stream, std::initializer_list<ConstTensor> tensors) {
+  return std::min(best_kernel(gpu_properties(stream).compute_capability, tensors),
                   stream.device().extension<Limit>().kernel);
 }
 
 void attention_forward(Stream& stream, const AttentionForward& op) {
-  switch (choose_kernel(stream, {128}, {op.q, op.k, op.v, op.out})) {
+  switch (choose_kernel(stream, {op.q, op.k, op.v, op.out})) {
     case Kernel::fma:
       return attention_forward_fma(stream, op);
     case Kernel::sm80:
@@ -66,8 +64,7 @@ void attention_forward(Stream& stream, const AttentionForward& op) {
 }
 
 void attention_backward(Stream& stream, const AttentionBackward& op) {
-  switch (choose_kernel(stream, {64, 128},
-                        {op.q, op.k, op.v, op.out, op.d_out, op.d_q, op.d_k, op.d_v})) {
+  switch (choose_kernel(stream, {op.q, op.k, op.v, op.out, op.d_out, op.d_q, op.d_k, op.d_v})) {
     case Kernel::fma:
       return attention_backward_fma(stream, op);
     case Kernel::sm80:

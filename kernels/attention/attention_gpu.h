@@ -70,7 +70,7 @@ void attention_backward_fma(Stream&, const AttentionBackward&);
 void attention_forward_mma(Stream&, const AttentionForward&);
 void attention_backward_mma(Stream&, const AttentionBackward&);
 
-// The same on sm_90a's own instructions, forward for a head_dim of 128, backward for 64 and 128.
+// The same on sm_90a's own instructions, for a head_dim of 64 or 128.
 void attention_forward_wgmma(Stream&, const AttentionForward&);
 void attention_backward_wgmma(Stream&, const AttentionBackward&);
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <new>
 
+#include "kernels/device/zero_words.h"
+
 namespace orchard {
 
 Device::~Device() = default;
@@ -79,13 +81,19 @@ void Event::synchronize() {
 }
 
 std::byte* Stream::workspace(std::size_t bytes) {
-  if (bytes > workspace_.size_bytes()) {
+  constexpr std::size_t of_zero = zero_words_count * sizeof(unsigned);  // they come first
+  if (of_zero + bytes > workspace_.size_bytes()) {
     synchronize();  // work in the queue may still read the block that is about to be freed
     workspace_ = Buffer();
-    workspace_ = Buffer(device_, bytes);
+    workspace_ = Buffer(device_, of_zero + bytes);
     ++device_.statistics().workspace_growths;
+    fill_zero(workspace_.tensor(DType::i32, {zero_words_count}));
   }
-  return workspace_.data();
+  return workspace_.data() + of_zero;
+}
+
+unsigned* zero_words(Stream& stream) {
+  return reinterpret_cast<unsigned*>(stream.workspace(0)) - zero_words_count;
 }
 
 }  // namespace orchard

@@ -2,7 +2,8 @@
 // per position once. Bound: HBM bandwidth.
 //
 // Backward, a thread walks the images for its place of the picture and both copies the gradient and
-// adds it up: it is read once, and the sum over images has a fixed order.
+// adds it up: it is read once, and the sum over images has a fixed order. It tends four elements: their
+// fp32 sums are one access of 16 bytes, so that a warp's are whole sectors.
 #include <algorithm>
 
 #include "kernels/core/visit.h"
@@ -120,7 +121,7 @@ struct ShiftedGradient {
 // A thread tends one place of all images, from the first row that d_y or d_x has, -shift or 0.
 template <class T, int n>
 __global__ void __launch_bounds__(block_threads) shift_gradient(ShiftedGradient<T> op) {
-  constexpr int in_flight = 4;
+  constexpr int in_flight = 8;
   const std::int64_t first_row = op.shift > 0 ? -op.shift : 0;
   const auto [i, column, inside] = place_of_thread<n>(op.y_rows - first_row, op.width);
   if (!inside) return;
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(block_threads) shift_gradient(ShiftedGradient<
 template <class T>
 void shift_gradient(Stream& stream, const char* name, const ShiftedGradient<T>& op) {
   const std::int64_t rows = op.y_rows + std::max(op.shift, 0);
-  visit_piece<T>(op.width, {op.d_y, op.d_x, op.d_positions, op.d_class_token}, [&](auto n) {
+  visit_width<quad>(op.width, {op.d_y, op.d_x, op.d_positions, op.d_class_token}, [&](auto n) {
     launch_over(stream, name, rows, op.width, n, shift_gradient<T, n>, op);
   });
 }

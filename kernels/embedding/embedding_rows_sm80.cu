@@ -190,9 +190,8 @@ SortedTokens sort_tokens(Stream& stream, const ConstTensor& sources, TableRows t
   for (int shift = 0, pass = 0; shift < bits; shift += bucket_bits, ++pass) {
     const TokenLists& to = lists[pass % 2];
     const TokenTargets targets{from.rows, table};
-    counting_sort(stream,
-                  {.name = "sort_tokens_by_id",
-                   .items = static_cast<int>(tokens),
+    counting_sort(stream, "sort_tokens_by_id",
+                  {.items = static_cast<int>(tokens),
                    .buckets = max_buckets,
                    .counts = counts.in(scratch),
                    .bucket_begin = begins.in(scratch)},

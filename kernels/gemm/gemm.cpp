@@ -27,6 +27,13 @@ constexpr bool has_backward(EpilogueKind kind) {
   return kind == EpilogueKind::quick_gelu || kind == EpilogueKind::silu_gate;
 }
 
+// An operand whose rows the groups have: as many as they, or any number for `source` to choose from.
+void check_rows(const Checker& check, const char* name, const ConstTensor& x, const Shape& shape,
+                std::initializer_list<DType> dtypes, const ConstTensor& source) {
+  check.optional("source", source, {shape[0]}, {DType::i32});
+  check.operand(name, x, source ? shape.with(0, x.dim(0)) : shape, dtypes);
+}
+
 template <class Operation>
 void check_epilogue(const Checker& check, const Operation& op) {
   const auto& [kind, other, pre] = op.epilogue;
@@ -65,7 +72,7 @@ void run(Stream& stream, const GroupedGemm& op) {
              "a and c are matrices, b is one matrix a group");
   const std::int64_t groups = op.b.dim(0), k = op.a.dim(1), n = op.c.dim(1);
   const Shape b = matrix(k, n, op.transpose_b);
-  check.operand("a", op.a, {op.c.dim(0), k}, activations);
+  check_rows(check, "a", op.a, {op.c.dim(0), k}, activations, op.source);
   check.operand("b", op.b, {groups, b[0], b[1]}, {op.a.dtype()});
   check.operand("c", op.c, op.c.shape(), result_dtypes(op.a.dtype()));
   check.operand("row_offsets", op.row_offsets, {groups + 1}, {DType::i32});
@@ -78,7 +85,7 @@ void run(Stream& stream, const GroupedGemmWeightGradient& op) {
   check.that(op.a.rank() == 2 && op.b.rank() == 2 && op.d_b.rank() == 3,
              "a and b are matrices, d_b is one matrix a group");
   check.operand("a", op.a, {op.a.dim(0), op.d_b.dim(1)}, activations);
-  check.operand("b", op.b, {op.a.dim(0), op.d_b.dim(2)}, {op.a.dtype()});
+  check_rows(check, "b", op.b, {op.a.dim(0), op.d_b.dim(2)}, {op.a.dtype()}, op.source);
   check.operand("d_b", op.d_b, op.d_b.shape(), {DType::f32});
   check.operand("row_offsets", op.row_offsets, {op.d_b.dim(0) + 1}, {DType::i32});
   dispatch(stream, op, "GroupedGemmWeightGradient");

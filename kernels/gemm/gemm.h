@@ -91,12 +91,18 @@ inline GemmSizes sizes_of(const Gemm& op) {
 // multiples of 32 (kernels/permute pads with zero rows), so that only a handful of shapes ever
 // occur. Rows at or after row_offsets[groups] are neither read nor written, of the epilogue's tensors
 // too. Empty groups are legal.
+//
+// An operand of tokens need not be in the groups' order: with `source` (kernels/permute's plan) row r is
+// that of token source[r], and zeros where source[r] is -1. The result has the bits of copying the rows
+// first (DispatchForward), and no copy is made. source at or after row_offsets[groups] is not read; the
+// rest names tokens, which the CPU checks and GPUs do not.
 //   c[rows of g] [*, n] = a[rows of g] [*, k] · op(b[g]), through the epilogue
 struct GroupedGemm {
-  ConstTensor a;            // [max_rows, k]
+  ConstTensor a;            // [max_rows, k], with source [tokens, k]
   ConstTensor b;            // [groups, k, n], or [groups, n, k] when transpose_b
   Tensor c;                 // [max_rows, n]
   ConstTensor row_offsets;  // i32 [groups + 1], on the stream's device
+  ConstTensor source = {};  // i32 [max_rows], of a's rows; absent: they are in order
   Transpose transpose_b = Transpose::no;
   Accumulate accumulate = Accumulate::overwrite;
   GemmEpilogue epilogue = {};
@@ -108,9 +114,10 @@ void run(Stream&, const GroupedGemm&);
 // d_b[g] as it is.
 struct GroupedGemmWeightGradient {
   ConstTensor a;            // [max_rows, m]
-  ConstTensor b;            // [max_rows, n]
+  ConstTensor b;            // [max_rows, n], with source [tokens, n]
   Tensor d_b;               // f32 [groups, m, n]
   ConstTensor row_offsets;  // i32 [groups + 1]
+  ConstTensor source = {};  // i32 [max_rows], of b's rows; absent: they are in order
 };
 
 void run(Stream&, const GroupedGemmWeightGradient&);

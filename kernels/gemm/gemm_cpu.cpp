@@ -135,8 +135,12 @@ void append_product(std::vector<Product>& products, const ProductType& type, Pro
     product.k = type.max_k;
     products.push_back(product);
     product.a += static_cast<std::size_t>(product.k * product.m) * element;
-    const std::int64_t b_step = type.transpose_b == Transpose::yes ? 1 : product.b_stride;
-    product.b += static_cast<std::size_t>(product.k * b_step) * element;
+    if (product.source) {
+      product.source += product.k;
+    } else {
+      const std::int64_t b_step = type.transpose_b == Transpose::yes ? 1 : product.b_stride;
+      product.b += static_cast<std::size_t>(product.k * b_step) * element;
+    }
     product.bias = nullptr;
     product.accumulate = Accumulate::add;
     product.k = left - type.max_k;

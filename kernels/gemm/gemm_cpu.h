@@ -21,6 +21,7 @@ struct ProductType {
   DType out = DType::f32;
   std::int64_t n = 0;
   bool bias = false;
+  bool gathered = false;  // products have a `source`
   // Upper bounds over every product that may ever come with these operands, so that workspace does
   // not depend on how rows fall to the groups of one step.
   std::int64_t max_products = 1;
@@ -33,6 +34,9 @@ struct Product {
   const std::byte* b = nullptr;
   std::byte* c = nullptr;
   const std::byte* bias = nullptr;
+  // Of the rows of activations: a's, or b's where a is transposed. Row i is row source[i] of the
+  // matrix, zeros where that is -1. Null: they lie in order.
+  const std::int32_t* source = nullptr;
   std::int64_t m = 0;
   std::int64_t k = 0;
   std::int64_t b_stride = 0;  // elements between the rows of b

@@ -5,6 +5,8 @@
 // k a thread reads 16 floats of shared memory for 64 multiply-adds. Products of at most 16 rows or
 // columns are bound by HBM, which delivers operands (F32Tile): their tiles are narrow, and four times as
 // deep, since each step's loads must be in flight while the last step is summed.
+#include <type_traits>
+
 #include "kernels/device/device.h"
 #include "kernels/gemm/epilogue.h"
 #include "kernels/gemm/gemm_gpu.h"
@@ -38,8 +40,9 @@ constexpr Config config_of(F32Tile tile) {
 }
 
 struct Operand {
-  const float* data;    // [mn, k], or [k, mn] when mn-major
-  std::int64_t stride;  // elements from row to row
+  const float* data;            // [mn, k], or [k, mn] when mn-major
+  std::int64_t stride;          // elements from row to row
+  const int* source = nullptr;  // of a gathered operand: which rows; null: all, in order
 };
 
 constexpr int padded(int side) {
@@ -61,6 +64,8 @@ struct Fetched {
   static constexpr int mn_beside = threads / k_beside;
   static constexpr int k_times = depth / k_beside, mn_times = side / mn_beside;
   static_assert(k_times * k_beside == depth && mn_times * mn_beside == side);
+  using Rows = std::conditional_t<major == Major::k, NamedRows<side, k_beside, threads>,
+                                  NamedRows<depth, mn_beside, threads>>;
 
   float value[mn_times][k_times];
 
@@ -73,9 +78,8 @@ struct Fetched {
     return major == Major::k ? thread % k_beside : thread / side;
   }
 
-  __device__ void fetch(const Operand& x, int mn, int mn_end, int k, int k_end) {
-    mn += first_mn();
-    k += first_k();
+  __device__ void fetch(const Operand& x, const Span& mn_span, const Span& k_span) {
+    const int mn = mn_span.first + first_mn(), k = k_span.first + first_k();
     const float* const first = x.data + (major == Major::k ? mn * x.stride + k : k * x.stride + mn);
 #pragma unroll
     for (int i = 0; i < mn_times; ++i) {
@@ -84,7 +88,23 @@ struct Fetched {
         const int down = i * mn_beside, right = j * k_beside;
         const float* const at =
             first + (major == Major::k ? down * x.stride + right : right * x.stride + down);
-        value[i][j] = mn + down < mn_end && k + right < k_end ? load(at) : 0.0f;
+        value[i][j] = mn + down < mn_span.end && k + right < k_span.end ? load(at) : 0.0f;
+      }
+    }
+  }
+
+  // The same of rows that were looked up.
+  __device__ void fetch(const Operand& x, const Rows& rows, const Span& cols) {
+    const int col = cols.first + (major == Major::k ? first_k() : first_mn());
+#pragma unroll
+    for (int i = 0; i < mn_times; ++i) {
+#pragma unroll
+      for (int j = 0; j < k_times; ++j) {
+        const int row = major == Major::k ? i : j;
+        const int right = major == Major::k ? j * k_beside : i * mn_beside;
+        value[i][j] = rows.has(row, 0) && col + right < cols.end
+                          ? load(x.data + rows.at(row, 0) * x.stride + col + right)
+                          : 0.0f;
       }
     }
   }
@@ -123,17 +143,42 @@ __global__ void __launch_bounds__(config_of(tile).threads(), config_of(tile).blo
     for (int j = 0; j < cols; ++j) sums[i][j] = 0;
   }
 
-  Fetched<a_major, config.m, depth, config.threads()> next_a;
-  Fetched<b_major, config.n, depth, config.threads()> next_b;
-  next_a.fetch(a, work.row, work.m, 0, work.k);
-  next_b.fetch(b, work.col, work.n, 0, work.k);
+  using FetchedA = Fetched<a_major, config.m, depth, config.threads()>;
+  using FetchedB = Fetched<b_major, config.n, depth, config.threads()>;
+  FetchedA next_a;
+  FetchedB next_b;
+  // Rows of a gathered a are those of every step, rows of a gathered b those of the next one.
+  [[maybe_unused]] typename FetchedA::Rows a_rows;
+  [[maybe_unused]] typename FetchedB::Rows b_rows;
+  const auto look_up_step = [&](int k) {
+    b_rows.look_up(b.source, {work.first_k + k, work.first_k + work.k});
+  };
+  if constexpr (Schedule::gathers == Gathers::a) {
+    a_rows.look_up(a.source, {work.first_row + work.row, work.first_row + work.m});
+  } else if constexpr (Schedule::gathers == Gathers::b) {
+    look_up_step(0);
+  }
+  const auto fetch = [&](int k) {
+    const Span height{work.row, work.m}, width{work.col, work.n}, rest{k, work.k};
+    if constexpr (Schedule::gathers == Gathers::a) {
+      next_a.fetch(a, a_rows, rest);
+    } else {
+      next_a.fetch(a, height, rest);
+    }
+    if constexpr (Schedule::gathers == Gathers::b) {
+      next_b.fetch(b, b_rows, width);
+      look_up_step(k + depth);
+    } else {
+      next_b.fetch(b, width, rest);
+    }
+  };
+  fetch(0);
   for (int k = 0; k < work.k; k += depth) {
     __syncthreads();  // everybody is done with the last step
     next_a.put(shared.a);
     next_b.put(shared.b);
     __syncthreads();
-    next_a.fetch(a, work.row, work.m, k + depth, work.k);
-    next_b.fetch(b, work.col, work.n, k + depth, work.k);
+    fetch(k + depth);
 #pragma unroll
     for (int l = 0; l < depth; ++l) {
       Quad row[config.quads_m], col[config.quads_n];
@@ -168,8 +213,8 @@ __global__ void __launch_bounds__(config_of(tile).threads(), config_of(tile).blo
   }
 }
 
-Operand operand(const ConstTensor& x) {
-  return {x.data<float>(), x.dim(-1)};
+Operand operand(const ConstTensor& x, const ConstTensor& source = {}) {
+  return {x.data<float>(), x.dim(-1), source.data<std::int32_t>()};
 }
 
 // A product as the kernel sees it.
@@ -232,7 +277,7 @@ void run_f32(Stream& stream, const Gemm& op) {
 
 void run_f32(Stream& stream, const GroupedGemm& op) {
   if (op.c.numel() == 0) return;
-  const Launch<GroupedRowsSchedule> launch{stream, operand(op.a), operand(op.b),
+  const Launch<GroupedRowsSchedule> launch{stream, operand(op.a, op.source), operand(op.b),
                                            epilogue<float>(op.c, {}, op.accumulate, op.epilogue),
                                            schedule_of(op)};
   if (op.transpose_b == Transpose::yes) {
@@ -243,7 +288,7 @@ void run_f32(Stream& stream, const GroupedGemm& op) {
 
 void run_f32(Stream& stream, const GroupedGemmWeightGradient& op) {
   if (op.d_b.numel() == 0) return;
-  const Launch<GroupedDepthSchedule> launch{stream, operand(op.a), operand(op.b),
+  const Launch<GroupedDepthSchedule> launch{stream, operand(op.a), operand(op.b, op.source),
                                             epilogue<float>(op.d_b, {}, Accumulate::add),
                                             schedule_of(op)};
   launch.with<F32Tile::square, Major::mn, Major::mn>();

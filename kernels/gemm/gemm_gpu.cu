@@ -138,7 +138,7 @@ void run_any(Stream& stream, const Operation& op) {
   const Extents c = extents(op);
   Kernel kernel = forced.kernel.value_or(choose(gpu, c));
   // What sm_90a's kernels do not take runs on those of sm_80.
-  if (is_sm90(kernel) && !(gpu.compute_capability == 90 && takes_sm90(op.a, op.b))) {
+  if (is_sm90(kernel) && !(gpu.compute_capability == 90 && takes_sm90(op))) {
     kernel = choose_sm80(c, gpu.multiprocessors);
   }
   if constexpr (std::is_same_v<Operation, Gemm>) {

@@ -87,8 +87,10 @@ constexpr WideTile choose_wide_tile(std::int64_t tile_rows, std::int64_t n, std:
 }
 
 // bf16 operands, on the tensor cores of sm_90a (gemm_sm90.cu). Needs k > 0 and rows that begin on 16
-// bytes: takes_sm90.
-bool takes_sm90(const ConstTensor& a, const ConstTensor& b);
+// bytes, and gathers a for transpose_b alone, which is what models ask for: takes_sm90.
+bool takes_sm90(const Gemm&);
+bool takes_sm90(const GroupedGemm&);
+bool takes_sm90(const GroupedGemmWeightGradient&);
 void run_sm90(Stream&, const Gemm&, WideTile, int slices = 1);
 void run_sm90(Stream&, const GroupedGemm&, WideTile);
 void run_sm90(Stream&, const GroupedGemmWeightGradient&, WideTile);

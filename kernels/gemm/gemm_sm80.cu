@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(config_of(side).threads(), config_of(side).blo
   b.data += work.b;
   auto& shared = shared_storage<GemmStages<tile>>();
   Accumulators<tile> sums;
-  multiply_tile<tile, a_major, b_major, loads>(shared, a, b, work, sums);
+  multiply_tile<tile, a_major, b_major, loads, Schedule::gathers>(shared, a, b, work, sums);
   write_tile<tile>(shared, sums, out, work);
 }
 
@@ -95,8 +95,8 @@ Loads loads_of(const ConstTensor& a, const ConstTensor& b) {
   return in_vectors(a) && in_vectors(b) ? Loads::vectors : Loads::elements;
 }
 
-MatrixOperand operand(const ConstTensor& x) {
-  return {x.data<bf16>(), x.dim(-1)};
+MatrixOperand operand(const ConstTensor& x, const ConstTensor& source = {}) {
+  return {x.data<bf16>(), x.dim(-1), source.data<std::int32_t>()};
 }
 
 }  // namespace
@@ -119,18 +119,20 @@ void run_bf16(Stream& stream, const Gemm& op, Tile side, int slices) {
 void run_bf16(Stream& stream, const GroupedGemm& op, Tile side) {
   if (op.c.numel() == 0) return;
   const auto out = epilogue<bf16>(op.c, {}, op.accumulate, op.epilogue);
-  const Launch<GroupedRowsSchedule> launch{stream, operand(op.a),   operand(op.b),
-                                           out,    schedule_of(op), loads_of(op.a, op.b)};
+  const Launch<GroupedRowsSchedule> launch{stream, operand(op.a, op.source), operand(op.b),
+                                           out,    schedule_of(op),          loads_of(op.a, op.b)};
   if (op.transpose_b == Transpose::yes) return launch.in<Major::k, Major::k>(side);
   launch.in<Major::k, Major::mn>(side);
 }
 
 void run_bf16(Stream& stream, const GroupedGemmWeightGradient& op, Tile side) {
   if (op.d_b.numel() == 0) return;
-  const Launch<GroupedDepthSchedule> launch{
-      stream,          operand(op.a),
-      operand(op.b),   epilogue<bf16>(op.d_b, {}, Accumulate::add),
-      schedule_of(op), loads_of(op.a, op.b)};
+  const Launch<GroupedDepthSchedule> launch{stream,
+                                            operand(op.a),
+                                            operand(op.b, op.source),
+                                            epilogue<bf16>(op.d_b, {}, Accumulate::add),
+                                            schedule_of(op),
+                                            loads_of(op.a, op.b)};
   launch.in<Major::mn, Major::mn>(side);
 }
 

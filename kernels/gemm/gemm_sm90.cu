@@ -11,11 +11,17 @@
 // the copy engine (tile_store.h) while the copies of the next one already run. Stages change hands through
 // two mbarriers each: `full` counts bytes, `empty` the consumers' warps. Registers go to where the sums
 // are: 128 of a consumer thread's 232.
+//
+// Of tokens that an index names (GroupedGemm::source) the copy engine's boxes, of neighbouring rows, are
+// no use: all four warps of the producer copy them, 16 bytes a thread, to where the engine would have put
+// them (gather_sm90.h), and the consumers see no difference. These are instances of their own: the others
+// keep a producer of one warp and few registers.
 #include <algorithm>
 #include <type_traits>
 
 #include "kernels/device/device.h"
 #include "kernels/gemm/epilogue.h"
+#include "kernels/gemm/gather_sm90.h"
 #include "kernels/gemm/gemm_gpu.h"
 #include "kernels/gemm/schedule.h"
 #include "kernels/gemm/split_k.h"
@@ -35,6 +41,11 @@ constexpr int box = 64;    // sides of the boxes of operands that are not k-majo
 constexpr int warpgroup = 128;
 constexpr int threads = 3 * warpgroup;  // a producer and two consumers
 constexpr int consumer_warps = 8;
+
+// Grouped weight gradients, short of k and bound by HBM, are 5 to 8 % faster with c at hand; dense ones
+// gain nothing (docs/notes/gemm.md).
+template <class Schedule>
+constexpr bool fetches_c_ahead = std::is_base_of_v<GroupedDepthSchedule, Schedule>;
 
 struct WideConfig {
   int n;
@@ -78,6 +89,8 @@ struct Output {
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
+constexpr int producer_warps = warpgroup / 32;
+
 // Where a thread is in the ring. Parities alternate from lap to lap.
 template <int stages>
 struct RingPosition {
@@ -120,9 +133,7 @@ __device__ void produce(Ring<tile>& ring, const TensorMap& a, const TensorMap& b
                         const TensorMap& c, const Output& out, const Schedule& schedule) {
   using Shared = Ring<tile>;
   constexpr unsigned stage_bytes = sizeof ring.a[0] + sizeof ring.b[0];
-  // Grouped weight gradients, short of k and bound by HBM, are 5 to 8 % faster with c at hand; dense ones
-  // gain nothing (docs/notes/gemm.md).
-  constexpr bool fetches_c = std::is_same_v<Schedule, GroupedDepthSchedule>;
+  constexpr bool fetches_c = fetches_c_ahead<Schedule>;
   const bool leader = elect_one();
   const int tiles = static_cast<int>(schedule.blocks({rows, Shared::n}));
   RingPosition<Shared::stages> at;
@@ -145,6 +156,79 @@ __device__ void produce(Ring<tile>& ring, const TensorMap& a, const TensorMap& b
         }
       }
     }
+  }
+}
+
+// All four warps, where an index names the rows of an operand. A stage is handed over once the copies of
+// the next `lag` stages have been asked for, so that its own have had time to come.
+template <WideTile tile, Transposed a_transposed, Transposed b_transposed, class Schedule>
+__device__ void produce_gathered(Ring<tile>& ring, const TensorMap& a, const TensorMap& b,
+                                 const TensorMap& c, const Output& out, const Schedule& schedule) {
+  using Shared = Ring<tile>;
+  constexpr bool of_a = Schedule::gathers == Gathers::a;
+  constexpr unsigned engine_bytes = of_a ? sizeof ring.b[0] : sizeof ring.a[0];
+  // The consumers give a stage back while they multiply the next one: two are theirs.
+  constexpr int lag = Shared::stages - 2;
+  const bool elected = elect_one();
+  const bool leader = elected && threadIdx.x < 32;
+  const int tiles = static_cast<int>(schedule.blocks({rows, Shared::n}));
+  RingPosition<Shared::stages> at, oldest;
+  int under_way = 0;  // stages that are asked for and not handed over
+  const auto hand_over = [&] {
+    fence_proxy_async();  // what this thread has copied is for wgmma to read
+    __syncwarp();
+    if (elected) mbarrier_arrive(&ring.full[oldest.stage]);
+    oldest.advance();
+  };
+
+  for (int number = static_cast<int>(blockIdx.x); number < tiles;
+       number += static_cast<int>(gridDim.x)) {
+    Work work;
+    if (!schedule.find(number, {rows, Shared::n}, work)) continue;
+    NamedRows<of_a ? rows : depth, chunks_in_line, warpgroup> named;
+    const auto look_up_step = [&](int k) {
+      named.look_up(schedule.source, {work.first_k + k, work.first_k + work.k});
+    };
+    if constexpr (of_a) {
+      named.look_up(schedule.source, {work.first_row + work.row, work.first_row + work.m});
+    } else {
+      look_up_step(0);
+    }
+    [[maybe_unused]] BoxesAhead<rows, Shared::n> ahead;
+    for (int k = 0; k < work.k; k += depth, at.advance()) {
+      std::uint64_t* const full = &ring.full[at.stage];
+      mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
+      if (leader) {
+        mbarrier_arrive_expect(full, engine_bytes);
+        if constexpr (of_a) {
+          load_operand<b_transposed, Shared::n>(ring.b[at.stage], b, work.col, work.first_k + k,
+                                                work.b_matrix, full);
+        } else {
+          load_operand<a_transposed, rows>(ring.a[at.stage], a, work.row, work.first_k + k,
+                                           work.a_matrix, full);
+        }
+        if constexpr (fetches_c_ahead<Schedule>) {
+          if (out.writing == Writing::stored) {
+            ahead.fetch(c, work, k / depth, tiles_in(work.k, depth));
+          }
+        }
+      }
+      if constexpr (of_a) {
+        copy_named_rows<1>(ring.a[at.stage], schedule, named, {k, work.k});
+      } else {
+        copy_named_rows<Shared::n / box>(ring.b[at.stage], schedule, named, {work.col, work.n});
+        look_up_step(k + depth);
+      }
+      cp_async_commit();
+      if (++under_way > lag) {
+        cp_async_wait<lag>();
+        hand_over();
+        --under_way;
+      }
+    }
+    // The consumers have these to do while the next tile is looked up.
+    cp_async_wait<0>();
+    for (; under_way > 0; --under_way) hand_over();
   }
 }
 
@@ -259,8 +343,10 @@ __global__ void __launch_bounds__(threads, 1)
     tma_prefetch(a);
     tma_prefetch(b);
     tma_prefetch(c);
+    // The copy engine's bytes and, of named rows, the warps that copy them.
+    constexpr unsigned fills = is_gathering<Schedule> ? 1 + producer_warps : 1;
     for (int stage = 0; stage < Shared::stages; ++stage) {
-      mbarrier_init(&ring.full[stage], 1);
+      mbarrier_init(&ring.full[stage], fills);
       mbarrier_init(&ring.empty[stage], consumer_warps);
     }
     mbarrier_fence_init();
@@ -272,7 +358,11 @@ __global__ void __launch_bounds__(threads, 1)
   __syncthreads();
   if (threadIdx.x < warpgroup) {
     shrink_registers<40>();
-    if (threadIdx.x < 32) produce<tile, a_transposed, b_transposed>(ring, a, b, c, out, schedule);
+    if constexpr (is_gathering<Schedule>) {
+      produce_gathered<tile, a_transposed, b_transposed>(ring, a, b, c, out, schedule);
+    } else {
+      if (threadIdx.x < 32) produce<tile, a_transposed, b_transposed>(ring, a, b, c, out, schedule);
+    }
   } else {
     grow_registers<232>();
     consume<tile, a_transposed, b_transposed>(ring, c, out, schedule);
@@ -300,6 +390,11 @@ bool takes_store(const Tensor& c, bool add) {
 Writing writing_of(const Tensor& c, const Epilogue<bf16>& values) {
   if (values.kind != EpilogueKind::none) return Writing::finished;
   return takes_store(c, values.add) ? Writing::stored : Writing::direct;
+}
+
+// Rows begin on 16 bytes, and there are some.
+bool in_chunks(const ConstTensor& x) {
+  return x.numel() > 0 && x.dim(-1) % 8 == 0 && is_aligned(x.raw(), 16);
 }
 
 template <class Schedule>
@@ -340,11 +435,16 @@ struct Launch {
 
 }  // namespace
 
-bool takes_sm90(const ConstTensor& a, const ConstTensor& b) {
-  const auto takes = [](const ConstTensor& x) {
-    return x.numel() > 0 && x.dim(-1) % 8 == 0 && is_aligned(x.raw(), 16);
-  };
-  return takes(a) && takes(b);
+bool takes_sm90(const Gemm& op) {
+  return in_chunks(op.a) && in_chunks(op.b);
+}
+
+bool takes_sm90(const GroupedGemm& op) {
+  return in_chunks(op.a) && in_chunks(op.b) && (!op.source || op.transpose_b == Transpose::yes);
+}
+
+bool takes_sm90(const GroupedGemmWeightGradient& op) {
+  return in_chunks(op.a) && in_chunks(op.b);
 }
 
 // `Transposed` is about the contiguous dimension, `Transpose` about the formula: b is stored [n, k]
@@ -367,7 +467,14 @@ void run_sm90(Stream& stream, const Gemm& op, WideTile tile, int slices) {
 void run_sm90(Stream& stream, const GroupedGemm& op, WideTile tile) {
   if (op.c.numel() == 0) return;
   const auto values = epilogue<bf16>(op.c, {}, op.accumulate, op.epilogue);
-  const Launch<GroupedRowsSchedule> launch{stream, tile, op.a, op.b, op.c, values, schedule_of(op)};
+  const auto with = [&](const auto& schedule) {
+    return Launch<std::decay_t<decltype(schedule)>>{stream, tile,   op.a,    op.b,
+                                                    op.c,   values, schedule};
+  };
+  if (op.source) {
+    return with(gathering(schedule_of(op), op.a, op.source)).in<Transposed::no, Transposed::no>();
+  }
+  const auto launch = with(schedule_of(op));
   if (op.transpose_b == Transpose::yes) return launch.in<Transposed::no, Transposed::no>();
   launch.in<Transposed::no, Transposed::yes>();
 }
@@ -375,9 +482,14 @@ void run_sm90(Stream& stream, const GroupedGemm& op, WideTile tile) {
 void run_sm90(Stream& stream, const GroupedGemmWeightGradient& op, WideTile tile) {
   if (op.d_b.numel() == 0) return;
   const auto values = epilogue<bf16>(op.d_b, {}, Accumulate::add);
-  const Launch<GroupedDepthSchedule> launch{stream, tile,   op.a,           op.b,
-                                            op.d_b, values, schedule_of(op)};
-  launch.in<Transposed::yes, Transposed::yes>();
+  const auto with = [&](const auto& schedule) {
+    return Launch<std::decay_t<decltype(schedule)>>{stream, tile,   op.a,    op.b,
+                                                    op.d_b, values, schedule};
+  };
+  if (op.source) {
+    return with(gathering(schedule_of(op), op.b, op.source)).in<Transposed::yes, Transposed::yes>();
+  }
+  with(schedule_of(op)).in<Transposed::yes, Transposed::yes>();
 }
 
 }  // namespace orchard::GPU_NAMESPACE

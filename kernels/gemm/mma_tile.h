@@ -11,6 +11,7 @@
 
 #include "kernels/core/dtype.h"
 #include "kernels/gemm/epilogue.h"
+#include "kernels/gemm/operand_rows.h"
 #include "kernels/gemm/schedule.h"
 #include "kernels/ptx/cp_async.h"
 #include "kernels/ptx/ldmatrix.h"
@@ -40,8 +41,9 @@ struct GemmStages {
 
 // One operand.
 struct MatrixOperand {
-  const bf16* data;     // [mn, k], or [k, mn] when mn-major
-  std::int64_t stride;  // elements from row to row
+  const bf16* data;             // [mn, k], or [k, mn] when mn-major
+  std::int64_t stride;          // elements from row to row
+  const int* source = nullptr;  // of a gathered operand: which rows; null: all, in order
 };
 
 constexpr int chunk = 8;  // elements of 16 bytes
@@ -75,31 +77,27 @@ struct OperandTile {
   }
 };
 
-// Fetches a stage of an operand: the tile at [mn, k] of a matrix of extents [mn_end, k_end], zeros
-// beyond them.
-template <Major major, int side, int depth, Loads loads, int threads>
-__device__ void fetch_tile(bf16* shared, const MatrixOperand& operand, int mn, int mn_end, int k,
-                           int k_end) {
-  using Shared = OperandTile<major, side, depth>;
+// Fetches a stage of an operand: the tile of these rows and columns, zeros where there are none.
+template <class Shared, Loads loads, int threads, class Rows>
+__device__ void fetch_tile(bf16* shared, const MatrixOperand& operand, const Rows& rows,
+                           const Span& cols) {
   constexpr int chunks = Shared::rows * Shared::chunks_per_row;
   static_assert(chunks % threads == 0, "every thread fetches the same number of chunks");
-  const int first_row = major == Major::k ? mn : k, row_end = major == Major::k ? mn_end : k_end;
-  const int first_col = major == Major::k ? k : mn, col_end = major == Major::k ? k_end : mn_end;
 #pragma unroll
   for (int i = 0; i < chunks / threads; ++i) {
     const int at = static_cast<int>(threadIdx.x) + i * threads;
     const int row = at / Shared::chunks_per_row, c = at % Shared::chunks_per_row;
-    const int col = first_col + c * chunk;
-    const bool inside = first_row + row < row_end && col < col_end;
+    const int col = cols.first + c * chunk;
+    const bool inside = rows.has(i, row) && col < cols.end;
     bf16* const destination = shared + Shared::offset(row, c);
     const bf16* const source =
-        inside ? operand.data + (first_row + row) * operand.stride + col : operand.data;
+        inside ? operand.data + rows.at(i, row) * operand.stride + col : operand.data;
     if constexpr (loads == Loads::vectors) {
       cp_async_16(destination, source, inside ? 16 : 0);
     } else {
       unsigned word[4] = {};
       for (int e = 0; e < chunk; ++e) {
-        if (inside && col + e < col_end) {
+        if (inside && col + e < cols.end) {
           word[e / 2] |= static_cast<unsigned>(load(source + e).bits) << (e % 2 * 16);
         }
       }
@@ -118,7 +116,7 @@ struct Accumulators {
 };
 
 // The sums of work's tile; each warp holds its part. All threads of the block call it.
-template <TileConfig tile, Major a_major, Major b_major, Loads loads>
+template <TileConfig tile, Major a_major, Major b_major, Loads loads, Gathers gathers>
 __device__ void multiply_tile(GemmStages<tile>& shared, const MatrixOperand& a,
                               const MatrixOperand& b, const Work& work, Accumulators<tile>& sums) {
   using A = OperandTile<a_major, tile.m, tile.k>;
@@ -129,13 +127,40 @@ __device__ void multiply_tile(GemmStages<tile>& shared, const MatrixOperand& a,
   const int warp_col = warp % tile.warps_n * (tile.n / tile.warps_n);
   const int steps = tiles_in(work.k, tile.k);
 
+  // Rows of a gathered a are those of every step, rows of a gathered b those of the next one.
+  constexpr int threads = tile.threads();
+  [[maybe_unused]] NamedRows<A::rows, A::chunks_per_row, threads> a_rows;
+  [[maybe_unused]] NamedRows<B::rows, B::chunks_per_row, threads> b_rows;
+  const auto look_up_step = [&](int k) {
+    b_rows.look_up(b.source, {work.first_k + k, work.first_k + work.k});
+  };
+  if constexpr (gathers == Gathers::a) {
+    static_assert(a_major == Major::k);
+    a_rows.look_up(a.source, {work.first_row + work.row, work.first_row + work.m});
+  } else if constexpr (gathers == Gathers::b) {
+    static_assert(b_major == Major::mn);
+    look_up_step(0);
+  }
+  // Called for one step after the other.
   const auto fetch = [&](int step) {
     if (step < steps) {
       const int stage = step % tile.stages, k = step * tile.k;
-      fetch_tile<a_major, tile.m, tile.k, loads, tile.threads()>(shared.a[stage], a, work.row,
-                                                                 work.m, k, work.k);
-      fetch_tile<b_major, tile.n, tile.k, loads, tile.threads()>(shared.b[stage], b, work.col,
-                                                                 work.n, k, work.k);
+      const Span height{work.row, work.m}, width{work.col, work.n}, depth{k, work.k};
+      if constexpr (gathers == Gathers::a) {
+        fetch_tile<A, loads, threads>(shared.a[stage], a, a_rows, depth);
+      } else if constexpr (a_major == Major::k) {
+        fetch_tile<A, loads, threads>(shared.a[stage], a, height, depth);
+      } else {
+        fetch_tile<A, loads, threads>(shared.a[stage], a, depth, height);
+      }
+      if constexpr (gathers == Gathers::b) {
+        fetch_tile<B, loads, threads>(shared.b[stage], b, b_rows, width);
+        look_up_step(k + tile.k);
+      } else if constexpr (b_major == Major::k) {
+        fetch_tile<B, loads, threads>(shared.b[stage], b, width, depth);
+      } else {
+        fetch_tile<B, loads, threads>(shared.b[stage], b, depth, width);
+      }
     }
     cp_async_commit();  // also when empty, so that the number of groups tells the step
   };

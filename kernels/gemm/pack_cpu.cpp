@@ -100,11 +100,13 @@ HWY_INLINE void words_of_rows(const bf16* row, const bf16* next, std::int64_t co
   for (; i < count; ++i) words[i] = low[i] | (high ? Word{high[i]} << 16 : 0);
 }
 
-// Rows are far apart, where no hardware prefetcher follows. Asks for the row `ahead` further down.
+// Rows are far apart, where no hardware prefetcher follows: they are asked for so many rows ahead.
+constexpr std::int64_t rows_ahead = 16;
+
 template <class T>
-HWY_INLINE void prefetch_row(const T* row, std::int64_t stride, std::int64_t count) {
-  constexpr std::int64_t ahead = 16, line = 64 / sizeof(T);
-  for (std::int64_t i = 0; i < count; i += line) hwy::Prefetch(row + ahead * stride + i);
+HWY_INLINE void prefetch_row(const T* row, std::int64_t count) {
+  constexpr std::int64_t line = 64 / sizeof(T);
+  for (std::int64_t i = 0; i < count; i += line) hwy::Prefetch(row + i);
 }
 
 template <class T>
@@ -120,9 +122,8 @@ void pack_block_of(Transpose transpose, Rows matrix, std::int64_t k, std::int64_
     std::fill(packed + begin * block_cols, packed + end * block_cols, Word{0});
   };
   if (cols < block_cols) zero_rows(0, words);
-  const auto* const data = reinterpret_cast<const T*>(matrix.data);
   if (transpose == Transpose::yes) {
-    const T* const rows = data + first * matrix.stride;
+    const T* const rows = reinterpret_cast<const T*>(matrix.data) + first * matrix.stride;
     transpose_words(reinterpret_cast<const std::byte*>(rows),
                     matrix.stride * static_cast<std::int64_t>(sizeof(T)), cols, full, packed,
                     block_cols);
@@ -134,13 +135,19 @@ void pack_block_of(Transpose transpose, Rows matrix, std::int64_t k, std::int64_
     }
     return;
   }
+  static constexpr T no_row[block_cols] = {};
+  const auto row_at = [&](std::int64_t i) {
+    const auto* const row = reinterpret_cast<const T*>(matrix.at(i, dtype_of<T>));
+    return row ? row + first : no_row;
+  };
   std::int64_t word = 0;
   for (; word * per_word<T> < k; ++word) {
-    const T* const row = data + word * per_word<T> * matrix.stride + first;
-    const T* const next = word * per_word<T> + 1 < k ? row + matrix.stride : nullptr;
-    prefetch_row(row, matrix.stride, cols);
-    if (next) prefetch_row(next, matrix.stride, cols);
-    words_of_rows(row, next, cols, packed + word * block_cols);
+    const std::int64_t row = word * per_word<T>, next = row + 1;
+    for (std::int64_t i = row + rows_ahead; i < row + rows_ahead + per_word<T>; ++i) {
+      // An index ends with k; what else follows there is the next piece of a longer sum.
+      if (!matrix.source || i < k) prefetch_row(row_at(i), cols);
+    }
+    words_of_rows(row_at(row), next < k ? row_at(next) : nullptr, cols, packed + word * block_cols);
   }
   zero_rows(word, words);
 }
@@ -158,8 +165,8 @@ void transpose_columns_of(const T* matrix, std::int64_t k, std::int64_t m, std::
       Word* const out = gathered + w * tile_rows;
       const T* const source = matrix + row * m + first;
       if (row < k) {
-        prefetch_row(source, m, count);
-        if (per_word < T >> 1) prefetch_row(source + m, m, count);
+        prefetch_row(source + rows_ahead * m, count);
+        if (per_word < T >> 1) prefetch_row(source + (rows_ahead + 1) * m, count);
         words_of_rows(source, row + 1 < k ? source + m : nullptr, count, out);
       } else {
         std::fill(out, out + count, Word{0});
@@ -227,6 +234,32 @@ void transpose_columns(DType dtype, const std::byte* matrix, std::int64_t k, std
                        std::int64_t first, std::int64_t count, std::int64_t padded_k,
                        std::byte* rows) {
   HWY_DYNAMIC_DISPATCH(transpose_columns)(dtype, matrix, k, m, first, count, padded_k, rows);
+}
+
+void copy_rows(DType dtype, const Rows& rows, std::int64_t first, std::int64_t count,
+               std::int64_t cols, std::byte* to) {
+  const std::size_t bytes = static_cast<std::size_t>(cols) * size_of(dtype);
+  for (std::int64_t i = first; i < first + count; ++i, to += bytes) {
+    if (const std::byte* const row = rows.at(i, dtype)) {
+      std::memcpy(to, row, bytes);
+    } else {
+      std::memset(to, 0, bytes);
+    }
+  }
+}
+
+void copy_rows_to_f32(DType dtype, const Rows& rows, std::int64_t first, std::int64_t count,
+                      std::int64_t cols, float* to) {
+  if (dtype == DType::f32) {
+    return copy_rows(dtype, rows, first, count, cols, reinterpret_cast<std::byte*>(to));
+  }
+  for (std::int64_t i = first; i < first + count; ++i, to += cols) {
+    if (const std::byte* const row = rows.at(i, dtype)) {
+      widen(reinterpret_cast<const bf16*>(row), to, cols);
+    } else {
+      std::fill_n(to, cols, 0.0f);
+    }
+  }
 }
 
 void widen(const bf16* source, float* destination, std::int64_t count) {

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "kernels/gemm/gemm.h"
+#include "kernels/gemm/operand_rows.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/warp.h"
 
@@ -19,7 +20,8 @@ namespace orchard::GPU_NAMESPACE {
 enum class Major : std::uint8_t { k, mn };
 
 // c [m, n] = op(a) [m, k] · op(b) [k, n] of matrices that begin `a`, `b` and `c` elements into the
-// operands, and the tile of c whose first element is [row, col].
+// operands, and the tile of c whose first element is [row, col]. An operand whose rows an index may name
+// begins nowhere: its rows count from the operand's first one.
 struct Work {
   std::int64_t a = 0, b = 0, c = 0;
   int m, n, k;
@@ -60,6 +62,7 @@ __device__ inline TilePosition tile_position(int number, TileSides tile, int til
 struct DenseSchedule {
   // Whether other groups' data follow where a product's k ends. (Slices end on whole steps of k.)
   static constexpr bool ends_in_data = false;
+  static constexpr Gathers gathers = Gathers::nothing;
   int m, n, k;
   int parts;
   int depth;                    // k of a part; of the last slice at most
@@ -95,6 +98,7 @@ struct DenseSchedule {
 struct GroupedRowsSchedule {
   // Whether other groups' data follow where a product's k ends.
   static constexpr bool ends_in_data = false;
+  static constexpr Gathers gathers = Gathers::a;
   const int* row_offsets;  // [groups + 1]
   int groups;
   int max_rows;
@@ -128,8 +132,7 @@ struct GroupedRowsSchedule {
         const int rows = __shfl_sync(all_lanes, end, owner) - own_begin;
         const int own_until = before + __shfl_sync(all_lanes, until, owner);
         const int tile_of_group = at.m - (own_until - (rows + tile.m - 1) / tile.m);
-        work = {.a = std::int64_t{own_begin} * k,
-                .b = std::int64_t{first + owner} * n * k,
+        work = {.b = std::int64_t{first + owner} * n * k,
                 .c = std::int64_t{own_begin} * n,
                 .m = rows,
                 .n = n,
@@ -151,6 +154,7 @@ struct GroupedRowsSchedule {
 struct GroupedDepthSchedule {
   // Whether other groups' data follow where a product's k ends.
   static constexpr bool ends_in_data = true;
+  static constexpr Gathers gathers = Gathers::b;
   const int* row_offsets;  // [groups + 1]
   int groups;
   int m, n;
@@ -167,7 +171,6 @@ struct GroupedDepthSchedule {
     const int begin = load_readonly(row_offsets + group);
     const int rows = load_readonly(row_offsets + group + 1) - begin;
     work = {.a = std::int64_t{begin} * m,
-            .b = std::int64_t{begin} * n,
             .c = std::int64_t{group} * m * n,
             .m = m,
             .n = n,

@@ -130,6 +130,8 @@ bool run_tiles(Stream& stream, const ProductType& type, std::span<const Product>
     if (type.out == DType::bf16)
       layout.thread_bytes += static_cast<std::size_t>(tile_rows * type.n) * sizeof(float);
   } else {
+    if (type.gathered)
+      layout.thread_bytes += static_cast<std::size_t>(tile_rows * type.max_k) * element;
     layout.largest_bytes = packed_bytes(type.max_k, type.n, type.in);
     layout.total_bytes = layout.largest_bytes * static_cast<std::size_t>(type.max_products);
   }
@@ -143,9 +145,13 @@ bool run_tiles(Stream& stream, const ProductType& type, std::span<const Product>
   const auto pack_piece = [&](const Product& product, std::int64_t begin, std::int64_t length,
                               std::int64_t block, std::byte* right) {
     const std::int64_t b_step = type.transpose_b == Transpose::yes ? 1 : product.b_stride;
-    const std::byte* const matrix = product.b + static_cast<std::size_t>(begin * b_step) * element;
-    pack_block(type.in, type.transpose_b, {matrix, product.b_stride},
-               std::min(length, product.k - begin), length, type.n, block,
+    const bool gathered = transposed && product.source;
+    const Rows matrix{
+        .data = product.b + (gathered ? 0 : static_cast<std::size_t>(begin * b_step) * element),
+        .stride = product.b_stride,
+        .source = gathered ? product.source + begin : nullptr};
+    pack_block(type.in, type.transpose_b, matrix, std::min(length, product.k - begin), length,
+               type.n, block,
                right + packed_bytes(begin, type.n, type.in) +
                    packed_bytes(length, block * block_cols, type.in));
   };
@@ -163,8 +169,15 @@ bool run_tiles(Stream& stream, const ProductType& type, std::span<const Product>
         if (transposed)
           return multiply_transposed(type, product, kernels, first, rows, right, scratch);
         const bool plain = is_plain(product);
+        const std::byte* a = product.a + static_cast<std::size_t>(first * product.k) * element;
+        if (product.source) {
+          std::byte* const a_tile = scratch + kernels.scratch_bytes;
+          copy_rows(type.in, {product.a, product.k, product.source}, first, rows, product.k,
+                    a_tile);
+          a = a_tile;
+        }
         const TileOperands operands{
-            .a = product.a + static_cast<std::size_t>(first * product.k) * element,
+            .a = a,
             .right = plain ? product.b : right,
             .c = product.c + static_cast<std::size_t>(first * type.n) * size_of(type.out),
             .bias = product.bias};

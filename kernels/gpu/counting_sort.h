@@ -1,25 +1,27 @@
-// A stable counting sort of items into at most 256 buckets, without atomics: the same input gives
-// the same order, always. Three launches:
+// A stable counting sort of items into at most 256 buckets: the same input gives the same order,
+// always. Two launches:
 //
-//   count   each block counts the buckets of its 2048 items
-//   scan    one block turns the counts [blocks, buckets] into the place where each block's items of
-//           each bucket begin; buckets may begin at multiples of some number, or have places of
-//           a fixed number
+//   count   each block counts the buckets of its 2048 items; the last to come turns the counts [blocks,
+//           buckets] into the place where each block's items of each bucket begin; buckets may begin at
+//           multiples of some number, or have places of a fixed number
 //   place   each block ranks its items again and hands each to `place`
 //
 // Stable ranks come from votes: the lanes of a warp that hold the same bucket find each other bit
 // by bit, and a lane's rank among them is the number of lower lanes. A warp walks its items in
 // order and keeps one tally per bucket; the warps of a block hold consecutive runs of items.
 //
-// Bytes: each item's bucket twice, plus what `place` moves. Bound: the latency of three launches,
+// Bytes: each item's bucket twice, plus what `place` moves. Bound: the latency of two launches,
 // at the sizes of a micro-batch. So all that a lane reads is in flight at once, before it is needed.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/device/device.h"
+#include "kernels/device/zero_words.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/grid.h"
+#include "kernels/gpu/last_block.h"
 #include "kernels/gpu/scan.h"
 
 namespace orchard::GPU_NAMESPACE {
@@ -35,9 +37,25 @@ struct WarpTallies {
   int count[sort_warps][max_buckets];
 };
 
-struct ScanStorage {
+struct CountStorage {
+  WarpTallies tallies;
   BlockSums<sort_threads> sums;
+  unsigned before;
 };
+
+struct CountingSort {
+  int items, buckets;
+  int multiple = 1;            // where buckets begin
+  int bucket_size = 0;         // places of every bucket, which suffice; 0: as many as it has items
+  std::int32_t* counts;        // [sort_blocks(items), buckets]
+  std::int32_t* bucket_begin;  // [buckets + 1]
+  // [buckets]: the place behind the last item of each; nullptr: not wanted
+  std::int32_t* bucket_end = nullptr;
+};
+
+inline int sort_blocks(std::int64_t items) {
+  return std::max(1, static_cast<int>(ceil_div(items, items_per_block)));
+}
 
 // The lanes whose bucket is this lane's; of no meaning for a lane without one (-1). All lanes call.
 __device__ inline unsigned peers_of(int bucket) {
@@ -103,32 +121,16 @@ __device__ inline void tally_items(const LaneItems& buckets, WarpTallies& tallie
   __syncthreads();
 }
 
-// counts is [blocks, buckets].
-template <class BucketOf>
-__global__ void __launch_bounds__(sort_threads)
-    count_buckets(BucketOf bucket_of, int items, int buckets, std::int32_t* counts) {
-  auto& tallies = shared_storage<WarpTallies>();
-  tally_items(load_buckets(bucket_of, items), tallies);
-  const int bucket = static_cast<int>(threadIdx.x);
-  if (bucket >= buckets) return;
-  int count = 0;
-  for (int warp = 0; warp < sort_warps; ++warp) count += tallies.count[warp][bucket];
-  store(counts + static_cast<std::int64_t>(blockIdx.x) * buckets + bucket, count);
-}
-
-// counts[b][bucket] becomes the number of the bucket's items in blocks before b; bucket_begin
-// [buckets + 1] the place of each bucket's first item, a multiple of `multiple`, or of `bucket_size`
-// where that is not 0.
-inline __global__ void __launch_bounds__(sort_threads)
-    scan_buckets(std::int32_t* counts, int blocks, int buckets, int multiple, int bucket_size,
-                 std::int32_t* bucket_begin) {
+// counts[b][bucket] becomes the number of the bucket's items in blocks before b; bucket_begin the place of each
+// bucket's first item, a multiple of `multiple`, or of `bucket_size` where that is not 0.
+__device__ inline void begin_buckets(const CountingSort& sort, BlockSums<sort_threads>& sums) {
   constexpr int in_flight = 8;
-  auto& storage = shared_storage<ScanStorage>();
-  const int bucket = static_cast<int>(threadIdx.x);
+  const int bucket = static_cast<int>(threadIdx.x), buckets = sort.buckets;
+  const int blocks = static_cast<int>(gridDim.x);
   int count = 0;
   for (int first = 0; first < blocks && bucket < buckets; first += in_flight) {
     int held[in_flight];
-    std::int32_t* const column = counts + static_cast<std::int64_t>(first) * buckets + bucket;
+    std::int32_t* const column = sort.counts + static_cast<std::int64_t>(first) * buckets + bucket;
 #pragma unroll
     for (int i = 0; i < in_flight; ++i) {
       held[i] = first + i < blocks ? load(column + i * buckets) : 0;
@@ -139,19 +141,58 @@ inline __global__ void __launch_bounds__(sort_threads)
       count += held[i];
     }
   }
-  int padded = (count + multiple - 1) / multiple * multiple;
-  if (bucket_size > 0) padded = bucket < buckets ? bucket_size : 0;
+  int padded = (count + sort.multiple - 1) / sort.multiple * sort.multiple;
+  if (sort.bucket_size > 0) padded = bucket < buckets ? sort.bucket_size : 0;
   int total = 0;
-  const int begin = block_exclusive_sum<sort_threads>(padded, storage.sums, total);
-  if (bucket < buckets) store(bucket_begin + bucket, begin);
-  if (bucket == 0) store(bucket_begin + buckets, total);
+  const int begin = block_exclusive_sum<sort_threads>(padded, sums, total);
+  if (bucket < buckets) {
+    store(sort.bucket_begin + bucket, begin);
+    if (sort.bucket_end != nullptr) store(sort.bucket_end + bucket, begin + count);
+  }
+  if (bucket == 0) store(sort.bucket_begin + buckets, total);
+}
+
+template <class BucketOf>
+__global__ void __launch_bounds__(sort_threads)
+    count_buckets(BucketOf bucket_of, CountingSort sort, unsigned* arrived) {
+  auto& shared = shared_storage<CountStorage>();
+  tally_items(load_buckets(bucket_of, sort.items), shared.tallies);
+  const int bucket = static_cast<int>(threadIdx.x);
+  if (bucket < sort.buckets) {
+    int count = 0;
+    for (int warp = 0; warp < sort_warps; ++warp) count += shared.tallies.count[warp][bucket];
+    store(sort.counts + static_cast<std::int64_t>(blockIdx.x) * sort.buckets + bucket, count);
+  }
+  if (is_last_block(arrived, gridDim.x, shared.before)) begin_buckets(sort, shared.sums);
+}
+
+// Places that no item takes, behind each bucket's and behind the last bucket, up to place.places.
+template <class Place>
+concept FillsGaps = requires(const Place& place) {
+  place.fill(place.places);
+};
+
+template <FillsGaps Place>
+__device__ void fill_gaps(const CountingSort& sort, const Place& place) {
+  const int threads = static_cast<int>(gridDim.x) * sort_threads;
+  const int thread = static_cast<int>(blockIdx.x) * sort_threads + static_cast<int>(threadIdx.x);
+  const auto fill = [&](int begin, int end, int first, int step) {
+    // From a multiple of 32 on: a warp's stores are of whole sectors.
+    for (std::int64_t at = begin / 32 * 32 + first; at < end; at += step) {
+      if (at >= begin) place.fill(static_cast<int>(at));
+    }
+  };
+  for (int bucket = thread / 32; bucket < sort.buckets; bucket += threads / 32) {
+    fill(load(sort.bucket_end + bucket), load(sort.bucket_begin + bucket + 1), thread % 32, 32);
+  }
+  fill(load(sort.bucket_begin + sort.buckets), place.places, thread, threads);
 }
 
 template <class BucketOf, class Place>
 __global__ void __launch_bounds__(sort_threads)
-    place_items(BucketOf bucket_of, int items, int buckets, const std::int32_t* counts,
-                const std::int32_t* bucket_begin, Place place) {
+    place_items(BucketOf bucket_of, CountingSort sort, Place place) {
   auto& tallies = shared_storage<WarpTallies>();
+  const int items = sort.items;
   const LaneItems buckets_of_lane = load_buckets(bucket_of, items);
   decltype(place.read(0)) held[items_per_lane];
 #pragma unroll
@@ -160,9 +201,9 @@ __global__ void __launch_bounds__(sort_threads)
   }
   tally_items(buckets_of_lane, tallies);
   const int bucket = static_cast<int>(threadIdx.x);
-  if (bucket < buckets) {
-    int next = load(bucket_begin + bucket) +
-               load(counts + static_cast<std::int64_t>(blockIdx.x) * buckets + bucket);
+  if (bucket < sort.buckets) {
+    int next = load(sort.bucket_begin + bucket) +
+               load(sort.counts + static_cast<std::int64_t>(blockIdx.x) * sort.buckets + bucket);
     for (int warp = 0; warp < sort_warps; ++warp) {
       const int count = tallies.count[warp][bucket];
       tallies.count[warp][bucket] = next;
@@ -175,46 +216,26 @@ __global__ void __launch_bounds__(sort_threads)
   for (int k = 0; k < items_per_lane; ++k) {
     if (item_of_lane(k) < items) place.write(item_of_lane(k), positions.of[k], held[k]);
   }
-}
-
-struct CountingSort {
-  const char* name;
-  int items, buckets;
-  int multiple = 1;            // where buckets begin
-  int bucket_size = 0;         // places of every bucket, which suffice; 0: as many as it has items
-  std::int32_t* counts;        // [sort_blocks(items), buckets]
-  std::int32_t* bucket_begin;  // [buckets + 1]
-};
-
-inline int sort_blocks(std::int64_t items) {
-  return static_cast<int>(ceil_div(items, items_per_block));
+  if constexpr (FillsGaps<Place>) fill_gaps(sort, place);
 }
 
 // bucket_of(item) gives a bucket, or -1 for an item to leave out. place.write(item, position, held) receives
-// every item once, with position -1 for those, and what place.read(item) gave before any write.
+// every item once, with position -1 for those, and what place.read(item) gave before any write. A `place` with
+// a number of `places` and fill(position) receives each position that no item has taken; the sort then has a
+// bucket_end.
 template <class BucketOf, class Place>
-void counting_sort(Stream& stream, const CountingSort& sort, const BucketOf& bucket_of,
-                   const Place& place) {
-  const int blocks = sort_blocks(sort.items);
-  const LaunchShape shape{.kernel = sort.name,
-                          .grid = {static_cast<unsigned>(blocks)},
-                          .block = {sort_threads},
-                          .shared_bytes = sizeof(WarpTallies)};
-  if (blocks > 0) {
-    launch(stream, shape, count_buckets<BucketOf>, bucket_of, sort.items, sort.buckets,
-           sort.counts);
-  }
-  launch(stream,
-         {.kernel = "scan_buckets",
-          .grid = {1},
-          .block = {sort_threads},
-          .shared_bytes = sizeof(ScanStorage)},
-         scan_buckets, sort.counts, blocks, sort.buckets, sort.multiple, sort.bucket_size,
-         sort.bucket_begin);
-  if (blocks > 0) {
-    launch(stream, shape, place_items<BucketOf, Place>, bucket_of, sort.items, sort.buckets,
-           sort.counts, sort.bucket_begin, place);
-  }
+void counting_sort(Stream& stream, const char* name, const CountingSort& sort,
+                   const BucketOf& bucket_of, const Place& place) {
+  const auto launch_over_items = [&](std::size_t shared_bytes, auto kernel, const auto&... rest) {
+    launch(stream,
+           {.kernel = name,
+            .grid = {static_cast<unsigned>(sort_blocks(sort.items))},
+            .block = {sort_threads},
+            .shared_bytes = shared_bytes},
+           kernel, bucket_of, sort, rest...);
+  };
+  launch_over_items(sizeof(CountStorage), count_buckets<BucketOf>, zero_words(stream));
+  launch_over_items(sizeof(WarpTallies), place_items<BucketOf, Place>, place);
 }
 
 }  // namespace orchard::GPU_NAMESPACE

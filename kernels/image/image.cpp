@@ -23,6 +23,7 @@ void run(Stream& stream, const NormalisePatchify& op) {
   check.that(op.x.rank() == 3, "x is [canvas_height, canvas_width, 3]");
   check.that(op.patch > 0 && op.side > 0 && op.side % op.patch == 0,
              "side is a positive multiple of patch");
+  check.that(op.patch <= max_patch, "patch is at most 512");
   check.that(op.x.dim(0) % op.side == 0 && op.x.dim(1) % op.side == 0,
              "the canvas is cut into whole tiles of side x side");
   check.that(op.height >= 0 && op.height <= op.x.dim(0) && op.width >= 0 && op.width <= op.x.dim(1),

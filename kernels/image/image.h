@@ -20,6 +20,8 @@ struct ResizeBicubic {
   Tensor y;  // f32 [canvas_height, canvas_width, 3], canvas >= resized; the rest is untouched
 };
 
+inline constexpr std::int64_t max_patch = 512;
+
 // Cuts the canvas into tiles, row-major, and each tile into flattened patches: (value/255 - mean) /
 // std, in the order of a convolution weight [3, patch, patch]. Pixels at or beyond (height, width)
 // are padding in the mean colour, so they become 0.
@@ -28,7 +30,7 @@ struct NormalisePatchify {
   std::int64_t height = 0;  // extent of the picture inside the canvas
   std::int64_t width = 0;
   std::int64_t side = 0;    // pixels a side of a square tile, a multiple of patch
-  std::int64_t patch = 14;  // at most 512
+  std::int64_t patch = 14;  // at most max_patch
   std::array<float, 3> mean{0.48145466f, 0.4578275f, 0.40821073f};  // CLIP's
   std::array<float, 3> std{0.26862954f, 0.26130258f, 0.27577711f};
   Tensor patches;  // f32 or bf16 [tiles, (side/patch)², 3·patch²]

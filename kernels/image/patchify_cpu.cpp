@@ -22,7 +22,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 
-constexpr std::int64_t max_patch = 512;
 // Pixels of a run, if a patch is not larger: 8 patches of 14, whole vectors, and 19 KB of patches in f32.
 constexpr std::int64_t run_pixels = 112;
 
@@ -100,8 +99,6 @@ void patchify_rows(const NormalisePatchify& op, std::int64_t begin, std::int64_t
 }
 
 void normalise_patchify(Stream&, const NormalisePatchify& op) {
-  require(op.patch <= max_patch, "NormalisePatchify: patch is {}, at most {} is supported",
-          op.patch, max_patch);
   visit_float(op.patches.dtype(), [&]<class T>(T) {
     const auto rows_of = op.patch == 14 ? patchify_rows<T, 14> : patchify_rows<T, 0>;
     parallel_for(op.x.dim(0), op.patch,

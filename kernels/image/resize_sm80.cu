@@ -5,6 +5,13 @@
 // Bytes: 3 per input pixel, 12 per canvas pixel, and 24 per pixel between the passes. FLOPs: with s
 // the larger of 1 and the shrink factor, a pass costs 8·s per value. Bound: load instructions, one a
 // multiply-add; pictures come from data workers on the CPU, and no training step waits for this.
+//
+// Neighbouring values weigh pixels of three bytes that lie s apart. So the horizontal pass brings the
+// stretch of a row that a block weighs to shared memory, in words. The weights of neighbouring outputs
+// for one tap are neighbours.
+#include <algorithm>
+#include <cstdint>
+
 #include "kernels/device/device.h"
 #include "kernels/device/scratch.h"
 #include "kernels/gpu/grid.h"
@@ -16,13 +23,15 @@ namespace orchard::GPU_NAMESPACE {
 namespace {
 
 constexpr int block_threads = 128;
+constexpr unsigned sector = 32;  // bytes, the least that memory moves
 
-// Output i of one pass is the sum of weights[i, tap] · input first[i] + tap, tap < count[i].
+// Output i of one pass is the sum of weights[tap, i] · input first[i] + tap, tap < count[i]. first and
+// first + count do not fall with i.
 struct Filter {
   std::int64_t in_size, size, max_taps;
   std::int32_t* first;  // [size]
   std::int32_t* count;  // [size]
-  float* weights;       // [size, max_taps]
+  float* weights;       // [max_taps, size]
 };
 
 __device__ inline std::int64_t thread_of_grid() {
@@ -37,25 +46,72 @@ __global__ void __launch_bounds__(block_threads) make_filter(Filter filter) {
   store(filter.first + i, static_cast<std::int32_t>(taps.begin));
   store(filter.count + i, static_cast<std::int32_t>(taps.end - taps.begin));
   for (std::int64_t input = taps.begin; input < taps.end; ++input) {
-    store(filter.weights + i * filter.max_taps + input - taps.begin,
+    store(filter.weights + (input - taps.begin) * filter.size + i,
           static_cast<float>(taps.weight(input) / total));
   }
 }
 
-// One value of out [rows, filter.size, 3] from x [rows, filter.in_size, 3].
-__global__ void __launch_bounds__(block_threads)
-    resize_across(Filter filter, const std::uint8_t* x, std::int64_t rows, float* out) {
-  const std::int64_t value = thread_of_grid(), width = filter.size * 3;
-  if (value >= rows * width) return;
-  const std::int64_t row = value / width, j = value % width / 3, colour = value % 3;
-  const float* const weights = filter.weights + j * filter.max_taps;
-  const std::uint8_t* const from = x + (row * filter.in_size + load(filter.first + j)) * 3 + colour;
-  const int count = load(filter.count + j);
-  float sum = 0;
-  for (int tap = 0; tap < count; ++tap) {
-    sum = fmaf(load(weights + tap), static_cast<float>(load(from + 3 * tap)), sum);
+struct Picture {
+  const std::uint8_t* x;  // [rows, width, 3]
+  std::int64_t rows, width;
+
+  __device__ std::int64_t bytes() const { return rows * width * 3; }
+};
+
+// A stretch of a picture's bytes, from a whole sector on.
+struct Stretch {
+  static constexpr int words = 1024, bytes = 4 * words;
+  unsigned word[words];
+};
+
+// Brings the picture's bytes [begin, end), at most a stretch; x + begin is the address of a word.
+__device__ inline void bring(const Picture& picture, std::int64_t begin, std::int64_t end,
+                             Stretch& to) {
+  auto* const bytes = reinterpret_cast<std::uint8_t*>(to.word);
+  for (int i = static_cast<int>(threadIdx.x); begin + 4 * i < end; i += block_threads) {
+    const std::int64_t at = begin + 4 * i;
+    if (at >= 0 && at + 4 <= picture.bytes()) {
+      store_shared(to.word + i, load(reinterpret_cast<const unsigned*>(picture.x + at)));
+      continue;
+    }
+    for (int j = 0; j < 4; ++j) {  // before the picture, or after it
+      const bool inside = at + j >= 0 && at + j < picture.bytes();
+      if (inside) store_shared(bytes + 4 * i + j, load(picture.x + at + j));
+    }
   }
-  store(out + value, sum);
+}
+
+// Of one row of out [rows, filter.size, 3] as many values as a block has threads.
+__global__ void __launch_bounds__(block_threads)
+    resize_across(Filter filter, Picture picture, float* out) {
+  auto& shared = shared_storage<Stretch>();
+  const auto* const bytes = reinterpret_cast<const std::uint8_t*>(shared.word);
+  const std::int64_t values = filter.size * 3;
+  const std::int64_t blocks_of_row = (values + block_threads - 1) / block_threads;
+  const std::int64_t row = blockIdx.x / blocks_of_row;
+  const std::int64_t first = blockIdx.x % blocks_of_row * block_threads;
+  const std::int64_t last = std::min(first + block_threads, values) - 1;
+  // Threads beyond the last value have no taps, and stay for the barriers.
+  const std::int64_t value = first + static_cast<int>(threadIdx.x), j = std::min(value, last) / 3;
+  const int count = value <= last ? load(filter.count + j) : 0;
+  const auto pixel = [&](std::int64_t column) { return (row * picture.width + column) * 3; };
+  const std::int64_t own = pixel(load(filter.first + j)) + value % 3;
+  const std::int64_t end = pixel(load(filter.first + last / 3) + load(filter.count + last / 3));
+  std::int64_t begin = pixel(load(filter.first + first / 3));
+  begin -= (reinterpret_cast<std::uintptr_t>(picture.x) + begin) % sector;
+
+  float sum = 0;
+  for (int tap = 0; begin < end; begin += Stretch::bytes) {
+    const std::int64_t stop = std::min(end, begin + Stretch::bytes);
+    bring(picture, begin, stop, shared);
+    __syncthreads();
+    for (; tap < count && own + 3 * tap < stop; ++tap) {
+      sum = fmaf(load(filter.weights + tap * filter.size + j),
+                 static_cast<float>(load_shared(bytes + (own + 3 * tap - begin))), sum);
+    }
+    __syncthreads();  // before the next stretch takes its place
+  }
+  if (value <= last) store(out + row * values + value, sum);
 }
 
 // One value of the canvas [filter.size, canvas_width, 3] from in [filter.in_size, width, 3].
@@ -65,12 +121,11 @@ __global__ void __launch_bounds__(block_threads)
   const std::int64_t value = thread_of_grid(), values = width * 3;
   if (value >= filter.size * values) return;
   const std::int64_t row = value / values, column = value % values;
-  const float* const weights = filter.weights + row * filter.max_taps;
   const float* const from = in + load(filter.first + row) * values + column;
   const int count = load(filter.count + row);
   float sum = 0;
   for (int tap = 0; tap < count; ++tap) {
-    sum = fmaf(load(weights + tap), load(from + tap * values), sum);
+    sum = fmaf(load(filter.weights + tap * filter.size + row), load(from + tap * values), sum);
   }
   store(canvas + row * canvas_width * 3 + column, fminf(fmaxf(sum, 0.0f), 255.0f));
 }
@@ -108,8 +163,14 @@ void resize_bicubic(Stream& stream, const ResizeBicubic& op) {
   std::byte* const scratch = stream.workspace(layout.bytes());
   launch_filter(stream, across, reserved_across, scratch);
   launch_filter(stream, down, reserved_down, scratch);
-  launch(stream, shape_for("resize_across", in_height * op.width * 3), resize_across, across,
-         op.x.data<std::uint8_t>(), in_height, rows.in(scratch));
+  const Picture picture{op.x.data<std::uint8_t>(), in_height, in_width};
+  const std::int64_t blocks_across = in_height * ceil_div(op.width * 3, block_threads);
+  launch(stream,
+         {.kernel = "resize_across",
+          .grid = {blocks_for("resize_across", blocks_across, 1)},
+          .block = {block_threads},
+          .shared_bytes = sizeof(Stretch)},
+         resize_across, across, picture, rows.in(scratch));
   launch(stream, shape_for("resize_down", op.height * op.width * 3), resize_down, down,
          rows.in(scratch), op.width, op.y.data<float>(), op.y.dim(1));
 }

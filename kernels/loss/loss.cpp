@@ -11,6 +11,7 @@ void run(Stream& stream, const CrossEntropy& op) {
   check.that(shape.rank() == 2 && shape[1] > 0, "logits are [rows, vocab] with vocab > 0");
   check.operand("logits", op.logits, shape, {DType::f32});
   check.operand("targets", op.targets, {shape[0]}, {DType::i32});
+  check.optional("scale", op.scale, {1}, {DType::f32});
   check.operand("losses", op.losses, {shape[0]}, {DType::f32});
   check.optional("d_logits", op.d_logits, shape, float_types);
   check.that(op.d_logits.raw() != op.logits.raw() || op.d_logits.dtype() == DType::f32 ||
@@ -40,6 +41,7 @@ void run(Stream& stream, const CrossEntropyOfShards& op) {
              "exponentials are given exactly when d_logits is");
   check.operand("statistics", op.statistics, shape.with(2, softmax_statistics), {DType::f32});
   check.operand("targets", op.targets, {shape[1]}, {DType::i32});
+  check.optional("scale", op.scale, {1}, {DType::f32});
   check.operand("losses", op.losses, {shape[1]}, {DType::f32});
   if (op.exponentials) {
     check.that(op.exponentials.rank() == 2, "exponentials are [rows, shard]");

@@ -15,9 +15,11 @@ class Stream;
 // a GPU it makes the row's loss NaN and its gradient zero. A logit of -inf is a masked token, a NaN
 // gives a NaN loss.
 struct CrossEntropy {
-  ConstTensor logits;    // f32 [rows, vocab]
-  ConstTensor targets;   // i32 [rows], each in [0, vocab); -1: loss and gradient are zero
-  float scale = 1;       // 1 / number of target tokens of the whole optimizer step
+  ConstTensor logits;   // f32 [rows, vocab]
+  ConstTensor targets;  // i32 [rows], each in [0, vocab); -1: loss and gradient are zero
+  // f32 [1], 1 / number of target tokens of the whole optimizer step; absent: 1. In memory, because
+  // it changes from step to step, and the arguments of a graph do not.
+  ConstTensor scale = {};
   Tensor losses;         // f32 [rows]
   Tensor d_logits = {};  // f32 or bf16 [rows, vocab]; may alias logits when f32; absent: loss only
 };
@@ -47,7 +49,7 @@ struct CrossEntropyOfShards {
   ConstTensor targets;            // i32 [rows]
   int index = 0;                  // of this shard
   VocabularyShard shard = {};     // its columns
-  float scale = 1;                // as CrossEntropy's
+  ConstTensor scale = {};         // as CrossEntropy's
   Tensor losses;                  // f32 [rows]
   ConstTensor exponentials = {};  // f32 [rows, shard]; present exactly when d_logits is
   Tensor d_logits = {};           // f32 or bf16 [rows, shard]; may be exponentials when f32

@@ -12,6 +12,7 @@
 #include <cmath>
 
 #include "kernels/core/visit.h"
+#include "kernels/cpu/number.h"
 #include "kernels/cpu/register.h"
 #include "kernels/device/device.h"
 #include "kernels/loss/loss-inl.h"
@@ -40,8 +41,9 @@ void cross_entropy_row(const CrossEntropy& op, std::int64_t row, float* scratch)
   const float sum = sum_of_exponentials(logits, vocab, maximum, exponentials, next);
   loss = maximum - target_logit + std::log(sum);
   if (!op.d_logits) return;
+  const float scale = number_or(op.scale, 1);
   visit_float(op.d_logits.dtype(), [&]<class T>(T) {
-    write_gradient(exponentials, vocab, target, op.scale / sum, op.scale,
+    write_gradient(exponentials, vocab, target, scale / sum, scale,
                    row_of<T>(op.d_logits, row, vocab));
   });
 }

@@ -8,6 +8,7 @@
 
 #include "kernels/core/visit.h"
 #include "kernels/device/device.h"
+#include "kernels/gpu/number.h"
 #include "kernels/gpu/register.h"
 #include "kernels/loss/loss.h"
 #include "kernels/loss/loss_gpu.h"
@@ -21,8 +22,8 @@ struct Loss {
   const int* targets;   // [rows]
   float* losses;        // [rows]
   Gradient* d_logits;   // [rows, vocab], or nullptr; may be logits
+  const float* scale;   // [1], or nullptr
   std::int64_t vocab;
-  float scale;
 };
 
 template <class Gradient, int width>
@@ -46,12 +47,12 @@ __global__ void __launch_bounds__(loss_threads) cross_entropy(Loss<Gradient> op)
   if (threadIdx.x == 0) store(op.losses + row, total.maximum - target_logit + logf(total.sum));
   if (d_logits == nullptr) return;
 
-  const float factor = op.scale / total.sum;
+  const float scale = number_or(op.scale, 1), factor = scale / total.sum;
   for_each_again<width>(logits, op.vocab, shared, [&](std::int64_t i, const Values<width>& x) {
     Values<width> gradient;
 #pragma unroll
     for (int e = 0; e < width; ++e) {
-      gradient[e] = expf(x[e] - total.maximum) * factor - (i + e == target ? op.scale : 0.0f);
+      gradient[e] = expf(x[e] - total.maximum) * factor - (i + e == target ? scale : 0.0f);
     }
     store_values(d_logits + i, gradient);
   });
@@ -63,8 +64,8 @@ void run_cross_entropy(Stream& stream, const CrossEntropy& op) {
                             .targets = op.targets.data<std::int32_t>(),
                             .losses = op.losses.data<float>(),
                             .d_logits = op.d_logits ? op.d_logits.data<Gradient>() : nullptr,
-                            .vocab = op.logits.dim(1),
-                            .scale = op.scale};
+                            .scale = op.scale.data<float>(),
+                            .vocab = op.logits.dim(1)};
   const std::int64_t rows = op.logits.dim(0);
   if (rows == 0) return;
   constexpr int width = per_vector<float>;

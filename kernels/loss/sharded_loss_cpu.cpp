@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "kernels/core/visit.h"
+#include "kernels/cpu/number.h"
 #include "kernels/device/device.h"
 #include "kernels/loss/loss-inl.h"
 #include "kernels/loss/loss.h"
@@ -81,10 +82,11 @@ void cross_entropy_of_shards(Stream&, const CrossEntropyOfShards& op) {
       if (!op.d_logits) continue;
       const std::int64_t columns = op.d_logits.dim(1);
       const float own_maximum = statistics[op.index * rows + row].maximum;
-      const float factor = op.scale * std::exp(own_maximum - all.maximum) / all.sum;
+      const float scale = number_or(op.scale, 1);
+      const float factor = scale * std::exp(own_maximum - all.maximum) / all.sum;
       visit_float(op.d_logits.dtype(), [&]<class T>(T) {
         write_gradient(row_of<float>(op.exponentials, row, columns), columns,
-                       targets[row] - op.shard.first_id, factor, op.scale,
+                       targets[row] - op.shard.first_id, factor, scale,
                        row_of<T>(op.d_logits, row, columns));
       });
     }

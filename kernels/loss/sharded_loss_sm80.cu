@@ -8,6 +8,7 @@
 
 #include "kernels/core/visit.h"
 #include "kernels/device/device.h"
+#include "kernels/gpu/number.h"
 #include "kernels/loss/loss.h"
 #include "kernels/loss/loss_gpu.h"
 
@@ -99,8 +100,8 @@ struct ShardLoss {
   const float* exponentials;  // [rows, columns]; may be d_logits
   float* losses;              // [rows]
   Gradient* d_logits;         // [rows, columns], or nullptr
+  const float* scale;         // [1], or nullptr
   std::int64_t shards, index, rows, columns, first_id, vocabulary;
-  float scale;
 };
 
 // Of all shards together, in their order.
@@ -133,14 +134,15 @@ __global__ void __launch_bounds__(loss_threads) cross_entropy_of_shards(ShardLos
   if (threadIdx.x == 0) store(op.losses + row, all.maximum - all.target_logit + logf(all.sum));
   if (d_logits == nullptr) return;
   const float own_maximum = load_statistics(op.statistics, op.index * op.rows + row).maximum;
-  const float factor = op.scale * expf(own_maximum - all.maximum) / all.sum;
+  const float scale = number_or(op.scale, 1);
+  const float factor = scale * expf(own_maximum - all.maximum) / all.sum;
   const float* const exponentials = op.exponentials + row * op.columns;
   const std::int64_t column = target - op.first_id;
   for (std::int64_t i = threadIdx.x * width; i < op.columns; i += loss_threads * width) {
     Values<width> gradient = load_values<width>(exponentials + i);
 #pragma unroll
     for (int e = 0; e < width; ++e) {
-      gradient[e] = gradient[e] * factor - (i + e == column ? op.scale : 0.0f);
+      gradient[e] = gradient[e] * factor - (i + e == column ? scale : 0.0f);
     }
     store_values(d_logits + i, gradient);
   }
@@ -159,13 +161,13 @@ void run_cross_entropy_of_shards(Stream& stream, const CrossEntropyOfShards& op)
                                  .exponentials = op.exponentials.data<float>(),
                                  .losses = op.losses.data<float>(),
                                  .d_logits = op.d_logits ? op.d_logits.data<Gradient>() : nullptr,
+                                 .scale = op.scale.data<float>(),
                                  .shards = op.statistics.dim(0),
                                  .index = op.index,
                                  .rows = rows,
                                  .columns = columns,
                                  .first_id = op.shard.first_id,
-                                 .vocabulary = vocabulary,
-                                 .scale = op.scale};
+                                 .vocabulary = vocabulary};
   if (rows == 0) return;
   constexpr int width = per_vector<float>;
   const bool vectors = columns % width == 0 && all_aligned(16, {loss.exponentials}) &&

@@ -66,7 +66,7 @@ struct BackwardStorage {
     Row d_sum;  // late enough with the row that is worked on: it is added last
   };
   RowSums<threads> sums;
-  Row weight;
+  uint4 weight[vectors][threads];
   union {
     Rows rows;
     float share[groups][threads * vectors * per_vector<T>];  // when the rows are done
@@ -121,8 +121,10 @@ __global__ void __launch_bounds__(block_threads(threads), blocks_of_sm(norm, thr
 #pragma unroll
   for (int v = 0; v < vectors; ++v) {
     const auto* const weights = reinterpret_cast<const uint4*>(op.weight);
-    store_shared(&shared.weight[v][threadIdx.x],
-                 at(v) < length ? load_readonly(weights + at(v)) : uint4{});
+    if (group == 0) {
+      store_shared(&shared.weight[v][thread],
+                   at(v) < length ? load_readonly(weights + at(v)) : uint4{});
+    }
 #pragma unroll
     for (int i = 0; i < per; ++i) d_weight[v].value[i] = d_bias[v].value[i] = 0;
   }
@@ -145,6 +147,7 @@ __global__ void __launch_bounds__(block_threads(threads), blocks_of_sm(norm, thr
   const auto own = [&](const Row& row, int v) {
     return unpack<T>(load_shared(&row[v][threadIdx.x]));
   };
+  const auto weight = [&](int v) { return unpack<T>(load_shared(&shared.weight[v][thread])); };
   const auto fetch_inputs = [&](int row, unsigned stage) {
     fetch(op.x, row, shared.rows.x[stage]);
     fetch(op.d_y, row, shared.rows.d_y[stage]);
@@ -152,6 +155,7 @@ __global__ void __launch_bounds__(block_threads(threads), blocks_of_sm(norm, thr
   };
   fetch_inputs(first + group, 0);
   RowStatistics next = statistics_of<norm>(op, first + group, first + group < end);
+  if constexpr (groups > 1) __syncthreads();  // the first group has brought the weight for all
   unsigned stage = 0;
   int buffer = 0;
   // All groups take as many turns, for the barriers in row_sum; what has no row works on zeros.
@@ -169,7 +173,7 @@ __global__ void __launch_bounds__(block_threads(threads), blocks_of_sm(norm, thr
 #pragma unroll
     for (int v = 0; v < vectors; ++v) {
       const Floats<T> inputs = own(x, v), gradients = own(d_y, v);
-      const Floats<T> scales = own(shared.weight, v);
+      const Floats<T> scales = weight(v);
 #pragma unroll
       for (int i = 0; i < per; ++i) {
         const float normalised = (inputs.value[i] - mean) * r;
@@ -196,7 +200,7 @@ __global__ void __launch_bounds__(block_threads(threads), blocks_of_sm(norm, thr
     for (int v = 0; v < vectors; ++v) {
       if (row >= end || at(v) >= length) continue;
       const Floats<T> inputs = own(x, v), gradients = own(d_y, v);
-      const Floats<T> scales = own(shared.weight, v);
+      const Floats<T> scales = weight(v);
       Floats<T> out;
 #pragma unroll
       for (int i = 0; i < per; ++i) {
@@ -299,8 +303,8 @@ constexpr Variant<T> variant() {
            norm_backward_rows<norm, T, threads, vectors>}};
 }
 
-// The first that holds the row is taken. Shared memory: 48 KB for each four warps of the first three, 96 KB
-// for the last.
+// The first that holds the row is taken. Shared memory: 42 to 48 KB for each four warps of the first three,
+// 96 KB for the last.
 template <Norm norm, class T>
 constexpr std::array<Variant<T>, 4> variants() {
   return {{

@@ -35,30 +35,57 @@ __device__ void copy_by_warp(Unit* target, const Unit* source, std::int64_t coun
 
 // ---- MapChoices --------------------------------------------------------------------------------
 
+// A table of usual size comes to shared memory: its rows are mostly smaller than a sector, and neighbours
+// take any of them.
+struct StagedTable {
+  static constexpr std::int64_t most = 4096;
+  std::int32_t targets[most];
+};
+
 struct Mapping {
   const std::int32_t* experts;  // [tokens, k]
   const std::int32_t* table;    // [experts, parts]
   std::int32_t* targets;        // [tokens, slots]
   std::int64_t count;           // of targets
+  std::int64_t table_size;
   int slots, parts;
   Repeats repeats;
 
+  __device__ bool is_staged() const { return table_size <= StagedTable::most; }
+
   // Of the first choice's row to the last part's, in the order of the slot.
-  __device__ std::int32_t target(std::int64_t i) const {
+  __device__ std::int32_t target(std::int64_t i, const StagedTable& staged) const {
     const std::int32_t expert = load(experts + i / parts);
-    return expert < 0 ? -1 : load(table + static_cast<std::int64_t>(expert) * parts + i % parts);
+    if (expert < 0) return -1;
+    const std::int64_t at = static_cast<std::int64_t>(expert) * parts + i % parts;
+    return is_staged() ? load_shared(staged.targets + at) : load(table + at);
   }
 };
 
+constexpr int mapped_by_thread =
+    4;  // a block's share of the table is then little beside its targets
+
 __global__ void __launch_bounds__(block_threads) map_choices(Mapping op) {
-  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * block_threads + threadIdx.x;
-  if (i >= op.count) return;
-  const std::int32_t target = op.target(i);
-  bool repeated = false;
-  if (op.repeats == Repeats::drop) {
-    for (std::int64_t j = i - i % op.slots; j < i; ++j) repeated |= op.target(j) == target;
+  auto& staged = shared_storage<StagedTable>();
+  for (int i = threadIdx.x; op.is_staged() && i < op.table_size; i += block_threads) {
+    store_shared(staged.targets + i, load(op.table + i));
   }
-  store(op.targets + i, repeated ? -1 : target);
+  __syncthreads();
+  const std::int64_t first =
+      static_cast<std::int64_t>(blockIdx.x) * block_threads * mapped_by_thread + threadIdx.x;
+#pragma unroll
+  for (int n = 0; n < mapped_by_thread; ++n) {
+    const std::int64_t i = first + n * block_threads;
+    if (i >= op.count) return;
+    const std::int32_t target = op.target(i, staged);
+    bool repeated = false;
+    if (op.repeats == Repeats::drop) {
+      for (std::int64_t j = i - i % op.slots; j < i; ++j) {
+        repeated |= op.target(j, staged) == target;
+      }
+    }
+    store(op.targets + i, repeated ? -1 : target);
+  }
 }
 
 void run_map_choices(Stream& stream, const MapChoices& op) {
@@ -66,14 +93,16 @@ void run_map_choices(Stream& stream, const MapChoices& op) {
                         .table = op.table.data<std::int32_t>(),
                         .targets = op.targets.data<std::int32_t>(),
                         .count = op.targets.numel(),
+                        .table_size = op.table.numel(),
                         .slots = int_extent("MapChoices", op.targets.dim(1)),
                         .parts = int_extent("MapChoices", op.table.dim(1)),
                         .repeats = op.repeats};
   if (mapping.count == 0) return;
   launch(stream,
          {.kernel = "map_choices",
-          .grid = {blocks_for("map_choices", mapping.count, block_threads)},
-          .block = {block_threads}},
+          .grid = {blocks_for("map_choices", mapping.count, block_threads * mapped_by_thread)},
+          .block = {block_threads},
+          .shared_bytes = sizeof(StagedTable)},
          map_choices, mapping);
 }
 

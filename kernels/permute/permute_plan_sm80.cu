@@ -1,6 +1,6 @@
 // The plan of a permutation on GPUs, from sm_80 on: a stable counting sort of the choices by expert
-// (kernels/gpu/counting_sort.h). Bytes: about 16 per choice and 4 per row of the buffer, where the
-// moves it plans touch a whole row each. Bound: the latency of its launches.
+// (kernels/gpu/counting_sort.h). Bytes: 12 per choice, whose expert two launches read, and 4 per row of
+// the buffer, where the moves it plans touch a whole row each. Bound: the latency of its launches.
 #include "kernels/device/device.h"
 #include "kernels/device/scratch.h"
 #include "kernels/gpu/counting_sort.h"
@@ -9,13 +9,6 @@
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
-
-constexpr int block_threads = 256;
-
-__global__ void __launch_bounds__(block_threads) clear_sources(std::int32_t* source, int rows) {
-  const int row = static_cast<int>(blockIdx.x) * block_threads + static_cast<int>(threadIdx.x);
-  if (row < rows) store(source + row, -1);
-}
 
 struct ExpertOf {
   const std::int32_t* experts;
@@ -26,12 +19,14 @@ struct PlaceChoice {
   std::int32_t* source;
   std::int32_t* slot;
   int k;
+  int places;  // rows
   struct Nothing {};
   __device__ Nothing read(int) const { return {}; }
   __device__ void write(int choice, int row, Nothing) const {
     store(slot + choice, row);
     if (row >= 0) store(source + row, choice / k);
   }
+  __device__ void fill(int row) const { store(source + row, -1); }  // padding
 };
 
 void permute_plan(Stream& stream, const PermutePlan& op) {
@@ -46,28 +41,21 @@ void permute_plan(Stream& stream, const PermutePlan& op) {
           "PermutePlan: source has {} rows, a GPU takes no fewer than {}: {}", op.source.dim(0),
           op.group_rows > 0 ? "all groups have" : "max_expert_rows", most);
   const int items = int_extent("PermutePlan", tokens * k);
-  const int rows = int_extent("PermutePlan", op.source.dim(0));
   ScratchLayout layout;
   const auto counts = layout.add<std::int32_t>(sort_blocks(items) * experts);
+  const auto ends = layout.add<std::int32_t>(experts);
   std::byte* const scratch = stream.workspace(layout.bytes());
-  if (rows > 0) {
-    launch(stream,
-           {.kernel = "clear_sources",
-            .grid = {blocks_for("clear_sources", rows, block_threads)},
-            .block = {block_threads}},
-           clear_sources, op.source.data<std::int32_t>(), rows);
-  }
-  counting_sort(stream,
-                {.name = "permute_plan",
-                 .items = items,
+  counting_sort(stream, "permute_plan",
+                {.items = items,
                  .buckets = static_cast<int>(experts),
                  .multiple = int_extent("PermutePlan", op.multiple),
                  .bucket_size = int_extent("PermutePlan", op.group_rows),
                  .counts = counts.in(scratch),
-                 .bucket_begin = op.row_offsets.data<std::int32_t>()},
+                 .bucket_begin = op.row_offsets.data<std::int32_t>(),
+                 .bucket_end = ends.in(scratch)},
                 ExpertOf{op.experts.data<std::int32_t>()},
                 PlaceChoice{op.source.data<std::int32_t>(), op.slot.data<std::int32_t>(),
-                            static_cast<int>(k)});
+                            static_cast<int>(k), int_extent("PermutePlan", op.source.dim(0))});
 }
 
 }  // namespace

@@ -56,6 +56,8 @@ void run(Stream& stream, const RouterBackward& op) {
   check.operand("sequence_offsets", op.sequence_offsets, {sequences + 1}, {DType::i32});
   check.operand("real_tokens", op.real_tokens, {sequences}, {DType::i32});
   check.operand("d_gates", op.d_gates, {tokens, op.k}, {DType::f32});
+  check.optional("balance_scale", op.balance_scale, {1}, {DType::f32});
+  check.optional("z_scale", op.z_scale, {1}, {DType::f32});
   check.operand("d_logits", op.d_logits, shape, {DType::f32});
   dispatch(stream, op, "RouterBackward");
 }

@@ -15,7 +15,7 @@
 //            uniform routing
 //
 // Bound by memory: 8 bytes per logit forward, 8 backward. The CPU checks sequences and replays; GPUs,
-// whose integers no host code reads, do not, and take at most 256 experts.
+// whose integers no host code reads, do not, and take at most 256 experts and 4095 sequences.
 #pragma once
 
 #include <algorithm>
@@ -95,8 +95,9 @@ struct RouterBackward {
   ConstTensor d_gates;  // f32 [tokens, k]; entries of dropped choices are ignored
   int k = 2;
   BalanceCounts balance_counts = BalanceCounts::first_choice;
-  float balance_scale = 0;
-  float z_scale = 0;
+  // f32 [1] each; absent: 0. In memory, because they change from step to step, and the arguments of
+  // a graph do not.
+  ConstTensor balance_scale = {}, z_scale = {};
   Tensor d_logits;  // f32 [tokens, experts]
 };
 

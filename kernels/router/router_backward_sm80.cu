@@ -6,6 +6,7 @@
 //   d_logits = p · (d_p - Σ_e p·d_p + 2·z_scale·log_sum_exp)
 #include "kernels/device/device.h"
 #include "kernels/gpu/grid.h"
+#include "kernels/gpu/number.h"
 #include "kernels/router/router.h"
 #include "kernels/router/router_gpu.h"
 
@@ -21,9 +22,10 @@ struct RouterGradient {
   const float* d_gates;        // [tokens, k]
   float* d_logits;             // [tokens, experts]
   Sequences sequences;
+  const float* balance_scale;  // [1], or nullptr: 0
+  const float* z_scale;        // likewise
   int tokens, experts, k;
-  float balance_scale;  // times experts / k'
-  float z_scale;
+  int counted;  // k'
 };
 
 // The last sequence that begins at or before the token and is not empty.
@@ -58,13 +60,16 @@ __global__ void __launch_bounds__(router_threads) route_gradient(RouterGradient 
   const int expert = has_choice ? load(op.chosen + choice_at) : -1;
   const bool is_kept = has_choice && load(op.kept + choice_at) >= 0;
   const float log_sum_exp = inside ? load(op.log_sum_exp + token) : 0.0f;
+  const float z_scale = number_or(op.z_scale, 0);
+  const float balance_scale = number_or(op.balance_scale, 0) * static_cast<float>(op.experts) /
+                              static_cast<float>(op.counted);
 
   const TokenRange sequence = inside ? sequence_of(op.sequences, token) : TokenRange{};
   const bool real = inside && token < sequence.real_end;
   const float* const fractions =
       op.fractions + static_cast<std::int64_t>(sequence.sequence) * op.experts;
   const float balance =
-      real ? op.balance_scale / static_cast<float>(sequence.real_end - sequence.begin) : 0.0f;
+      real ? balance_scale / static_cast<float>(sequence.real_end - sequence.begin) : 0.0f;
   float d_p[n];
 #pragma unroll
   for (int i = 0; i < n; ++i) {
@@ -90,7 +95,7 @@ __global__ void __launch_bounds__(router_threads) route_gradient(RouterGradient 
   for (int i = 0; i < n; ++i) expectation = fmaf(p[i], d_p[i], expectation);
   expectation = warp_sum(expectation, Lanes::lanes);
   if (!inside) return;  // no shuffle follows
-  const float shift = 2 * op.z_scale * log_sum_exp - expectation;
+  const float shift = 2 * z_scale * log_sum_exp - expectation;
 #pragma unroll
   for (int i = 0; i < n; ++i) {
     const int e = Lanes::expert(i);
@@ -101,7 +106,6 @@ __global__ void __launch_bounds__(router_threads) route_gradient(RouterGradient 
 void router_backward(Stream& stream, const RouterBackward& op) {
   const std::int64_t tokens = op.probabilities.dim(0), experts = op.probabilities.dim(1);
   if (tokens == 0) return;
-  const int counted = op.balance_counts == BalanceCounts::all_choices ? op.k : 1;
   const RouterGradient gradient{
       .probabilities = op.probabilities.data<float>(),
       .log_sum_exp = op.log_sum_exp.data<float>(),
@@ -112,11 +116,12 @@ void router_backward(Stream& stream, const RouterBackward& op) {
       .d_logits = op.d_logits.data<float>(),
       .sequences = {op.sequence_offsets.data<std::int32_t>(), op.real_tokens.data<std::int32_t>(),
                     int_extent("RouterBackward", op.real_tokens.dim(0))},
+      .balance_scale = op.balance_scale.data<float>(),
+      .z_scale = op.z_scale.data<float>(),
       .tokens = int_extent("RouterBackward", tokens),
       .experts = static_cast<int>(experts),
       .k = op.k,
-      .balance_scale = op.balance_scale * static_cast<float>(experts) / static_cast<float>(counted),
-      .z_scale = op.z_scale};
+      .counted = op.balance_counts == BalanceCounts::all_choices ? op.k : 1};
   visit_token_lanes("RouterBackward", experts, [&]<class Lanes>(Lanes) {
     launch(stream,
            {.kernel = "router_backward",

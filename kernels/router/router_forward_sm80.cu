@@ -1,59 +1,30 @@
-// Routing on GPUs, from sm_80 on, in three launches (two without a capacity):
+// Routing on GPUs, from sm_80 on, in one launch, two with a capacity:
 //
 //   choose   softmax, top k, gates and margin of each token, by 8 to 32 lanes; a block also sums up
-//            its slice of at most 64 tokens of one sequence: probabilities, choices, z loss
-//   tally    one block a sequence: sums over the slices, losses, and the position in its expert's
-//            queue that each slice begins at
-//   drop     each slice ranks its choices again and drops those beyond the capacity
+//            its slice of at most 64 tokens of one sequence: probabilities, choices, z loss. The last
+//            block of a sequence adds up its slices, the last sequence the counts (router_tally.h)
+//   drop     each slice ranks its choices again and drops those beyond the capacity, which is known
+//            when all slices of the sequence are
 //
-// Bytes: 8 per logit, 12 per choice, and 4·(1 + k)/64 per logit for the slices' sums, twice. FLOPs:
-// about 10 and an exponential per logit. Bound: HBM bandwidth; for few experts or tokens the latency of
-// the launches and, in each, of a few dependent loads and reductions over a token's lanes.
+// Bytes: 8 per logit, 12 per choice, and (4 + k)/64 per logit for the slices' sums; with a capacity
+// choices once more, and the gates of those that it drops. FLOPs: about 10 and an exponential per
+// logit. Bound: HBM bandwidth; for few experts or tokens the latency of the launches and, in each, of
+// a few dependent loads and reductions over a token's lanes.
 //
 // All sums have an order that the shapes fix; counts are integers. So a run repeats bit for bit.
 #include <limits>
 
 #include "kernels/device/device.h"
 #include "kernels/device/scratch.h"
-#include "kernels/gpu/block.h"
+#include "kernels/device/zero_words.h"
 #include "kernels/gpu/grid.h"
 #include "kernels/gpu/register.h"
 #include "kernels/router/router.h"
 #include "kernels/router/router_gpu.h"
+#include "kernels/router/router_tally.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
-
-struct Router {
-  const float* logits;  // [tokens, experts]
-  Sequences sequences;
-  const std::int32_t* replay;  // [tokens, k], or nullptr
-  int experts, k;
-  float capacity_factor;
-  BalanceCounts balance_counts;
-
-  float* probabilities;  // [tokens, experts]
-  float* log_sum_exp;    // [tokens]
-  std::int32_t* chosen;  // [tokens, k]
-  std::int32_t* kept;    // [tokens, k]
-  float* gates;          // [tokens, k]
-  float* margins;        // [tokens], or nullptr
-  float* fractions;      // [sequences, experts]
-  float* balance_loss;   // [sequences]
-  float* z_loss;         // [sequences]
-  std::int32_t* counts;  // [2, experts]
-
-  // Of each slice: the sum of p over its real tokens, its share of the z loss, and its choices of
-  // each rank, which `tally` replaces by the queue position of the first of them.
-  float* slice_mass;            // [slices, experts]
-  float* slice_z;               // [slices]
-  std::int32_t* slice_choices;  // [slices, k, experts]
-
-  __device__ int capacity_of(const TokenRange& sequence) const {
-    return static_cast<int>(
-        expert_capacity(sequence.real_end - sequence.begin, capacity_factor, experts));
-  }
-};
 
 // ---- choose ------------------------------------------------------------------------------------
 
@@ -190,7 +161,7 @@ __device__ void store_token(const Router& op, std::int64_t token, bool real,
     const std::int64_t at = token * op.k + lane;
     const int expert = real ? choices.expert : -1;
     store(op.chosen + at, expert);
-    store(op.kept + at, expert);  // until `drop`
+    if (op.capacity_factor <= 0) store(op.kept + at, expert);  // else `drop` does
     store(op.gates + at, real ? choices.p / choices.sum : 0.0f);
   }
   if (lane == 0) {
@@ -203,6 +174,14 @@ struct SliceStorage {
   float mass[router_warps][max_router_experts];
   float z[router_warps];
   int choices[max_top_k * max_router_experts];  // [k, experts]
+};
+
+struct ChooseStorage {
+  union {
+    SliceStorage slice;
+    TallyStorage tally;  // when the slice is done
+  };
+  unsigned before;
 };
 
 // The sum over the tokens that a warp has at once, by the lanes that hold the same experts.
@@ -218,11 +197,9 @@ __device__ float sum_over_tokens(float value) {
 template <class Lanes>
 __global__ void __launch_bounds__(router_threads) choose(Router op) {
   constexpr int n = Lanes::per_lane, tokens_at_once = router_warps * Lanes::tokens_of_warp;
-  auto& shared = shared_storage<SliceStorage>();
+  auto& storage = shared_storage<ChooseStorage>();
+  SliceStorage& shared = storage.slice;
   const int thread = static_cast<int>(threadIdx.x), warp = warp_of_thread();
-  if (blockIdx.x == 0) {
-    for (int i = thread; i < 2 * op.experts; i += router_threads) store(op.counts + i, 0);
-  }
   for (int i = thread; i < op.k * op.experts; i += router_threads) shared.choices[i] = 0;
   const TokenRange slice = find_slice(op.sequences, static_cast<int>(blockIdx.x));
   if (slice.sequence < 0) return;  // whole blocks
@@ -270,117 +247,23 @@ __global__ void __launch_bounds__(router_threads) choose(Router op) {
     store(op.slice_mass + index * op.experts + expert, sum);
   }
   for (int i = thread; i < op.k * op.experts; i += router_threads) {
-    store(op.slice_choices + index * op.k * op.experts + i, shared.choices[i]);
+    store(op.slice_choices + index * op.slice_stride + i,
+          static_cast<std::uint8_t>(shared.choices[i]));
   }
-}
 
-// ---- tally -------------------------------------------------------------------------------------
-
-constexpr int tally_threads = 512;
-
-struct TallyStorage {
-  int choices[max_top_k][tally_threads];  // of a thread's slices
-  double mass[tally_threads];
-  BlockSum<double, tally_threads> balance, z;
-};
-
-// Calls use(i, column[i · stride]) for i in [begin, end), in order, with several loads in flight.
-template <class T, class Use>
-__device__ void for_column(const T* column, int begin, int end, std::int64_t stride,
-                           const Use& use) {
-  constexpr int in_flight = 8;
-  for (int first = begin; first < end; first += in_flight) {
-    T held[in_flight];
-#pragma unroll
-    for (int i = 0; i < in_flight; ++i) {
-      held[i] = first + i < end ? load(column + (first + i) * stride) : T{};
-    }
-#pragma unroll
-    for (int i = 0; i < in_flight; ++i) {
-      if (first + i < end) use(first + i, held[i]);
-    }
-  }
-}
-
-// A block is a sequence. Each expert has a column of threads, which share the slices.
-__global__ void __launch_bounds__(tally_threads) tally(Router op) {
-  auto& shared = shared_storage<TallyStorage>();
-  const int s = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-  int columns = 32;
-  while (columns < op.experts) columns *= 2;
-  const int expert = thread % columns, part = thread / columns, parts = tally_threads / columns;
-  const std::int64_t first_slice = slices_before(op.sequences, s);
-  const TokenRange sequence = whole_sequence(op.sequences, s);
-  const int slices = slices_of(sequence), of_part = (slices + parts - 1) / parts;
-  const int begin = std::min(slices, part * of_part), end = std::min(slices, begin + of_part);
-  const double real = std::max(1, sequence.real_end - sequence.begin);
-  const int capacity = op.capacity_factor > 0 ? op.capacity_of(sequence) : sequence.end;
-  const bool has_expert = expert < op.experts;
-  const std::int64_t stride = static_cast<std::int64_t>(op.k) * op.experts;
-  const auto choices_of = [&](int rank) {
-    return op.slice_choices + (first_slice * op.k + rank) * op.experts + expert;
-  };
-
-  for (int j = 0; has_expert && j < op.k; ++j) {
-    int choices = 0;
-    for_column(choices_of(j), begin, end, stride, [&](int, int count) { choices += count; });
-    shared.choices[j][thread] = choices;
-  }
-  double mass = 0;
-  if (has_expert) {
-    for_column(op.slice_mass + first_slice * op.experts + expert, begin, end, op.experts,
-               [&](int, float share) { mass += share; });
-  }
-  shared.mass[thread] = mass;
-  __syncthreads();
-
-  double balance = 0;
-  if (has_expert) {
-    int total = 0, kept = 0, counted = 0;
-    for (int j = 0; j < op.k; ++j) {
-      int before = 0, of_rank = 0;  // choices of the parts before this one, and of all
-      for (int other = 0; other < parts; ++other) {
-        const int choices = shared.choices[j][other * columns + expert];
-        before += other < part ? choices : 0;
-        of_rank += choices;
-      }
-      if (op.capacity_factor > 0) {
-        int position = kept + before;
-        std::int32_t* const column = choices_of(j);
-        for_column(column, begin, end, stride, [&](int i, int count) {
-          store(column + i * stride, position);
-          position += count;
-        });
-      }
-      total += of_rank;
-      kept = std::min(capacity, kept + of_rank);
-      if (j == 0 || op.balance_counts == BalanceCounts::all_choices) counted = total;
-    }
-    if (part == 0) {
-      if (total > 0) atomicAdd(op.counts + expert, total);
-      if (kept > 0) atomicAdd(op.counts + op.experts + expert, kept);
-      const double fraction = counted / real;
-      store(op.fractions + static_cast<std::int64_t>(s) * op.experts + expert,
-            static_cast<float>(fraction));
-      mass = 0;
-      for (int other = 0; other < parts; ++other) mass += shared.mass[other * columns + expert];
-      balance = fraction * (mass / real);
-    }
-  }
-  double z = 0;
-  for (int i = thread; i < slices; i += tally_threads) z += load(op.slice_z + first_slice + i);
-  balance = block_sum<tally_threads>(balance, shared.balance);
-  z = block_sum<tally_threads>(z, shared.z);
-  if (thread > 0) return;
-  const int counted_choices = op.balance_counts == BalanceCounts::all_choices ? op.k : 1;
-  store(op.balance_loss + s, static_cast<float>(balance * op.experts / counted_choices));
-  store(op.z_loss + s, static_cast<float>(z));
+  const int s = slice.sequence;
+  const auto slices = static_cast<unsigned>(slices_of(whole_sequence(op.sequences, s)));
+  if (!is_last_block(op.arrived + s, slices, storage.before)) return;
+  tally(op, s, storage.tally);
+  const auto sequences = static_cast<unsigned>(op.sequences.count);
+  if (is_last_block(op.arrived + sequences, sequences, storage.before)) add_counts(op);
 }
 
 // ---- drop --------------------------------------------------------------------------------------
 
 struct DropStorage {
   int chosen[slice_tokens * max_top_k];
+  std::uint8_t room[max_top_k * max_router_experts];  // [k, experts]
 };
 
 __global__ void __launch_bounds__(router_threads) drop(Router op) {
@@ -388,35 +271,41 @@ __global__ void __launch_bounds__(router_threads) drop(Router op) {
   const TokenRange slice = find_slice(op.sequences, static_cast<int>(blockIdx.x));
   if (slice.sequence < 0) return;
   const std::int64_t first = static_cast<std::int64_t>(slice.begin) * op.k;
-  const int choices = (slice.real_end - slice.begin) * op.k;
-  for (int i = static_cast<int>(threadIdx.x); i < choices; i += router_threads) {
+  const int thread = static_cast<int>(threadIdx.x), choices = (slice.end - slice.begin) * op.k;
+  for (int i = thread; i < choices; i += router_threads) {
     shared.chosen[i] = load(op.chosen + first + i);
   }
+  const std::uint8_t* const room = op.slice_choices + blockIdx.x * op.slice_stride;
+  for (int i = thread; i < op.k * op.experts; i += router_threads) shared.room[i] = load(room + i);
   __syncthreads();
-  const int capacity = op.capacity_of(whole_sequence(op.sequences, slice.sequence));
-  for (int i = static_cast<int>(threadIdx.x); i < choices; i += router_threads) {
+  for (int i = thread; i < choices; i += router_threads) {
     const int expert = shared.chosen[i], rank = i % op.k;
-    int position =
-        load(op.slice_choices + (static_cast<std::int64_t>(blockIdx.x) * op.k + rank) * op.experts +
-             expert);
-    for (int earlier = rank; earlier < i; earlier += op.k) {
-      position += shared.chosen[earlier] == expert;
+    if (expert < 0) {  // padding
+      store(op.kept + first + i, -1);
+      continue;
     }
-    if (position < capacity) continue;
-    store(op.kept + first + i, -1);
-    store(op.gates + first + i, 0.0f);
+    int left = shared.room[rank * op.experts + expert];
+    for (int earlier = rank; earlier < i; earlier += op.k) {
+      left -= shared.chosen[earlier] == expert;
+    }
+    store(op.kept + first + i, left > 0 ? expert : -1);
+    if (left <= 0) store(op.gates + first + i, 0.0f);
   }
 }
 
 void router_forward(Stream& stream, const RouterForward& op) {
   const std::int64_t experts = op.logits.dim(1), sequences = op.real_tokens.dim(0);
   const std::int64_t tokens = int_extent("RouterForward", op.logits.dim(0));
-  // A sequence's last slice may be a short one.
+  require(sequences < zero_words_count, "RouterForward: {} sequences, GPU kernels take at most {}",
+          sequences, zero_words_count - 1);
+  // A sequence's last slice may be a short one, or empty.
   const std::int64_t slices = tokens / slice_tokens + sequences;
+  const std::int64_t slice_stride = ceil_div(op.k * experts, 32) * 32;
   ScratchLayout layout;
   const auto mass = layout.add<float>(slices * experts);
   const auto z = layout.add<float>(slices);
-  const auto choices = layout.add<std::int32_t>(slices * op.k * experts);
+  const auto choices = layout.add<std::uint8_t>(slices * slice_stride);
+  const auto counts = layout.add<std::int32_t>(sequences * 2 * experts);
   std::byte* const scratch = stream.workspace(layout.bytes());
   const Router router{
       .logits = op.logits.data<float>(),
@@ -439,7 +328,10 @@ void router_forward(Stream& stream, const RouterForward& op) {
       .counts = op.expert_counts.data<std::int32_t>(),
       .slice_mass = mass.in(scratch),
       .slice_z = z.in(scratch),
-      .slice_choices = choices.in(scratch)};
+      .slice_choices = choices.in(scratch),
+      .slice_stride = slice_stride,
+      .sequence_counts = counts.in(scratch),
+      .arrived = zero_words(stream)};
   if (sequences == 0) return stream.fill_zero(op.expert_counts);
   const Extent3 slice_grid{blocks_for("RouterForward", slices, 1)}, block{router_threads};
   visit_token_lanes("RouterForward", experts, [&]<class Lanes>(Lanes) {
@@ -447,15 +339,9 @@ void router_forward(Stream& stream, const RouterForward& op) {
            {.kernel = "router_choose",
             .grid = slice_grid,
             .block = block,
-            .shared_bytes = sizeof(SliceStorage)},
+            .shared_bytes = sizeof(ChooseStorage)},
            choose<Lanes>, router);
   });
-  launch(stream,
-         {.kernel = "router_tally",
-          .grid = {blocks_for("RouterForward", sequences, 1)},
-          .block = {tally_threads},
-          .shared_bytes = sizeof(TallyStorage)},
-         tally, router);
   if (op.capacity_factor > 0) {
     launch(stream,
            {.kernel = "router_drop",

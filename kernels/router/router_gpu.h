@@ -45,8 +45,9 @@ __device__ inline TokenRange whole_sequence(const Sequences& all, int s) {
   return {s, begin, begin + load(all.real_tokens + s), load(all.offsets + s + 1)};
 }
 
+// An empty sequence has an empty slice, so that a block tends it.
 __device__ inline int slices_of(const TokenRange& sequence) {
-  return (sequence.end - sequence.begin + slice_tokens - 1) / slice_tokens;
+  return std::max(1, (sequence.end - sequence.begin + slice_tokens - 1) / slice_tokens);
 }
 
 // Slice `index` of all slices of all sequences, in order; its sequence is -1 if there is none. All lanes
@@ -55,7 +56,7 @@ __device__ inline TokenRange find_slice(const Sequences& all, int index) {
   for (int first = 0; first < all.count; first += 32) {
     const int s = first + lane_of_thread();
     TokenRange range = s < all.count ? whole_sequence(all, s) : TokenRange{s, 0, 0, 0};
-    const int slices = slices_of(range), end = warp_inclusive_sum(slices);
+    const int slices = s < all.count ? slices_of(range) : 0, end = warp_inclusive_sum(slices);
     const unsigned owners = __ballot_sync(all_lanes, index < end);
     if (owners != 0) {
       const int owner = __ffs(static_cast<int>(owners)) - 1;

@@ -11,6 +11,7 @@
 
 #include "kernels/cpu/loops-inl.h"
 #include "kernels/cpu/math-inl.h"
+#include "kernels/cpu/number.h"
 #include "kernels/cpu/simd-inl.h"
 #include "kernels/router/router_cpu.h"
 
@@ -50,8 +51,9 @@ void gradient(const RouterBackward& op, std::int64_t s, std::int64_t begin, std:
   const std::int64_t experts = op.probabilities.dim(1);
   const int counted = op.balance_counts == BalanceCounts::all_choices ? op.k : 1;
   const auto real = static_cast<float>(op.real_tokens.data<std::int32_t>()[s]);
-  const float balance =
-      op.balance_scale * static_cast<float>(experts) / (real * static_cast<float>(counted));
+  const float z_scale = number_or(op.z_scale, 0);
+  const float balance = number_or(op.balance_scale, 0) * static_cast<float>(experts) /
+                        (real * static_cast<float>(counted));
   const float* const fractions = op.choice_fractions.data<float>() + s * experts;
   for (std::int64_t t = begin; t < end; ++t) {
     const float* const p = op.probabilities.data<float>() + t * experts;
@@ -75,7 +77,7 @@ void gradient(const RouterBackward& op, std::int64_t s, std::int64_t begin, std:
     for_each_vector(experts, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
       expectation = hn::MulAdd(load(p + i, n), load(d_logits + i, n), expectation);
     });
-    const Vector shift = set(2 * op.z_scale * op.log_sum_exp.data<float>()[t] - sum(expectation));
+    const Vector shift = set(2 * z_scale * op.log_sum_exp.data<float>()[t] - sum(expectation));
     for_each_vector(experts, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
       store(hn::Mul(load(p + i, n), hn::Add(load(d_logits + i, n), shift)), d_logits + i, n);
     });

@@ -190,6 +190,18 @@ INSTANTIATE_TEST_SUITE_P(Shapes, AttentionOnSm90,
                                            Case{b16, 2, 1, 64, {64, 0, 70, 5}, {400, 7, 30, 0}},
                                            Case{b16, 1, 1, 64, {300}, {}, Mask::causal, 0, 30}));
 
+// Forward's tiles of 192 queries: of a part of their three warpgroups, of one that sees a tile of keys less
+// than the others, or nothing, and of more tiles of keys than its ring holds.
+INSTANTIATE_TEST_SUITE_P(TilesOf192, AttentionOnSm90,
+                         ::testing::Values(Case{b16, 1, 1, 64, {1}},
+                                           Case{b16, 1, 1, 64, {191, 64, 128}},
+                                           Case{b16, 1, 1, 64, {192, 193}, {}, Mask::causal, 3},
+                                           Case{b16, 2, 1, 64, {193, 70}, {}, Mask::full, 5},
+                                           Case{b16, 1, 1, 64, {0, 131, 0}, {0, 520, 5}},
+                                           Case{b16, 1, 1, 64, {200, 100}, {20, 37}},
+                                           Case{b16, 2, 1, 64, {}, {}, Mask::causal, 2},
+                                           Case{b16, 2, 1, 64, {5}, {0}}));
+
 TEST(AttentionOnGpu, DoesNotDependOnTheOrderOfThreadsAndCopies) {
   for (const Case& c : {Case{b16, 2, 1, 64, {70, 40}}, Case{b16, 1, 1, 128, {5, 70}, {40, 100}},
                         Case{f32, 2, 1, 64, {40, 20}}}) {
@@ -270,10 +282,14 @@ TEST(AttentionOnGpu, TakesNoKernelBeyondTheOneThatTheEnvironmentNames) {
   EXPECT_GT(under("auto", forward, 80).tensor_flops, 0u);
   EXPECT_GT(under("sm80", forward, 80).tensor_flops, 0u);
   EXPECT_EQ(under("fma", forward, 80).tensor_flops, 0u);
-  EXPECT_GT(under("auto", backward, 90).tensor_load_bytes, 0u);
-  EXPECT_GT(under("sm90", backward, 90).tensor_load_bytes, 0u);
-  EXPECT_EQ(under("sm80", backward, 90).tensor_load_bytes, 0u);
-  EXPECT_GT(under("sm80", backward, 90).tensor_flops, 0u);
+  const auto expect_limits_on_sm90 = [&](auto run_operation) {
+    EXPECT_GT(under("auto", run_operation, 90).tensor_load_bytes, 0u);
+    EXPECT_GT(under("sm90", run_operation, 90).tensor_load_bytes, 0u);
+    EXPECT_EQ(under("sm80", run_operation, 90).tensor_load_bytes, 0u);
+    EXPECT_GT(under("sm80", run_operation, 90).tensor_flops, 0u);
+  };
+  expect_limits_on_sm90(forward);
+  expect_limits_on_sm90(backward);
   EXPECT_THROW(under("fast", forward, 80), Error);
 }
 
@@ -304,32 +320,50 @@ TEST(AttentionOnGpu, ComputesNoTileThatTheMaskHides) {
 
 // One block's q, and the keys and values that it sees, tile by tile; out and log_sum_exp once.
 TEST(AttentionOnGpu, WgmmaForwardMovesEachByteOnce) {
-  constexpr std::uint64_t tensor = 256 * 128 * 2, tiles = 2, rows = 256;
-  const simt::Counters out = count({b16, 1, 1, 128, {256}, {}, Mask::full}, forward, 90);
-  EXPECT_EQ(out.tensor_load_bytes, tensor + 2 * tiles * tensor);
-  EXPECT_EQ(out.stores.bytes, tensor + 4 * rows);
-  // A lane stores two neighbouring sums, so that a request has 16 bytes of each of eight rows: half of every
-  // sector, whose other half the next request brings to the same lines of L1 and L2. DRAM sees it once.
-  EXPECT_EQ(out.stores.sectors, 2 * tensor / 32 + 4 * rows / 32);
-  EXPECT_EQ(out.dram.written_bytes, tensor + 4 * rows);
-  // Offsets alone, by each warp of each block, spare ones included.
-  EXPECT_LE(out.loads.sectors, 6u * 12 * 5);
-  // Nothing but wgmma reads shared memory, and nothing but the mbarriers' first states is stored there.
-  EXPECT_EQ(out.shared_loads.requests, 0u);
-  EXPECT_LE(out.shared_stores.bytes, 512u);
-  EXPECT_EQ(out.shared_stores.excess(), 0u);
+  struct Tile {
+    std::int64_t head_dim;
+    int queries;
+    std::uint64_t warps;  // of a block
+  };
+  constexpr int tiles = 2;
+  for (const auto& [head_dim, queries, warps] : {Tile{64, 192, 16}, Tile{128, 128, 12}}) {
+    SCOPED_TRACE(head_dim);
+    const Case c{b16, 1, 1, head_dim, {tiles * queries}, {}, Mask::full};
+    const std::uint64_t rows = tiles * queries, tensor = rows * head_dim * 2;
+    const simt::Counters out = count(c, forward, 90);
+    EXPECT_EQ(out.tensor_load_bytes, tensor + 2 * tiles * tensor);
+    EXPECT_EQ(out.stores.bytes, tensor + 4 * rows);
+    // A lane stores two neighbouring sums, so that a request has 16 bytes of each of eight rows: half of
+    // every sector, whose other half the next request brings to the same lines of L1 and L2. DRAM sees it once.
+    EXPECT_EQ(out.stores.sectors, 2 * tensor / 32 + 4 * rows / 32);
+    EXPECT_EQ(out.dram.written_bytes, tensor + 4 * rows);
+    // Offsets alone, by each warp of each block, spare ones included.
+    EXPECT_LE(out.loads.sectors, 6 * warps * 5);
+    // Nothing but wgmma reads shared memory, and nothing but the mbarriers' first states is stored there.
+    EXPECT_EQ(out.shared_loads.requests, 0u);
+    EXPECT_LE(out.shared_stores.bytes, 512u);
+    EXPECT_EQ(out.shared_stores.excess(), 0u);
+  }
 }
 
 TEST(AttentionOnGpu, WgmmaForwardComputesNoTileThatTheMaskHides) {
-  constexpr std::uint64_t n = 384, dim = 128;
-  const Case full{b16, 1, 1, dim, {n}, {}, Mask::full}, causal{b16, 1, 1, dim, {n}};
-  EXPECT_EQ(count(full, forward, 90).tensor_flops, 4 * n * n * dim);
-  // 128 queries meet what the mask leaves, in tiles of 128 keys.
-  std::uint64_t pairs = 0;
-  for (std::uint64_t row = 0; row < n; row += 128) pairs += 128 * (row + 128);
-  EXPECT_EQ(count(causal, forward, 90).tensor_flops, 4 * pairs * dim);
-  // A document shorter than a tile is one.
-  EXPECT_EQ(count({b16, 1, 1, dim, {60}}, forward, 90).tensor_flops, 4 * 128 * 128 * dim);
+  struct Tile {
+    std::int64_t head_dim;
+    std::uint64_t queries;  // that meet the same tiles of 128 keys
+  };
+  constexpr std::uint64_t n = 384;
+  for (const auto& [dim, queries] : {Tile{64, 64}, Tile{128, 128}}) {
+    SCOPED_TRACE(dim);
+    const Case full{b16, 1, 1, dim, {n}, {}, Mask::full}, causal{b16, 1, 1, dim, {n}};
+    EXPECT_EQ(count(full, forward, 90).tensor_flops, 4 * n * n * dim);
+    std::uint64_t pairs = 0;
+    for (std::uint64_t row = 0; row < n; row += queries) {
+      pairs += queries * ((row + queries + 127) / 128 * 128);
+    }
+    EXPECT_EQ(count(causal, forward, 90).tensor_flops, 4 * pairs * dim);
+    // A document shorter than a tile is one.
+    EXPECT_EQ(count({b16, 1, 1, dim, {60}}, forward, 90).tensor_flops, 4 * queries * 128 * dim);
+  }
 }
 
 // Backward's loads from shared memory, but for wgmma's own, are of two neighbouring queries' log_sum_exp,
@@ -401,17 +435,19 @@ TEST_P(AttentionExtremes, NanStaysInItsDocument) {
 
 // The copy engine brings the rows of the next document along, too.
 TEST(AttentionOnSm90Extremes, NanStaysInItsDocument) {
-  constexpr std::int64_t dim = 128;
-  for (Guarded Problem::*const operand : {&Problem::q, &Problem::k, &Problem::v, &Problem::d_out}) {
-    Problem p({b16, 1, 1, dim, {40, 40, 40}});
-    for (std::int64_t i = 45 * dim; i < 46 * dim; ++i) (p.*operand).set(i, std::nan(""));
-    const auto device = make_policy_device({.compute_capability = 90});
-    run_both(*device->make_stream(), p);
-    EXPECT_TRUE(std::isnan(p.d_q.at(45 * dim)));
-    for (std::int64_t i = 0; i < p.out.size(); ++i) {
-      if (i >= 40 * dim && i < 80 * dim) continue;
-      for (const Guarded* const result : {&p.out, &p.d_q, &p.d_k, &p.d_v}) {
-        ASSERT_TRUE(std::isfinite(result->at(i))) << i;
+  for (const std::int64_t dim : {64, 128}) {
+    for (Guarded Problem::*const operand :
+         {&Problem::q, &Problem::k, &Problem::v, &Problem::d_out}) {
+      Problem p({b16, 1, 1, dim, {40, 40, 40}});
+      for (std::int64_t i = 45 * dim; i < 46 * dim; ++i) (p.*operand).set(i, std::nan(""));
+      const auto device = make_policy_device({.compute_capability = 90});
+      run_both(*device->make_stream(), p);
+      EXPECT_TRUE(std::isnan(p.d_q.at(45 * dim)));
+      for (std::int64_t i = 0; i < p.out.size(); ++i) {
+        if (i >= 40 * dim && i < 80 * dim) continue;
+        for (const Guarded* const result : {&p.out, &p.d_q, &p.d_k, &p.d_v}) {
+          ASSERT_TRUE(std::isfinite(result->at(i))) << i << " at head_dim " << dim;
+        }
       }
     }
   }

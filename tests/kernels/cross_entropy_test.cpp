@@ -26,12 +26,13 @@ TEST_P(CrossEntropyLoss, MatchesReference) {
   // A spread of 4 makes single tokens likely, so that large and small probabilities both occur.
   Guarded logits = random_normal(DType::f32, {rows, vocab}, 1, 4);
   Guarded targets = integers({rows}, where), losses(DType::f32, {rows});
-  Guarded d_logits(dtype, {rows, vocab});
+  Guarded d_logits(dtype, {rows, vocab}), factor = number(scale);
   OnDevice logits_d = on_device(logits, shift), targets_d = on_device(targets);
+  OnDevice factor_d = on_device(factor);
   OnDevice losses_d = on_device(losses), d_logits_d = on_device(d_logits);
   CrossEntropy op{.logits = logits_d,
                   .targets = targets_d,
-                  .scale = scale,
+                  .scale = factor_d,
                   .losses = losses_d,
                   .d_logits = d_logits_d};
   run_repeatedly(stream(), op, {&losses_d, &d_logits_d});

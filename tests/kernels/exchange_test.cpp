@@ -24,6 +24,31 @@ TEST_P(Exchange, ChoicesBecomeTheirTargets) {
   EXPECT_EQ(targets.values(), (std::vector<double>{7, 1, -1, 8, -1, -1, -1, 5, -1, -1, -1, -1}));
 }
 
+// Tables that fit shared memory and one that does not, and more targets than a block has.
+TEST_P(Exchange, TargetsAreTheTablesRowsWhateverItsSize) {
+  for (const auto& [table_rows, parts] : {std::pair{64, 1}, {512, 8}, {513, 8}}) {
+    const std::int64_t tokens = 173, k = 3;
+    std::vector<int> chosen(static_cast<std::size_t>(tokens * k));
+    for (std::size_t i = 0; i < chosen.size(); ++i)
+      chosen[i] = static_cast<int>(i * 37) % (table_rows + 1) - 1;
+    std::vector<int> rows(static_cast<std::size_t>(table_rows * parts));
+    for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int>(i * 7 % 1009);
+    std::vector<double> expected;
+    for (const int expert : chosen) {
+      for (int p = 0; p < parts; ++p)
+        expected.push_back(expert < 0 ? -1 : rows[static_cast<std::size_t>(expert * parts + p)]);
+    }
+    Guarded experts = integers({tokens, k}, chosen), table = integers({table_rows, parts}, rows);
+    Guarded targets(DType::i32, {tokens, k * parts});
+    OnDevice experts_d = on_device(experts), table_d = on_device(table),
+             targets_d = on_device(targets);
+    run_and_download(stream(),
+                     MapChoices{.experts = experts_d, .table = table_d, .targets = targets_d},
+                     {&targets_d});
+    EXPECT_EQ(targets.values(), expected) << table_rows << " experts in " << parts << " parts";
+  }
+}
+
 TEST_P(Exchange, ChoicesOfNobody) {
   Guarded experts(DType::i32, {0, 2}), table = integers({1, 1}, std::vector<int>{0});
   Guarded targets(DType::i32, {0, 2});

@@ -1,10 +1,10 @@
 // What the GPU's matrix products move and compute, counted by the emulator.
 #include <array>
-#include <numeric>
 
 #include "kernels/gemm/gemm_gpu.h"
 #include "tests/kernels/device_test.h"
 #include "tests/kernels/gemm_test.h"
+#include "tests/kernels/ragged_groups.h"
 #include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
@@ -188,24 +188,6 @@ TEST(GemmTraffic, SlicesAreAddedUpInOnePass) {
   EXPECT_EQ(cut.loads.sectors, cut.loads.ideal_sectors);
   EXPECT_EQ(cut.stores.sectors, cut.stores.ideal_sectors);
 }
-
-// Groups with a tile, with a part of one, with one and a part, and with nothing.
-constexpr std::array group_rows{128, 32, 0, 160, 0, 64};
-
-struct Groups {
-  std::vector<int> offsets{0};
-  Groups() {
-    for (const int rows : group_rows) offsets.push_back(offsets.back() + rows);
-  }
-  std::int64_t count() const { return std::ssize(group_rows); }
-  std::int64_t rows() const { return offsets.back(); }
-  // Of all groups, cut in tiles of `side` rows.
-  std::int64_t tiles(std::int64_t side) const {
-    return std::accumulate(
-        group_rows.begin(), group_rows.end(), std::int64_t{0},
-        [&](std::int64_t sum, int rows) { return sum + (rows + side - 1) / side; });
-  }
-};
 
 // A row that no tile of its group has costs tensor work up to the tile's end, and no more; rows after the
 // last group cost nothing.

@@ -7,6 +7,7 @@
 #include "tests/goldens/resize_golden.h"
 #include "tests/kernels/device_test.h"
 #include "tests/kernels/image_reference.h"
+#include "tests/message_of.h"
 
 namespace orchard::testing {
 namespace {
@@ -28,10 +29,11 @@ Guarded golden_picture(std::int64_t height, std::int64_t width) {
 
 struct Resize {
   std::int64_t in_height, in_width, height, width;
+  int shift = 0;  // bytes of the picture's address
 };
 
 // Values up to 255 times fp32 weights whose sizes sum to less than two, twice: 255·4 roundoffs of
-// 6e-8 a tap, over at most 32 taps that add up like a random walk.
+// 6e-8 a tap, over at most 160 taps that add up like a random walk.
 constexpr double level_bound = 1e-3;
 
 using ResizeBicubicOnDevice = DeviceTest<std::monostate>;
@@ -57,14 +59,14 @@ INSTANTIATE_TEST_SUITE_P(AllDevices, ResizeBicubicOnDevice,
 using ResizeShapes = DeviceTest<Resize>;
 
 TEST_P(ResizeShapes, MatchesReferenceAndLeavesTheRestOfTheCanvas) {
-  const auto [in_height, in_width, height, width] = parameter();
+  const auto [in_height, in_width, height, width, shift] = parameter();
   Guarded x(DType::u8, {in_height, in_width, 3});
   std::mt19937 engine(5);
   for (std::int64_t i = 0; i < x.size(); ++i) x.set(i, engine() % 256);
   const std::int64_t canvas_width = width + 5;
   Guarded y(DType::f32, {height + 3, canvas_width, 3});
   const Guarded untouched = y;
-  OnDevice x_d(stream(), x), y_d(stream(), y);
+  OnDevice x_d(stream(), x, shift), y_d(stream(), y);
   run_repeatedly(stream(), ResizeBicubic{.x = x_d, .height = height, .width = width, .y = y_d},
                  {&y_d});
   const std::vector<double> expected = resized<double>(x, height, width);
@@ -84,7 +86,8 @@ INSTANTIATE_TEST_SUITE_P(
                        ::testing::Values(Resize{1, 1, 1, 1}, Resize{1, 1, 5, 4},
                                          Resize{2, 3, 31, 17}, Resize{29, 31, 7, 5},
                                          Resize{64, 48, 56, 42}, Resize{33, 20, 33, 41},
-                                         Resize{97, 2, 3, 3})),
+                                         Resize{97, 2, 3, 3}, Resize{7, 9, 5, 6, 3},
+                                         Resize{5, 41, 3, 67, 30}, Resize{3, 1800, 2, 45})),
     device_test_name<Resize>);
 
 TEST(ResizeBicubicErrors, RefuseACanvasThatIsTooSmall) {
@@ -134,20 +137,23 @@ INSTANTIATE_TEST_SUITE_P(
                                          PatchCase{DType::f32, 1, 2, 700, 7, 9, 1399},
                                          PatchCase{DType::f32, 2, 1, 6, 3, 0, 0},
                                          PatchCase{DType::f32, 1, 1, 512, 512, 5, 511},
+                                         PatchCase{DType::f32, 1, 2, 80, 40, 79, 133},
                                          PatchCase{DType::bf16, 2, 2, 56, 14, 57, 112},
                                          PatchCase{DType::bf16, 1, 1, 15, 5, 13, 11})),
     device_test_name<PatchCase>);
 
 TEST(PatchifyErrors, NameTheRule) {
-  Guarded x(DType::f32, {30, 30, 3}), patches(DType::f32, {1, 4, 588});
   const auto stream = cpu_device().make_stream();
-  try {
-    run(*stream,
-        NormalisePatchify{.x = x, .height = 30, .width = 30, .side = 30, .patches = patches});
-    FAIL() << "a tile that is no whole number of patches was accepted";
-  } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "NormalisePatchify: side is a positive multiple of patch");
-  }
+  const auto refusal = [&](std::int64_t side, std::int64_t patch) {
+    const std::int64_t grid = std::max<std::int64_t>(1, side / patch);
+    Guarded x(DType::f32, {side, side, 3}),
+        patches(DType::f32, {1, grid * grid, 3 * patch * patch});
+    return message_of([&] {
+      run(*stream, NormalisePatchify{.x = x, .side = side, .patch = patch, .patches = patches});
+    });
+  };
+  EXPECT_EQ(refusal(30, 14), "NormalisePatchify: side is a positive multiple of patch");
+  EXPECT_EQ(refusal(513, 513), "NormalisePatchify: patch is at most 512");
 }
 
 // --- position tables ---

@@ -127,6 +127,13 @@ inline Guarded random_normal(DType dtype, Shape shape, unsigned seed, double sca
   return out;
 }
 
+// f32 [1].
+inline Guarded number(double value) {
+  Guarded t(DType::f32, {1});
+  t.set(0, value);
+  return t;
+}
+
 inline Guarded zeros(DType dtype, Shape shape) {
   Guarded out(dtype, shape);
   for (std::int64_t i = 0; i < out.size(); ++i) out.set(i, 0);

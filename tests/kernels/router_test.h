@@ -98,7 +98,8 @@ inline Guarded run_router_backward(Stream& stream, const RouterCase& c, RouterRu
   OnDevice log_sum_exp_d(stream, forward.log_sum_exp), experts_d(stream, forward.experts);
   OnDevice fractions_d(stream, forward.fractions), offsets_d(stream, forward.offsets);
   OnDevice real_d(stream, forward.real), d_gates_d(stream, d_gates);
-  OnDevice d_logits_d(stream, d_logits);
+  Guarded balance = number(scales.balance), z = number(scales.z);
+  OnDevice balance_d(stream, balance), z_d(stream, z), d_logits_d(stream, d_logits);
   run_and_download(stream,
                    RouterBackward{.probabilities = probabilities_d,
                                   .log_sum_exp = log_sum_exp_d,
@@ -110,8 +111,8 @@ inline Guarded run_router_backward(Stream& stream, const RouterCase& c, RouterRu
                                   .d_gates = d_gates_d,
                                   .k = c.k,
                                   .balance_counts = c.counts,
-                                  .balance_scale = scales.balance,
-                                  .z_scale = scales.z,
+                                  .balance_scale = balance_d,
+                                  .z_scale = z_d,
                                   .d_logits = d_logits_d},
                    {&d_logits_d});
   return d_logits;

@@ -24,13 +24,14 @@ TEST_P(Loss, ErrsAtMostTwiceAsMuchAsThePlainFormula) {
   constexpr float scale = 0.1f;
   // A spread of 4 makes single tokens likely, so that large and small probabilities both occur.
   Guarded logits = random_normal(f32, {rows, vocab}, 1, 4), targets = integers({rows}, where);
-  Guarded losses(f32, {rows}), d_logits(dtype, {rows, vocab});
+  Guarded losses(f32, {rows}), d_logits(dtype, {rows, vocab}), factor = number(scale);
+  OnDevice factor_d = on_device(factor);
   OnDevice logits_d = on_device(logits), targets_d = on_device(targets);
   OnDevice losses_d = on_device(losses), d_logits_d = on_device(d_logits);
   run_and_download(stream(),
                    CrossEntropy{.logits = logits_d,
                                 .targets = targets_d,
-                                .scale = scale,
+                                .scale = factor_d,
                                 .losses = losses_d,
                                 .d_logits = d_logits_d},
                    {&losses_d, &d_logits_d});

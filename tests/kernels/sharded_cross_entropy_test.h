@@ -53,14 +53,15 @@ class LossShard {
   }
 
   void take_loss(Stream& stream, Guarded& all, Guarded& targets, std::int64_t vocab, float scale) {
+    Guarded factor = number(scale);
     OnDevice statistics(stream, all), where(stream, targets), losses(stream, losses_),
-        exponentials(stream, exponentials_), d_logits(stream, d_logits_);
+        exponentials(stream, exponentials_), d_logits(stream, d_logits_), factor_d(stream, factor);
     run_repeatedly(stream,
                    CrossEntropyOfShards{.statistics = statistics,
                                         .targets = where,
                                         .index = index_,
                                         .shard = shard(vocab),
-                                        .scale = scale,
+                                        .scale = factor_d,
                                         .losses = losses,
                                         .exponentials = exponentials,
                                         .d_logits = d_logits},

@@ -52,7 +52,6 @@ TEST_F(ShardedTraffic, OfPackedRowsIsTheRowsAndTheirTargets) {
               bytes + of_targets, bytes + of_targets);
 }
 
-// A row of the table is 16 bytes here, half a sector, wherever in the table it lies.
 TEST_F(ShardedTraffic, OfMappedChoicesIsTheChoicesAndTheirTargets) {
   const std::int64_t tokens = 4096, k = 2, experts = 64, parts = 4;
   std::vector<int> chosen(tokens * k);
@@ -62,7 +61,7 @@ TEST_F(ShardedTraffic, OfMappedChoicesIsTheChoicesAndTheirTargets) {
               MapChoices{.experts = words(chosen).reshape({tokens, k}),
                          .table = tensor(DType::i32, {experts, parts}),
                          .targets = tensor(DType::i32, {tokens, k * parts})},
-              choices + table, parts * choices, 0.05, 0.13);
+              choices + table, parts * choices);
 }
 
 TEST_F(ShardedTraffic, OfCrossEntropyOfShardsIsEachLogitOnce) {

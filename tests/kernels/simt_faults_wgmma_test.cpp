@@ -179,7 +179,8 @@ const SeededFault faults[] = {
       "race: " + operation + "(*) writes 8192 bytes at *, which " + operation + "(*) read at *",
       "where nothing has been written",
       // Where plain accesses are not announced, so that nobody knows what has been written.
-      "the wait for phase * comes when phase * has begun"}},
+      "the wait for phase * comes when phase * has begun",
+      "phase * is over, and nobody has waited for it before the arrival in the next"}},
     {"ExpectsTooFewBytes",
      FoundBy::races,
      run_product<InProduct::expects_too_few_bytes>,

@@ -2,7 +2,7 @@
 // shall differ from what a test asks for.
 //
 //   races                            look for races
-//   reverse, random                  the order of threads and blocks
+//   fifo, reverse, random            the order of threads and blocks
 //   eager, lazy, random_completion   when asynchronous operations happen
 //   seed=7                           of what is random
 #pragma once
@@ -27,6 +27,8 @@ inline SimtOptions under_policy(SimtOptions options) {
     constexpr std::string_view seed = "seed=";
     if (word == "races") {
       options.races = simt::Races::find;
+    } else if (word == "fifo") {
+      options.order = simt::ThreadOrder::fifo;
     } else if (word == "reverse") {
       options.order = simt::ThreadOrder::reverse;
     } else if (word == "random") {

@@ -1,6 +1,7 @@
 // Streams, events, graphs, and what errors say of the kernels before them, on every device.
 #include <gmock/gmock.h>
 
+#include "kernels/device/zero_words.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gpu/call_text.h"
 #include "tests/kernels/device_test.h"
@@ -96,6 +97,26 @@ TEST_P(Streams, AGraphRepeatsItsWork) {
   EXPECT_EQ(values.at(7), 8 * initial.at(7));
   // Sums of 100 elements, of scale 2 + 4 + 8.
   EXPECT_NEAR(totals.at(0), 14 * sum, 14 * 100 * unit_roundoff(DType::f32) * 10);
+}
+
+TEST_P(Streams, WordsOfZeroLieBesideEveryWorkspace) {
+  const auto expect_zeros = [&](const char* when) {
+    Guarded values = random_normal(DType::f32, {zero_words_count}, 1);
+    const Tensor words(zero_words(stream()), DType::f32, values.shape(), stream().device().kind());
+    stream().copy(values, words);
+    stream().synchronize();
+    EXPECT_TRUE(values == zeros(DType::f32, {zero_words_count})) << when;
+  };
+  expect_zeros("at first");
+  for (const std::size_t bytes : {std::size_t{4}, std::size_t{1} << 20}) {
+    const Tensor scratch(stream().workspace(bytes), DType::u8, {static_cast<std::int64_t>(bytes)},
+                         stream().device().kind());
+    Guarded ones(DType::u8, scratch.shape());
+    for (std::int64_t i = 0; i < ones.size(); ++i) ones.set(i, 1);
+    stream().copy(scratch, ones);
+    expect_zeros("when all of the workspace has been written");
+  }
+  EXPECT_NE(zero_words(other()), zero_words(stream()));
 }
 
 TEST_P(Streams, ACaptureThatFailsLeavesTheStreamUsable) {

@@ -51,12 +51,13 @@ TEST_F(Traffic, OfExcitationIsTheImages) {
                4 * n, 2 * n);
 }
 
-// Of 32 rows and more for each block, so that its weight and share of the gradient count little.
+// Of 40 rows and more for each block, so that its weight and share of the gradients count little.
 TEST_F(Traffic, OfANormIsItsRows) {
   const Shape shape = {16384, 512};
   const std::size_t n = 16384 * 512;
   const Tensor x = bf16s(shape), y = bf16s(shape), d_sum = bf16s(shape), d_x = bf16s(shape);
-  const Tensor weight = bf16s({512}), statistic = floats({16384}), d_weight = floats({512});
+  const Tensor weight = bf16s({512}), statistic = floats({16384}), mean = floats({16384});
+  const Tensor d_weight = floats({512}), d_bias = floats({512});
   expect_bytes(RmsNormBackward{.x = x,
                                .weight = weight,
                                .inverse_rms = statistic,
@@ -64,11 +65,22 @@ TEST_F(Traffic, OfANormIsItsRows) {
                                .d_sum = d_sum,
                                .d_x = d_x,
                                .d_weight = d_weight},
-               6 * n, 2 * n, 0.08);
+               6 * n, 2 * n);
+  expect_dram("LayerNormBackward",
+              LayerNormBackward{.x = x,
+                                .weight = weight,
+                                .mean = mean,
+                                .inverse_std = statistic,
+                                .d_y = y,
+                                .d_sum = d_sum,
+                                .d_x = d_x,
+                                .d_weight = d_weight,
+                                .d_bias = d_bias},
+              6 * n, 2 * n);
 }
 
 // A block leaves a partial sum of its gradients for each column, which the next launch adds up: of strips of
-// 32 rows and more 16 bytes (LayerNorm) beside 256 of its rows, which the caches serve.
+// 32 rows, the shortest, 16 bytes (LayerNorm) beside 256 of its rows.
 TEST_F(Traffic, OfNormsWithStatisticsIsTheirRows) {
   const std::int64_t rows = 4096, cols = 512;
   const Shape shape = {rows, cols};
@@ -160,6 +172,7 @@ TEST_F(Traffic, OfARouterIsLogitsAndProbabilities) {
                         .z_loss = floats({2}),
                         .expert_counts = tensor(DType::i32, {2, experts})};
   expect_dram("RouterForward", forward, 4 * n, 4 * n + 4 * tokens + 12 * choices);
+  EXPECT_EQ(count(forward).launches, 1u);
   expect_dram("RouterBackward",
               RouterBackward{.probabilities = forward.probabilities,
                              .log_sum_exp = forward.log_sum_exp,
@@ -170,15 +183,15 @@ TEST_F(Traffic, OfARouterIsLogitsAndProbabilities) {
                              .real_tokens = forward.real_tokens,
                              .d_gates = floats({tokens, k}),
                              .k = k,
-                             .balance_scale = 1e-2f,
-                             .z_scale = 1e-3f,
+                             .balance_scale = floats({1}),
+                             .z_scale = floats({1}),
                              .d_logits = floats({tokens, experts})},
               4 * n + 4 * tokens + 12 * choices, 4 * n);
-  // With a capacity, choices and slices are read once more, and what is dropped is written twice: here all
-  // but few, since all logits are alike.
+  // With a capacity, choices are read once more, and the gates of those that are dropped written twice: here
+  // all but few, since all logits are alike.
   forward.capacity_factor = 1.25f;
-  expect_dram("RouterForward with a capacity", forward, 4 * n, 4 * n + 4 * tokens + 12 * choices,
-              0.12);
+  expect_dram("RouterForward with a capacity", forward, 4 * n, 4 * n + 4 * tokens + 12 * choices);
+  EXPECT_EQ(count(forward).launches, 2u);
 }
 
 TEST_F(Traffic, OfDispatchAndCombineIsEachRowOnce) {
@@ -191,10 +204,11 @@ TEST_F(Traffic, OfDispatchAndCombineIsEachRowOnce) {
                          .source = tensor(DType::i32, {rows}),
                          .slot = tensor(DType::i32, {tokens, k})};
   const std::size_t of_choices = 4 * tokens * k;
-  // Words beside rows, and bound by the latency of its launches: choices are read twice, sources cleared
-  // and then written one by one.
+  // Words beside rows, and bound by the latency of its launches: both read the choices. Sources are written
+  // one by one: where a warp's 32 choices are of 8 experts, half a sector each.
   expect_dram("PermutePlan", plan, of_choices, of_choices + 4 * static_cast<std::size_t>(rows),
-              0.65, 0.35);
+              0.34, 0.45);
+  EXPECT_EQ(count(plan).launches, 2u);
   // Each expert has 128 rows: none is padding.
   const std::size_t of_tokens = 2 * tokens * hidden, of_rows = k * of_tokens;
   const Tensor x = bf16s({tokens, hidden}), y = bf16s({tokens, hidden});
@@ -263,9 +277,6 @@ TEST_F(Traffic, OfConvolutionAndPoolingIsThePictures) {
               2 * n + 2 * images * channels, 2 * n);
 }
 
-// DRAM sees each pixel once, but neighbouring lanes are not at neighbouring words. Resizing, they take pixels
-// of three bytes that lie a scale apart. Cutting patches, they take one colour of neighbouring pixels, three
-// floats apart; L1 has the other two.
 TEST_F(Traffic, OfResizingAndPatchesIsThePixels) {
   const std::int64_t in = 200, side = 112, patch = 14;
   const std::size_t pixels = side * side * 3;
@@ -274,7 +285,7 @@ TEST_F(Traffic, OfResizingAndPatchesIsThePixels) {
   expect_dram("ResizeBicubic",
               ResizeBicubic{
                   .x = tensor(DType::u8, {in, in, 3}), .height = side, .width = side, .y = canvas},
-              in * in * 3 + between, between + 4 * pixels, 0.05, 0.6);
+              in * in * 3 + between, between + 4 * pixels);
   expect_dram("NormalisePatchify",
               NormalisePatchify{.x = canvas,
                                 .height = side,
@@ -282,7 +293,7 @@ TEST_F(Traffic, OfResizingAndPatchesIsThePixels) {
                                 .side = side,
                                 .patch = patch,
                                 .patches = bf16s({1, 64, 3 * patch * patch})},
-              4 * pixels, 2 * pixels, 0.05, 2.5);
+              4 * pixels, 2 * pixels);
 }
 
 TEST_F(Traffic, OfTablesIsTheRowsNamed) {
@@ -312,21 +323,18 @@ TEST_F(Traffic, OfTablesIsTheRowsNamed) {
   expect_dram("DropClassForward",
               DropClassForward{.x = out, .positions = bf16s({64, 512}), .y = patches},
               2 * m + 2 * 64 * 512, 2 * m);
-  // Sums of the gradients of positions are read and written; so is the class token's. A thread tends
-  // eight elements: their f32 sums are two accesses that each touch half of every sector, one image's
-  // worth of sectors beside those of four.
-  constexpr double halves = 0.35;
+  // Sums of the gradients of positions are read and written; so is the class token's.
   const Tensor d_positions = floats({65, 512}), d_class_token = floats({512});
   expect_dram("PrependClassBackward",
               PrependClassBackward{.d_y = out,
                                    .d_patches = patches,
                                    .d_class_token = d_class_token,
                                    .d_positions = d_positions},
-              2 * m + 2 * 4 * 512 + 4 * 66 * 512, 2 * m + 4 * 66 * 512, 0.05, halves);
+              2 * m + 2 * 4 * 512 + 4 * 66 * 512, 2 * m + 4 * 66 * 512);
   const Tensor d_kept = floats({64, 512});
   expect_dram("DropClassBackward",
               DropClassBackward{.d_y = patches, .d_x = out, .d_positions = d_kept},
-              2 * m + 4 * 64 * 512, 2 * m + 2 * 4 * 512 + 4 * 64 * 512, 0.05, halves);
+              2 * m + 4 * 64 * 512, 2 * m + 2 * 4 * 512 + 4 * 64 * 512);
 }
 
 TEST_F(Traffic, OfCrossEntropyIsEachLogitOnceWhileARowFitsSharedMemory) {
@@ -368,8 +376,10 @@ TEST_F(Traffic, OfOptimizersIsWhatTheirHeadersSay) {
   expect_packed_bytes(AdamW{.weights = w, .gradients = g, .m = m, .v = v}, 16 * n, 12 * n);
   expect_packed_bytes(AdamW{.weights = w, .gradients = g, .m = m, .v = v, .copy = copy}, 16 * n,
                       14 * n);
-  expect_bytes(AdaFactor{.weights = w, .gradients = g, .v_row = row, .v_col = col, .copy = copy},
-               16 * n, 6 * n, 0.08);
+  const AdaFactor factored{.weights = w, .gradients = g, .v_row = row, .v_col = col, .copy = copy};
+  expect_dram("AdaFactor", factored, 16 * n, 6 * n);
+  // The factors of a tile's rows and columns are asked for by each warp: caches serve all but the first.
+  expect_bytes(factored, 16 * n, 6 * n, 0.08);
   expect_bytes(AdaFactor{.weights = w, .gradients = g, .v = v}, 20 * n, 8 * n);
 }
 

@@ -1,11 +1,14 @@
-// What the program does with --device: an emulated GPU trains, alone and shared by two ranks; a GPU that
-// is not there is one clear line, and leaves no trace.
+// What the program does with --device: an emulated GPU trains, alone and on two ranks; a GPU that is not
+// there is one clear line, and leaves no trace; so is NCCL that is missing between GPUs.
 #include <gmock/gmock.h>
 
 #include <sstream>
 
 #include "data/atomic_file.h"
+#include "launch/configuration_error.h"
+#include "launch/device.h"
 #include "tests/launch/program.h"
+#include "tests/message_of.h"
 #include "tests/train/toy_run.h"
 
 namespace orchard::testing {
@@ -71,7 +74,35 @@ TEST_F(DeviceChoice, TwoEmulatedGpusTrainTogether) {
   EXPECT_EQ(outcome.code, 0) << outcome.output;
   EXPECT_TRUE(trained());
   // They need nobody's leave to communicate.
-  EXPECT_THAT(outcome.output, Not(HasSubstr("passes through the host")));
+  EXPECT_THAT(outcome.output, Not(HasSubstr("passes through host memory")));
+}
+
+TEST_F(DeviceChoice, DataOfGpusPassesThroughHostMemoryWhereAskedTo) {
+  const Outcome outcome = orchard_on_two_ranks(train_on("simt --transport host"));
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
+  EXPECT_TRUE(trained());
+  EXPECT_THAT(outcome.output, HasSubstr("passes through host memory: --transport host"));
+}
+
+TEST(DeviceLinks, MissingNcclEndsTheRunAndRanksThatShareGpusDoWithoutIt) {
+  const auto missing = []() -> std::shared_ptr<NcclLibrary> { fail("NCCL is missing: a reason"); };
+  const auto links = [&](DeviceTransport asked, NodeRanks node) {
+    return links_of_node(asked, node, missing);
+  };
+  EXPECT_THAT(message_of([&] { links(DeviceTransport::automatic, {.ranks = 2, .gpus = 2}); }),
+              AllOf(HasSubstr("--device cuda"), HasSubstr("NCCL is missing: a reason"),
+                    HasSubstr("--transport host")));
+  EXPECT_THROW(links(DeviceTransport::automatic, {.ranks = 2, .gpus = 8}), ConfigurationError);
+  EXPECT_EQ(links(DeviceTransport::automatic, {.ranks = 3, .gpus = 2}).detour,
+            "3 ranks share the 2 GPUs of a node");
+  EXPECT_EQ(links(DeviceTransport::host, {.ranks = 2, .gpus = 2}).detour, "--transport host");
+  bool looked = false;
+  const DeviceLinks found = links_of_node(DeviceTransport::automatic, {.ranks = 2, .gpus = 2}, [&] {
+    looked = true;
+    return std::shared_ptr<NcclLibrary>();
+  });
+  EXPECT_TRUE(looked);
+  EXPECT_EQ(found.detour, "");
 }
 
 // With GPUs in the machine too: they are hidden.

@@ -263,6 +263,21 @@ TEST(Ranks, TheLayoutMustBePossible) {
       HasSubstr("each once"));
 }
 
+TEST(Ranks, ThoseThatShareLayersHaveNoGraphs) {
+  const auto message = [](const char* option, int ranks) {
+    const ResolvedRun run(
+        {.recipe = "tiny-moe", .command_line = {given("run.graphs", "yes"), given(option, "2")}});
+    return message_of([&] { validate_ranks(run, ranks); });
+  };
+  for (const char* option : {"layout.tp", "layout.pp", "layout.ep", "layout.etp"}) {
+    EXPECT_THAT(message(option, 2),
+                AllOf(HasSubstr("run.graphs = yes"), HasSubstr(fmt::format("{} = 2", option)),
+                      HasSubstr("graphs hold no messages")));
+  }
+  EXPECT_EQ(message("run.micro_batch", 1), "");
+  EXPECT_EQ(message("run.micro_batch", 2), "");  // replicas
+}
+
 // The layout that a refusal of `settings` proposes; nothing where it proposes none.
 std::optional<std::vector<Setting>> proposal(const std::string& message) {
   static const std::regex nearest(
@@ -386,9 +401,10 @@ TEST(Options, EachFillsItsOwnFieldOnly) {
     RunConfig run = default_run();
     const std::string before = option.print(run);
     std::string value;
-    for (const char* candidate : {"3", "4", "0.25", "simt", "bf16", "last", "blocks", "all_choices",
-                                  "fixed", "fit", "separators", "assistant", "adafactor", "no",
-                                  "dp-tp-ep-pp", "direct", "gpipe", "measured", "sm_90a"}) {
+    for (const char* candidate :
+         {"3",           "4",      "0.25",  "simt",       "bf16",      "last",      "blocks",
+          "all_choices", "fixed",  "fit",   "separators", "assistant", "adafactor", "no",
+          "dp-tp-ep-pp", "direct", "gpipe", "measured",   "sm_90a",    "host",      "yes"}) {
       if (candidate == before || !option.read(run, candidate)) continue;
       value = candidate;
       break;

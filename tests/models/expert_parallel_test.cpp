@@ -82,6 +82,16 @@ TEST_F(ExpertParallel, EverythingToOneExpert) {
   }
 }
 
+// One rank's experts find their rows among the tokens.
+TEST_F(ExpertParallel, OneRankCopiesNoRows) {
+  const LayerCase c{.micro_batches = uneven_tokens(), .capacity_factor = 0.75f};
+  const auto without = make_cpu_device({.threads = 1});
+  replace<DispatchForward>(without->operations(), [](Stream&, const DispatchForward&) {
+    fail("rows were copied to experts of their own rank");
+  });
+  EXPECT_TRUE(run_alone(*without, c, 4) == run_alone(*device_, c, 4));
+}
+
 // No rank has a real token: messages are empty, and nobody waits for one.
 TEST_F(ExpertParallel, NoTokensAtAll) {
   for (const ExpertDispatch way : {ExpertDispatch::direct, ExpertDispatch::by_node}) {

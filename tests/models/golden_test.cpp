@@ -227,7 +227,8 @@ TEST_P(MixtureGoldens, OutputLossesChoicesAndGradients) {
   const MixtureOfExperts model(bench.store(), "moe", config);
   bench.allocate();
   bench.pack_documents();
-  Pass pass = bench.pass({.balance = 0.5f, .z = 0.25f});
+  const HostScales scales{.balance = 0.5f, .z = 0.25f};
+  Pass pass = bench.pass(scales);
   MixtureOfExperts::Saved saved;
   const Tensor x = bench.values(expected.name, {32, config.hidden});
   const Tensor y = model.forward(pass, x, saved);
@@ -286,7 +287,7 @@ void expect_multimodal(const MoeConfig& moe, std::span<const double> losses, dou
   model.prepare(bench.device(), bench.stream());
   bench.pack_documents();
   bench.patches(config.vision, 3);
-  const LossScales scales{.target = 1.0f / 13, .balance = 0.01f / 2, .z = 0.001f / 28};
+  const HostScales scales{.target = 1.0f / 13, .balance = 0.01f / 2, .z = 0.001f / 28};
   Pass pass = bench.pass(scales);
   MultimodalModel::Saved saved;
   model.forward(pass, saved);

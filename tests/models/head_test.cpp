@@ -10,6 +10,7 @@
 #include "parallel/random.h"
 #include "tests/comm/ranks_test.h"
 #include "tests/kernels/op_test.h"
+#include "tests/models/host_scales.h"
 
 namespace orchard::testing {
 namespace {
@@ -148,11 +149,12 @@ class HeadInChunks : public ::testing::TestWithParam<DType> {
                             .target_rows = view(targets_.where),
                             .target_ids = view(targets_.ids),
                             .targets = targets};
+    const HostScales scales{.target = scale};
     const auto pass_in = [&](Arena& memory, Purpose purpose) {
       return Pass{.stream = *stream_,
                   .arena = memory,
                   .batch = batch,
-                  .scales = {.target = scale},
+                  .scales = scales,
                   .purpose = purpose,
                   .parallel = &ranks};
     };

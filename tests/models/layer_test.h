@@ -13,6 +13,7 @@
 
 #include "models/layer.h"
 #include "parallel/random.h"
+#include "tests/models/host_scales.h"
 
 namespace orchard::testing {
 

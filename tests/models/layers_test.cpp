@@ -119,7 +119,7 @@ TEST_P(MoeGradients, MixtureOfExperts) {
   const Tensor x = bench.normal("x", {20, 24});
   const Tensor r = bench.normal("r", {20, 24});
   RoutingReplay replay;
-  const LossScales scales{.balance = 0.7f, .z = 0.3f};
+  const HostScales scales{.balance = 0.7f, .z = 0.3f};
   const auto forward = [&](MixtureOfExperts::Saved& saved) {
     Pass pass = bench.fresh_pass(scales, replay.empty() ? nullptr : &replay);
     return dot(layer.forward(pass, x, saved), r);

@@ -92,7 +92,7 @@ class ToyModel {
  private:
   LayerBench bench_;
   MultimodalModel model_;
-  LossScales scales_{.target = 1.0f / 14, .balance = 0.01f / 2, .z = 0.001f / 21};
+  HostScales scales_{.target = 1.0f / 14, .balance = 0.01f / 2, .z = 0.001f / 21};
   RoutingReplay replay_;
   double cross_entropy_ = 0;
 };

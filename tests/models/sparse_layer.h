@@ -17,6 +17,7 @@
 #include "parallel/parameter_collectives.h"
 #include "parallel/random.h"
 #include "parallel/sharded_step.h"
+#include "tests/models/host_scales.h"
 
 namespace orchard::testing {
 
@@ -132,10 +133,11 @@ class SparseLayer {
     arena_.reset(*stream_);
     RoutingReplay replay;
     if (chosen) replay[layer_.router()] = host(*chosen).reshape({rows, case_.top_k});
+    const HostScales scales{.balance = 0.05f, .z = 0.002f};
     Pass pass{.stream = *stream_,
               .arena = arena_,
               .batch = batch,
-              .scales = {.target = 1, .balance = 0.05f, .z = 0.002f},
+              .scales = scales,
               .sizes = case_.sizes,
               .replay = chosen ? &replay : nullptr,
               .parallel = parallel_,

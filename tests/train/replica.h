@@ -85,8 +85,9 @@ class Replica {
     store_.initialise(*stream_, options.seed);
     optimizer_ =
         std::make_unique<Optimizer>(*device_, *stream_, store_, options.optimizer, shards_.get());
-    runner_ = std::make_unique<StepRunner>(*device_, *stream_, ranks, store_, model_, shards_.get(),
-                                           options.overlap, options.experts);
+    runner_ = std::make_unique<StepRunner>(
+        *device_, *stream_, ranks, store_, model_, shards_.get(),
+        StepOptions{.overlap = options.overlap, .experts = options.experts});
   }
 
   // What the routers prefer with today's weights, of each sparse layer; empty for those of other

@@ -1,6 +1,6 @@
 // A warm training step asks nobody for memory: neither the device nor, in blocks of any size worth
 // noticing, the heap; nor does it build a library primitive. Routing differs from step to step. On one
-// rank, and under mpirun on two that share experts, rows or both.
+// rank, with graphs and without, and under mpirun on two that share experts, rows or both.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -16,7 +16,7 @@
 #include "tests/comm/find_nccl.h"
 #include "tests/comm/ranks_test.h"
 #include "tests/kernels/device_test.h"
-#include "train/step.h"
+#include "tests/train/model_in_training.h"
 
 namespace {
 
@@ -163,57 +163,29 @@ void PrintTo(const Counts& counts, std::ostream* out) {
        << counts.arena_growths << " arena growths";
 }
 
-// A rank, alone or one of several, and what it trains.
-class Training {
- public:
-  Training(Device& device, const ParallelContext& ranks, const ModelConfig& config, DType dtype)
-      : ranks_(ranks),
-        stream_(device.make_stream()),
-        store_(ranks.place()),
-        model_(store_, config) {
-    store_.allocate(device, *stream_, dtype, ParameterUse::training_on_shards);
-    shards_.emplace(device, *stream_, ranks, store_);
-    model_.prepare(device, *stream_);
-    store_.initialise(*stream_, 1);
-    optimizer_.emplace(device, *stream_, store_, OptimizerConfig{}, &*shards_);
-    runner_.emplace(device, *stream_, ranks, store_, model_, &*shards_);
-  }
-
-  // This rank's micro-batches of a step, all of one shape.
-  StepReport step(std::span<const MicroBatch> mine, double learning_rate) {
-    const std::int64_t count = ranks_.mesh().data() * std::ssize(mine);
-    return runner_->train(mine,
-                          {.targets = count * mine[0].target_count,
-                           .real_rows = count * mine[0].sequences * mine[0].real_rows[0],
-                           .sequences = count * mine[0].sequences,
-                           .sizes = MicroBatchSizes::alike},
-                          *optimizer_, learning_rate, ++steps_);
-  }
-
-  StepRunner& runner() { return *runner_; }
-
- private:
-  const ParallelContext& ranks_;
-  std::unique_ptr<Stream> stream_;
-  ParameterStore store_;
-  MultimodalModel model_;
-  std::optional<FlatShards> shards_;
-  std::optional<Optimizer> optimizer_;
-  std::optional<StepRunner> runner_;
-  std::int64_t steps_ = 0;
-};
+// This rank's micro-batches of a step, all of one shape.
+StepReport take_step(ModelInTraining& training, std::span<const MicroBatch> mine,
+                     double learning_rate) {
+  const std::int64_t count = training.ranks().mesh().data() * std::ssize(mine);
+  return training.step(mine,
+                       {.targets = count * mine[0].target_count,
+                        .real_rows = count * mine[0].sequences * mine[0].real_rows[0],
+                        .sequences = count * mine[0].sequences,
+                        .sizes = MicroBatchSizes::alike},
+                       learning_rate);
+}
 
 // A model on one rank.
-class WarmStepTest : public ::testing::TestWithParam<std::tuple<DeviceKind, DType>> {
+class WarmStepTest : public ::testing::TestWithParam<std::tuple<DeviceKind, DType, Graphs>> {
  protected:
   void SetUp() override {
     if (session->world()->size() > 1) GTEST_SKIP() << "is of one rank";
-    const auto [kind, dtype] = GetParam();
+    const auto [kind, dtype, graphs] = GetParam();
     if (on_cpu()) omp_set_num_threads(2);
     auto [device, absence] = find_device(kind);
     if (!device) GTEST_SKIP() << name_of(kind) << ": " << absence;
     device_ = std::move(device);
-    training_.emplace(*device_, ranks_, config_, dtype);
+    training_.emplace(*device_, ranks_, config_, dtype, StepOptions{.graphs = graphs});
   }
 
   static bool on_cpu() { return std::get<0>(GetParam()) == DeviceKind::cpu; }
@@ -229,14 +201,14 @@ class WarmStepTest : public ::testing::TestWithParam<std::tuple<DeviceKind, DTyp
   }
 
   StepReport train(std::span<const MicroBatch> micro_batches) {
-    return training_->step(micro_batches, 1e-2);
+    return take_step(*training_, micro_batches, 1e-2);
   }
 
   const ModelConfig config_ = model_config(std::get<0>(GetParam()));
   const std::unique_ptr<Communicator> world_ = make_single_communicator();
   const ParallelContext ranks_{*world_, {}};
   std::unique_ptr<Device> device_;
-  std::optional<Training> training_;
+  std::optional<ModelInTraining> training_;
 };
 
 TEST_P(WarmStepTest, AllocatesNothingWhateverTheRouting) {
@@ -284,13 +256,18 @@ TEST_P(WarmStepTest, WaitsForTheDeviceAtItsEndAlone) {
   EXPECT_EQ(waits(3), of_one);
 }
 
+std::string name_of_test(
+    const ::testing::TestParamInfo<std::tuple<DeviceKind, DType, Graphs>>& test) {
+  const auto& [device, dtype, graphs] = test.param;
+  return fmt::format("{}_{}{}", name_of(device), name_of(dtype),
+                     graphs == Graphs::yes ? "_graphs" : "");
+}
+
 INSTANTIATE_TEST_SUITE_P(Devices, WarmStepTest,
                          ::testing::Combine(every_device(),
-                                            ::testing::Values(DType::f32, DType::bf16)),
-                         [](const auto& test) {
-                           return std::string(name_of(std::get<0>(test.param))) + "_" +
-                                  std::string(name_of(std::get<1>(test.param)));
-                         });
+                                            ::testing::Values(DType::f32, DType::bf16),
+                                            ::testing::Values(Graphs::no, Graphs::yes)),
+                         name_of_test);
 
 // Rows for experts come and go with the routing: what arrives has room for a quarter more than the most
 // that there was, so the batches of the warm-up come back, with other weights.
@@ -308,7 +285,7 @@ TEST(WarmStepOnRanks, AllocatesNothingWhateverTheRouting) {
     config.decoder.moe.capacity_factor = capacity;
     const auto device = make_cpu_device({.threads = 1});
     const ParallelContext ranks(*world, layout);
-    Training training(*device, ranks, config, DType::f32);
+    ModelInTraining training(*device, ranks, config, DType::f32);
     StepRunner& runner = training.runner();
     std::vector<MicroBatch> all;
     for (std::int64_t b = 0; b < 2 * batches; ++b)
@@ -317,7 +294,7 @@ TEST(WarmStepOnRanks, AllocatesNothingWhateverTheRouting) {
     const auto step = [&](std::int64_t s) {
       const std::int64_t mine =
           s % batches * 2 + (ranks.mesh().data() > 1 ? ranks.coordinates().data : 0);
-      load = training.step(std::span(all).subspan(static_cast<std::size_t>(mine), 1), 1e-3)
+      load = take_step(training, std::span(all).subspan(static_cast<std::size_t>(mine), 1), 1e-3)
                  .losses.expert_load;
     };
     const auto counts = [&] {
@@ -353,14 +330,14 @@ TEST(WarmStepOnRanks, WithACapacityNoMicroBatchWaits) {
   for (const float capacity : {0.0f, 1.0f}) {
     config.decoder.moe.capacity_factor = capacity;
     const ParallelContext ranks(*messages, {.expert = 2});
-    Training training(*device, ranks, config, DType::f32);
+    ModelInTraining training(*device, ranks, config, DType::f32);
     const auto waits = [&](std::size_t micro_batches) {
       std::vector<MicroBatch> mine;
       for (std::size_t m = 0; m < micro_batches; ++m)
         mine.push_back(make_micro_batch(
             config, 64, 2 * m + static_cast<std::size_t>(ranks.coordinates().data)));
       const std::int64_t before = device->statistics().host_waits;
-      training.step(mine, 1e-3);
+      take_step(training, mine, 1e-3);
       return device->statistics().host_waits - before;
     };
     waits(2);  // memory grows, and growth waits

@@ -1,5 +1,5 @@
 // ld, st, atom (PTX ISA, "Data Movement and Conversion Instructions"), one access each, as wide as the
-// vector.
+// vector; and membar, which orders them.
 #include <cstdint>
 #include <cstring>
 
@@ -90,6 +90,10 @@ void atomic_add(Frame& frame, const Instruction& i) {
   frame.write(frame.operand(i, 0), before);
 }
 
+void order_accesses(Frame&, const Instruction&) {
+  fence_memory();
+}
+
 }  // namespace
 
 void add_memory(Opcodes& to) {
@@ -104,6 +108,7 @@ void add_memory(Opcodes& to) {
   add_type<double>(to, "f64");
   to.add("atom.global.add.u32", "=waw", atomic_add<global_pointer>);
   to.add("atom.shared.add.u32", "=waw", atomic_add<shared_pointer>);
+  to.add("membar.gl", "", order_accesses);
 }
 
 }  // namespace orchard::simt::ptx

@@ -1,0 +1,109 @@
+#include "train/pass_graphs.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace orchard {
+namespace {
+
+// Every tensor of an uploaded micro-batch.
+template <class Visit>
+void visit_tensors(const DeviceBatch& batch, const Visit& visit) {
+  for (const ConstTensor* tensor : {&batch.sources, &batch.positions, &batch.document_offsets,
+                                    &batch.sequence_offsets, &batch.real_rows, &batch.target_rows,
+                                    &batch.target_ids, &batch.patches, &batch.tile_offsets})
+    visit(*tensor);
+}
+
+std::int64_t address_of(const ConstTensor& tensor) {
+  return std::bit_cast<std::int64_t>(tensor.raw());
+}
+
+void replay(std::unique_ptr<Graph>& graph, Stream& stream, std::function<void()> work) {
+  if (!graph) graph = stream.capture(std::move(work));
+  graph->replay(stream);
+}
+
+}  // namespace
+
+// No communicator and no listener: this rank has all of the model, as if it were alone.
+CapturedPass::CapturedPass(const MultimodalModel& model, const Pass& pass)
+    : model_(model),
+      batch_(pass.batch),
+      pass_{.stream = pass.stream,
+            .arena = pass.arena,
+            .batch = batch_,
+            .scales = pass.scales,
+            .purpose = pass.purpose,
+            .sizes = pass.sizes,
+            .dispatcher = pass.dispatcher,
+            .overlap = pass.overlap} {}
+
+// On the CPU, whose graph is the function, each replay allocates from the arena, and at the same places:
+// the arena stands after the upload.
+void CapturedPass::forward() {
+  replay(forward_, pass_.stream, [this] { model_.forward(pass_, saved_); });
+}
+
+void CapturedPass::backward() {
+  replay(backward_, pass_.stream, [this] { model_.backward(pass_, saved_); });
+}
+
+PassGraphs::Numbers PassGraphs::shape_of(const Pass& pass) {
+  const DeviceBatch& batch = pass.batch;
+  Numbers shape{batch.rows,
+                batch.sequences,
+                batch.tiles,
+                batch.tower_rows,
+                static_cast<std::int64_t>(pass.sizes),
+                static_cast<std::int64_t>(pass.overlap)};
+  visit_tensors(batch, [&](const ConstTensor& tensor) { shape.push_back(tensor.numel()); });
+  return shape;
+}
+
+// The arena's block moves at the first reset after it has grown. It never grows while a shape is
+// captured that has run before: until then it has one block.
+PassGraphs::Numbers PassGraphs::places_of(const Pass& pass) {
+  Numbers places{pass.arena.growths(), pass.stream.device().statistics().workspace_growths,
+                 address_of(pass.scales.target), address_of(pass.scales.balance),
+                 address_of(pass.scales.z)};
+  visit_tensors(pass.batch,
+                [&](const ConstTensor& tensor) { places.push_back(address_of(tensor)); });
+  return places;
+}
+
+// A replay may be under way.
+void PassGraphs::drop(Entry& entry, Stream& stream) {
+  if (entry.pass) stream.synchronize();
+  entry.pass.reset();
+}
+
+CapturedPass* PassGraphs::find(const Pass& pass) {
+  require(pass.replay == nullptr && pass.gradients == nullptr,
+          "a graph follows no choices of experts from elsewhere, and tells nobody of gradients");
+  Numbers shape = shape_of(pass);
+  const auto found = std::ranges::find(entries_, shape, &Entry::shape);
+  if (found == entries_.end()) {
+    if (entries_.size() == most_shapes) {
+      drop(entries_.back(), pass.stream);
+      entries_.pop_back();
+    }
+    entries_.push_front({.shape = std::move(shape), .places = {}, .pass = nullptr});
+    ++counts_.plain;
+    return nullptr;
+  }
+  entries_.splice(entries_.begin(), entries_, found);
+  Entry& entry = entries_.front();
+  Numbers places = places_of(pass);
+  if (entry.pass && entry.places == places) {
+    ++counts_.replayed;
+    return entry.pass.get();
+  }
+  drop(entry, pass.stream);
+  entry.places = std::move(places);
+  entry.pass = std::make_unique<CapturedPass>(model_, pass);
+  ++counts_.captured;
+  return entry.pass.get();
+}
+
+}  // namespace orchard
