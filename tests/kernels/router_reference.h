@@ -150,8 +150,9 @@ class RouterGradient {
   }
 
   std::vector<Real> d_logits;
-  // The size of what d_logits is the difference of: where one expert has nearly all of p, a token's
-  // gradients cancel, and their rounding errors do not.
+  // The size of what d_logits is the sum of: where one expert has nearly all of p, a token's gradients
+  // cancel, and their rounding errors do not. Where all its choices were dropped, the balance and z are
+  // all there is.
   std::vector<double> terms;
 
  private:
@@ -186,13 +187,17 @@ class RouterGradient {
     for (int j = 0; j < c_.k; ++j)
       d_p[static_cast<std::size_t>(expert(j))] += (gradient(j) - dot) / sum;
     Real expectation = 0;
-    for (std::int64_t e = 0; e < c_.experts; ++e)
+    double magnitude = 0;
+    for (std::int64_t e = 0; e < c_.experts; ++e) {
       expectation += p(e) * d_p[static_cast<std::size_t>(e)];
+      magnitude += p(e) * std::abs(d_p[static_cast<std::size_t>(e)]);
+    }
     const Real z = 2 * static_cast<Real>(scales_.z) * at(forward_.log_sum_exp, t);
     for (std::int64_t e = 0; e < c_.experts; ++e)
       d_logits.push_back(p(e) * (d_p[static_cast<std::size_t>(e)] - expectation + z));
     for (std::int64_t e = 0; e < c_.experts; ++e)
-      terms.push_back(p(e) * (std::abs(d_p[static_cast<std::size_t>(e)]) + 2 * dot_terms));
+      terms.push_back(p(e) * (std::abs(d_p[static_cast<std::size_t>(e)]) + magnitude +
+                              2 * dot_terms + std::abs(z)));
     for (int j = 0; j < c_.k; ++j)
       terms[static_cast<std::size_t>(t * c_.experts + expert(j))] += p(expert(j)) / sum * dot_terms;
   }
