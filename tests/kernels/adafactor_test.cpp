@@ -134,11 +134,6 @@ std::vector<Part> parts_of(std::int64_t rows, std::int64_t cols) {
   return parts;
 }
 
-float clipped_lr(const Hyper& h, double squares, std::int64_t elements) {
-  const double rms = std::sqrt(squares / static_cast<double>(elements));
-  return static_cast<float>(h.lr / std::max(1.0, rms / h.clip));
-}
-
 TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
   const auto [rows, cols, shift] = parameter();
   if (rows * cols == 0) GTEST_SKIP() << "parts of nothing have no mean";

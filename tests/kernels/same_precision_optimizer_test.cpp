@@ -156,8 +156,7 @@ class AdaFactorSteps : public DeviceTest<AdaFactorCase> {
     run(stream(), measure);
     squares_d.download();
     stream().synchronize();
-    const double rms = std::sqrt(squares.at(0) / static_cast<double>(apply.weights.numel()));
-    apply.lr = static_cast<float>(h.lr / std::max(1.0, rms / h.clip));
+    apply.lr = clipped_lr(h, squares.at(0), apply.weights.numel());
     run(stream(), apply);
     stream().synchronize();  // squares_d goes
   }
