@@ -314,6 +314,56 @@ TEST_P(AdaFactorLimits, ZeroGradientsOnlyDecay) {
   for (std::int64_t i = 0; i < w.size(); ++i) ASSERT_EQ(w.at(i), 0.5 * before.at(i));
 }
 
+// A weight moves by about a thousandth of itself, and each of its two terms may be off by 64 roundoffs of
+// its own: what the sums and roots lose. That is far less than a second rounding of the weight's size.
+void expect_rounded_once(const Guarded& w, const Guarded& before, const std::vector<double>& exact,
+                         const Hyper& h, const char* what) {
+  for (std::int64_t i = 0; i < w.size(); ++i) {
+    const double wanted = exact[static_cast<std::size_t>(i)], decay = h.decay * before.at(i);
+    const double terms = std::abs(before.at(i) - wanted - decay) + std::abs(decay);
+    const double half_ulp = std::ldexp(unit_roundoff(DType::f32), std::ilogb(wanted));
+    ASSERT_LE(std::abs(w.at(i) - wanted), half_ulp + 64 * unit_roundoff(DType::f32) * terms)
+        << what << "[" << i << "]";
+  }
+}
+
+TEST_P(AdaFactorLimits, ASmallStepRoundsAWeightOnce) {
+  const auto [rows, cols, shift] = parameter();
+  // Does not clip, so that the parts' lr is known.
+  const Hyper h{.lr = 1e-4f, .clip = 1e3, .decay = 1e-3f};
+  const Guarded before = random_normal(DType::f32, {rows, cols}, 1);
+  Guarded w = before, g = adafactor_gradient(rows, cols, 1), copy(DType::bf16, {rows, cols});
+  Guarded v_row = zeros(DType::f32, {rows}), v_col = zeros(DType::f32, {cols});
+  Guarded v = zeros(DType::f32, {rows, cols});
+  OnDevice w_d = on_device(w), g_d = on_device(g), copy_d = on_device(copy), v_d = on_device(v);
+  OnDevice v_row_d = on_device(v_row), v_col_d = on_device(v_col);
+  AdaFactor whole = operation(w_d, g_d, copy_d, h, 1);
+  // As in parts, of the statistics that `whole` left.
+  AdaFactorApply apply{.weights = w_d,
+                       .gradients = g_d,
+                       .gradient_scale = static_cast<float>(h.scale),
+                       .lr = static_cast<float>(h.lr),
+                       .weight_decay = static_cast<float>(h.decay)};
+  const auto expect = [&](const auto& op, const std::vector<double>& exact, const char* what) {
+    w = before;
+    run_and_download(stream(), op, {&w_d});
+    expect_rounded_once(w, before, exact, h, what);
+  };
+  FactoredAdaFactor<double> factored{before.values(), v_row.values(), v_col.values()};
+  factored.step(g.values(), h, 1);
+  whole.v_row = v_row_d.tensor(), whole.v_col = v_col_d.tensor();
+  apply.v_row = v_row_d.tensor(), apply.v_col = v_col_d.tensor();
+  expect(whole, factored.w, "factored");
+  expect(apply, factored.w, "factored, in parts");
+
+  FullAdaFactor<double> full{before.values(), v.values()};
+  full.step(g.values(), h, 1);
+  whole.v_row = whole.v_col = {}, whole.v = v_d.tensor();
+  apply.v_row = apply.v_col = {}, apply.v = v_d.tensor();
+  expect(whole, full.w, "unfactored");
+  expect(apply, full.w, "unfactored, in parts");
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, AdaFactorLimits,
                          ::testing::Combine(every_device(),
                                             ::testing::Values(Case{40, 40}, Case{33, 33})),

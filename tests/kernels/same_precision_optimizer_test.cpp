@@ -52,7 +52,7 @@ INSTANTIATE_TEST_SUITE_P(Sizes, AdamWSteps,
 enum class Clips : std::uint8_t { never, always };
 enum class Start : std::uint8_t {
   at_zero,    // nothing hides what the update loses
-  at_random,  // one rounding of the weight's size is all that a step costs
+  at_random,  // the weight's own roundings are the most of it; adafactor_test counts those
 };
 
 struct AdaFactorCase {
