@@ -40,7 +40,7 @@ struct NormOperands {
 // Forward of the sum that the kernel stored, whose rounding would hide those of the rest, and backward.
 template <class Real>
 struct NormFormula {
-  std::vector<Real> sum, y;
+  std::vector<Real> sum, y, mean, inverse;
   NormGradients<Real> d;
 
   NormFormula(NormKind kind, const NormOperands& o, const Guarded& stored_sum)
@@ -48,6 +48,10 @@ struct NormFormula {
     const std::vector<Real> input = values_as<Real>(stored_sum), weight = values_as<Real>(o.weight);
     y = norm_reference(kind, input, weight,
                        kind == NormKind::layer ? values_as<Real>(o.bias) : std::vector<Real>{});
+    for (std::size_t row = 0; row < input.size() / weight.size(); ++row) {
+      const NormStatistics<Real> s = norm_statistics(kind, input, row, weight.size());
+      mean.push_back(s.mean), inverse.push_back(s.inverse);
+    }
     d = norm_reference_gradients(kind, input, weight, values_as<Real>(o.d_y));
     d.x = sum_of(d.x, o.d_sum);
     d.weight = sum_of(d.weight, o.d_weight);
@@ -100,7 +104,8 @@ class Norms : public DeviceTest<RowsCase> {
                                       .d_weight = d_weight_d,
                                       .d_bias = d_bias_d});
     }
-    for (OnDevice* const output : {&sum_d, &y_d, &d_x_d, &d_weight_d, &d_bias_d}) {
+    for (OnDevice* const output :
+         {&sum_d, &y_d, &mean_d, &inverse_d, &d_x_d, &d_weight_d, &d_bias_d}) {
       output->download();
     }
     stream().synchronize();
@@ -108,9 +113,12 @@ class Norms : public DeviceTest<RowsCase> {
     const NormFormula<float> plain(kind, o, sum);
     expect_twice(sum, exact.sum, plain.sum, "sum");
     expect_twice(y, exact.y, plain.y, "y");
+    expect_twice(inverse, exact.inverse, plain.inverse, "inverse");
     expect_twice(d_x, exact.d.x, plain.d.x, "d_x");
     expect_twice(d_weight, exact.d.weight, plain.d.weight, "d_weight");
-    if (kind == NormKind::layer) expect_twice(d_bias, exact.d.bias, plain.d.bias, "d_bias");
+    if (kind == NormKind::rms) return;
+    expect_twice(mean, exact.mean, plain.mean, "mean");
+    expect_twice(d_bias, exact.d.bias, plain.d.bias, "d_bias");
   }
 };
 
@@ -162,13 +170,17 @@ struct HeadsOperands {
 
 template <class Real>
 struct HeadsFormula {
-  std::vector<Real> y;
+  std::vector<Real> y, inverse_rms;
   QkNormRopeGradients<Real> d;
 
   explicit HeadsFormula(const HeadsOperands& o)
       : y(qk_norm_rope_reference(values_as<Real>(o.x), o.as<Real>())),
         d(qk_norm_rope_gradients(values_as<Real>(o.x), o.as<Real>(), values_as<Real>(o.d_y))) {
     d.weight = sum_of(d.weight, o.d_weight);
+    const std::vector<Real> x = values_as<Real>(o.x);
+    const auto head_dim = static_cast<std::size_t>(o.x.shape()[2]);
+    for (std::size_t i = 0; i < x.size(); i += head_dim)
+      inverse_rms.push_back(inverse_rms_of(&x[i], head_dim));
   }
 };
 
@@ -203,6 +215,7 @@ TEST_P(QkNormRope, ErrsAtMostTwiceAsMuchAsThePlainFormula) {
   const HeadsFormula<double> exact(o);
   const HeadsFormula<float> plain(o);
   expect_twice(y, exact.y, plain.y, "y");
+  expect_twice(inverse_rms, exact.inverse_rms, plain.inverse_rms, "inverse_rms");
   expect_twice(d_x, exact.d.x, plain.d.x, "d_x");
   expect_twice(d_weight, exact.d.weight, plain.d.weight, "d_weight");
 }
