@@ -55,20 +55,20 @@ class Side {
   }
   void fill(std::byte* memory) {
     bins_ = reinterpret_cast<Bin*>(memory);
-    shares_ = reinterpret_cast<float*>(bins_ + targets_);
+    readers_ = reinterpret_cast<float*>(bins_ + targets_);
     for (std::int64_t i = 0; i < targets_; ++i) bins_[i] = bin_of(i, sources_, targets_);
     for (std::int64_t i = 0; i < sources_; ++i)
-      shares_[i] = 1.0f / static_cast<float>(bin_of(i, targets_, sources_).size());
+      readers_[i] = static_cast<float>(bin_of(i, targets_, sources_).size());
   }
   // The sources that each target reads.
   const Bin* bins() const { return bins_; }
-  // Of each source, 1 / the number of targets that read it.
-  const float* shares() const { return shares_; }
+  // Of each source, the number of targets that read it.
+  const float* readers() const { return readers_; }
 
  private:
   std::int64_t sources_, targets_;
   Bin* bins_ = nullptr;
-  float* shares_ = nullptr;
+  float* readers_ = nullptr;
 };
 
 // What one target pixel reads.
@@ -77,14 +77,15 @@ struct Window {
   const T* image;
   std::int64_t width, channels;
   Bin rows, cols;
-  float mean_weight;                     // of every source, forward
-  const float *row_shares, *col_shares;  // backward; null: forward
+  float mean_weight;                       // of every source, forward
+  const float *row_readers, *col_readers;  // backward; null: forward
 
   const T* pixel(std::int64_t r, std::int64_t s) const {
     return image + (r * width + s) * channels;
   }
   float weight(std::int64_t r, std::int64_t s) const {
-    return row_shares ? row_shares[r] * col_shares[s] : mean_weight;
+    // Rounded once: the product of two quotients would be off by three half units.
+    return row_readers ? 1.0f / (row_readers[r] * col_readers[s]) : mean_weight;
   }
 };
 
@@ -153,8 +154,8 @@ void pool(Stream& stream, const Pool& op) {
           .rows = rows,
           .cols = cols,
           .mean_weight = 1.0f / static_cast<float>(rows.size() * cols.size()),
-          .row_shares = is_mean ? nullptr : vertical.shares(),
-          .col_shares = is_mean ? nullptr : horizontal.shares()};
+          .row_readers = is_mean ? nullptr : vertical.readers(),
+          .col_readers = is_mean ? nullptr : horizontal.readers()};
       pool_pixel(window, op.extra ? op.extra.data<T>() + pixel * channels : nullptr,
                  op.target.data<T>() + pixel * channels, c, std::min(c + chunk, channels));
     }

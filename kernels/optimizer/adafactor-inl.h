@@ -40,8 +40,8 @@ HWY_INLINE void apply(const Operation& op, std::int64_t i, std::int64_t n, Vecto
                       float lr) {
   float* const weights = op.weights.template data<float>();
   const Vector w = load(weights + i, n);
-  const Vector decayed = hn::NegMulAdd(w, set(op.weight_decay), w);
-  const Vector w_new = hn::NegMulAdd(update, set(lr), decayed);
+  // One rounding of the weight's size.
+  const Vector w_new = hn::Sub(w, hn::MulAdd(update, set(lr), hn::Mul(w, set(op.weight_decay))));
   store(w_new, weights + i, n);
   if (op.copy) store(w_new, op.copy.template data<bf16>() + i, n);
 }

@@ -39,9 +39,8 @@ struct Weights {
   template <int n>
   __device__ void update(std::int64_t i, const Values<n>& before, const Values<n>& u,
                          float lr) const {
-    const auto moved = [&](float w, float step) {
-      return fmaf(-step, lr, fmaf(-w, weight_decay, w));
-    };
+    // One rounding of the weight's size.
+    const auto moved = [&](float w, float step) { return w - fmaf(step, lr, w * weight_decay); };
     const Values<n> after = map(moved, before, u);
     store_values(weights + i, after);
     if (copy != nullptr) store_values(copy + i, after);

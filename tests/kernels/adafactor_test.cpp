@@ -1,82 +1,13 @@
 // AdaFactor against an fp64 reference, step after step, factored and not.
-#include <numeric>
-
 #include "kernels/optimizer/optimizer.h"
+#include "tests/kernels/adafactor_reference.h"
 #include "tests/kernels/checks.h"
 #include "tests/kernels/device_test.h"
 
 namespace orchard::testing {
 namespace {
 
-using Values = std::vector<double>;
-
-struct Hyper {
-  double lr = 1e-2, clip = 1, decay = 0.01f, scale = 0.5;
-};
-
-double mean(const Values& values) {
-  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
-}
-
-// Steps 2 to 7 of the chain: clip the block, multiply by the learning rate, decay, subtract.
-void apply(Values& w, Values update, const Hyper& h) {
-  Values squares = update;
-  for (double& s : squares) s *= s;
-  const double clip = std::max(1.0, std::sqrt(mean(squares)) / h.clip);
-  for (std::size_t i = 0; i < w.size(); ++i) w[i] -= h.lr * update[i] / clip + h.decay * w[i];
-}
-
-double second_moment_decay(int t) {
-  return 1 - std::pow(t, -0.8);
-}
-
-struct Factored {
-  Values w, v_row, v_col;
-
-  void step(const Values& gradients, const Hyper& h, int t) {
-    const std::size_t rows = v_row.size(), cols = v_col.size();
-    const double beta = second_moment_decay(t);
-    Values row_means(rows), col_means(cols), update(w.size());
-    for (std::size_t i = 0; i < w.size(); ++i) {
-      const double square = std::pow(gradients[i] * h.scale, 2) + 1e-30;
-      row_means[i / cols] += square / static_cast<double>(cols);
-      col_means[i % cols] += square / static_cast<double>(rows);
-    }
-    for (std::size_t r = 0; r < rows; ++r) v_row[r] = beta * v_row[r] + (1 - beta) * row_means[r];
-    for (std::size_t c = 0; c < cols; ++c) v_col[c] = beta * v_col[c] + (1 - beta) * col_means[c];
-    for (std::size_t i = 0; i < w.size(); ++i) {
-      update[i] = gradients[i] * h.scale / std::sqrt(v_row[i / cols] / mean(v_row)) /
-                  std::sqrt(v_col[i % cols]);
-    }
-    apply(w, update, h);
-  }
-};
-
-struct Full {
-  Values w, v;
-
-  void step(const Values& gradients, const Hyper& h, int t) {
-    const double beta = second_moment_decay(t);
-    Values update(w.size());
-    for (std::size_t i = 0; i < w.size(); ++i) {
-      const double g = gradients[i] * h.scale;
-      v[i] = beta * v[i] + (1 - beta) * (g * g + 1e-30);
-      update[i] = g / std::sqrt(v[i]);
-    }
-    apply(w, update, h);
-  }
-};
-
-// Gradients whose rows and columns differ in size, growing with t so that clipping sets in after
-// the first step.
-Guarded gradient(std::int64_t rows, std::int64_t cols, int t) {
-  Guarded g = random_normal(DType::f32, {rows, cols}, 10 + static_cast<unsigned>(t));
-  for (std::int64_t i = 0; i < g.size(); ++i) {
-    g.set(i, g.at(i) * std::pow(4.0, t) * (1 + static_cast<double>(i / cols % 3)) *
-                 (1 + static_cast<double>(i % cols % 5)));
-  }
-  return g;
-}
+using Hyper = AdaFactorHyper;
 
 AdaFactor operation(OnDevice& w, OnDevice& g, OnDevice& copy, const Hyper& h, int t) {
   return {.weights = w,
@@ -116,9 +47,9 @@ TEST_P(AdaFactorSteps, FactoredFollowsTheReference) {
   Guarded v_row = zeros(DType::f32, {rows}), v_col = zeros(DType::f32, {cols});
   OnDevice w_d = on_device(w), copy_d = on_device(copy, shift);
   OnDevice v_row_d = on_device(v_row), v_col_d = on_device(v_col);
-  Factored state{w.values(), v_row.values(), v_col.values()};
+  FactoredAdaFactor<double> state{w.values(), v_row.values(), v_col.values()};
   for (int t = 1; t <= 3; ++t) {
-    Guarded g = gradient(rows, cols, t);
+    Guarded g = adafactor_gradient(rows, cols, t);
     OnDevice g_d = on_device(g);
     AdaFactor op = operation(w_d, g_d, copy_d, h, t);
     op.v_row = v_row_d.tensor(), op.v_col = v_col_d.tensor();
@@ -138,9 +69,9 @@ TEST_P(AdaFactorSteps, UnfactoredFollowsTheReference) {
   Guarded w = random_normal(DType::f32, {rows, cols}, 1), copy(DType::bf16, {rows, cols});
   Guarded v = zeros(DType::f32, {rows, cols});
   OnDevice w_d = on_device(w), copy_d = on_device(copy, shift), v_d = on_device(v);
-  Full state{w.values(), v.values()};
+  FullAdaFactor<double> state{w.values(), v.values()};
   for (int t = 1; t <= 3; ++t) {
-    Guarded g = gradient(rows, cols, t);
+    Guarded g = adafactor_gradient(rows, cols, t);
     OnDevice g_d = on_device(g);
     AdaFactor op = operation(w_d, g_d, copy_d, h, t);
     op.v = v_d.tensor();
@@ -203,11 +134,6 @@ std::vector<Part> parts_of(std::int64_t rows, std::int64_t cols) {
   return parts;
 }
 
-float clipped_lr(const Hyper& h, double squares, std::int64_t elements) {
-  const double rms = std::sqrt(squares / static_cast<double>(elements));
-  return static_cast<float>(h.lr / std::max(1.0, rms / h.clip));
-}
-
 TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
   const auto [rows, cols, shift] = parameter();
   if (rows * cols == 0) GTEST_SKIP() << "parts of nothing have no mean";
@@ -215,9 +141,9 @@ TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
   const auto scale = static_cast<float>(h.scale);
   Guarded w = random_normal(DType::f32, {rows, cols}, 1), copy(DType::bf16, {rows, cols});
   Guarded v_row = zeros(DType::f32, {rows}), v_col = zeros(DType::f32, {cols});
-  Factored state{w.values(), v_row.values(), v_col.values()};
+  FactoredAdaFactor<double> state{w.values(), v_row.values(), v_col.values()};
   for (int t = 1; t <= 3; ++t) {
-    const Guarded g = gradient(rows, cols, t);
+    const Guarded g = adafactor_gradient(rows, cols, t);
     Guarded all_rows = zeros(DType::f32, {rows}), all_cols = zeros(DType::f32, {cols});
     for (const Part& part : parts_of(rows, cols)) {
       Guarded own = part.of(g), row_sums(DType::f32, {part.shape()[0]}),
@@ -290,9 +216,9 @@ TEST_P(AdaFactorSteps, InPartsUnfactoredFollowsTheReference) {
   if (rows * cols == 0) GTEST_SKIP() << "parts of nothing have no mean";
   const Hyper h;
   Guarded w = random_normal(DType::f32, {rows, cols}, 1), v = zeros(DType::f32, {rows, cols});
-  Full state{w.values(), v.values()};
+  FullAdaFactor<double> state{w.values(), v.values()};
   for (int t = 1; t <= 3; ++t) {
-    const Guarded g = gradient(rows, cols, t);
+    const Guarded g = adafactor_gradient(rows, cols, t);
     double squares = 0;
     for (const Part& part : parts_of(rows, cols)) {
       Guarded own = part.of(g), own_v = part.of(v), measured(DType::f32, {1});
@@ -386,6 +312,56 @@ TEST_P(AdaFactorLimits, ZeroGradientsOnlyDecay) {
                              .step = 1},
                    {&w_d});
   for (std::int64_t i = 0; i < w.size(); ++i) ASSERT_EQ(w.at(i), 0.5 * before.at(i));
+}
+
+// A weight moves by about a thousandth of itself, and each of its two terms may be off by 64 roundoffs of
+// its own: what the sums and roots lose. That is far less than a second rounding of the weight's size.
+void expect_rounded_once(const Guarded& w, const Guarded& before, const std::vector<double>& exact,
+                         const Hyper& h, const char* what) {
+  for (std::int64_t i = 0; i < w.size(); ++i) {
+    const double wanted = exact[static_cast<std::size_t>(i)], decay = h.decay * before.at(i);
+    const double terms = std::abs(before.at(i) - wanted - decay) + std::abs(decay);
+    const double half_ulp = std::ldexp(unit_roundoff(DType::f32), std::ilogb(wanted));
+    ASSERT_LE(std::abs(w.at(i) - wanted), half_ulp + 64 * unit_roundoff(DType::f32) * terms)
+        << what << "[" << i << "]";
+  }
+}
+
+TEST_P(AdaFactorLimits, ASmallStepRoundsAWeightOnce) {
+  const auto [rows, cols, shift] = parameter();
+  // Does not clip, so that the parts' lr is known.
+  const Hyper h{.lr = 1e-4f, .clip = 1e3, .decay = 1e-3f};
+  const Guarded before = random_normal(DType::f32, {rows, cols}, 1);
+  Guarded w = before, g = adafactor_gradient(rows, cols, 1), copy(DType::bf16, {rows, cols});
+  Guarded v_row = zeros(DType::f32, {rows}), v_col = zeros(DType::f32, {cols});
+  Guarded v = zeros(DType::f32, {rows, cols});
+  OnDevice w_d = on_device(w), g_d = on_device(g), copy_d = on_device(copy), v_d = on_device(v);
+  OnDevice v_row_d = on_device(v_row), v_col_d = on_device(v_col);
+  AdaFactor whole = operation(w_d, g_d, copy_d, h, 1);
+  // As in parts, of the statistics that `whole` left.
+  AdaFactorApply apply{.weights = w_d,
+                       .gradients = g_d,
+                       .gradient_scale = static_cast<float>(h.scale),
+                       .lr = static_cast<float>(h.lr),
+                       .weight_decay = static_cast<float>(h.decay)};
+  const auto expect = [&](const auto& op, const std::vector<double>& exact, const char* what) {
+    w = before;
+    run_and_download(stream(), op, {&w_d});
+    expect_rounded_once(w, before, exact, h, what);
+  };
+  FactoredAdaFactor<double> factored{before.values(), v_row.values(), v_col.values()};
+  factored.step(g.values(), h, 1);
+  whole.v_row = v_row_d.tensor(), whole.v_col = v_col_d.tensor();
+  apply.v_row = v_row_d.tensor(), apply.v_col = v_col_d.tensor();
+  expect(whole, factored.w, "factored");
+  expect(apply, factored.w, "factored, in parts");
+
+  FullAdaFactor<double> full{before.values(), v.values()};
+  full.step(g.values(), h, 1);
+  whole.v_row = whole.v_col = {}, whole.v = v_d.tensor();
+  apply.v_row = apply.v_col = {}, apply.v = v_d.tensor();
+  expect(whole, full.w, "unfactored");
+  expect(apply, full.w, "unfactored, in parts");
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AdaFactorLimits,

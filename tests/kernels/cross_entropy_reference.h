@@ -44,6 +44,38 @@ std::vector<Real> reference_gradients(const std::vector<Real>& logits, std::size
   return d;
 }
 
+// Both where each of `shards` ranks has as many of the columns: the softmax of each, then all of them
+// together. Every row has a target.
+template <class Real>
+struct ShardedLossReference {
+  std::vector<Real> losses, d_logits;  // [rows], [rows, vocab]
+
+  ShardedLossReference(const std::vector<Real>& logits, std::size_t vocab, std::size_t shards,
+                       const std::vector<int>& targets, std::type_identity_t<Real> scale)
+      : d_logits(logits.size()) {
+    const std::size_t columns = vocab / shards;
+    for (std::size_t row = 0; row < targets.size(); ++row) {
+      const Real* const x = logits.data() + row * vocab;
+      std::vector<Real> maxima, sums(shards), exponentials;
+      for (std::size_t j = 0; j < vocab; ++j) {
+        const std::size_t s = j / columns;
+        if (j % columns == 0) maxima.push_back(*std::max_element(x + j, x + j + columns));
+        exponentials.push_back(std::exp(x[j] - maxima[s]));
+        sums[s] += exponentials[j];
+      }
+      const Real maximum = *std::max_element(maxima.begin(), maxima.end());
+      Real sum = 0;
+      for (std::size_t s = 0; s < shards; ++s) sum += sums[s] * std::exp(maxima[s] - maximum);
+      losses.push_back(maximum + std::log(sum) - x[targets[row]]);
+      for (std::size_t j = 0; j < vocab; ++j) {
+        const Real is_target = static_cast<int>(j) == targets[row];
+        const Real p = exponentials[j] * std::exp(maxima[j / columns] - maximum) / sum;
+        d_logits[row * vocab + j] = scale * (p - is_target);
+      }
+    }
+  }
+};
+
 // Spread over the vocabulary, its ends included; every fifth row has none.
 inline std::vector<int> make_targets(std::int64_t rows, std::int64_t vocab) {
   std::vector<int> targets;

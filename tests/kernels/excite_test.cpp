@@ -1,52 +1,18 @@
 // Squeeze-and-excitation's scaling against an fp64 reference.
-#include "kernels/activation/activation.h"
 #include "tests/kernels/checks.h"
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/excite_reference.h"
 
 namespace orchard::testing {
 namespace {
 
 using Values = std::vector<double>;
 
-double sigmoid(double x) {
-  return 1 / (1 + std::exp(-x));
-}
-
 struct Case {
   DType dtype;
   std::int64_t images, pixels, channels;
   int shift = 0;  // elements by which x lies off alignment
 };
-
-// Calls body(element, scale element) for every element of [images, pixels, channels].
-template <class Body>
-void for_each_element(const Case& c, const Body& body) {
-  for (std::int64_t i = 0; i < c.images * c.pixels * c.channels; ++i) {
-    body(static_cast<std::size_t>(i),
-         static_cast<std::size_t>(i / (c.pixels * c.channels) * c.channels + i % c.channels));
-  }
-}
-
-Values reference(const Case& c, const Values& x, const Values& scale) {
-  Values y(x.size());
-  for_each_element(c, [&](std::size_t i, std::size_t s) { y[i] = x[i] * sigmoid(scale[s]); });
-  return y;
-}
-
-struct Gradients {
-  Values x, scale;
-};
-
-Gradients reference_gradients(const Case& c, const Values& x, const Values& scale,
-                              const Values& d_y) {
-  Gradients d{Values(x.size()), Values(scale.size())};
-  for_each_element(c, [&](std::size_t i, std::size_t s) {
-    const double factor = sigmoid(scale[s]);
-    d.x[i] = d_y[i] * factor;
-    d.scale[s] += d_y[i] * x[i] * factor * (1 - factor);
-  });
-  return d;
-}
 
 using Excite = DeviceTest<Case>;
 
@@ -65,11 +31,11 @@ TEST_P(Excite, MatchesReferenceForwardAndBackward) {
   // One rounding of the dtype at the store and a dozen of fp32; the sum over pixels adds
   // sqrt(pixels) more, and its terms may cancel.
   const double store = 2 * unit_roundoff(c.dtype) + 16 * unit_roundoff(DType::f32);
-  expect_close(y, reference(c, x.values(), scale.values()), store, "y");
-  const Gradients d = reference_gradients(c, x.values(), scale.values(), d_y.values());
-  expect_close(d_x, d.x, store, "d_x");
-  expect_close(d_scale, d.scale, store + 8 * std::sqrt(c.pixels) * unit_roundoff(DType::f32),
-               "d_scale");
+  const ExciteReference<double> expected(shape, x.values(), scale.values(), d_y.values());
+  expect_close(y, expected.y, store, "y");
+  expect_close(d_x, expected.d_x, store, "d_x");
+  expect_close(d_scale, expected.d_scale,
+               store + 8 * std::sqrt(c.pixels) * unit_roundoff(DType::f32), "d_scale");
 
   Guarded in_place = x;
   OnDevice in_place_d = on_device(in_place, c.shift);
@@ -95,13 +61,16 @@ INSTANTIATE_TEST_SUITE_P(
     device_test_name<Case>);
 
 TEST(ExciteReference, GradientsAreThoseOfTheForward) {
-  const Case c{DType::f32, 2, 3, 4};
-  const Values x = random_normal(DType::f32, {2, 3, 4}, 1).values();
+  const Shape shape = {2, 3, 4};
+  const Values x = random_normal(DType::f32, shape, 1).values();
   const Values scale = random_normal(DType::f32, {2, 4}, 2).values();
-  const Values d_y = random_normal(DType::f32, {2, 3, 4}, 3).values();
-  const Gradients d = reference_gradients(c, x, scale, d_y);
-  expect_gradient([&](const Values& v) { return dot(d_y, reference(c, v, scale)); }, x, d.x, "d_x");
-  expect_gradient([&](const Values& v) { return dot(d_y, reference(c, x, v)); }, scale, d.scale,
+  const Values d_y = random_normal(DType::f32, shape, 3).values();
+  const auto at = [&](const Values& inputs, const Values& scales) {
+    return ExciteReference<double>(shape, inputs, scales, d_y);
+  };
+  const ExciteReference<double> d = at(x, scale);
+  expect_gradient([&](const Values& v) { return dot(d_y, at(v, scale).y); }, x, d.d_x, "d_x");
+  expect_gradient([&](const Values& v) { return dot(d_y, at(x, v).y); }, scale, d.d_scale,
                   "d_scale");
 }
 

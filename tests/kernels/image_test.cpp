@@ -6,6 +6,7 @@
 
 #include "tests/goldens/resize_golden.h"
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/image_reference.h"
 #include "tests/message_of.h"
 
 namespace orchard::testing {
@@ -22,50 +23,6 @@ Guarded golden_picture(std::int64_t height, std::int64_t width) {
     const std::int64_t y = i / 3 / width, x = i / 3 % width, c = i % 3;
     const std::int64_t value = y * 7919 + x * 104729 + c * 1299709 + (y * x * 31) % 97 * 53;
     out.set(i, static_cast<double>(value % 251 + (x + y) % 2 * 4));
-  }
-  return out;
-}
-
-double keys(double distance, double a) {
-  const double x = std::abs(distance);
-  if (x <= 1) return (a + 2) * x * x * x - (a + 3) * x * x + 1;
-  return x < 2 ? a * x * x * x - 5 * a * x * x + 8 * a * x - 4 * a : 0;
-}
-
-// Weights of all `in` inputs for output i of `out`, from the definition: the kernel stretched by
-// the shrink factor, centred between half-pixel centres, cut at the border and renormalised.
-std::vector<double> antialiased_weights(std::int64_t i, std::int64_t in, std::int64_t out) {
-  const double scale = static_cast<double>(in) / static_cast<double>(out);
-  const double stretch = std::max(1.0, scale);
-  std::vector<double> weights(at(in));
-  double sum = 0;
-  for (std::int64_t k = 0; k < in; ++k) {
-    const double distance =
-        (static_cast<double>(k) + 0.5 - (static_cast<double>(i) + 0.5) * scale) / stretch;
-    weights[at(k)] = keys(distance, -0.5);
-    sum += weights[at(k)];
-  }
-  for (double& weight : weights) weight /= sum;
-  return weights;
-}
-
-std::vector<double> resized(const Guarded& x, std::int64_t height, std::int64_t width) {
-  const std::int64_t in_height = x.shape()[0], in_width = x.shape()[1];
-  std::vector<double> out;
-  for (std::int64_t i = 0; i < height; ++i) {
-    const std::vector<double> down = antialiased_weights(i, in_height, height);
-    for (std::int64_t j = 0; j < width; ++j) {
-      const std::vector<double> across = antialiased_weights(j, in_width, width);
-      for (std::int64_t c = 0; c < 3; ++c) {
-        double sum = 0;
-        for (std::int64_t r = 0; r < in_height; ++r) {
-          for (std::int64_t s = 0; s < in_width; ++s) {
-            sum += down[at(r)] * across[at(s)] * x.at((r * in_width + s) * 3 + c);
-          }
-        }
-        out.push_back(std::clamp(sum, 0.0, 255.0));
-      }
-    }
   }
   return out;
 }
@@ -112,7 +69,7 @@ TEST_P(ResizeShapes, MatchesReferenceAndLeavesTheRestOfTheCanvas) {
   OnDevice x_d(stream(), x, shift), y_d(stream(), y);
   run_repeatedly(stream(), ResizeBicubic{.x = x_d, .height = height, .width = width, .y = y_d},
                  {&y_d});
-  const std::vector<double> expected = resized(x, height, width);
+  const std::vector<double> expected = resized<double>(x, height, width);
   for (std::int64_t i = 0; i < y.size(); ++i) {
     const std::int64_t row = i / 3 / canvas_width, col = i / 3 % canvas_width;
     if (row < height && col < width) {
@@ -140,21 +97,17 @@ TEST(ResizeBicubicErrors, RefuseACanvasThatIsTooSmall) {
   EXPECT_THROW(run(*stream, ResizeBicubic{.x = x, .height = 0, .width = 4, .y = y}), Error);
 }
 
-struct PatchCase {
-  DType dtype;
-  std::int64_t tile_rows, tile_cols, side, patch, height, width;
-};
 using Patchify = DeviceTest<PatchCase>;
 
 TEST_P(Patchify, OrdersTilesPatchesAndColours) {
   const auto [dtype, tile_rows, tile_cols, side, patch, height, width] = parameter();
-  const std::int64_t grid = side / patch, canvas_width = tile_cols * side;
+  const std::int64_t canvas_width = tile_cols * side;
   Guarded x = random_normal(DType::f32, {tile_rows * side, canvas_width, 3}, 1, 60, 128);
   // What lies outside the picture is undefined, and must not be read into the patches.
   for (std::int64_t i = 0; i < x.size(); ++i) {
     if (i / 3 / canvas_width >= height || i / 3 % canvas_width >= width) x.set(i, std::nan(""));
   }
-  Guarded patches(dtype, {tile_rows * tile_cols, grid * grid, 3 * patch * patch});
+  Guarded patches(dtype, parameter().patches());
   OnDevice x_d(stream(), x), patches_d(stream(), patches);
   run_repeatedly(stream(),
                  NormalisePatchify{.x = x_d,
@@ -165,23 +118,9 @@ TEST_P(Patchify, OrdersTilesPatchesAndColours) {
                                    .patches = patches_d},
                  {&patches_d});
 
-  const double mean[] = {0.48145466, 0.4578275, 0.40821073};
-  const double std[] = {0.26862954, 0.26130258, 0.27577711};
-  std::vector<double> expected;
-  for (std::int64_t tile = 0; tile < tile_rows * tile_cols; ++tile) {
-    for (std::int64_t p = 0; p < grid * grid; ++p) {
-      for (std::int64_t i = 0; i < 3 * patch * patch; ++i) {
-        const std::int64_t c = i / patch / patch;
-        const std::int64_t row = tile / tile_cols * side + p / grid * patch + i / patch % patch;
-        const std::int64_t col = tile % tile_cols * side + p % grid * patch + i % patch;
-        const double value =
-            row < height && col < width
-                ? (x.at((row * canvas_width + col) * 3 + c) / 255 - mean[c]) / std[c]
-                : 0;
-        expected.push_back(value);
-      }
-    }
-  }
+  // CLIP's, which the operation takes unless told otherwise.
+  const std::vector<double> expected = patchified<double>(
+      parameter(), x, {0.48145466, 0.4578275, 0.40821073}, {0.26862954, 0.26130258, 0.27577711});
   // One rounding to the dtype, and fp32 roundings of value/255/std and mean/std, which are of size
   // 4 at most and cancel.
   const bool fp32 = dtype == DType::f32;

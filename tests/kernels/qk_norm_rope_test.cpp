@@ -2,6 +2,7 @@
 #include "kernels/norm/norm.h"
 #include "tests/kernels/checks.h"
 #include "tests/kernels/device_test.h"
+#include "tests/kernels/qk_norm_rope_reference.h"
 #include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
@@ -26,60 +27,25 @@ std::vector<int> document_positions(std::int64_t tokens) {
   return positions;
 }
 
-// Turns the pairs of one head by angle sign·position·θ^(-2i/d), computed here from the definition.
-void turn(double* head, std::size_t head_dim, int position, double sign) {
-  const std::size_t half = head_dim / 2;
-  for (std::size_t i = 0; i < half; ++i) {
+// cos | sin of the angles position·θ^(-2i/d), computed here from the definition.
+Values exact_rotation(std::int64_t head_dim) {
+  const std::int64_t half = head_dim / 2;
+  Values table(static_cast<std::size_t>(max_positions * head_dim));
+  for (std::int64_t at = 0; at < max_positions * half; ++at) {
+    const std::int64_t position = at / half, i = at % half;
     const double angle =
-        sign * position *
+        static_cast<double>(position) *
         std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-    const double a = head[i], b = head[half + i];
-    head[i] = a * std::cos(angle) - b * std::sin(angle);
-    head[half + i] = a * std::sin(angle) + b * std::cos(angle);
+    table[static_cast<std::size_t>(position * head_dim + i)] = std::cos(angle);
+    table[static_cast<std::size_t>(position * head_dim + half + i)] = std::sin(angle);
   }
+  return table;
 }
 
-double inverse_rms_of(const double* head, std::size_t head_dim) {
-  double square = 0;
-  for (std::size_t i = 0; i < head_dim; ++i) square += head[i] * head[i];
-  return 1 / std::sqrt(square / static_cast<double>(head_dim) + 1e-5);
-}
-
-Values reference(const Values& x, const Values& weight, std::size_t heads,
-                 const std::vector<int>& positions) {
-  const std::size_t head_dim = weight.size();
-  Values y = x;
-  for (std::size_t row = 0; row < x.size() / head_dim; ++row) {
-    double* const head = y.data() + row * head_dim;
-    const double r = inverse_rms_of(head, head_dim);
-    for (std::size_t i = 0; i < head_dim; ++i) head[i] *= r * weight[i];
-    turn(head, head_dim, positions[row / heads], 1);
-  }
-  return y;
-}
-
-struct Gradients {
-  Values x, weight;
-};
-
-Gradients reference_gradients(const Values& x, const Values& weight, std::size_t heads,
-                              const std::vector<int>& positions, const Values& d_y) {
-  const std::size_t head_dim = weight.size();
-  Gradients d{d_y, Values(head_dim)};
-  for (std::size_t row = 0; row < x.size() / head_dim; ++row) {
-    const double* const input = x.data() + row * head_dim;
-    double* const head = d.x.data() + row * head_dim;
-    turn(head, head_dim, positions[row / heads], -1);
-    const double r = inverse_rms_of(input, head_dim);
-    double mean = 0;
-    for (std::size_t i = 0; i < head_dim; ++i) {
-      d.weight[i] += head[i] * input[i] * r;
-      head[i] *= weight[i];
-      mean += head[i] * input[i] * r / static_cast<double>(head_dim);
-    }
-    for (std::size_t i = 0; i < head_dim; ++i) head[i] = r * (head[i] - input[i] * r * mean);
-  }
-  return d;
+QkNormRopeOperands<double> exact_operands(const Values& weight, std::int64_t heads,
+                                          const std::vector<int>& positions) {
+  return {weight, exact_rotation(static_cast<std::int64_t>(weight.size())),
+          static_cast<std::size_t>(heads), positions};
 }
 
 struct Case {
@@ -115,7 +81,7 @@ TEST_P(QkNormRope, ForwardMatchesReference) {
                                    .y = y_d,
                                    .inverse_rms = inverse_rms_d},
                  {&y_d, &inverse_rms_d});
-  expect_close(y, reference(x.values(), weight.values(), static_cast<std::size_t>(heads), where),
+  expect_close(y, qk_norm_rope_reference(x.values(), exact_operands(weight.values(), heads, where)),
                bound(), "y");
 }
 
@@ -150,8 +116,8 @@ TEST_P(QkNormRope, BackwardMatchesReference) {
                                     .d_x = d_x_d,
                                     .d_weight = d_weight_d},
                  {&d_x_d, &d_weight_d});
-  Gradients expected = reference_gradients(x.values(), weight.values(),
-                                           static_cast<std::size_t>(heads), where, d_y.values());
+  auto expected = qk_norm_rope_gradients(x.values(), exact_operands(weight.values(), heads, where),
+                                         d_y.values());
   for (std::size_t i = 0; i < before.size(); ++i) expected.weight[i] += before[i];
   // Two elements leave hardly a tangent: d_x cancels against terms of size d_y·w·r.
   double terms = 0;
@@ -184,11 +150,13 @@ TEST(QkNormRopeReference, GradientsAreThoseOfTheForward) {
   const Values x = random_normal(DType::f32, {3, 2, 6}, 1).values();
   const Values weight = random_normal(DType::f32, {6}, 2).values();
   const Values d_y = random_normal(DType::f32, {3, 2, 6}, 3).values();
-  const Gradients d = reference_gradients(x, weight, 2, where, d_y);
-  expect_gradient([&](const Values& v) { return dot(d_y, reference(v, weight, 2, where)); }, x, d.x,
-                  "d_x");
-  expect_gradient([&](const Values& v) { return dot(d_y, reference(x, v, 2, where)); }, weight,
-                  d.weight, "d_weight");
+  const auto operands = [&](const Values& w) { return exact_operands(w, 2, where); };
+  const auto d = qk_norm_rope_gradients(x, operands(weight), d_y);
+  expect_gradient(
+      [&](const Values& v) { return dot(d_y, qk_norm_rope_reference(v, operands(weight))); }, x,
+      d.x, "d_x");
+  expect_gradient([&](const Values& v) { return dot(d_y, qk_norm_rope_reference(x, operands(v))); },
+                  weight, d.weight, "d_weight");
 }
 
 using QkNormRopeAliasing = DeviceTest<Case>;

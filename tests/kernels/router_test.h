@@ -85,4 +85,37 @@ struct RouterRun {
       z_loss, counts;
 };
 
+// What the two losses weigh in the total.
+struct RouterLossScales {
+  float balance = 0, z = 0;
+};
+
+// d_logits of a forward run.
+inline Guarded run_router_backward(Stream& stream, const RouterCase& c, RouterRun& forward,
+                                   Guarded& d_gates, const RouterLossScales& scales) {
+  Guarded d_logits(DType::f32, {c.tokens(), c.experts});
+  OnDevice probabilities_d(stream, forward.probabilities), chosen_d(stream, forward.chosen);
+  OnDevice log_sum_exp_d(stream, forward.log_sum_exp), experts_d(stream, forward.experts);
+  OnDevice fractions_d(stream, forward.fractions), offsets_d(stream, forward.offsets);
+  OnDevice real_d(stream, forward.real), d_gates_d(stream, d_gates);
+  Guarded balance = number(scales.balance), z = number(scales.z);
+  OnDevice balance_d(stream, balance), z_d(stream, z), d_logits_d(stream, d_logits);
+  run_and_download(stream,
+                   RouterBackward{.probabilities = probabilities_d,
+                                  .log_sum_exp = log_sum_exp_d,
+                                  .chosen = chosen_d,
+                                  .experts = experts_d,
+                                  .choice_fractions = fractions_d,
+                                  .sequence_offsets = offsets_d,
+                                  .real_tokens = real_d,
+                                  .d_gates = d_gates_d,
+                                  .k = c.k,
+                                  .balance_counts = c.counts,
+                                  .balance_scale = balance_d,
+                                  .z_scale = z_d,
+                                  .d_logits = d_logits_d},
+                   {&d_logits_d});
+  return d_logits;
+}
+
 }  // namespace orchard::testing

@@ -1,23 +1,15 @@
-// Norms, the loss, activations and AdamW: their errors are at most twice those of the same formula in
-// the same precision (same_precision.h). On a GPU of any architecture they are the kernels of sm_80.
-#include "kernels/loss/loss.h"
+// Norms, QK-norm + RoPE and activations: their errors are at most twice those of the same formula in the
+// same precision (same_precision.h). On a GPU of any architecture they are the kernels of sm_80.
 #include "tests/kernels/activation_reference.h"
-#include "tests/kernels/adamw_reference.h"
-#include "tests/kernels/cross_entropy_reference.h"
 #include "tests/kernels/device_test.h"
 #include "tests/kernels/norm_reference.h"
+#include "tests/kernels/qk_norm_rope_reference.h"
 #include "tests/kernels/same_precision.h"
 
 namespace orchard::testing {
 namespace {
 
 constexpr DType f32 = DType::f32, b16 = DType::bf16;
-
-void expect_twice(const Guarded& actual, const std::vector<double>& exact,
-                  const std::vector<float>& plain, const char* what) {
-  expect_at_most_twice_plain_error(actual, exact, rounded_to(actual.dtype(), actual.shape(), plain),
-                                   what);
-}
 
 template <class Real>
 std::vector<Real> sum_of(const std::vector<Real>& x, const Guarded& y) {
@@ -48,7 +40,7 @@ struct NormOperands {
 // Forward of the sum that the kernel stored, whose rounding would hide those of the rest, and backward.
 template <class Real>
 struct NormFormula {
-  std::vector<Real> sum, y;
+  std::vector<Real> sum, y, mean, inverse;
   NormGradients<Real> d;
 
   NormFormula(NormKind kind, const NormOperands& o, const Guarded& stored_sum)
@@ -56,6 +48,10 @@ struct NormFormula {
     const std::vector<Real> input = values_as<Real>(stored_sum), weight = values_as<Real>(o.weight);
     y = norm_reference(kind, input, weight,
                        kind == NormKind::layer ? values_as<Real>(o.bias) : std::vector<Real>{});
+    for (std::size_t row = 0; row < input.size() / weight.size(); ++row) {
+      const NormStatistics<Real> s = norm_statistics(kind, input, row, weight.size());
+      mean.push_back(s.mean), inverse.push_back(s.inverse);
+    }
     d = norm_reference_gradients(kind, input, weight, values_as<Real>(o.d_y));
     d.x = sum_of(d.x, o.d_sum);
     d.weight = sum_of(d.weight, o.d_weight);
@@ -108,7 +104,8 @@ class Norms : public DeviceTest<RowsCase> {
                                       .d_weight = d_weight_d,
                                       .d_bias = d_bias_d});
     }
-    for (OnDevice* const output : {&sum_d, &y_d, &d_x_d, &d_weight_d, &d_bias_d}) {
+    for (OnDevice* const output :
+         {&sum_d, &y_d, &mean_d, &inverse_d, &d_x_d, &d_weight_d, &d_bias_d}) {
       output->download();
     }
     stream().synchronize();
@@ -116,9 +113,12 @@ class Norms : public DeviceTest<RowsCase> {
     const NormFormula<float> plain(kind, o, sum);
     expect_twice(sum, exact.sum, plain.sum, "sum");
     expect_twice(y, exact.y, plain.y, "y");
+    expect_twice(inverse, exact.inverse, plain.inverse, "inverse");
     expect_twice(d_x, exact.d.x, plain.d.x, "d_x");
     expect_twice(d_weight, exact.d.weight, plain.d.weight, "d_weight");
-    if (kind == NormKind::layer) expect_twice(d_bias, exact.d.bias, plain.d.bias, "d_bias");
+    if (kind == NormKind::rms) return;
+    expect_twice(mean, exact.mean, plain.mean, "mean");
+    expect_twice(d_bias, exact.d.bias, plain.d.bias, "d_bias");
   }
 };
 
@@ -139,42 +139,94 @@ INSTANTIATE_TEST_SUITE_P(
                                          RowsCase{b16, 9, 8192}, RowsCase{b16, 5, 16400})),
     device_test_name<RowsCase>);
 
-using Loss = DeviceTest<RowsCase>;  // dtype of the gradient, columns: the vocabulary
+struct HeadsCase {
+  DType dtype;
+  std::int64_t tokens, heads, head_dim;
+};
 
-TEST_P(Loss, ErrsAtMostTwiceAsMuchAsThePlainFormula) {
-  const auto& [dtype, rows, vocab] = parameter();
-  const auto n = static_cast<std::size_t>(vocab);
-  const std::vector<int> where = make_targets(rows, vocab);
-  constexpr float scale = 0.1f;
-  // A spread of 4 makes single tokens likely, so that large and small probabilities both occur.
-  Guarded logits = random_normal(f32, {rows, vocab}, 1, 4), targets = integers({rows}, where);
-  Guarded losses(f32, {rows}), d_logits(dtype, {rows, vocab}), factor = number(scale);
-  OnDevice logits_d = on_device(logits), targets_d = on_device(targets);
-  OnDevice factor_d = on_device(factor);
-  OnDevice losses_d = on_device(losses), d_logits_d = on_device(d_logits);
+struct HeadsOperands {
+  static constexpr std::int64_t max_positions = 600;
+  Guarded x, weight, rotation, d_y, d_weight, positions;
+
+  explicit HeadsOperands(const HeadsCase& c)
+      : x(random_normal(c.dtype, {c.tokens, c.heads, c.head_dim}, 1)),
+        weight(random_normal(c.dtype, {c.head_dim}, 2)),
+        rotation(f32, {max_positions, c.head_dim}),
+        d_y(random_normal(c.dtype, {c.tokens, c.heads, c.head_dim}, 3)),
+        d_weight(random_normal(f32, {c.head_dim}, 4)),
+        positions(DType::i32, {c.tokens}) {
+    rotation_table(rotation.tensor().data<float>(), max_positions, c.head_dim, 5e5);
+    for (std::int64_t t = 0; t < c.tokens; ++t)
+      positions.set(t, static_cast<double>(t * 37 % max_positions));
+  }
+
+  template <class Real>
+  QkNormRopeOperands<Real> as() const {
+    const std::vector<double> at = positions.values();
+    return {values_as<Real>(weight), values_as<Real>(rotation),
+            static_cast<std::size_t>(x.shape()[1]), std::vector<int>(at.begin(), at.end())};
+  }
+};
+
+template <class Real>
+struct HeadsFormula {
+  std::vector<Real> y, inverse_rms;
+  QkNormRopeGradients<Real> d;
+
+  explicit HeadsFormula(const HeadsOperands& o)
+      : y(qk_norm_rope_reference(values_as<Real>(o.x), o.as<Real>())),
+        d(qk_norm_rope_gradients(values_as<Real>(o.x), o.as<Real>(), values_as<Real>(o.d_y))) {
+    d.weight = sum_of(d.weight, o.d_weight);
+    const std::vector<Real> x = values_as<Real>(o.x);
+    const auto head_dim = static_cast<std::size_t>(o.x.shape()[2]);
+    for (std::size_t i = 0; i < x.size(); i += head_dim)
+      inverse_rms.push_back(inverse_rms_of(&x[i], head_dim));
+  }
+};
+
+using QkNormRope = DeviceTest<HeadsCase>;
+
+TEST_P(QkNormRope, ErrsAtMostTwiceAsMuchAsThePlainFormula) {
+  HeadsOperands o(parameter());
+  Guarded y(o.x.dtype(), o.x.shape()), d_x = y, d_weight = o.d_weight;
+  Guarded inverse_rms(f32, {parameter().tokens, parameter().heads});
+  OnDevice x_d = on_device(o.x), weight_d = on_device(o.weight), turns_d = on_device(o.rotation);
+  OnDevice positions_d = on_device(o.positions), d_y_d = on_device(o.d_y), y_d = on_device(y);
+  OnDevice d_x_d = on_device(d_x), d_weight_d = on_device(d_weight);
+  OnDevice inverse_rms_d = on_device(inverse_rms);
   run_and_download(stream(),
-                   CrossEntropy{.logits = logits_d,
-                                .targets = targets_d,
-                                .scale = factor_d,
-                                .losses = losses_d,
-                                .d_logits = d_logits_d},
-                   {&losses_d, &d_logits_d});
-  const std::vector<double> exact = values_as<double>(logits);
-  const std::vector<float> plain = values_as<float>(logits);
-  expect_twice(losses, reference_losses(exact, n, where), reference_losses(plain, n, where),
-               "losses");
-  expect_twice(d_logits, reference_gradients(exact, n, where, scale),
-               reference_gradients(plain, n, where, scale), "d_logits");
+                   QkNormRopeForward{.x = x_d,
+                                     .weight = weight_d,
+                                     .rotation = turns_d,
+                                     .positions = positions_d,
+                                     .y = y_d,
+                                     .inverse_rms = inverse_rms_d},
+                   {&y_d, &inverse_rms_d});
+  run_and_download(stream(),
+                   QkNormRopeBackward{.x = x_d,
+                                      .weight = weight_d,
+                                      .rotation = turns_d,
+                                      .positions = positions_d,
+                                      .inverse_rms = inverse_rms_d,
+                                      .d_y = d_y_d,
+                                      .d_x = d_x_d,
+                                      .d_weight = d_weight_d},
+                   {&d_x_d, &d_weight_d});
+  const HeadsFormula<double> exact(o);
+  const HeadsFormula<float> plain(o);
+  expect_twice(y, exact.y, plain.y, "y");
+  expect_twice(inverse_rms, exact.inverse_rms, plain.inverse_rms, "inverse_rms");
+  expect_twice(d_x, exact.d.x, plain.d.x, "d_x");
+  expect_twice(d_weight, exact.d.weight, plain.d.weight, "d_weight");
 }
 
-// Rows that shared memory holds and longer ones, aligned and not.
+// Heads of vectors and of single elements; long sums over tokens.
 INSTANTIATE_TEST_SUITE_P(
-    Shapes, Loss,
+    Shapes, QkNormRope,
     ::testing::Combine(every_device(),
-                       ::testing::Values(RowsCase{f32, 70, 257}, RowsCase{f32, 11, 8192},
-                                         RowsCase{f32, 6, 49152}, RowsCase{b16, 6, 8209},
-                                         RowsCase{b16, 6, 24576})),
-    device_test_name<RowsCase>);
+                       ::testing::Values(HeadsCase{f32, 131, 4, 64}, HeadsCase{f32, 700, 3, 34},
+                                         HeadsCase{b16, 257, 2, 128}, HeadsCase{b16, 67, 3, 30})),
+    device_test_name<HeadsCase>);
 
 using Activations = DeviceTest<RowsCase>;
 
@@ -250,44 +302,6 @@ INSTANTIATE_TEST_SUITE_P(Shapes, Activations,
                                             ::testing::Values(RowsCase{f32, 67, 129},
                                                               RowsCase{b16, 67, 128})),
                          device_test_name<RowsCase>);
-
-using AdamWSteps = DeviceTest<int>;  // the number of weights
-
-TEST_P(AdamWSteps, ErrAtMostTwiceAsMuchAsThePlainFormula) {
-  const std::int64_t size = parameter();
-  const AdamWHyper h;
-  Guarded w = random_normal(f32, {size}, 1), m = zeros(f32, {size}), v = m;
-  AdamWState<double> exact{values_as<double>(w), values_as<double>(m), values_as<double>(v)};
-  AdamWState<float> plain{values_as<float>(w), values_as<float>(m), values_as<float>(v)};
-  OnDevice w_d = on_device(w), m_d = on_device(m), v_d = on_device(v);
-  for (int t = 1; t <= 20; ++t) {
-    Guarded g = random_normal(f32, {size}, 10 + static_cast<unsigned>(t));
-    OnDevice g_d = on_device(g);
-    run_and_download(stream(),
-                     AdamW{.weights = w_d,
-                           .gradients = g_d,
-                           .m = m_d,
-                           .v = v_d,
-                           .gradient_scale = static_cast<float>(h.scale),
-                           .lr = static_cast<float>(h.lr),
-                           .beta1 = static_cast<float>(h.beta1),
-                           .beta2 = static_cast<float>(h.beta2),
-                           .epsilon = static_cast<float>(h.epsilon),
-                           .weight_decay = static_cast<float>(h.decay),
-                           .step = t},
-                     {&w_d, &m_d, &v_d});
-    adamw_reference(exact, values_as<double>(g), h, t);
-    adamw_reference(plain, values_as<float>(g), h, t);
-    SCOPED_TRACE(t);
-    expect_twice(w, exact.w, plain.w, "weights");
-    expect_twice(m, exact.m, plain.m, "m");
-    expect_twice(v, exact.v, plain.v, "v");
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(Sizes, AdamWSteps,
-                         ::testing::Combine(every_device(), ::testing::Values(1009)),
-                         device_test_name<int>);
 
 }  // namespace
 }  // namespace orchard::testing

@@ -1,10 +1,9 @@
-// Softmax cross-entropy over the shards of a vocabulary, put together by hand as ranks do it,
-// against the fp64 reference of the whole.
+// Softmax cross-entropy over the shards of a vocabulary against the fp64 reference of the whole.
+#include "tests/kernels/sharded_cross_entropy_test.h"
+
 #include <limits>
 
-#include "kernels/loss/loss.h"
 #include "tests/kernels/cross_entropy_reference.h"
-#include "tests/kernels/device_test.h"
 #include "tests/kernels/simt_policy.h"
 
 namespace orchard::testing {
@@ -16,91 +15,6 @@ struct Case {
   int shards;
 };
 
-// What one rank makes of its columns, and then of everybody's statistics.
-class Shard {
- public:
-  Shard(const Guarded& logits, std::int64_t columns, int index, DType dtype)
-      : columns_(columns),
-        index_(index),
-        logits_(DType::f32, {logits.shape()[0], columns}),
-        exponentials_(logits_),
-        statistics_(DType::f32, {logits.shape()[0], softmax_statistics}),
-        d_logits_(dtype, logits_.shape()),
-        losses_(DType::f32, {logits.shape()[0]}) {
-    const std::int64_t vocab = logits.shape()[1];
-    for (std::int64_t i = 0; i < logits_.size(); ++i)
-      logits_.set(i, logits.at(i / columns * vocab + shard(vocab).first_id + i % columns));
-  }
-
-  VocabularyShard shard(std::int64_t vocab) const {
-    return {.first_id = index_ * columns_, .vocabulary = vocab};
-  }
-
-  void take_statistics(Stream& stream, Guarded& targets, std::int64_t vocab) {
-    OnDevice logits(stream, logits_), where(stream, targets), statistics(stream, statistics_),
-        exponentials(stream, exponentials_);
-    SoftmaxOfShard op{.logits = logits,
-                      .targets = where,
-                      .shard = shard(vocab),
-                      .statistics = statistics,
-                      .exponentials = exponentials};
-    run_repeatedly(stream, op, {&statistics, &exponentials});
-    const Guarded first = statistics_;
-    op.exponentials = {};
-    run_and_download(stream, op, {&statistics});
-    EXPECT_TRUE(statistics_ == first) << "they depend on whether exponentials are wanted";
-    op.exponentials = logits.tensor();
-    run_and_download(stream, op, {&statistics, &logits});
-    for (std::int64_t i = 0; i < logits_.size(); ++i) {
-      if (targets.at(i / columns_) < 0) continue;
-      const double in_place = logits_.at(i), apart = exponentials_.at(i);
-      ASSERT_TRUE(in_place == apart || (std::isnan(in_place) && std::isnan(apart)))
-          << "exponentials cannot take logits' place";
-    }
-  }
-
-  void take_loss(Stream& stream, Guarded& all, Guarded& targets, std::int64_t vocab, float scale) {
-    Guarded factor = number(scale);
-    OnDevice statistics(stream, all), where(stream, targets), losses(stream, losses_),
-        exponentials(stream, exponentials_), d_logits(stream, d_logits_), factor_d(stream, factor);
-    run_repeatedly(stream,
-                   CrossEntropyOfShards{.statistics = statistics,
-                                        .targets = where,
-                                        .index = index_,
-                                        .shard = shard(vocab),
-                                        .scale = factor_d,
-                                        .losses = losses,
-                                        .exponentials = exponentials,
-                                        .d_logits = d_logits},
-                   {&losses, &d_logits});
-  }
-
-  const Guarded& statistics() const { return statistics_; }
-  const Guarded& d_logits() const { return d_logits_; }
-  const Guarded& losses() const { return losses_; }
-
- private:
-  std::int64_t columns_;
-  int index_;
-  Guarded logits_, exponentials_, statistics_, d_logits_, losses_;
-};
-
-// All shards of `logits`, one after the other.
-std::vector<Shard> run_all(Stream& stream, const Guarded& logits, Guarded& targets, int shards,
-                           DType dtype, float scale) {
-  const std::int64_t rows = logits.shape()[0], vocab = logits.shape()[1];
-  std::vector<Shard> ranks;
-  Guarded all(DType::f32, {shards, rows, softmax_statistics});
-  for (int i = 0; i < shards; ++i) {
-    Shard& rank = ranks.emplace_back(logits, vocab / shards, i, dtype);
-    rank.take_statistics(stream, targets, vocab);
-    for (std::int64_t j = 0; j < rank.statistics().size(); ++j)
-      all.set(i * rank.statistics().size() + j, rank.statistics().at(j));
-  }
-  for (Shard& rank : ranks) rank.take_loss(stream, all, targets, vocab, scale);
-  return ranks;
-}
-
 using ShardedCrossEntropy = DeviceTest<Case>;
 
 TEST_P(ShardedCrossEntropy, MatchesTheReferenceOfTheWhole) {
@@ -110,7 +24,8 @@ TEST_P(ShardedCrossEntropy, MatchesTheReferenceOfTheWhole) {
   const float scale = 0.125f;
   const Guarded logits = random_normal(DType::f32, {rows, vocab}, 1, 4);
   Guarded targets = integers({rows}, where);
-  const std::vector<Shard> ranks = run_all(stream(), logits, targets, shards, dtype, scale);
+  const std::vector<LossShard> ranks =
+      run_loss_shards(stream(), logits, targets, shards, dtype, scale);
 
   const auto n = static_cast<std::size_t>(vocab);
   // As for one rank, and for each shard one more exponential and product.
@@ -118,7 +33,7 @@ TEST_P(ShardedCrossEntropy, MatchesTheReferenceOfTheWhole) {
   const Values losses = reference_losses(logits.values(), n, where);
   const Values d = reference_gradients(logits.values(), n, where, scale);
   for (int i = 0; i < shards; ++i) {
-    const Shard& rank = ranks[static_cast<std::size_t>(i)];
+    const LossShard& rank = ranks[static_cast<std::size_t>(i)];
     expect_close(rank.losses(), losses, fp32, "losses", 16);
     EXPECT_TRUE(rank.losses() == ranks[0].losses()) << "ranks disagree";
     expect_gradients_close(rank.d_logits(), d, n, where, scale, fp32, i * columns);
@@ -148,7 +63,8 @@ TEST_P(ShardedCrossEntropyRange, HugeLogitsAndMaskedShardsStayFinite) {
     logits.set(vocab + i, i == 7 ? 3e38 : -3e38);
   }
   Guarded targets = integers({2}, std::vector<int>{1700, 7});
-  for (const Shard& rank : run_all(stream(), logits, targets, parameter(), DType::f32, 1)) {
+  for (const LossShard& rank :
+       run_loss_shards(stream(), logits, targets, parameter(), DType::f32, 1)) {
     EXPECT_NEAR(rank.losses().at(0), std::log(500.0), 2e-6);
     EXPECT_EQ(rank.losses().at(1), 0);
     for (const double d : rank.d_logits().values()) EXPECT_LE(std::abs(d), 1);
@@ -159,7 +75,8 @@ TEST_P(ShardedCrossEntropyRange, ANaNLogitGivesANaNLossOnEveryRank) {
   Guarded logits = zeros(DType::f32, {1, 64});
   logits.set(40, std::nan(""));
   Guarded targets = integers({1}, std::vector<int>{3});
-  for (const Shard& rank : run_all(stream(), logits, targets, parameter(), DType::f32, 1))
+  for (const LossShard& rank :
+       run_loss_shards(stream(), logits, targets, parameter(), DType::f32, 1))
     EXPECT_TRUE(std::isnan(rank.losses().at(0)));
 }
 
@@ -173,7 +90,7 @@ TEST(ShardedCrossEntropyOnGpu, ATargetOutsideTheVocabularyGivesANaNLossAndNoGrad
   const auto stream = device->make_stream();
   const Guarded logits = random_normal(DType::f32, {3, 64}, 1);
   Guarded targets = integers({3}, std::vector<int>{64, -2, 5});
-  for (const Shard& rank : run_all(*stream, logits, targets, 4, DType::f32, 1)) {
+  for (const LossShard& rank : run_loss_shards(*stream, logits, targets, 4, DType::f32, 1)) {
     EXPECT_TRUE(std::isnan(rank.losses().at(0)));
     EXPECT_TRUE(std::isnan(rank.losses().at(1)));
     EXPECT_FALSE(std::isnan(rank.losses().at(2)));
