@@ -53,7 +53,7 @@ struct TallyStorage {
 template <class T, class Use>
 __device__ void for_column(const T* column, int begin, int end, std::int64_t stride,
                            const Use& use) {
-  constexpr int in_flight = 16;
+  constexpr int in_flight = 8;
   for (int first = begin; first < end; first += in_flight) {
     T held[in_flight];
 #pragma unroll
@@ -114,10 +114,11 @@ __device__ inline void tally(const Router& op, int s, TallyStorage& shared) {
       }
       if (op.capacity_factor > 0) {
         int room = capacity - kept - before;
+        const int most_room = slice_tokens;
         std::uint8_t* const column = choices_of(j);
         for_column(column, begin, end, op.slice_stride, [&](int i, int count) {
           store(column + i * op.slice_stride,
-                static_cast<std::uint8_t>(std::max(0, std::min(room, slice_tokens))));
+                static_cast<std::uint8_t>(std::max(0, std::min(room, most_room))));
           room -= count;
         });
       }
