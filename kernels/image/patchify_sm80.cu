@@ -27,8 +27,8 @@ struct Colours {
   __device__ float operator[](int c) const { return c == 0 ? red : c == 1 ? green : blue; }
 };
 
-// What a block holds at once: eight patches of 14, so that a strip's rows are whole sectors; eight such
-// blocks fill an SM.
+// What a block holds at once: eight patches of 14, so that a strip's rows are whole sectors; six such
+// blocks, by their registers, fill an SM.
 constexpr int strip_floats = 8 * 14 * 14 * 3;
 
 struct Strip {

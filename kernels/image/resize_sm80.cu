@@ -45,6 +45,8 @@ __global__ void __launch_bounds__(block_threads) make_filter(Filter filter) {
   const double total = taps.total();
   store(filter.first + i, static_cast<std::int32_t>(taps.begin));
   store(filter.count + i, static_cast<std::int32_t>(taps.end - taps.begin));
+  // Lanes have different numbers of taps: unrolled, they would part and store a sector in turn.
+#pragma unroll 1
   for (std::int64_t input = taps.begin; input < taps.end; ++input) {
     store(filter.weights + (input - taps.begin) * filter.size + i,
           static_cast<float>(taps.weight(input) / total));
