@@ -60,8 +60,8 @@ struct SlotsCase {
 
 // Rows in random places, every seventh slot without one.
 Guarded random_slots(const SlotsCase& c) {
-  std::vector<int> rows;
-  for (int i = 0; i < c.tokens * c.slots(); ++i) rows.push_back(i % 7 == 3 ? -1 : i);
+  std::vector<int> rows(static_cast<std::size_t>(c.tokens * c.slots()));
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = i % 7 == 3 ? -1 : static_cast<int>(i);
   std::mt19937 engine(11);
   for (std::size_t i = rows.size(); i > 1; --i) std::swap(rows[i - 1], rows[engine() % i]);
   return integers({c.tokens, c.slots()}, rows);
