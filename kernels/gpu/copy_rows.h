@@ -54,16 +54,19 @@ __global__ void __launch_bounds__(32 * copy_warps)
   }
 }
 
-// Calls body(Unit{}, units) for rows of `row_bytes` bytes that start at these addresses.
-template <class Body>
+// Calls body(Unit{}, units) for rows of `row_bytes` bytes that start at these addresses, all of them
+// multiples of `narrowest`, 1 or 2: rows of no float have odd bytes, and so no kernel for them.
+template <int narrowest = 2, class Body>
 void visit_unit(std::int64_t row_bytes, std::initializer_list<const void*> addresses,
                 const Body& body) {
   auto bits = static_cast<std::uintptr_t>(row_bytes);
   for (const void* const address : addresses) bits |= reinterpret_cast<std::uintptr_t>(address);
   if (bits % 16 == 0) return body(uint4{}, row_bytes / 16);
   if (bits % 4 == 0) return body(0u, row_bytes / 4);
-  if (bits % 2 == 0) return body(static_cast<unsigned short>(0), row_bytes / 2);
-  return body(static_cast<unsigned char>(0), row_bytes);
+  if constexpr (narrowest == 1) {
+    if (bits % 2 != 0) return body(static_cast<unsigned char>(0), row_bytes);
+  }
+  return body(static_cast<unsigned short>(0), row_bytes / 2);
 }
 
 inline std::int64_t row_bytes(const ConstTensor& rows) {

@@ -128,7 +128,7 @@ void run_copy_runs(Stream& stream, const CopyRuns& op) {
   const std::int64_t mean = ceil_div(op.y.dim(0), runs);
   const auto blocks =
       static_cast<unsigned>(std::clamp<std::int64_t>(ceil_div(2 * mean, block_warps), 1, 256));
-  visit_unit(row_bytes(op.y), {op.x.raw(), op.y.raw()}, [&]<class Unit>(Unit, std::int64_t units) {
+  visit_unit<1>(row_bytes(op.y), {op.x.raw(), op.y.raw()}, [&]<class Unit>(Unit, std::int64_t units) {
     launch(stream,
            {.kernel = "copy_runs",
             .grid = {blocks_for("copy_runs", runs, 1), blocks},
