@@ -1,7 +1,6 @@
 // A kernel for every wrapper of kernels/ptx, whose PTX ptx_text_test reads. Inputs are parameters or
 // loaded from `memory`, outputs are stored there, in order: so each register of an instruction can be
 // traced to its operand.
-#include "kernels/gpu/grid_barrier.h"
 #include "kernels/ptx/barrier.h"
 #include "kernels/ptx/bulk_copy.h"
 #include "kernels/ptx/cluster.h"
@@ -101,10 +100,6 @@ __global__ void bulk_copies(void* shared, void* global, unsigned bytes, std::uin
   bulk_wait_read<1>();
 }
 
-__global__ void grid_barriers() {
-  grid_sync();
-}
-
 __global__ void cp_async_copies(void* to, const void* from, unsigned bytes) {
   cp_async_16(to, from, bytes);
   cp_async_small<8>(to, from, bytes);
@@ -124,10 +119,10 @@ __global__ void mbarriers(std::uint64_t* barrier, unsigned number) {
 }
 
 __global__ void tma(const __grid_constant__ TensorMap map, void* to, int col, int row, int matrix,
-                    std::uint64_t* barrier) {
+                    std::uint64_t* barrier, unsigned ranks) {
   tma_prefetch(map);
   tma_load(to, map, col, row, matrix, barrier);
-  tma_load_multicast(to, map, col, row, matrix, barrier, 5);
+  tma_load_multicast(to, map, col, row, matrix, barrier, ranks);
   tma_store(map, to, col, row, matrix);
   tma_add(map, to, col, row, matrix);
   tma_prefetch_box(map, col, row, matrix);

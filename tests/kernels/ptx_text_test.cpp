@@ -33,7 +33,8 @@ Lines body_of(const std::string& entry) {
 }
 
 // What registers hold: "p1" parameter 1, "shared p1" its address in shared memory, "&p0" the address
-// of parameter 0, "m3" word 3 of memory, loaded before or stored after.
+// of parameter 0, "m3" word 3 of memory, loaded before or stored after, "branch" what a branch is taken by.
+// A register that says whether another one is 0 counts as that one.
 std::map<std::string, std::string> origins(const Lines& lines) {
   static const std::regex parameter(R"(ld\.param\.\w+\s+(%\w+), \[\w+_param_(\d+)\];)"),
       address(R"(mov\.b64\s+(%\w+), \w+_param_(\d+);)"),
@@ -41,8 +42,14 @@ std::map<std::string, std::string> origins(const Lines& lines) {
       to_shared(R"(cvta\.to\.shared\.u64\s+%tmp, (%\w+);)"),
       from_tmp(R"(cvt\.u32\.u64\s+(%\w+), %tmp; \})"),
       loaded(R"(ld\.global\.\w+\s+(%\w+), \[%\w+(?:\+(\d+))?\];)"),
-      stored(R"(st\.global\.\w+\s+\[%\w+(?:\+(\d+))?\], (%\w+);)");
-  std::map<std::string, std::string> out;
+      stored(R"(st\.global\.\w+\s+\[%\w+(?:\+(\d+))?\], (%\w+);)"),
+      is_zero(R"(setp\.(?:eq|ne)\.s32\s+(%\w+), (%\w+), 0;)"),
+      chosen(R"(selp\.u32\s+(%\w+), 1, 0, (%\w+);)"), branch(R"(@!?(%\w+) bra\s+\S+)");
+  std::map<std::string, std::string> out, stands_for;
+  const auto root = [&](const std::string& name) {
+    const auto found = stands_for.find(name);
+    return found == stands_for.end() ? name : found->second;
+  };
   std::string shared;
   const auto word = [](const std::string& bytes) {
     return fmt::format("m{}", bytes.empty() ? 0 : std::stoi(bytes) / 4);
@@ -61,8 +68,14 @@ std::map<std::string, std::string> origins(const Lines& lines) {
       out[match[1]] = out[match[2]];
     } else if (std::regex_match(line, match, loaded)) {
       out[match[1]] = word(match[2]);
+    } else if (std::regex_match(line, match, is_zero) || std::regex_match(line, match, chosen)) {
+      stands_for[match[1]] = root(match[2]);
+      out[match[1]] = out[root(match[2])];
+    } else if (std::regex_match(line, match, branch)) {
+      std::string& origin = out[root(match[1])];
+      if (origin.empty()) origin = "branch";
     } else if (std::regex_match(line, match, stored)) {
-      std::string& origin = out[match[2]];
+      std::string& origin = out[root(match[2])];
       if (origin.empty()) origin = word(match[1]);
       // What was loaded from a word and changed must go back there.
       EXPECT_EQ(origin, word(match[1])) << line;
@@ -147,7 +160,8 @@ TEST(PtxText, Clusters) {
 }
 
 TEST(PtxText, Elect) {
-  EXPECT_EQ(inline_ptx("election"), (Lines{"elect.sync _|p, 0xffffffff;", "selp.u32 ?, 1, 0, p;"}));
+  EXPECT_EQ(inline_ptx("election"),
+            (Lines{"elect.sync _|p, 0xffffffff;", "selp.u32 m0, 1, 0, p;"}));
 }
 
 TEST(PtxText, Exp2) {
@@ -172,15 +186,15 @@ TEST(PtxText, CpAsync) {
 }
 
 TEST(PtxText, Mbarrier) {
-  EXPECT_EQ(
-      inline_ptx("mbarriers"),
-      (Lines{
-          "mbarrier.init.shared::cta.b64 [shared p0], p1;", "fence.mbarrier_init.release.cluster;",
-          "mbarrier.arrive.shared::cta.b64 _, [shared p0];",
-          "mapa.shared::cluster.u32 there, shared p0, p1;",
-          "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];",
-          "mbarrier.arrive.expect_tx.shared::cta.b64 _, [shared p0], p1;",
-          "mbarrier.try_wait.parity.shared::cta.b64 p, [shared p0], p1;", "selp.u32 ?, 1, 0, p;"}));
+  EXPECT_EQ(inline_ptx("mbarriers"),
+            (Lines{"mbarrier.init.shared::cta.b64 [shared p0], p1;",
+                   "fence.mbarrier_init.release.cluster;",
+                   "mbarrier.arrive.shared::cta.b64 _, [shared p0];",
+                   "mapa.shared::cluster.u32 there, shared p0, p1;",
+                   "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];",
+                   "mbarrier.arrive.expect_tx.shared::cta.b64 _, [shared p0], p1;",
+                   "mbarrier.try_wait.parity.shared::cta.b64 p, [shared p0], p1;",
+                   "selp.u32 branch, 1, 0, p;"}));
 }
 
 TEST(PtxText, Tma) {
@@ -190,7 +204,7 @@ TEST(PtxText, Tma) {
              "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
              "[shared p1], [&p0, {p2, p3, p4}], [shared p5];",
              "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-             ".multicast::cluster [shared p1], [&p0, {p2, p3, p4}], [shared p5], ?;",
+             ".multicast::cluster [shared p1], [&p0, {p2, p3, p4}], [shared p5], p6;",
              "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [&p0, {p2, p3, p4}], "
              "[shared p1];",
              "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group "
@@ -198,29 +212,28 @@ TEST(PtxText, Tma) {
              "cp.async.bulk.prefetch.tensor.3d.L2.global.tile [&p0, {p2, p3, p4}];"}));
 }
 
-// `accumulate` arrives through a conversion: "?".
 TEST(PtxText, Wgmma) {
   EXPECT_EQ(
       inline_ptx("wgmma_n64"),
-      (Lines{"setp.ne.b32 p, ?, 0;", "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" +
-                                         words(32) + "}, p1, p2, p, 1, 1, 0, 1;"}));
+      (Lines{"setp.ne.b32 p, p3, 0;", "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" +
+                                          words(32) + "}, p1, p2, p, 1, 1, 0, 1;"}));
   EXPECT_EQ(
       inline_ptx("wgmma_n64_registers"),
-      (Lines{"setp.ne.b32 p, ?, 0;", "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" +
-                                         words(32) + "}, {p1, p2, p3, p4}, p5, p, 1, 1, 1;"}));
+      (Lines{"setp.ne.b32 p, p6, 0;", "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" +
+                                          words(32) + "}, {p1, p2, p3, p4}, p5, p, 1, 1, 1;"}));
   EXPECT_EQ(
       inline_ptx("wgmma_n128"),
-      (Lines{"fence.proxy.async.shared::cta;", "wgmma.fence.sync.aligned;", "setp.ne.b32 p, ?, 0;",
+      (Lines{"fence.proxy.async.shared::cta;", "wgmma.fence.sync.aligned;", "setp.ne.b32 p, p3, 0;",
              "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" + words(64) +
                  "}, p1, p2, p, 1, 1, 0, 1;",
              "wgmma.commit_group.sync.aligned;", "wgmma.wait_group.sync.aligned 1;"}));
   EXPECT_EQ(
       inline_ptx("wgmma_n128_registers"),
-      (Lines{"setp.ne.b32 p, ?, 0;", "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" +
-                                         words(64) + "}, {p1, p2, p3, p4}, p5, p, 1, 1, 1;"}));
+      (Lines{"setp.ne.b32 p, p6, 0;", "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" +
+                                          words(64) + "}, {p1, p2, p3, p4}, p5, p, 1, 1, 1;"}));
   EXPECT_EQ(inline_ptx("wgmma_n256"),
             (Lines{"setmaxnreg.dec.sync.aligned.u32 40;", "setmaxnreg.inc.sync.aligned.u32 232;",
-                   "setp.ne.b32 p, ?, 0;",
+                   "setp.ne.b32 p, p3, 0;",
                    "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {" + words(128) +
                        "}, p1, p2, p, 1, 1, 1, 0;"}));
 }
