@@ -24,7 +24,7 @@ struct SortPairs {
 // Each in the library of its kernels: a kernel file's namespace finds its own.
 namespace cuda {
 
-// Bytes of the scratch, which the caller takes from the one request for workspace that his arrays are in.
+// Bytes of the scratch: a workspace is one request, so whoever has his arrays there asks for both at once.
 std::size_t sort_scratch_bytes(int items, int bits);
 
 // Queues the sort.
