@@ -1,4 +1,5 @@
 # orchard_floor(NAME SOURCES ... DEPENDS ...)  a static library of one floor
+# orchard_kernel_sources(VARIABLE)             the .cu files of our kernels
 # orchard_test(NAME ...)                       a GoogleTest program bin/NAME from NAME.cpp
 # orchard_benchmark(NAME ...)                  a program bin/NAME from NAME.cpp
 
@@ -11,6 +12,15 @@ function(orchard_floor name)
   endif()
   add_library(orchard_${name} STATIC ${FLOOR_SOURCES})
   target_link_libraries(orchard_${name} PUBLIC orchard_compiler ${FLOOR_DEPENDS} PRIVATE ${FLOOR_PRIVATE_DEPENDS})
+endfunction()
+
+# Every kernel in them is ours: the emulator runs it, and tests look at what nvcc and ptxas make of it. A .cu file in
+# kernels/cuda is none of them. It calls a library whose kernels come as source (CUB): nvcc alone compiles it, and the
+# emulator has a stand-in for the call (kernels/simt/library_*.cpp).
+function(orchard_kernel_sources variable)
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/kernels/*/*.cu)
+  list(FILTER sources EXCLUDE REGEX "/kernels/cuda/")
+  set(${variable} ${sources} PARENT_SCOPE)
 endfunction()
 
 # Seconds after which a test hangs. Sanitized code takes several times as long.

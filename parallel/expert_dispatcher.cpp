@@ -27,11 +27,25 @@ std::int64_t mean_message(const ExpertPlacement& placement, const ExpertTraffic&
 
 }  // namespace
 
+// What the host keeps for counted messages, where copies need not wait for it.
+struct ExpertHostMemory {
+  explicit ExpertHostMemory(Device& device)
+      : tables(device), counts(HostAllocator<std::int32_t>(device)) {}
+
+  TableStaging tables;
+  HostVector<std::int32_t> counts;  // every rank's
+};
+
 ExpertDispatcher::ExpertDispatcher(std::int64_t experts) : placement_(experts) {}
+
+ExpertDispatcher::~ExpertDispatcher() = default;
 
 ExpertDispatcher::ExpertDispatcher(Device& device, Stream& stream, const ExpertPlacement& placement,
                                    Communicator& ranks, const ExpertDispatchOptions& options)
-    : placement_(placement), options_(options), ranks_(&ranks) {
+    : placement_(placement),
+      options_(options),
+      ranks_(&ranks),
+      host_(std::make_unique<ExpertHostMemory>(device)) {
   require(ranks.size() == placement.size() && ranks.rank() == placement.place(),
           "experts are placed on {} ranks, and group {} has {}", placement.size(), ranks.name(),
           ranks.size());
@@ -87,10 +101,11 @@ std::int64_t ExpertDispatcher::room_for(std::int64_t rows, std::int64_t even_sha
   return room_;
 }
 
-bool ExpertDispatcher::goes_by_node(const ExpertTraffic& traffic, std::int64_t row_bytes) const {
-  if (!node_ranks_) return false;
-  return options_.dispatch == ExpertDispatch::by_node ||
-         mean_message(placement_, traffic, row_bytes) < options_.small_message_bytes;
+ExpertWay ExpertDispatcher::way_of(const ExpertTraffic& traffic, std::int64_t row_bytes) const {
+  if (!node_ranks_) return ExpertWay::direct;
+  const bool by_node = options_.dispatch == ExpertDispatch::by_node ||
+                       mean_message(placement_, traffic, row_bytes) < options_.small_message_bytes;
+  return by_node ? ExpertWay::by_node : ExpertWay::direct;
 }
 
 ExpertDispatcher::Plan ExpertDispatcher::plan(Stream& stream, Arena& arena,
@@ -101,24 +116,26 @@ ExpertDispatcher::Plan ExpertDispatcher::plan(Stream& stream, Arena& arena,
       routes.push_back(std::make_shared<LocalRoutes>(stream, arena, part, placement_.experts()));
     return routes;
   }
-  const bool fixed =
-      choices.most_rows > 0 &&
-      !goes_by_node(ExpertTraffic::even(placement_, choices.most_rows), choices.row_bytes);
-  return fixed ? plan_fixed(stream, arena, choices) : plan_counted(stream, arena, choices);
+  return choices.most_rows > 0 ? plan_fixed(stream, arena, choices)
+                               : plan_counted(stream, arena, choices);
 }
 
 ExpertDispatcher::Plan ExpertDispatcher::plan_fixed(Stream& stream, Arena& arena,
                                                     const ExpertChoices& choices) {
-  std::shared_ptr<const FixedWays>& fixed = fixed_[choices.most_rows];
-  if (!fixed) fixed = std::make_shared<FixedWays>(stream, placement_, choices.most_rows);
-  const std::shared_ptr<const RowWays> ways(fixed, &fixed->direct);
-  const ExpertLinks links{
-      .layer = ranks_, .overlap = options_.overlap, .room = ways->host_offsets.back()};
+  const std::int64_t rows = choices.most_rows;
+  const ExpertWay way = way_of(ExpertTraffic::even(placement_, rows), choices.row_bytes);
+  std::shared_ptr<const FixedWays>& fixed = fixed_[{rows, way}];
+  if (!fixed) fixed = std::make_shared<FixedWays>(stream, host_->tables, placement_, rows, way);
+  const std::shared_ptr<const RowWays> ways(fixed, &fixed->ways);
+  const ExpertLinks links{.layer = ranks_,
+                          .node = node_ranks_.get(),
+                          .overlap = options_.overlap,
+                          .room = ways->expert_rows};
   Plan routes;
   for (const ConstTensor& part : choices.experts) {
     const Tensor offsets = arena.allocate(DType::i32, {placement_.targets() + 1});
     routes.push_back(std::make_shared<DirectRoutes>(
-        sort_by_target(stream, arena, part, offsets, choices.most_rows), links, ways));
+        sort_by_target(stream, arena, part, offsets, rows), links, ways));
   }
   return routes;
 }
@@ -136,14 +153,17 @@ ExpertDispatcher::Plan ExpertDispatcher::plan_counted(Stream& stream, Arena& are
     sends.push_back(sort(stream, arena, choices.experts[static_cast<std::size_t>(part)],
                          mine.slice(part * stride, stride)));
   ranks_->all_gather(stream, all, mine).wait(stream);
-  gathered_.resize(static_cast<std::size_t>(all.numel()));
-  stream.copy(Tensor(gathered_.data(), DType::i32, all.shape(), DeviceKind::cpu), all);
-  stream.synchronize();  // the one wait of the host: shapes of all messages follow from here
+  HostVector<std::int32_t>& gathered = host_->counts;
+  gathered.resize(static_cast<std::size_t>(all.numel()));
+  stream.copy(Tensor(gathered.data(), DType::i32, all.shape(), DeviceKind::cpu), all);
+  stream.synchronize();   // the one wait of the host: shapes of all messages follow from here
+  host_->tables.reset();  // and so have the copies of earlier tables been waited for
+  const TableLoader load{stream, arena, host_->tables};
 
   for (std::int64_t part = 0; part < parts; ++part) {
     const ExpertTraffic traffic(
         placement_.size(), targets, nodes,
-        std::span<const std::int32_t>(gathered_).subspan(static_cast<std::size_t>(part * stride)),
+        std::span<const std::int32_t>(gathered).subspan(static_cast<std::size_t>(part * stride)),
         parts * stride);
     std::int64_t rows = 0;
     for (int source = 0; source < placement_.size(); ++source) rows += traffic.rows_of(source);
@@ -155,13 +175,12 @@ ExpertDispatcher::Plan ExpertDispatcher::plan_counted(Stream& stream, Arena& are
         .overlap = options_.overlap,
         .room = room_for(expert_row_offsets(placement_, traffic).back(), even_share)};
     const ExpertSends& own = sends[static_cast<std::size_t>(part)];
-    if (goes_by_node(traffic, choices.row_bytes)) {
-      routes.push_back(std::make_shared<NodeRoutes>(stream, arena, placement_, traffic, own, links,
-                                                    own_node_table_));
+    if (way_of(traffic, choices.row_bytes) == ExpertWay::by_node) {
+      routes.push_back(
+          std::make_shared<NodeRoutes>(load, placement_, traffic, own, links, own_node_table_));
     } else {
       routes.push_back(std::make_shared<DirectRoutes>(
-          own, links,
-          std::make_shared<RowWays>(stream, arena, placement_, traffic, ExpertWay::direct)));
+          own, links, std::make_shared<RowWays>(load, placement_, traffic, ExpertWay::direct)));
     }
   }
   return routes;

@@ -18,8 +18,8 @@
 // host, then one all-to-all (by node: three) for dispatch, collect and distribute each. Where the most
 // rows that a rank can have for a target are known, every message has room for that many, zeros
 // behind those that there are: then nothing is counted and the host waits for nothing, at the price of
-// the zeros. So it is on the direct way alone. Rows that go by node are counted always, and whether
-// they do follows from messages of the fixed size where there is one.
+// the zeros. By node such a message has a row for each choice, as those of results have; counted ones
+// bring a token once to a node.
 #pragma once
 
 #include <cstdint>
@@ -118,6 +118,8 @@ struct ExpertChoices {
 };
 
 class ExpertTraffic;
+enum class ExpertWay : std::uint8_t;
+struct ExpertHostMemory;
 struct ExpertSends;
 struct FixedWays;
 
@@ -125,6 +127,7 @@ class ExpertDispatcher {
  public:
   // One rank that holds all experts.
   explicit ExpertDispatcher(std::int64_t experts);
+  ~ExpertDispatcher();
   // `ranks` is the group of the placement; it must outlive the dispatcher. All of its ranks call
   // together: those of a node make a group of their own where the way may be by node.
   ExpertDispatcher(Device& device, Stream& stream, const ExpertPlacement& placement,
@@ -150,7 +153,7 @@ class ExpertDispatcher {
   std::int64_t growths() const { return growths_; }
 
  private:
-  // With messages of a fixed size, directly; and of counted rows.
+  // With messages of a fixed size, and of counted rows.
   Plan plan_fixed(Stream& stream, Arena& arena, const ExpertChoices& choices);
   Plan plan_counted(Stream& stream, Arena& arena, const ExpertChoices& choices);
   // Sorts this rank's choices by where they go; `offsets` are what the others need to know.
@@ -158,8 +161,8 @@ class ExpertDispatcher {
   // The same by target alone, with `target_rows` rows for each, or 0: see ExpertSends.
   ExpertSends sort_by_target(Stream& stream, Arena& arena, ConstTensor experts, Tensor offsets,
                              std::int64_t target_rows) const;
-  // Whether rows of such traffic go by node.
-  bool goes_by_node(const ExpertTraffic& traffic, std::int64_t row_bytes) const;
+  // Of rows of such traffic.
+  ExpertWay way_of(const ExpertTraffic& traffic, std::int64_t row_bytes) const;
   // Room for at least `rows` rows that arrive on this rank: as much as ever before, so that memory
   // follows the largest load, not each one.
   std::int64_t room_for(std::int64_t rows, std::int64_t even_share);
@@ -170,8 +173,9 @@ class ExpertDispatcher {
   std::unique_ptr<Communicator> node_ranks_;  // where the way may be by node
   Buffer tables_;
   ConstTensor target_table_, node_table_, own_node_table_;
-  std::vector<std::int32_t> gathered_;  // every rank's counts, on the host
-  std::map<std::int64_t, std::shared_ptr<const FixedWays>> fixed_;  // by rows for a target
+  std::unique_ptr<ExpertHostMemory> host_;  // where there are messages
+  std::map<std::pair<std::int64_t, ExpertWay>, std::shared_ptr<const FixedWays>>
+      fixed_;  // by rows for a target and way
   std::int64_t room_ = 0, growths_ = 0;
   std::function<void(const std::string&)> on_growth_;
 };

@@ -6,19 +6,6 @@
 #include "kernels/permute/permute.h"
 
 namespace orchard {
-namespace {
-
-ConstTensor load(Stream& stream, Arena& arena, const std::vector<RowRun>& runs) {
-  if (runs.empty()) return {};
-  const Shape shape{static_cast<std::int64_t>(runs.size()), 3};
-  static_assert(sizeof(RowRun) == 3 * sizeof(std::int32_t));
-  const Tensor loaded = arena.allocate(DType::i32, shape);
-  stream.copy(loaded, ConstTensor(runs.data(), DType::i32, shape, DeviceKind::cpu));
-  return loaded;
-}
-
-}  // namespace
-
 LocalRoutes::LocalRoutes(Stream& stream, Arena& arena, ConstTensor experts,
                          std::int64_t experts_count) {
   const std::int64_t rows = max_expert_rows(experts.dim(0), experts.dim(1), experts_count);
@@ -44,24 +31,30 @@ ExpertTransfer LocalRoutes::distribute(Stream&, Arena&, ConstTensor rows) const 
   return ExpertTransfer(rows);
 }
 
-// The journey's vectors keep their places when it moves: copies to the device may still read them.
-LoadedJourney load(Stream& stream, Arena& arena, Journey journey) {
+ConstTensor TableLoader::operator()(const std::vector<RowRun>& runs) const {
+  constexpr std::int64_t columns = sizeof(RowRun) / sizeof(std::int32_t);
+  static_assert(columns == 3);
+  if (runs.empty()) return {};
+  std::vector<std::int32_t> table;
+  for (const RowRun& run : runs) table.insert(table.end(), {run.from, run.to, run.count});
+  return (*this)(table).reshape({std::ssize(runs), columns});
+}
+
+LoadedJourney TableLoader::operator()(Journey journey) const {
   LoadedJourney loaded;
-  for (const Hop& hop : journey.hops) loaded.hop_runs.push_back(load(stream, arena, hop.runs));
-  loaded.arrival = load(stream, arena, journey.arrival);
+  for (const Hop& hop : journey.hops) loaded.hop_runs.push_back((*this)(hop.runs));
+  loaded.arrival = (*this)(journey.arrival);
   loaded.journey = std::move(journey);
   return loaded;
 }
 
-RowWays::RowWays(Stream& stream, Arena& arena, const ExpertPlacement& placement,
+RowWays::RowWays(const TableLoader& load, const ExpertPlacement& placement,
                  const ExpertTraffic& traffic, ExpertWay way)
-    : host_offsets(expert_row_offsets(placement, traffic)),
-      out(load(stream, arena, to_experts(placement, traffic, way))),
-      back(load(stream, arena, to_owners(placement, traffic, way))) {
-  const Shape shape{static_cast<std::int64_t>(host_offsets.size())};
-  const Tensor offsets = arena.allocate(DType::i32, shape);
-  stream.copy(offsets, ConstTensor(host_offsets.data(), DType::i32, shape, DeviceKind::cpu));
-  row_offsets = offsets;
+    : out(load(to_experts(placement, traffic, way))),
+      back(load(to_owners(placement, traffic, way))) {
+  const std::vector<std::int32_t> offsets = expert_row_offsets(placement, traffic);
+  row_offsets = load(offsets);
+  expert_rows = offsets.back();
 }
 
 DirectRoutes::DirectRoutes(const ExpertSends& sends, const ExpertLinks& links,
@@ -132,20 +125,18 @@ ExpertTransfer DirectRoutes::distribute(Stream& stream, Arena& arena, ConstTenso
   return start(stream, arena, ways_->out, rows, links_.room);
 }
 
-NodeRoutes::NodeRoutes(Stream& stream, Arena& arena, const ExpertPlacement& placement,
+NodeRoutes::NodeRoutes(const TableLoader& load, const ExpertPlacement& placement,
                        const ExpertTraffic& traffic, const ExpertSends& sends,
                        const ExpertLinks& links, ConstTensor own_node_table)
-    : DirectRoutes(
-          sends, links,
-          std::make_shared<RowWays>(stream, arena, placement, traffic, ExpertWay::by_node)),
+    : DirectRoutes(sends, links,
+                   std::make_shared<RowWays>(load, placement, traffic, ExpertWay::by_node)),
       own_node_table_(own_node_table),
       node_targets_(static_cast<std::int64_t>(placement.members(placement.node()).size()) *
                     placement.local_experts()),
       tokens_(traffic.tokens_of(placement.place())) {
   SharedJourney shared = to_experts_once_a_node(placement, traffic);
-  to_node_ = load(stream, arena, std::move(shared.to_node));
-  unfolded_ = load(stream, arena,
-                   Journey{.hops = {std::move(shared.last)}, .arrival = std::move(shared.arrival)});
+  to_node_ = load(std::move(shared.to_node));
+  unfolded_ = load(Journey{.hops = {std::move(shared.last)}, .arrival = std::move(shared.arrival)});
 }
 
 ExpertTransfer NodeRoutes::dispatch(Stream& stream, Arena& arena, ConstTensor x) const {

@@ -3,6 +3,7 @@
 
 #include "parallel/expert_dispatcher.h"
 #include "parallel/expert_journey.h"
+#include "parallel/table_staging.h"
 
 namespace orchard {
 
@@ -42,32 +43,42 @@ struct LoadedJourney {
   ConstTensor arrival;
 };
 
-LoadedJourney load(Stream& stream, Arena& arena, Journey journey);
+// Where tables go, and through which host memory.
+struct TableLoader {
+  Stream& stream;
+  Arena& arena;
+  TableStaging& staging;
+
+  ConstTensor operator()(std::span<const std::int32_t> table) const {
+    return staging.load(stream, arena, table);
+  }
+  ConstTensor operator()(const std::vector<RowRun>& runs) const;
+  LoadedJourney operator()(Journey journey) const;
+};
 
 // What follows from the traffic alone: a row's way for each choice, and where the experts find
-// theirs. Lives until the copies that it queued are done, and as long as tensors of the arena.
+// theirs. Lives as long as tensors of the arena.
 struct RowWays {
-  RowWays(Stream& stream, Arena& arena, const ExpertPlacement& placement,
-          const ExpertTraffic& traffic, ExpertWay way);
-  RowWays(const RowWays&) = delete;
-  RowWays& operator=(const RowWays&) = delete;
+  RowWays(const TableLoader& load, const ExpertPlacement& placement, const ExpertTraffic& traffic,
+          ExpertWay way);
 
-  std::vector<std::int32_t> host_offsets;  // where the copy to the device reads from
   LoadedJourney out, back;
-  ConstTensor row_offsets;  // i32 [local experts + 1]
+  ConstTensor row_offsets;       // i32 [local experts + 1]
+  std::int64_t expert_rows = 0;  // the last of them
 };
 
 // The ways where every rank sends each target `rows` rows, always: made once.
 struct FixedWays {
-  FixedWays(Stream& stream, const ExpertPlacement& placement, std::int64_t rows)
+  FixedWays(Stream& stream, TableStaging& staging, const ExpertPlacement& placement,
+            std::int64_t rows, ExpertWay way)
       : memory(stream.device()),
-        direct(stream, memory, placement, ExpertTraffic::even(placement, rows), ExpertWay::direct) {
-  }
+        ways({stream, memory, staging}, placement, ExpertTraffic::even(placement, rows), way) {}
 
   Arena memory;
-  RowWays direct;
+  RowWays ways;
 };
 
+// A row for each choice, whichever way `ways` say.
 class DirectRoutes : public ExpertRoutes {
  public:
   DirectRoutes(const ExpertSends& sends, const ExpertLinks& links,
@@ -99,7 +110,7 @@ class DirectRoutes : public ExpertRoutes {
 // Rows go by node; on dispatch a token crosses to a node once, with its targets beside it.
 class NodeRoutes final : public DirectRoutes {
  public:
-  NodeRoutes(Stream& stream, Arena& arena, const ExpertPlacement& placement,
+  NodeRoutes(const TableLoader& load, const ExpertPlacement& placement,
              const ExpertTraffic& traffic, const ExpertSends& sends, const ExpertLinks& links,
              ConstTensor own_node_table);
 

@@ -1,7 +1,8 @@
 // Row gathers and scatters on GPUs, from sm_80 on.
 //
 // Bytes: 2·e per element of e bytes that is moved; the table gradient 8 + e per element of the rows
-// that tokens name, and about 50 bytes per token for the order of the sums. Bound: HBM bandwidth.
+// that tokens name, and for the order of the sums 20 bytes per token and what the library's sort moves.
+// Bound: HBM bandwidth.
 //
 // Gathers are copies of rows (kernels/gpu/copy_rows.h). Scatters gather, too, through the inverse of
 // their indices, so that each row is written once. The table gradient adds the rows of one id in
@@ -16,8 +17,9 @@
 #include "kernels/embedding/embedding.h"
 #include "kernels/embedding/embedding_gpu.h"
 #include "kernels/gpu/copy_rows.h"
-#include "kernels/gpu/counting_sort.h"
 #include "kernels/gpu/pieces.h"
+#include "kernels/gpu/sort_pairs.h"
+#include "kernels/gpu/warp.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
@@ -129,78 +131,46 @@ void scatter_rows(Stream& stream, const ScatterRows& op) {
 
 // ---- the table gradient ----------------------------------------------------------------------
 
-// What the tokens add to: table rows, and one row more, which stands for all that is not in the
+// What each token adds to: a row of the table, or one row more, which stands for all that is not in the
 // table, visual tokens and other ranks' ids.
-struct TokenTargets {
-  const std::int32_t* ids;  // [tokens]
-  TableRows rows;
-  __device__ int operator()(int token) const {
-    const int id = load(ids + token), row = id < 0 ? -1 : rows(id);
-    return row < 0 ? rows.count : row;
-  }
-};
-
-// One digit of a token's row.
-struct DigitOf {
-  TokenTargets targets;
-  int shift;
-  __device__ int operator()(int i) const { return targets(i) >> shift & (max_buckets - 1); }
-};
-
-struct MoveToken {
-  TokenTargets targets;
-  const std::int32_t* tokens;  // nullptr: in order
-  std::int32_t* sorted_rows;
-  std::int32_t* sorted_tokens;
-  struct Held {
-    int row, token;
-  };
-  __device__ Held read(int i) const {
-    return {targets(i), tokens != nullptr ? load(tokens + i) : i};
-  }
-  __device__ void write(int, int position, const Held& held) const {
-    store(sorted_rows + position, held.row);
-    store(sorted_tokens + position, held.token);
-  }
-};
+__global__ void __launch_bounds__(block_threads)
+    list_targets(const std::int32_t* ids, TableRows table, int tokens, std::int32_t* rows,
+                 std::int32_t* numbers) {
+  const int token = static_cast<int>(blockIdx.x) * block_threads + static_cast<int>(threadIdx.x);
+  if (token >= tokens) return;
+  const int id = load(ids + token), row = id < 0 ? -1 : table(id);
+  store(rows + token, row < 0 ? table.count : row);
+  store(numbers + token, token);
+}
 
 struct SortedTokens {
   const std::int32_t* rows;    // [tokens], rising
   const std::int32_t* tokens;  // [tokens], rising within a row
 };
 
-struct TokenLists {
-  ScratchArray<std::int32_t> rows, tokens;
-};
-
-// The least significant digit first; each pass keeps the order of the one before.
-SortedTokens sort_tokens(Stream& stream, const ConstTensor& sources, TableRows table) {
-  const std::int64_t tokens = sources.dim(0);
-  ScratchLayout layout;
-  TokenLists lists[2];
-  for (TokenLists& list : lists) {
-    list = {layout.add<std::int32_t>(tokens), layout.add<std::int32_t>(tokens)};
-  }
-  const auto counts = layout.add<std::int32_t>(sort_blocks(tokens) * max_buckets);
-  const auto begins = layout.add<std::int32_t>(max_buckets + 1);
-  std::byte* const scratch = stream.workspace(layout.bytes());
-
-  SortedTokens from{sources.data<std::int32_t>(), nullptr};
+SortedTokens sort_tokens(Stream& stream, const std::int32_t* ids, int tokens, TableRows table) {
   const int bits = std::bit_width(static_cast<unsigned>(table.count));
-  for (int shift = 0, pass = 0; shift < bits; shift += bucket_bits, ++pass) {
-    const TokenLists& to = lists[pass % 2];
-    const TokenTargets targets{from.rows, table};
-    counting_sort(stream, "sort_tokens_by_id",
-                  {.items = static_cast<int>(tokens),
-                   .buckets = max_buckets,
-                   .counts = counts.in(scratch),
-                   .bucket_begin = begins.in(scratch)},
-                  DigitOf{targets, shift},
-                  MoveToken{targets, from.tokens, to.rows.in(scratch), to.tokens.in(scratch)});
-    from = {to.rows.in(scratch), to.tokens.in(scratch)};
-    table.first_id = 0;  // ids have become rows
-  }
-  return from;
+  ScratchLayout layout;
+  const auto rows = layout.add<std::int32_t>(tokens), numbers = layout.add<std::int32_t>(tokens);
+  const auto sorted_rows = layout.add<std::int32_t>(tokens),
+             sorted_numbers = layout.add<std::int32_t>(tokens);
+  const auto sort_scratch =
+      layout.add<std::byte>(static_cast<std::int64_t>(sort_scratch_bytes(tokens, bits)));
+  std::byte* const scratch = stream.workspace(layout.bytes());
+  launch(stream,
+         {.kernel = "list_targets",
+          .grid = {blocks_for("list_targets", tokens, block_threads)},
+          .block = {block_threads}},
+         list_targets, ids, table, tokens, rows.in(scratch), numbers.in(scratch));
+  sort_pairs(stream,
+             {.items = tokens,
+              .bits = bits,
+              .keys = rows.in(scratch),
+              .values = numbers.in(scratch),
+              .sorted_keys = sorted_rows.in(scratch),
+              .sorted_values = sorted_numbers.in(scratch)},
+             sort_scratch.in(scratch));
+  return {sorted_rows.in(scratch), sorted_numbers.in(scratch)};
 }
 
 constexpr int warps_per_block = 4;
@@ -344,7 +314,7 @@ void table_gradient(Stream& stream, const EmbeddingBackward& op) {
   const std::int64_t hidden = op.d_y.dim(1);
   const int tokens = int_extent("EmbeddingBackward", op.d_y.dim(0));
   const TableRows table = rows_of("EmbeddingBackward", op.shard, op.d_table);
-  const SortedTokens sorted = sort_tokens(stream, op.sources, table);
+  const SortedTokens sorted = sort_tokens(stream, op.sources.data<std::int32_t>(), tokens, table);
   visit_width<quad>(hidden, {op.d_y.raw(), op.d_table.raw()}, [&](auto n) {
     const std::int64_t chunks = ceil_div(hidden, 32 * n);
     const unsigned long_runs =

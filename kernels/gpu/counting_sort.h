@@ -49,8 +49,7 @@ struct CountingSort {
   int bucket_size = 0;         // places of every bucket, which suffice; 0: as many as it has items
   std::int32_t* counts;        // [sort_blocks(items), buckets]
   std::int32_t* bucket_begin;  // [buckets + 1]
-  // [buckets]: the place behind the last item of each; nullptr: not wanted
-  std::int32_t* bucket_end = nullptr;
+  std::int32_t* bucket_end;    // [buckets]: the place behind the last item of each
 };
 
 inline int sort_blocks(std::int64_t items) {
@@ -147,7 +146,7 @@ __device__ inline void begin_buckets(const CountingSort& sort, BlockSums<sort_th
   const int begin = block_exclusive_sum<sort_threads>(padded, sums, total);
   if (bucket < buckets) {
     store(sort.bucket_begin + bucket, begin);
-    if (sort.bucket_end != nullptr) store(sort.bucket_end + bucket, begin + count);
+    store(sort.bucket_end + bucket, begin + count);
   }
   if (bucket == 0) store(sort.bucket_begin + buckets, total);
 }
@@ -168,11 +167,6 @@ __global__ void __launch_bounds__(sort_threads)
 
 // Places that no item takes, behind each bucket's and behind the last bucket, up to place.places.
 template <class Place>
-concept FillsGaps = requires(const Place& place) {
-  place.fill(place.places);
-};
-
-template <FillsGaps Place>
 __device__ void fill_gaps(const CountingSort& sort, const Place& place) {
   const int threads = static_cast<int>(gridDim.x) * sort_threads;
   const int thread = static_cast<int>(blockIdx.x) * sort_threads + static_cast<int>(threadIdx.x);
@@ -194,11 +188,6 @@ __global__ void __launch_bounds__(sort_threads)
   auto& tallies = shared_storage<WarpTallies>();
   const int items = sort.items;
   const LaneItems buckets_of_lane = load_buckets(bucket_of, items);
-  decltype(place.read(0)) held[items_per_lane];
-#pragma unroll
-  for (int k = 0; k < items_per_lane; ++k) {
-    if (item_of_lane(k) < items) held[k] = place.read(item_of_lane(k));
-  }
   tally_items(buckets_of_lane, tallies);
   const int bucket = static_cast<int>(threadIdx.x);
   if (bucket < sort.buckets) {
@@ -214,15 +203,14 @@ __global__ void __launch_bounds__(sort_threads)
   const LaneItems positions = rank_items(buckets_of_lane, tallies.count[threadIdx.x / 32]);
 #pragma unroll
   for (int k = 0; k < items_per_lane; ++k) {
-    if (item_of_lane(k) < items) place.write(item_of_lane(k), positions.of[k], held[k]);
+    if (item_of_lane(k) < items) place.write(item_of_lane(k), positions.of[k]);
   }
-  if constexpr (FillsGaps<Place>) fill_gaps(sort, place);
+  fill_gaps(sort, place);
 }
 
-// bucket_of(item) gives a bucket, or -1 for an item to leave out. place.write(item, position, held) receives
-// every item once, with position -1 for those, and what place.read(item) gave before any write. A `place` with
-// a number of `places` and fill(position) receives each position that no item has taken; the sort then has a
-// bucket_end.
+// bucket_of(item) gives a bucket, or -1 for an item to leave out. place.write(item, position) receives every
+// item once, with position -1 for those; place.fill(position) each of `place.places` positions that no item has
+// taken.
 template <class BucketOf, class Place>
 void counting_sort(Stream& stream, const char* name, const CountingSort& sort,
                    const BucketOf& bucket_of, const Place& place) {

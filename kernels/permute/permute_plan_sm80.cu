@@ -20,9 +20,7 @@ struct PlaceChoice {
   std::int32_t* slot;
   int k;
   int places;  // rows
-  struct Nothing {};
-  __device__ Nothing read(int) const { return {}; }
-  __device__ void write(int choice, int row, Nothing) const {
+  __device__ void write(int choice, int row) const {
     store(slot + choice, row);
     if (row >= 0) store(source + row, choice / k);
   }

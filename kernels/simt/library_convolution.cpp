@@ -2,7 +2,7 @@
 #include <vector>
 
 #include "kernels/convolution/convolution_gpu.h"
-#include "kernels/simt/simt_device.h"
+#include "kernels/simt/library_call.h"
 
 namespace orchard::simt {
 namespace {
@@ -22,8 +22,7 @@ class HostCopy {
 template <class Make>
 void enqueue_on_cpu(Stream& stream, const ConstTensor& a, const ConstTensor& b,
                     const Tensor& result, Make make) {
-  auto& device = static_cast<SimtDevice&>(stream.device());
-  enqueue_polled(stream, [&device, a, b, result, make] {
+  enqueue_library_call(stream, [a, b, result, make](SimtDevice& device) {
     const auto cpu = make_cpu_device();
     const auto cpu_stream = cpu->make_stream();
     HostCopy host_a(a), host_b(b), host_result(result);
@@ -32,7 +31,6 @@ void enqueue_on_cpu(Stream& stream, const ConstTensor& a, const ConstTensor& b,
     run(*cpu_stream, make(host_a.host(), host_b.host(), host_result.host()));
     cpu_stream->synchronize();
     device.write(result.raw(), host_result.host().raw(), result.size_bytes());
-    return true;
   });
 }
 

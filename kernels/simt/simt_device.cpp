@@ -8,6 +8,7 @@
 #include "kernels/gpu/gpu_properties.h"
 #include "kernels/simt/front_end.h"
 #include "kernels/simt/heap.h"
+#include "kernels/simt/library_call.h"
 #include "kernels/simt/multiprocessor.h"
 #include "kernels/simt/runtime.h"
 #include "kernels/simt/work_queue.h"
@@ -159,6 +160,13 @@ void enqueue_polled(Stream& stream, std::function<bool()> poll) {
   queue_of(stream, "communication").add_polled(std::move(poll));
 }
 
+void enqueue_library_call(Stream& stream, std::function<void(SimtDevice&)> work) {
+  queue_of(stream, "a library's call")
+      .emplace_back([&device = static_cast<SimtDevice&>(stream.device()), work = std::move(work)] {
+        work(device);
+      });
+}
+
 }  // namespace simt
 
 SimtDevice::SimtDevice(const SimtOptions& options)
@@ -186,14 +194,14 @@ void SimtDevice::advance() {
 }
 
 void SimtDevice::read(void* host, const void* device, std::size_t bytes) const {
-  require(bytes == 0 || heap_->contains(device, bytes),
-          "what a message of {} bytes is read from is {}", bytes, heap_->locate(device));
+  require(bytes == 0 || heap_->contains(device, bytes), "what {} bytes are read from is {}", bytes,
+          heap_->locate(device));
   if (bytes > 0) std::memcpy(host, device, bytes);
 }
 
 void SimtDevice::write(void* device, const void* host, std::size_t bytes) {
-  require(bytes == 0 || heap_->contains(device, bytes),
-          "what a message of {} bytes is written to is {}", bytes, heap_->locate(device));
+  require(bytes == 0 || heap_->contains(device, bytes), "what {} bytes are written to is {}", bytes,
+          heap_->locate(device));
   if (bytes == 0) return;
   std::memcpy(device, host, bytes);
   heap_->initialised().mark(heap_->offset_of(device), bytes);

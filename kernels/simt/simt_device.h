@@ -79,8 +79,8 @@ class SimtDevice final : public Device {
   std::unique_ptr<Event> make_event() override;
   void advance() override;
 
-  // For what moves data to and from the device by itself, inside enqueue_polled. Throws Error unless
-  // all of the device's bytes lie in one live allocation.
+  // For what moves data to and from the device by itself, in queued work. Throws Error unless all of
+  // the device's bytes lie in one live allocation.
   void read(void* host, const void* device, std::size_t bytes) const;
   void write(void* device, const void* host, std::size_t bytes);
 

@@ -6,6 +6,7 @@
 #include "kernels/cuda/availability.h"
 #include "kernels/cuda/call.h"
 #include "kernels/cuda/cublaslt.h"
+#include "kernels/gpu/sort_pairs.h"
 #include "tests/message_of.h"
 
 namespace orchard::testing {
@@ -53,6 +54,13 @@ TEST(CudaErrors, OfTheDriverHaveAtLeastANumber) {
       message_of([&] { cuda::call("cuTensorMapEncodeTiled", encode, 5); }),
       ::testing::AnyOf(HasSubstr("cuTensorMapEncodeTiled(5) failed: unknown error (CUresult 1)"),
                        HasSubstr("CUDA_ERROR_INVALID_VALUE")));
+}
+
+TEST(CudaErrors, OfCubNameItsFunctionAndArguments) {
+  if (cuda::find_availability(0).devices > 0) GTEST_SKIP() << "there is a GPU, and no error";
+  EXPECT_THAT(message_of([] { cuda::sort_scratch_bytes(1000, 9); }),
+              ::testing::MatchesRegex("cub::DeviceRadixSort::SortPairs\\(null, 0x[0-9a-f]+, null, "
+                                      "null, null, null, 1000, 9, null\\) failed: .*cudaError.*"));
 }
 
 constexpr cuda::Availability usable{.driver_version = 13000,

@@ -91,10 +91,15 @@ class ExpertBytes : public ::testing::Test {
         parallel.mesh().group(MeshGroup::expert_layer, parallel.rank());
     const int me = group.rank(), tp = c.layout.tensor;
     const auto share = [tp](std::int64_t rows) { return (rows + tp - 1) / tp; };
-    if (c.sizes == MicroBatchSizes::alike)
-      return {.layer = fixed_bytes(c, group.size()), .tensor = tensor_bytes(c, parallel, alone)};
+    const bool fixed = c.sizes == MicroBatchSizes::alike;
     std::vector<Row> rows;
     for (int owner = 0; owner < group.size(); ++owner) {
+      if (fixed) {
+        const std::int64_t of_holder = experts / c.layout.expert * fixed_rows(c) * c.options.chunks;
+        for (int holder = 0; holder < group.size(); ++holder)
+          rows.insert(rows.end(), static_cast<std::size_t>(of_holder), {owner, holder, 0});
+        continue;
+      }
       const MeshCoordinates at =
           parallel.mesh().coordinates(members[static_cast<std::size_t>(owner)]);
       const auto& chosen = alone.micro_batches[static_cast<std::size_t>(at.data)].chosen;
@@ -160,23 +165,26 @@ class ExpertBytes : public ::testing::Test {
         packed_row_bytes(hidden, DType::f32, k * c.layout.expert_tensor);
     std::vector<std::tuple<int, std::int64_t, int>> tokens;  // owner, token, node: each once
     for (const Row& row : rows) {
-      const std::tuple token{row.owner, row.token, node_of(row.holder)};
-      const bool is_new = std::ranges::find(tokens, token) == tokens.end();
-      if (is_new) tokens.push_back(token);
       if (!expected.by_node) {
         // Out on dispatch and distribute; back on both collects.
         expected.layer += 2 * row_bytes * ((row.owner == me) + (row.holder == me));
         continue;
       }
-      // Dispatch: the token to its node, once, then the row to its expert.
-      if (is_new) {
-        expected.node += token_bytes * (row.owner == me);
-        expected.layer += token_bytes * (first_stop(row) == me);
+      if (!fixed) {
+        // Dispatch: the token to its node, once, then the row to its expert.
+        const std::tuple token{row.owner, row.token, node_of(row.holder)};
+        if (std::ranges::find(tokens, token) == tokens.end()) {
+          tokens.push_back(token);
+          expected.node += token_bytes * (row.owner == me);
+          expected.layer += token_bytes * (first_stop(row) == me);
+        }
+        expected.node += row_bytes * (last_stop(row, row.owner) == me);
       }
-      expected.node += row_bytes * (last_stop(row, row.owner) == me);
-      // Distribute: the row by three hops. Both collects: the same backwards.
-      expected.node += row_bytes * ((row.owner == me) + (last_stop(row, row.owner) == me));
-      expected.layer += row_bytes * (first_stop(row) == me);
+      // Distribute, and dispatch in messages of a fixed size: the row by three hops. Both collects: the
+      // same backwards.
+      const std::int64_t out = (fixed ? 2 : 1) * row_bytes;
+      expected.node += out * ((row.owner == me) + (last_stop(row, row.owner) == me));
+      expected.layer += out * (first_stop(row) == me);
       const bool same = node_of(row.owner) == node_of(row.holder);
       expected.node +=
           2 * row_bytes * ((row.holder == me) + ((same ? row.holder : first_stop(row)) == me));
@@ -201,9 +209,9 @@ class ExpertBytes : public ::testing::Test {
                                                           : 2 * rows * hidden));  // y and d_x
   }
 
-  // Four times a message to every rank, of as many rows for each of its experts as any rank could keep
-  // in any chunk: row by row, of a sequence while its capacity lasts.
-  static std::int64_t fixed_bytes(const LayerCase& c, int ranks) {
+  // Of a message, for each expert: as many as any rank could keep in any chunk, row by row, of a sequence
+  // while its capacity lasts.
+  static std::int64_t fixed_rows(const LayerCase& c) {
     const Tokens& tokens = c.micro_batches[0];
     const std::int64_t length = tokens.length, rows = length * std::ssize(tokens.real),
                        tp = c.layout.tensor, share = (rows + tp - 1) / tp;
@@ -221,8 +229,7 @@ class ExpertBytes : public ::testing::Test {
         most = std::max(most, all);
       }
     }
-    const std::int64_t targets = ranks * (experts / c.layout.expert);
-    return 4 * c.options.chunks * targets * most * hidden * f32_bytes;
+    return most;
   }
 
   struct Ways {
@@ -262,21 +269,28 @@ TEST_F(ExpertBytes, OfFixedMessagesFollowFromTheCapacity) {
     for (const auto& [tp, ep, etp] :
          {std::tuple{1, 2, 1}, {2, 2, 1}, {1, 4, 1}, {2, 2, 2}, {1, 2, 4}, {4, 4, 1}, {1, 1, 4}}) {
       if (ranks % tp || ranks % (ep * etp)) continue;
-      for (const float capacity : {1.0f, 1.25f, 0.1f}) {
+      for (const auto& [capacity, way] : {std::pair{1.0f, ExpertDispatch::direct},
+                                          {1.25f, ExpertDispatch::direct},
+                                          {0.1f, ExpertDispatch::direct},
+                                          {1.0f, ExpertDispatch::by_node},
+                                          {0.1f, ExpertDispatch::by_node}}) {
         const SequenceParallel shared = cases % 2 ? SequenceParallel::no : SequenceParallel::yes;
         expect_formula({.layout = {.tensor = tp, .expert = ep, .expert_tensor = etp},
                         .ranks = ranks,
                         .micro_batches = {{.real = {24, 17, 3, 24}, .length = 24},
                                           {.real = {0, 24, 1, 9}, .length = 24}},
                         .sequence_parallel = shared,
-                        .options = {.dispatch = ExpertDispatch::direct, .chunks = 1 + cases % 2},
+                        .options = {.dispatch = way, .chunks = 1 + cases % 2},
                         .sizes = MicroBatchSizes::alike,
                         .capacity_factor = capacity});
         ++cases;
       }
     }
   }
-  EXPECT_GE(cases, 40);
+  EXPECT_GE(cases, 70);
+  if (world_->size() == 8) {
+    EXPECT_GE(ways_.by_node, 10);
+  }
 }
 
 // The size of the messages decides: the bytes of either way say which one was taken.
