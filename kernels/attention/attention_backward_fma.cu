@@ -4,14 +4,16 @@
 //
 //   d_v = Pᵀ·d_out    dS = P ∘ (d_out·vᵀ - D)    d_q = scale·dS·k    d_k = scale·dSᵀ·q
 //
-// Two kernels of one form: a block takes 32 rows of one axis, queries for d_q and keys for d_k and
+// Two kernels of one form: a block takes a tile of rows of one axis, queries for d_q and keys for d_k and
 // d_v, and walks over the rows of the other. Each sums its gradients by itself and in one order, so
 // nothing needs atomics, at the price of making the scores twice: 14·head_dim FLOPs per visible
-// query-key pair instead of 10, in whole tiles of 32×32. Bound by multiply-adds.
+// query-key pair instead of 10, in whole tiles of 32×32 (of 16×16 from a head_dim of 129 on). Bound by
+// multiply-adds.
 #include "kernels/attention/attention_gpu.h"
 #include "kernels/attention/fma_tiles.h"
 #include "kernels/attention/row_dots.h"
 #include "kernels/gpu/gpu.h"
+#include "kernels/gpu/gpu_properties.h"
 #include "kernels/ptx/exp2.h"
 
 namespace orchard::GPU_NAMESPACE {
@@ -30,8 +32,10 @@ struct Backward {
 template <int capacity>
 struct Storage {
   FmaRows<capacity> first_rows, second_rows, first_columns, second_columns;
-  FmaScores probabilities, d_scores;
+  FmaScores<capacity> probabilities, d_scores;
 };
+static_assert(sizeof(Storage<128>) <= least_shared_bytes &&
+              sizeof(Storage<256>) <= least_shared_bytes);
 
 // What a query brings along, so that P = exp2(scale·score - log2_sum).
 struct QueryTerms {
@@ -53,16 +57,18 @@ __device__ void softmax_backward(bool sees, float scale, const QueryTerms& terms
 }
 
 template <class T, int capacity>
-__global__ void __launch_bounds__(fma_threads, fma_blocks<capacity>)
-    attention_d_q_rows(Backward<T> op) {
+__global__ void __launch_bounds__(fma_threads, fma_blocks) attention_d_q_rows(Backward<T> op) {
+  constexpr int side = fma_tile(capacity);
+  constexpr int thread_rows = fma_thread_rows<capacity>;
+  constexpr int thread_columns = fma_thread_columns<capacity>;
   const Problem& problem = op.problem;
   const int head = static_cast<int>(blockIdx.x) % problem.heads;
   // From the last tile to the first: under a causal mask the last have the most keys.
   const int slot = static_cast<int>(gridDim.x - 1 - blockIdx.x) / problem.heads;
-  const DocumentTile tile = find_tile(problem.packing, Axis::queries, fma_tile, slot);
+  const DocumentTile tile = find_tile(problem.packing, Axis::queries, side, slot);
   const Document& document = tile.document;
   const int first = tile.first;
-  const int rows = min(document.queries - first, fma_tile);
+  const int rows = min(document.queries - first, side);
   if (rows <= 0) return;
 
   const int kv_head = head / (problem.heads / problem.kv_heads);
@@ -75,32 +81,33 @@ __global__ void __launch_bounds__(fma_threads, fma_blocks<capacity>)
   const std::int64_t first_query = document.query_begin + first;
   load_rows(shared.first_rows, q, first_query, rows);
   load_rows(shared.second_rows, d_out, first_query, rows);
-  QueryTerms terms[fma_thread_rows] = {};
-  int visible[fma_thread_rows] = {};
+  QueryTerms terms[thread_rows] = {};
+  int visible[thread_rows] = {};
 #pragma unroll
-  for (int i = 0; i < fma_thread_rows; ++i) {
-    if (fma_row() + i >= rows) continue;
-    terms[i] = terms_of(op, first_query + fma_row() + i, head);
-    visible[i] = static_cast<int>(document.visible_keys(problem.mask, first + fma_row() + i));
+  for (int i = 0; i < thread_rows; ++i) {
+    if (fma_row<capacity>() + i >= rows) continue;
+    terms[i] = terms_of(op, first_query + fma_row<capacity>() + i, head);
+    visible[i] =
+        static_cast<int>(document.visible_keys(problem.mask, first + fma_row<capacity>() + i));
   }
 
   const float scale = problem.scale * log2_e;
   const int depth = (problem.head_dim + 3) / 4 * 4;
   const int seen = static_cast<int>(document.visible_keys(problem.mask, first + rows - 1));
   FmaSums<capacity> d_q = {};
-  for (int key = 0; key < seen; key += fma_tile) {
-    const int columns = min(seen - key, fma_tile);
+  for (int key = 0; key < seen; key += side) {
+    const int columns = min(seen - key, side);
     __syncthreads();
     load_rows(shared.first_columns, k, document.key_begin + key, columns);
     load_rows(shared.second_columns, v, document.key_begin + key, columns);
     __syncthreads();
-    FmaScoreSums scores, d_scores;
+    FmaScoreSums<capacity> scores, d_scores;
     multiply_transposed(shared.first_rows, shared.first_columns, depth, scores);
     multiply_transposed(shared.second_rows, shared.second_columns, depth, d_scores);
 #pragma unroll
-    for (int i = 0; i < fma_thread_rows; ++i) {
+    for (int i = 0; i < thread_rows; ++i) {
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
+      for (int j = 0; j < thread_columns; ++j) {
         const bool sees = key + fma_column() + 16 * j < visible[i];
         softmax_backward(sees, scale, terms[i], scores[i][j], d_scores[i][j]);
       }
@@ -113,16 +120,18 @@ __global__ void __launch_bounds__(fma_threads, fma_blocks<capacity>)
 }
 
 template <class T, int capacity>
-__global__ void __launch_bounds__(fma_threads, fma_blocks<capacity>)
-    attention_d_k_d_v_rows(Backward<T> op) {
+__global__ void __launch_bounds__(fma_threads, fma_blocks) attention_d_k_d_v_rows(Backward<T> op) {
+  constexpr int side = fma_tile(capacity);
+  constexpr int thread_rows = fma_thread_rows<capacity>;
+  constexpr int thread_columns = fma_thread_columns<capacity>;
   const Problem& problem = op.problem;
   const int kv_head = static_cast<int>(blockIdx.x) % problem.kv_heads;
   // From the first tile to the last: under a causal mask the first are seen by the most queries.
   const int slot = static_cast<int>(blockIdx.x) / problem.kv_heads;
-  const DocumentTile tile = find_tile(problem.packing, Axis::keys, fma_tile, slot);
+  const DocumentTile tile = find_tile(problem.packing, Axis::keys, side, slot);
   const Document& document = tile.document;
   const int first = tile.first;
-  const int rows = min(document.keys - first, fma_tile);
+  const int rows = min(document.keys - first, side);
   if (rows <= 0) return;
 
   const HeadRows<const T> k(op.k, kv_head, problem.kv_heads, problem.head_dim);
@@ -140,18 +149,18 @@ __global__ void __launch_bounds__(fma_threads, fma_blocks<capacity>)
   for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
     const HeadRows<const T> q(op.q, head, problem.heads, problem.head_dim);
     const HeadRows<const T> d_out(op.d_out, head, problem.heads, problem.head_dim);
-    for (int query = seeing; query < document.queries; query += fma_tile) {
-      const int columns = min(document.queries - query, fma_tile);
+    for (int query = seeing; query < document.queries; query += side) {
+      const int columns = min(document.queries - query, side);
       const std::int64_t first_query = document.query_begin + query;
       __syncthreads();
       load_rows(shared.first_columns, q, first_query, columns);
       load_rows(shared.second_columns, d_out, first_query, columns);
       __syncthreads();
-      FmaScoreSums scores, d_scores;
+      FmaScoreSums<capacity> scores, d_scores;
       multiply_transposed(shared.first_rows, shared.first_columns, depth, scores);
       multiply_transposed(shared.second_rows, shared.second_columns, depth, d_scores);
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
+      for (int j = 0; j < thread_columns; ++j) {
         const int column = fma_column() + 16 * j;
         QueryTerms terms = {};
         int visible = 0;
@@ -160,8 +169,8 @@ __global__ void __launch_bounds__(fma_threads, fma_blocks<capacity>)
           visible = static_cast<int>(document.visible_keys(problem.mask, query + column));
         }
 #pragma unroll
-        for (int i = 0; i < fma_thread_rows; ++i) {
-          const bool sees = first + fma_row() + i < visible;
+        for (int i = 0; i < thread_rows; ++i) {
+          const bool sees = first + fma_row<capacity>() + i < visible;
           softmax_backward(sees, scale, terms, scores[i][j], d_scores[i][j]);
         }
       }
@@ -191,8 +200,8 @@ void launch_backward(Stream& stream, const AttentionBackward& op) {
                              .d_v = op.d_v.data<T>()};
   const auto launch_along = [&](const char* name, Axis axis, int heads,
                                 void (*kernel)(Backward<T>)) {
-    const Extent3 grid =
-        grid_of("AttentionBackward", slots(backward.problem.packing, axis, fma_tile), heads);
+    const Extent3 grid = grid_of("AttentionBackward",
+                                 slots(backward.problem.packing, axis, fma_tile(capacity)), heads);
     if (grid.x == 0) return;
     launch(stream,
            {.kernel = name,

@@ -15,10 +15,14 @@
 #include "kernels/attention/attention_backward.h"
 #include "kernels/attention/mma_tiles.h"
 #include "kernels/gpu/gpu.h"
+#include "kernels/gpu/gpu_properties.h"
 #include "kernels/ptx/exp2.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
+
+// Shared memory of a block: what sm_80 and sm_90 give, or what every GPU since sm_80 does.
+enum class Room : std::uint8_t { ample, least };
 
 struct TileShape {
   int warps;
@@ -31,7 +35,17 @@ struct TileShape {
 };
 
 // Of a thread's registers d_k and d_v take m·head_dim, scores and their gradients m·step.
-constexpr TileShape tile_shape(int head_dim, Gradients wanted) {
+constexpr TileShape tile_shape(int head_dim, Gradients wanted, Room room) {
+  if (head_dim > 96 && room == Room::least) {
+    // 85 KB; 32 columns would be 103, and with half as many rows an SM would have but four warps. Steps
+    // of 16 read their left operand for two mma, not four, and ask shared memory for up to a quarter more:
+    // 107 of 128 bytes a clock at the 1024 FLOPs a clock and SM of these GPUs, half of sm_80's.
+    return {.warps = 8, .m = 1, .columns = 16, .step = 16, .blocks = 1};
+  }
+  if (head_dim > 80 && room == Room::least) {
+    // 79 KB; 64 columns would be 105.
+    return {.warps = 8, .m = 1, .columns = 32, .step = 32, .blocks = 1};
+  }
   if (head_dim > 64) {
     // 32 rows would spill. Eight warps share the columns: 90 KB for a head_dim of 80, 139 for 128.
     return {.warps = 8, .m = 1, .columns = 64, .step = 32, .blocks = 1};
@@ -46,9 +60,9 @@ constexpr TileShape tile_shape(int head_dim, Gradients wanted) {
 }
 
 // `first` are multiplied for the scores, `second` for the gradient of the probabilities.
-template <int head_dim, Gradients wanted>
+template <int head_dim, Gradients wanted, Room room>
 struct Storage {
-  static constexpr TileShape shape = tile_shape(head_dim, wanted);
+  static constexpr TileShape shape = tile_shape(head_dim, wanted, room);
   struct Columns {
     MmaRows<head_dim, shape.columns> first, second;
     alignas(16) float log_sum_exp[shape.columns];  // where columns are queries
@@ -97,11 +111,11 @@ __device__ __forceinline__ void scale_by(MmaSums<m, n>& sums, float factor) {
   }
 }
 
-template <int head_dim, Gradients wanted>
-__global__ void __launch_bounds__(tile_shape(head_dim, wanted).threads(),
-                                  tile_shape(head_dim, wanted).blocks)
+template <int head_dim, Gradients wanted, Room room>
+__global__ void __launch_bounds__(tile_shape(head_dim, wanted, room).threads(),
+                                  tile_shape(head_dim, wanted, room).blocks)
     attention_backward_mma(Backward op) {
-  constexpr TileShape shape = tile_shape(head_dim, wanted);
+  constexpr TileShape shape = tile_shape(head_dim, wanted, room);
   constexpr int m = shape.m, n = shape.step / 8;
   constexpr bool for_queries = wanted == Gradients::d_q;
   constexpr Axis axis = for_queries ? Axis::queries : Axis::keys;
@@ -123,7 +137,7 @@ __global__ void __launch_bounds__(tile_shape(head_dim, wanted).threads(),
   // Columns are counted as rows of their tensor.
   const int columns_end =
       for_queries ? document.key_begin + document.keys : document.query_begin + document.queries;
-  auto& shared = shared_storage<Storage<head_dim, wanted>>();
+  auto& shared = shared_storage<Storage<head_dim, wanted, room>>();
   using Copier = RowCopier<shape.threads(), head_dim>;
 
   put_aside(shared.destination, {row_head, row_begin, rows});
@@ -248,9 +262,11 @@ __global__ void __launch_bounds__(tile_shape(head_dim, wanted).threads(),
   if constexpr (!for_queries) store_gradient(shared.second_rows, d_second, op.d_v);
 }
 
-template <int head_dim, Gradients wanted>
+template <int head_dim, Gradients wanted, Room room>
 void launch_backward(Stream& stream, const Backward& backward) {
-  constexpr TileShape shape = tile_shape(head_dim, wanted);
+  constexpr TileShape shape = tile_shape(head_dim, wanted, room);
+  static_assert(room == Room::ample ||
+                sizeof(Storage<head_dim, wanted, room>) <= least_shared_bytes);
   constexpr bool for_queries = wanted == Gradients::d_q;
   const Problem& problem = backward.problem;
   const std::int64_t tiles =
@@ -263,8 +279,21 @@ void launch_backward(Stream& stream, const Backward& backward) {
                                 : "attention_backward_mma for d_k and d_v",
           .grid = grid,
           .block = {shape.threads()},
-          .shared_bytes = sizeof(Storage<head_dim, wanted>)},
-         attention_backward_mma<head_dim, wanted>, backward);
+          .shared_bytes = sizeof(Storage<head_dim, wanted, room>)},
+         attention_backward_mma<head_dim, wanted, room>, backward);
+}
+
+// In the tiles that this GPU has room for. They differ in their columns alone, whose order is the
+// same: so are the gradients' bits.
+template <int head_dim, Gradients wanted>
+void launch_backward(Stream& stream, const Backward& backward) {
+  constexpr std::size_t ample = sizeof(Storage<head_dim, wanted, Room::ample>);
+  if constexpr (ample > least_shared_bytes) {
+    if (ample > gpu_properties(stream).shared_bytes) {
+      return launch_backward<head_dim, wanted, Room::least>(stream, backward);
+    }
+  }
+  launch_backward<head_dim, wanted, Room::ample>(stream, backward);
 }
 
 template <int head_dim>

@@ -1,8 +1,8 @@
 // Attention forward in plain fp32 arithmetic, on any GPU: the mode to compare with, and bf16 of
 // shapes that the tensor-core kernel does not take.
 //
-// FLOPs: 4·head_dim per visible query-key pair, in whole tiles of 32×32. Bound by multiply-adds,
-// one of which costs an eighth of a 16-byte read of shared memory.
+// FLOPs: 4·head_dim per visible query-key pair, in whole tiles of 32×32 (of 16×16 from a head_dim of
+// 129 on). Bound by multiply-adds, one of which costs an eighth of a 16-byte read of shared memory.
 //
 // A block takes 32 queries of one head and walks over the keys they see, 32 at a time. Scores are
 // in units of log 2. Each row keeps the largest score so far and, relative to it, the sum of
@@ -26,7 +26,7 @@ struct Forward {
 template <int capacity>
 struct Storage {
   FmaRows<capacity> q, k, v;
-  FmaScores probabilities;
+  FmaScores<capacity> probabilities;
 };
 
 __device__ float half_warp_max(float value) {
@@ -46,16 +46,18 @@ __device__ float half_warp_sum(float value) {
 }
 
 template <class T, int capacity>
-__global__ void __launch_bounds__(fma_threads, fma_blocks<capacity>)
-    attention_forward_rows(Forward<T> op) {
+__global__ void __launch_bounds__(fma_threads, fma_blocks) attention_forward_rows(Forward<T> op) {
+  constexpr int side = fma_tile(capacity);
+  constexpr int thread_rows = fma_thread_rows<capacity>;
+  constexpr int thread_columns = fma_thread_columns<capacity>;
   const Problem& problem = op.problem;
   const int head = static_cast<int>(blockIdx.x) % problem.heads;
   // From the last tile to the first: under a causal mask the last have the most keys.
   const int slot = static_cast<int>(gridDim.x - 1 - blockIdx.x) / problem.heads;
-  const DocumentTile tile = find_tile(problem.packing, Axis::queries, fma_tile, slot);
+  const DocumentTile tile = find_tile(problem.packing, Axis::queries, side, slot);
   const Document& document = tile.document;
   const int first = tile.first;
-  const int rows = min(document.queries - first, fma_tile);
+  const int rows = min(document.queries - first, side);
   if (rows <= 0) return;
 
   const int kv_head = head / (problem.heads / problem.kv_heads);
@@ -67,31 +69,31 @@ __global__ void __launch_bounds__(fma_threads, fma_blocks<capacity>)
   load_rows(shared.q, q, document.query_begin + first, rows);
   const float scale = problem.scale * log2_e;
   const int depth = (problem.head_dim + 3) / 4 * 4;
-  int visible[fma_thread_rows];
-  float row_max[fma_thread_rows],
-      row_sum[fma_thread_rows] = {};  // the sum of this thread's columns
+  int visible[thread_rows];
+  float row_max[thread_rows], row_sum[thread_rows] = {};  // the sum of this thread's columns
   FmaSums<capacity> sums = {};
 #pragma unroll
-  for (int i = 0; i < fma_thread_rows; ++i) {
-    visible[i] = static_cast<int>(document.visible_keys(problem.mask, first + fma_row() + i));
+  for (int i = 0; i < thread_rows; ++i) {
+    visible[i] =
+        static_cast<int>(document.visible_keys(problem.mask, first + fma_row<capacity>() + i));
     row_max[i] = -infinity;
   }
 
   const int seen = static_cast<int>(document.visible_keys(problem.mask, first + rows - 1));
-  for (int key = 0; key < seen; key += fma_tile) {
-    const int columns = min(seen - key, fma_tile);
+  for (int key = 0; key < seen; key += side) {
+    const int columns = min(seen - key, side);
     __syncthreads();
     load_rows(shared.k, k, document.key_begin + key, columns);
     load_rows(shared.v, v, document.key_begin + key, columns);
     __syncthreads();
 
-    FmaScoreSums scores;
+    FmaScoreSums<capacity> scores;
     multiply_transposed(shared.q, shared.k, depth, scores);
 #pragma unroll
-    for (int i = 0; i < fma_thread_rows; ++i) {
+    for (int i = 0; i < thread_rows; ++i) {
       float largest = row_max[i];
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
+      for (int j = 0; j < thread_columns; ++j) {
         const bool sees = key + fma_column() + 16 * j < min(visible[i], seen);
         scores[i][j] = sees ? scores[i][j] * scale : -infinity;
         largest = fmaxf(largest, scores[i][j]);
@@ -105,7 +107,7 @@ __global__ void __launch_bounds__(fma_threads, fma_blocks<capacity>)
 #pragma unroll
       for (float& sum : sums[i]) sum *= shrink;
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
+      for (int j = 0; j < thread_columns; ++j) {
         scores[i][j] = fast_exp2(scores[i][j] - subtract);
         row_sum[i] += scores[i][j];
       }
@@ -115,13 +117,13 @@ __global__ void __launch_bounds__(fma_threads, fma_blocks<capacity>)
   }
 
 #pragma unroll
-  for (int i = 0; i < fma_thread_rows; ++i) {
+  for (int i = 0; i < thread_rows; ++i) {
     const float total = half_warp_sum(row_sum[i]);
     const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
 #pragma unroll
     for (float& sum : sums[i]) sum *= inverse;
-    if (fma_column() == 0 && fma_row() + i < rows) {
-      const std::int64_t row = document.query_begin + first + fma_row() + i;
+    if (fma_column() == 0 && fma_row<capacity>() + i < rows) {
+      const std::int64_t row = document.query_begin + first + fma_row<capacity>() + i;
       store(op.log_sum_exp + row * problem.heads + head,
             total == 0.0f ? -infinity : row_max[i] * ln_2 + logf(total));
     }
@@ -139,7 +141,7 @@ void launch_forward(Stream& stream, const AttentionForward& op) {
                            .out = op.out.data<T>(),
                            .log_sum_exp = op.log_sum_exp.data<float>()};
   const Extent3 grid =
-      grid_of("AttentionForward", slots(forward.problem.packing, Axis::queries, fma_tile),
+      grid_of("AttentionForward", slots(forward.problem.packing, Axis::queries, fma_tile(capacity)),
               forward.problem.heads);
   if (grid.x == 0) return;
   launch(stream,

@@ -1,6 +1,6 @@
-// Products of 32×32 tiles in plain fp32, for attention of any head_dim up to 256. A block is 128
-// threads (y, x), 8 by 16, and thread (y, x) holds of every result rows 4y to 4y + 3: of scores
-// [32, 32] columns x and x + 16, of rows of head_dim columns 4x + 64j to 4x + 64j + 3. So the 16
+// Products of square tiles in plain fp32, for attention of any head_dim up to 256. A block is 128
+// threads (y, x), 8 by 16, and thread (y, x) holds of every result an eighth of the rows, 4y to 4y + 3
+// of 32: of scores columns x + 16j, of rows of head_dim columns 4x + 64j to 4x + 64j + 3. So the 16
 // threads of a row are half a warp, which reduces rows by shuffles and shares them by __syncwarp.
 #pragma once
 
@@ -10,30 +10,43 @@
 
 namespace orchard::GPU_NAMESPACE {
 
-inline constexpr int fma_tile = 32;
+// Rows of a tile, on either axis.
+constexpr int fma_tile(int capacity) {
+  // Backward's four tiles of 32 rows would be 130 KB, more than every GPU gives a block (99 KB). Of 16
+  // they are 65 KB; scores then read shared memory twice as often a product.
+  if (capacity > 128) return 16;
+  // 75 KB in backward, twice on an SM of sm_80. With 8 sums of scores a thread, reads keep up.
+  return 32;
+}
 inline constexpr int fma_threads = 128;
-// Of an SM, as shared memory has room: unasked, ptxas saves registers for more, and spills.
+// Of an SM of sm_80, as shared memory has room: unasked, ptxas saves registers for more, and spills.
+inline constexpr int fma_blocks = 2;
 template <int capacity>
-inline constexpr int fma_blocks = capacity <= 128 ? 2 : 1;
-inline constexpr int fma_thread_rows = 4;
+inline constexpr int fma_thread_rows = fma_tile(capacity) / 8;
+template <int capacity>
+inline constexpr int fma_thread_columns = fma_tile(capacity) / 16;  // of scores
 
 // Rows of head_dim <= capacity, zeros behind. Four words of padding: the rows of eight neighbours,
 // 16 bytes each, fall into different banks.
 template <int capacity>
 struct FmaRows {
-  float row[fma_tile][capacity + 4];
+  float row[fma_tile(capacity)][capacity + 4];
 };
 
+// A warp's two rows at a time are fma_thread_rows apart, and with this padding in different banks.
+template <int capacity>
 struct FmaScores {
-  float row[fma_tile][fma_tile + 4];
+  float row[fma_tile(capacity)][fma_tile(capacity) + 16 / fma_thread_rows<capacity>];
 };
 
 template <int capacity>
-using FmaSums = float[fma_thread_rows][capacity / 16];
-using FmaScoreSums = float[fma_thread_rows][2];
+using FmaSums = float[fma_thread_rows<capacity>][capacity / 16];
+template <int capacity>
+using FmaScoreSums = float[fma_thread_rows<capacity>][fma_thread_columns<capacity>];
 
-__device__ inline int fma_row() {
-  return static_cast<int>(threadIdx.x) / 16 * fma_thread_rows;
+template <int capacity>
+__device__ int fma_row() {
+  return static_cast<int>(threadIdx.x) / 16 * fma_thread_rows<capacity>;
 }
 __device__ inline int fma_column() {
   return static_cast<int>(threadIdx.x) % 16;
@@ -43,9 +56,8 @@ __device__ inline int fma_column() {
 template <class T, int capacity>
 __device__ void load_rows(FmaRows<capacity>& tile, HeadRows<const T> from, std::int64_t first,
                           int count) {
-  // As many loads in flight as registers allow at a capacity of 256.
-#pragma unroll 8
-  for (int i = static_cast<int>(threadIdx.x); i < fma_tile * capacity; i += fma_threads) {
+#pragma unroll 8  // loads in flight; all 32 would ask for more registers than there are
+  for (int i = static_cast<int>(threadIdx.x); i < fma_tile(capacity) * capacity; i += fma_threads) {
     const int r = i / capacity, c = i % capacity;
     const bool inside = r < count && c < from.head_dim;
     tile.row[r][c] = inside ? widen(load(from.data + (first + r) * from.stride + c)) : 0.0f;
@@ -56,8 +68,8 @@ template <class T, int capacity>
 __device__ void store_rows(HeadRows<T> to, std::int64_t first, int count,
                            const FmaSums<capacity>& sums, float factor) {
 #pragma unroll
-  for (int i = 0; i < fma_thread_rows; ++i) {
-    const int r = fma_row() + i;
+  for (int i = 0; i < fma_thread_rows<capacity>; ++i) {
+    const int r = fma_row<capacity>() + i;
     if (r >= count) continue;
 #pragma unroll
     for (int j = 0; j < capacity / 16; ++j) {
@@ -72,21 +84,25 @@ __device__ void store_rows(HeadRows<T> to, std::int64_t first, int count,
 // sums = a·bᵀ over the first `depth` columns, a multiple of 4.
 template <int capacity>
 __device__ void multiply_transposed(const FmaRows<capacity>& a, const FmaRows<capacity>& b,
-                                    int depth, FmaScoreSums& sums) {
+                                    int depth, FmaScoreSums<capacity>& sums) {
+  constexpr int rows = fma_thread_rows<capacity>, columns = fma_thread_columns<capacity>;
 #pragma unroll
-  for (auto& row : sums) row[0] = row[1] = 0.0f;
+  for (auto& row : sums) {
+#pragma unroll
+    for (float& sum : row) sum = 0.0f;
+  }
 #pragma unroll 2
   for (int e = 0; e < depth; e += 4) {
-    float4 right[2];
+    float4 right[columns];
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
+    for (int j = 0; j < columns; ++j) {
       right[j] = *reinterpret_cast<const float4*>(&b.row[fma_column() + 16 * j][e]);
     }
 #pragma unroll
-    for (int i = 0; i < fma_thread_rows; ++i) {
-      const float4 left = *reinterpret_cast<const float4*>(&a.row[fma_row() + i][e]);
+    for (int i = 0; i < rows; ++i) {
+      const float4 left = *reinterpret_cast<const float4*>(&a.row[fma_row<capacity>() + i][e]);
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
+      for (int j = 0; j < columns; ++j) {
         sums[i][j] = fmaf(left.x, right[j].x, sums[i][j]);
         sums[i][j] = fmaf(left.y, right[j].y, sums[i][j]);
         sums[i][j] = fmaf(left.z, right[j].z, sums[i][j]);
@@ -98,18 +114,19 @@ __device__ void multiply_transposed(const FmaRows<capacity>& a, const FmaRows<ca
 
 // sums += scores·b over the first `depth` rows of b.
 template <int capacity>
-__device__ void multiply_add(const FmaScores& scores, const FmaRows<capacity>& b, int depth,
-                             FmaSums<capacity>& sums) {
+__device__ void multiply_add(const FmaScores<capacity>& scores, const FmaRows<capacity>& b,
+                             int depth, FmaSums<capacity>& sums) {
+  constexpr int rows = fma_thread_rows<capacity>;
 #pragma unroll 4
   for (int k = 0; k < depth; ++k) {
-    float left[fma_thread_rows];
+    float left[rows];
 #pragma unroll
-    for (int i = 0; i < fma_thread_rows; ++i) left[i] = scores.row[fma_row() + i][k];
+    for (int i = 0; i < rows; ++i) left[i] = scores.row[fma_row<capacity>() + i][k];
 #pragma unroll
     for (int j = 0; j < capacity / 64; ++j) {
       const float4 right = *reinterpret_cast<const float4*>(&b.row[k][4 * fma_column() + 64 * j]);
 #pragma unroll
-      for (int i = 0; i < fma_thread_rows; ++i) {
+      for (int i = 0; i < rows; ++i) {
         sums[i][4 * j] = fmaf(left[i], right.x, sums[i][4 * j]);
         sums[i][4 * j + 1] = fmaf(left[i], right.y, sums[i][4 * j + 1]);
         sums[i][4 * j + 2] = fmaf(left[i], right.z, sums[i][4 * j + 2]);
@@ -120,12 +137,15 @@ __device__ void multiply_add(const FmaScores& scores, const FmaRows<capacity>& b
 }
 
 // Shares scores with the threads of the same rows. What was shared before is no longer read.
-__device__ inline void share(FmaScores& shared, const FmaScoreSums& scores) {
+template <int capacity>
+__device__ void share(FmaScores<capacity>& shared, const FmaScoreSums<capacity>& scores) {
   __syncwarp();
 #pragma unroll
-  for (int i = 0; i < fma_thread_rows; ++i) {
+  for (int i = 0; i < fma_thread_rows<capacity>; ++i) {
 #pragma unroll
-    for (int j = 0; j < 2; ++j) shared.row[fma_row() + i][fma_column() + 16 * j] = scores[i][j];
+    for (int j = 0; j < fma_thread_columns<capacity>; ++j) {
+      shared.row[fma_row<capacity>() + i][fma_column() + 16 * j] = scores[i][j];
+    }
   }
   __syncwarp();
 }

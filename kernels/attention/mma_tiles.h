@@ -4,6 +4,8 @@
 // 2·(l % 4) and the next one, of every 8.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/attention/attention_gpu.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/vector.h"
@@ -20,8 +22,7 @@ namespace orchard::GPU_NAMESPACE {
 template <int head_dim, int rows>
 struct alignas(16) MmaRows {
   static_assert(head_dim % 16 == 0 && rows % 16 == 0);
-  static constexpr int units = head_dim / 8;
-  static constexpr int pitch = (units | 1) * 8;
+  static constexpr int pitch = (head_dim / 8 | 1) * 8;
   bf16 row[rows][pitch];
 };
 
@@ -67,23 +68,48 @@ __device__ inline int warp() {
   return __shfl_sync(all_lanes, static_cast<int>(threadIdx.x) / 32, 0);
 }
 
-// Copies rows of one head to tiles of shared memory. A thread copies one column of units in steps of
-// some rows, so that it keeps one address.
+// How threads share out `units` 16-byte units of each row, from unit `begin` on: one has a column of
+// them, in steps of some rows. The eight that reach shared memory at once meet no bank twice.
+template <int threads, int begin, int units>
+struct UnitsOfRows {
+  static_assert(units == 2 || units == 4 || units == 8 || units == 16);
+  static constexpr int step = threads / units;
+  __device__ static int row(int thread) {
+    const int i = thread / units;
+    if constexpr (units >= 8) {
+      return i;
+    } else {
+      // Rows that are `units` apart, as a row is an odd number of units.
+      constexpr int at_once = 8 / units;
+      return i / 8 * 8 + i % at_once * units + i / at_once % units;
+    }
+  }
+  __device__ static int column(int thread) { return (begin + thread % units) * 8; }
+};
+
+// A row of 80 or 96 is 64 and the rest: with 10 or 12 lanes a row, eight lanes would reach into the next
+// row and meet a bank twice.
 template <int threads, int head_dim>
-class RowCopier {
+using FirstUnits = UnitsOfRows<threads, 0, head_dim == 128 ? 16 : 8>;
+template <int threads, int head_dim>
+using OtherUnits = UnitsOfRows<threads, 8, (head_dim - 64) / 8>;
+template <int head_dim>
+inline constexpr bool has_others = head_dim == 80 || head_dim == 96;
+
+// Copies these units of rows of one head. A thread keeps one address.
+template <class Units>
+class UnitCopier {
  public:
-  // Of `rows` rows from `first` on.
-  __device__ RowCopier(const HeadRows<const bf16>& from, int first, int rows)
+  __device__ UnitCopier(const HeadRows<const bf16>& from, int first, int rows)
       : source_(from.data + std::int64_t{first + row()} * from.stride + column()),
         stride_(from.stride),
         rows_(column() < from.head_dim ? rows - row() : 0) {}
 
-  // Queues the copy of rows [begin, begin + tile_rows). Those that are not there become zero, and so
-  // does what the tile has beyond head_dim.
-  template <int tile_rows>
+  template <int head_dim, int tile_rows>
   __device__ __forceinline__ void copy(MmaRows<head_dim, tile_rows>& tile, int begin) const {
-    static_assert(tile_rows % step == 0);
-    if (column() >= head_dim) return;
+    constexpr int step = Units::step;
+    static_assert(tile_rows % step == 0 || step % tile_rows == 0);
+    if (step > tile_rows && row() >= tile_rows) return;
     const bf16* source = source_ + std::int64_t{begin} * stride_;
     bf16* const destination = &tile.row[row()][column()];
 #pragma unroll
@@ -94,18 +120,44 @@ class RowCopier {
   }
 
  private:
-  static constexpr int lanes = head_dim <= 64 ? 8 : 16;  // of a row
-  static constexpr int step = threads / lanes;
   __device__ static int row() {
-    return static_cast<int>(threadIdx.x) / lanes;
+    return Units::row(static_cast<int>(threadIdx.x));
   }
   __device__ static int column() {
-    return static_cast<int>(threadIdx.x) % lanes * 8;
+    return Units::column(static_cast<int>(threadIdx.x));
   }
 
   const bf16* source_;
   int stride_;
   int rows_;  // from this thread's first row on
+};
+
+struct NoCopier {
+  __device__ NoCopier(const HeadRows<const bf16>&, int, int) {}
+  template <class Tile>
+  __device__ void copy(Tile&, int) const {}
+};
+
+// Copies rows of one head to tiles of shared memory.
+template <int threads, int head_dim>
+class RowCopier {
+ public:
+  // Of `rows` rows from `first` on.
+  __device__ RowCopier(const HeadRows<const bf16>& from, int first, int rows)
+      : units_(from, first, rows), others_(from, first, rows) {}
+
+  // Queues the copy of rows [begin, begin + tile_rows). Those that are not there become zero, and so
+  // does what the tile has beyond head_dim.
+  template <int tile_rows>
+  __device__ __forceinline__ void copy(MmaRows<head_dim, tile_rows>& tile, int begin) const {
+    units_.copy(tile, begin);
+    others_.copy(tile, begin);
+  }
+
+ private:
+  UnitCopier<FirstUnits<threads, head_dim>> units_;
+  std::conditional_t<has_others<head_dim>, UnitCopier<OtherUnits<threads, head_dim>>, NoCopier>
+      others_;
 };
 
 // sums = a·bᵀ for rows [a_row, a_row + 16·m) of a and [b_row, b_row + 8·n) of b, of which only the
@@ -198,13 +250,16 @@ __device__ void store_rows(MmaRows<head_dim, rows>& tile, int tile_row,
     }
   }
   __syncwarp();
-  constexpr int units = MmaRows<head_dim, rows>::units;
-  for (int unit = lane(); unit < 16 * m * units; unit += 32) {
-    const int r = unit / units, c = unit % units * 8;
-    if (r >= count || c >= to.head_dim) continue;
-    store(reinterpret_cast<uint4*>(to.data + (first + r) * to.stride + c),
-          load_shared(reinterpret_cast<const uint4*>(&tile.row[tile_row + r][c])));
-  }
+  const auto store_units = [&](auto units) {
+    const int c = units.column(lane());
+    for (int r = units.row(lane()); r < 16 * m; r += units.step) {
+      if (r >= count || c >= to.head_dim) continue;
+      store(reinterpret_cast<uint4*>(to.data + (first + r) * to.stride + c),
+            load_shared(reinterpret_cast<const uint4*>(&tile.row[tile_row + r][c])));
+    }
+  };
+  store_units(FirstUnits<32, head_dim>());
+  if constexpr (has_others<head_dim>) store_units(OtherUnits<32, head_dim>());
 }
 
 }  // namespace orchard::GPU_NAMESPACE

@@ -9,12 +9,6 @@ namespace {
 
 constexpr int least_compute_capability = 80;
 
-int attribute(cudaDeviceAttr which, int ordinal) {
-  int value = 0;
-  call("cudaDeviceGetAttribute", cudaDeviceGetAttribute, &value, which, ordinal);
-  return value;
-}
-
 std::string version_text(int version) {
   return fmt::format("{}.{}", version / 1000, version % 1000 / 10);
 }
@@ -31,8 +25,9 @@ Availability find_availability(int ordinal) {
     found.devices = 0;
   }
   if (ordinal >= 0 && ordinal < found.devices) {
-    found.compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, ordinal) +
-                               attribute(cudaDevAttrComputeCapabilityMinor, ordinal);
+    found.compute_capability =
+        10 * attribute_of_device(cudaDevAttrComputeCapabilityMajor, ordinal) +
+        attribute_of_device(cudaDevAttrComputeCapabilityMinor, ordinal);
   }
   return found;
 }

@@ -22,6 +22,12 @@ std::string text_of(CUresult status) {
                      name ? name : fmt::format("CUresult {}", static_cast<int>(status)));
 }
 
+int attribute_of_device(cudaDeviceAttr attribute, int ordinal) {
+  int value = 0;
+  call("cudaDeviceGetAttribute", cudaDeviceGetAttribute, &value, attribute, ordinal);
+  return value;
+}
+
 void* driver_function(const char* name) {
   constexpr unsigned first_version = 12000;
   void* function = nullptr;

@@ -36,6 +36,8 @@ void call(const char* name, Result (*function)(Parameters...), Arguments... argu
   call_after(LaunchLog(), name, function, arguments...);
 }
 
+int attribute_of_device(cudaDeviceAttr attribute, int ordinal);
+
 // The driver's function of this name, of CUDA 12 or later; throws Error where the driver lacks it.
 void* driver_function(const char* name);
 

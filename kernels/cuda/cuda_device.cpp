@@ -15,11 +15,11 @@ class CudaDevice final : public Device {
     const std::string absence = absence_of_gpu(found);
     require(absence.empty(), "--device cuda: {}", absence);
     call("cudaSetDevice", cudaSetDevice, ordinal);
-    int multiprocessors = 0;
-    call("cudaDeviceGetAttribute", cudaDeviceGetAttribute, &multiprocessors,
-         cudaDevAttrMultiProcessorCount, ordinal);
-    extension<GpuProperties>() = {.compute_capability = found.compute_capability,
-                                  .multiprocessors = multiprocessors};
+    extension<GpuProperties>() = {
+        .compute_capability = found.compute_capability,
+        .multiprocessors = attribute_of_device(cudaDevAttrMultiProcessorCount, ordinal),
+        .shared_bytes = static_cast<std::size_t>(
+            attribute_of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal))};
     pool_ = std::make_unique<MemoryPool>(*this, ordinal, streams_);
     register_operations(operations());
   }

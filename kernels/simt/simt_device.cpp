@@ -175,7 +175,8 @@ SimtDevice::SimtDevice(const SimtOptions& options)
       multiprocessor_(std::make_unique<simt::Multiprocessor>(options, *heap_, counters_)),
       queues_(std::make_unique<simt::WorkQueues>(*heap_)) {
   extension<GpuProperties>() = {.compute_capability = options.compute_capability,
-                                .multiprocessors = options.multiprocessors};
+                                .multiprocessors = options.multiprocessors,
+                                .shared_bytes = options.shared_bytes_limit};
   simt::register_operations(operations());
 }
 

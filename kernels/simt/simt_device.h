@@ -60,12 +60,11 @@ struct SimtOptions {
   simt::Races races = simt::Races::ignore;
   int compute_capability = 80;                  // which kernels are chosen: 90 for those of sm_90a
   int multiprocessors = 2;                      // that persistent kernels fill
-  std::size_t shared_bytes_limit = 227 * 1024;  // per block; sm_80 has 163 KiB, sm_90 227 KiB
+  std::size_t shared_bytes_limit = 227 * 1024;  // per block (gpu_properties.h)
   simt::FrontEnd* front_end = nullptr;          // that outlives the device; none: compiled kernels
 };
 
-// The GPU for which kernels of this architecture are chosen, with its shared memory (CUDA C++
-// Programming Guide, "Compute Capabilities").
+// The GPU for which kernels of this architecture are chosen, with its shared memory.
 constexpr SimtOptions simt_options(GpuArch arch) {
   if (arch == GpuArch::sm_90a) return {.compute_capability = 90, .shared_bytes_limit = 227 * 1024};
   return {.compute_capability = 80, .shared_bytes_limit = 163 * 1024};

@@ -3,6 +3,7 @@
 
 #include <omp.h>
 
+#include <array>
 #include <limits>
 #include <numeric>
 #include <optional>
@@ -202,6 +203,31 @@ INSTANTIATE_TEST_SUITE_P(TilesOf192, AttentionOnSm90,
                                            Case{b16, 2, 1, 64, {}, {}, Mask::causal, 2},
                                            Case{b16, 2, 1, 64, {5}, {0}}));
 
+// On GPUs that give a block 99 KB of shared memory, where sm_80 gives 163: each sum has the same terms in
+// the same order, whatever the tiles.
+class AttentionEmulatedInLittleSharedMemory : public ::testing::TestWithParam<Case> {};
+
+TEST_P(AttentionEmulatedInLittleSharedMemory, HasTheBitsOfLargerTiles) {
+  const Problem p = run_on_simt(GetParam(), {.shared_bytes_limit = least_shared_bytes});
+  const Reference expected(p);
+  expect_forward(p, expected);
+  expect_backward(p, expected);
+  expect_zeros_outside_documents(p);
+  EXPECT_TRUE(p.same_results(run_on_simt(GetParam(), simt_options(GpuArch::sm_80))));
+}
+
+// Documents that end within a tile of columns, of more than one tile of rows, seen through a mask that
+// cuts tiles, and by several heads.
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionEmulatedInLittleSharedMemory,
+                         ::testing::Values(Case{b16, 2, 1, 64, {70}}, Case{b16, 1, 1, 80, {70}},
+                                           Case{b16, 2, 1, 96, {150}},
+                                           Case{b16, 1, 1, 88, {40, 7, 0}, {150, 0, 9}},
+                                           Case{b16, 2, 1, 128, {150, 17}},
+                                           Case{b16, 1, 1, 120, {33}, {}, Mask::full, 2},
+                                           Case{b16, 1, 1, 128, {5, 60}, {40, 30}},
+                                           Case{f32, 2, 1, 128, {40}}, Case{f32, 2, 1, 256, {40}},
+                                           Case{b16, 1, 1, 200, {5, 20}, {18, 30}}));
+
 TEST(AttentionOnGpu, DoesNotDependOnTheOrderOfThreadsAndCopies) {
   for (const Case& c : {Case{b16, 2, 1, 64, {70, 40}}, Case{b16, 1, 1, 128, {5, 70}, {40, 100}},
                         Case{f32, 2, 1, 64, {40, 20}}}) {
@@ -243,10 +269,12 @@ TEST(AttentionOnGpu, LongDocumentsWithEveryKernel) {
 
 // Counters of one operation on the emulator.
 template <class Run>
-simt::Counters count(const Case& c, Run run_operation, int compute_capability = 80) {
+simt::Counters count(const Case& c, Run run_operation, int compute_capability = 80,
+                     std::size_t shared_bytes_limit = SimtOptions{}.shared_bytes_limit) {
   Problem p(c);
-  const auto device = make_policy_device(
-      {.counting = simt::Counting::on, .compute_capability = compute_capability});
+  const auto device = make_policy_device({.counting = simt::Counting::on,
+                                          .compute_capability = compute_capability,
+                                          .shared_bytes_limit = shared_bytes_limit});
   const auto stream = device->make_stream();
   AttentionProblemOnDevice on_device(*stream, p);
   run(*stream, on_device.forward());
@@ -261,16 +289,30 @@ const auto backward = [](Stream& stream, AttentionProblemOnDevice& p) {
   run(stream, p.backward());
 };
 
+// In the tiles of sm_80, and in those of GPUs with less shared memory where these are others.
+std::vector<simt::Counters> backward_counts(const Case& c) {
+  std::vector<simt::Counters> out{count(c, backward)};
+  if (c.head_dim > 80) out.push_back(count(c, backward, 80, least_shared_bytes));
+  return out;
+}
+constexpr std::array<std::int64_t, 4> tensor_core_head_dims{64, 80, 96, 128};
+
 TEST(AttentionOnGpu, UsesTheBanksOfSharedMemoryWithoutConflicts) {
-  for (const std::int64_t head_dim : {64, 128}) {
-    const simt::Counters counters = count({b16, 1, 1, head_dim, {130}}, forward);
-    EXPECT_EQ(counters.shared_loads.excess(), 0u) << head_dim;
-    EXPECT_EQ(counters.shared_stores.excess(), 0u) << head_dim;
+  for (const std::int64_t head_dim : tensor_core_head_dims) {
+    SCOPED_TRACE(head_dim);
+    const Case c{b16, 1, 1, head_dim, {130}};
+    const simt::Counters counters = count(c, forward);
+    // Nothing in the loop. But a tile of two rows writes its columns from 64 on in two wavefronts, though
+    // one would hold them; and nvcc has all lanes read three words as one of 16 bytes, which the emulator
+    // serves eight lanes at a time.
+    EXPECT_LE(counters.shared_loads.excess(), counters.shared_loads.ideal_wavefronts / 20);
+    EXPECT_EQ(counters.shared_stores.excess(), 0u);
     // Backward reads two neighbouring columns' log_sum_exp, and D, at once: 8 bytes a lane, of which
     // the emulator serves half a warp in a wavefront, though there are but 32 different ones.
-    const simt::Counters gradients = count({b16, 1, 1, head_dim, {130}}, backward);
-    EXPECT_LE(gradients.shared_loads.excess(), gradients.shared_loads.ideal_wavefronts / 20);
-    EXPECT_EQ(gradients.shared_stores.excess(), 0u) << head_dim;
+    for (const simt::Counters& gradients : backward_counts(c)) {
+      EXPECT_LE(gradients.shared_loads.excess(), gradients.shared_loads.ideal_wavefronts / 20);
+      EXPECT_EQ(gradients.shared_stores.excess(), 0u);
+    }
   }
 }
 
@@ -293,29 +335,47 @@ TEST(AttentionOnGpu, TakesNoKernelBeyondTheOneThatTheEnvironmentNames) {
   EXPECT_THROW(under("fast", forward, 80), Error);
 }
 
-// One tile each way: every kernel reads its operands once. What it reads beyond them are offsets,
-// log_sum_exp and D.
+// One tile each way: every kernel reads its operands once. What it reads beyond them are log_sum_exp and D,
+// and up to ten offsets for each warp of two blocks, of which one is spare.
 TEST(AttentionOnGpu, MovesEachByteOnceInFullSectors) {
-  constexpr std::uint64_t tensor = 128 * 128 * 2 / 32, rows = 128 * 4 / 32;  // sectors
-  const Case c{b16, 1, 1, 128, {128}, {}, Mask::full};
-  const simt::Counters out = count(c, forward), gradients = count(c, backward);
-  EXPECT_LE(out.loads.sectors, 3 * tensor * 21 / 20);
-  EXPECT_EQ(out.stores.sectors, tensor + rows);
-  // D reads two tensors, the kernels of d_q and of d_k and d_v four each.
-  EXPECT_LE(gradients.loads.sectors, 10 * tensor * 21 / 20);
-  EXPECT_EQ(gradients.stores.sectors, 3 * tensor + 128 / 2);  // D: a warp writes two rows' together
+  for (const std::int64_t head_dim : tensor_core_head_dims) {
+    SCOPED_TRACE(head_dim);
+    const std::uint64_t tensor = 128 * head_dim * 2 / 32, rows = 128 * 4 / 32;  // sectors
+    const std::uint64_t backward_warps = head_dim == 64 ? 4 : 8;
+    const Case c{b16, 1, 1, head_dim, {128}, {}, Mask::full};
+    const simt::Counters out = count(c, forward);
+    EXPECT_LE(out.loads.sectors, 3 * tensor + 10 * 2 * 4);
+    EXPECT_EQ(out.stores.sectors, tensor + rows);
+    for (const simt::Counters& gradients : backward_counts(c)) {
+      // D's kernel reads two tensors, those of d_q and of d_k and d_v four each.
+      EXPECT_LE(gradients.loads.sectors, 10 * tensor + 2 * (2 * rows + 10 * 2 * backward_warps));
+      // D: a warp writes those of four or two rows together.
+      EXPECT_EQ(gradients.stores.sectors, 3 * tensor + 128 / (head_dim == 64 ? 4 : 2));
+    }
+  }
 }
 
 TEST(AttentionOnGpu, ComputesNoTileThatTheMaskHides) {
-  constexpr std::uint64_t n = 256, dim = 64;
-  const Case full{b16, 1, 1, dim, {n}, {}, Mask::full}, causal{b16, 1, 1, dim, {n}};
-  EXPECT_EQ(count(full, forward).tensor_flops, 4 * n * n * dim);
-  EXPECT_EQ(count(full, backward).tensor_flops, 14 * n * n * dim);  // both kernels make the scores
-  // Warps of 32 rows meet what the mask leaves of their keys, or queries, in tiles of 32.
-  std::uint64_t pairs = 0;
-  for (std::uint64_t row = 0; row < n; row += 32) pairs += 32 * (row + 32);
-  EXPECT_EQ(count(causal, forward).tensor_flops, 4 * pairs * dim);
-  EXPECT_EQ(count(causal, backward).tensor_flops, 14 * pairs * dim);
+  constexpr std::uint64_t n = 256;
+  // Rows meet what the mask leaves of their keys, or queries, in tiles of as many or more.
+  const auto pairs = [](std::uint64_t columns) {
+    std::uint64_t sum = 0;
+    for (std::uint64_t row = 0; row < n; row += columns) sum += columns * (row + columns);
+    return sum;
+  };
+  for (const std::int64_t dim : tensor_core_head_dims) {
+    SCOPED_TRACE(dim);
+    const Case full{b16, 1, 1, dim, {n}, {}, Mask::full}, causal{b16, 1, 1, dim, {n}};
+    EXPECT_EQ(count(full, forward).tensor_flops, 4 * n * n * dim);
+    EXPECT_EQ(count(causal, forward).tensor_flops, 4 * pairs(32) * dim);
+    // Both kernels make the scores. In little shared memory a head_dim of 128 has tiles of 16.
+    for (const simt::Counters& gradients : backward_counts(full)) {
+      EXPECT_EQ(gradients.tensor_flops, 14 * n * n * dim);
+    }
+    const std::vector<simt::Counters> gradients = backward_counts(causal);
+    EXPECT_EQ(gradients.front().tensor_flops, 14 * pairs(32) * dim);
+    EXPECT_EQ(gradients.back().tensor_flops, 14 * pairs(dim == 128 ? 16 : 32) * dim);
+  }
 }
 
 // One block's q, and the keys and values that it sees, tile by tile; out and log_sum_exp once.
@@ -369,42 +429,52 @@ TEST(AttentionOnGpu, WgmmaForwardComputesNoTileThatTheMaskHides) {
 // Backward's loads from shared memory, but for wgmma's own, are of two neighbouring queries' log_sum_exp,
 // and D: see above. Each of them shows one wavefront too many, and nothing else does.
 TEST(AttentionOnGpu, WgmmaBackwardUsesTheBanksOfSharedMemoryWithoutConflicts) {
-  const simt::Counters gradients = count({b16, 1, 1, 128, {256}, {}, Mask::full}, backward, 90);
-  // Of 2 tiles of keys and 4 of queries, 8 warps: for each 8 queries a load of either.
-  EXPECT_EQ(gradients.shared_loads.requests, 2u * 4 * 8 * 8 * 2);
-  EXPECT_EQ(gradients.shared_loads.excess(), gradients.shared_loads.requests);
-  EXPECT_EQ(gradients.shared_stores.excess(), 0u);
+  for (const std::int64_t dim : {64, 128}) {
+    SCOPED_TRACE(dim);
+    const simt::Counters gradients = count({b16, 1, 1, dim, {256}, {}, Mask::full}, backward, 90);
+    // Of 2 tiles of keys and 4 of queries, 8 warps: for each 8 queries a load of either.
+    EXPECT_EQ(gradients.shared_loads.requests, 2u * 4 * 8 * 8 * 2);
+    EXPECT_EQ(gradients.shared_loads.excess(), gradients.shared_loads.requests);
+    EXPECT_EQ(gradients.shared_stores.excess(), 0u);
+  }
 }
 
 // The kernel of d_q reads queries' tensors once and keys' once a tile of queries, that of d_k and d_v
 // the other way round.
 TEST(AttentionOnGpu, WgmmaBackwardMovesEachByteOnceInFullSectors) {
-  constexpr std::uint64_t tensor = 256 * 128 * 2, tiles = 2, rows = 256;
-  const simt::Counters gradients = count({b16, 1, 1, 128, {256}, {}, Mask::full}, backward, 90);
-  EXPECT_EQ(gradients.tensor_load_bytes, 2 * (2 * tensor + 2 * tiles * tensor));
-  EXPECT_EQ(gradients.stores.bytes, 3 * tensor + 4 * rows);
-  EXPECT_EQ(gradients.stores.sectors,
-            3 * tensor / 32 + rows / 2);  // D: a warp writes two rows' together
-  // D's kernel reads d_out and out. Then there are log_sum_exp and D, once for d_q and once a tile of
-  // keys, and up to six offsets for each of 12 warps of 2·5 blocks, spare ones included.
-  const std::uint64_t terms = 2 * rows * 4 / 32 * (1 + tiles), offsets = 6 * 12 * 10;
-  EXPECT_LE(gradients.loads.sectors, 2 * tensor / 32 + terms + offsets);
+  for (const std::int64_t dim : {64, 128}) {
+    SCOPED_TRACE(dim);
+    constexpr std::uint64_t tiles = 2, rows = 256;
+    const std::uint64_t tensor = rows * dim * 2;
+    const simt::Counters gradients = count({b16, 1, 1, dim, {rows}, {}, Mask::full}, backward, 90);
+    EXPECT_EQ(gradients.tensor_load_bytes, 2 * (2 * tensor + 2 * tiles * tensor));
+    EXPECT_EQ(gradients.stores.bytes, 3 * tensor + 4 * rows);
+    // D: a warp writes those of four or two rows together.
+    EXPECT_EQ(gradients.stores.sectors, 3 * tensor / 32 + rows / (dim == 64 ? 4 : 2));
+    // D's kernel reads d_out and out. Then there are log_sum_exp and D, once for d_q and once a tile of
+    // keys, and up to six offsets for each of 12 warps of 2·5 blocks, spare ones included.
+    const std::uint64_t terms = 2 * rows * 4 / 32 * (1 + tiles), offsets = 6 * 12 * 10;
+    EXPECT_LE(gradients.loads.sectors, 2 * tensor / 32 + terms + offsets);
+  }
 }
 
 TEST(AttentionOnGpu, WgmmaBackwardComputesNoTileThatTheMaskHides) {
-  constexpr std::uint64_t n = 384, dim = 128;
-  const Case full{b16, 1, 1, dim, {n}, {}, Mask::full}, causal{b16, 1, 1, dim, {n}};
-  EXPECT_EQ(count(full, backward, 90).tensor_flops, 14 * n * n * dim);
-  // 64 queries meet what the mask leaves in tiles of 128 keys, and 64 keys in tiles of 64 queries.
-  std::uint64_t d_q_pairs = 0, d_k_pairs = 0;
-  for (std::uint64_t row = 0; row < n; row += 64) {
-    d_q_pairs += 64 * ((row + 64 + 127) / 128 * 128);
-    d_k_pairs += 64 * (n - row);
+  constexpr std::uint64_t n = 384;
+  for (const std::int64_t dim : {64, 128}) {
+    SCOPED_TRACE(dim);
+    const Case full{b16, 1, 1, dim, {n}, {}, Mask::full}, causal{b16, 1, 1, dim, {n}};
+    EXPECT_EQ(count(full, backward, 90).tensor_flops, 14 * n * n * dim);
+    // 64 queries meet what the mask leaves in tiles of 128 keys, and 64 keys in tiles of 64 queries.
+    std::uint64_t d_q_pairs = 0, d_k_pairs = 0;
+    for (std::uint64_t row = 0; row < n; row += 64) {
+      d_q_pairs += 64 * ((row + 64 + 127) / 128 * 128);
+      d_k_pairs += 64 * (n - row);
+    }
+    EXPECT_EQ(count(causal, backward, 90).tensor_flops, (6 * d_q_pairs + 8 * d_k_pairs) * dim);
+    // A document of 64 rows or fewer is one warpgroup's.
+    EXPECT_EQ(count({b16, 1, 1, dim, {60}}, backward, 90).tensor_flops,
+              6 * 64 * 128 * dim + 8 * 64 * 64 * dim);
   }
-  EXPECT_EQ(count(causal, backward, 90).tensor_flops, (6 * d_q_pairs + 8 * d_k_pairs) * dim);
-  // A document of 64 rows or fewer is one warpgroup's.
-  EXPECT_EQ(count({b16, 1, 1, dim, {60}}, backward, 90).tensor_flops,
-            6 * 64 * 128 * dim + 8 * 64 * 64 * dim);
 }
 
 using AttentionExtremes = DeviceTest<DType>;

@@ -1,6 +1,6 @@
 // What ptxas makes of the kernels' PTX: no kernel keeps anything in local memory, no tensor-core pipeline
-// is serialised, as many blocks fit a multiprocessor as the kernel states, and docs/kernel_resources.tsv
-// says what is so.
+// is serialised, as many blocks fit a multiprocessor as the kernel states, every GPU since sm_80 has the
+// shared memory for one, and docs/kernel_resources.tsv says what is so.
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/core/error.h"
+#include "kernels/gpu/gpu_properties.h"
 #include "kernels/simt/ptx_text/program.h"
 #include "tests/kernels/ptx_reports.h"
 
@@ -182,6 +183,21 @@ TEST_F(KernelResources, AsManyBlocksFitAsTheKernelStates) {
   for (const Resources& r : compilation().kernels()) {
     if (!r.is_launched()) continue;
     EXPECT_GE(r.blocks(), r.stated_blocks) << r.kernel;
+  }
+}
+
+// The kernels of sm_80 run on all of them. One that asks for more must have a twin for Room::least, which
+// has been launched, too.
+TEST_F(KernelResources, EveryGpuSinceAmpereHasTheSharedMemory) {
+  for (const Resources& r : compilation().kernels()) {
+    if (r.arch != "sm_80" || r.shared_bytes <= least_shared_bytes) continue;
+    const std::string ample = "Room)0", least = "Room)1";
+    const std::size_t at = r.kernel.find(ample);
+    ASSERT_NE(at, std::string::npos) << r.kernel << " asks for " << r.shared_bytes << " bytes";
+    const std::string name = std::string(r.kernel).replace(at, ample.size(), least);
+    const auto twin = std::ranges::find(compilation().kernels(), name, &Resources::kernel);
+    ASSERT_TRUE(twin != compilation().kernels().end() && twin->is_launched()) << name;
+    EXPECT_LE(twin->shared_bytes, least_shared_bytes) << name;
   }
 }
 

@@ -144,8 +144,10 @@ std::vector<AttentionOn> attention_cases() {
   std::vector<AttentionOn> cases;
   for (const char* const device : devices) {
     for (const auto& [dtype, head_dim] :
-         {std::pair{DType::f32, 80}, std::pair{DType::bf16, 64}, std::pair{DType::bf16, 128}}) {
-      if (dtype == DType::f32 && device == std::string("simt90")) continue;  // the kernel of sm_80
+         {std::pair{DType::f32, 80}, std::pair{DType::bf16, 64}, std::pair{DType::bf16, 80},
+          std::pair{DType::bf16, 96}, std::pair{DType::bf16, 128}}) {
+      const bool is_made_for_sm90 = dtype == DType::bf16 && head_dim % 64 == 0;
+      if (device == std::string("simt90") && !is_made_for_sm90) continue;  // the kernel of sm_80
       for (const AttentionCase& c :
            {AttentionCase{dtype, 2, 1, head_dim, {300, 17}},
             AttentionCase{dtype, 2, 1, head_dim, {24}, {2050}},
