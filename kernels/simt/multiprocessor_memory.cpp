@@ -233,6 +233,7 @@ void Multiprocessor::issue_async_copy(const AsyncCopy& copy, Where where) {
     std::memset(copy.shared, poison, copy.bytes);
     forget_initialised(copy.shared, copy.bytes);
   }
+  counters_.async_copy_bytes += copy.source_bytes;
   current_->copies.issue(copy, at_once);
 }
 

@@ -167,6 +167,7 @@ void WgmmaQueue::issue(const std::array<void*, 32>& lanes, std::span<const std::
   products_.push_back(std::move(product));
   // In order: later products add to what earlier ones leave.
   for (std::size_t i = done_; at_once && i < products_.size(); ++i) perform(products_[i], shared);
+  ++counters().wgmma_instructions;
   counters().tensor_flops += static_cast<std::uint64_t>(2 * warp_rows * own.n * depth);
 }
 

@@ -297,6 +297,8 @@ TEST_P(WgmmaResults, ProductOfIntegersIsExact) {
     wrong += d.at(i) != expected;
   }
   EXPECT_EQ(wrong, 0);
+  EXPECT_EQ(device_->counters().wgmma_instructions, 4u * k / 16);  // of four warps
+  EXPECT_EQ(device_->counters().tensor_flops, 2u * m * n * k);
 }
 
 }  // namespace
