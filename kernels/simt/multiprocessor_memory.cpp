@@ -234,7 +234,7 @@ void Multiprocessor::issue_async_copy(const AsyncCopy& copy, Where where) {
     forget_initialised(copy.shared, copy.bytes);
   }
   counters_.async_copy_bytes += copy.source_bytes;
-  current_->copies.issue(copy, at_once);
+  current_->copies.issue({copy, where, at_once});
 }
 
 void Multiprocessor::perform(const AsyncCopy& copy) {
