@@ -129,8 +129,9 @@ void Multiprocessor::wait_for_mbarrier(std::uint64_t* barrier, unsigned parity, 
     return naming("mbarrier.try_wait", where, [&] {
       require(shared_.slot_of(barrier) == current_->block->slot,
               "a block waits for its own mbarriers alone");
+      const bool over = mbarriers_.is_over(barrier, parity);
       if (races_) mbarriers_.require_near(barrier, parity, current_->knowledge.known);
-      return mbarriers_.is_over(barrier, parity);
+      return over;
     });
   };
   while (!is_over()) {
