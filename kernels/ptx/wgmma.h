@@ -241,7 +241,8 @@ void wgmma_m64k16(float (&d)[registers], std::uint64_t a, std::uint64_t b, bool 
                            .b = b,
                            .a_is_mn = a_transposed == Transposed::yes,
                            .b_is_mn = b_transposed == Transposed::yes,
-                           .accumulate = accumulate};
+                           .accumulate = accumulate,
+                           .where = where};
   warp_collective(wgmma_operation, 0xffffffffu, &arguments, where);
 }
 
@@ -255,7 +256,8 @@ void wgmma_m64k16(float (&d)[registers], const unsigned (&a)[4], std::uint64_t b
                            .b_is_mn = b_transposed == Transposed::yes,
                            .accumulate = accumulate,
                            .a_registers = a,
-                           .a_stays = true};
+                           .a_stays = true,
+                           .where = where};
   warp_collective(wgmma_operation, 0xffffffffu, &arguments, where);
 }
 

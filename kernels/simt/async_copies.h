@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 #include <vector>
 
 #include "kernels/simt/runtime.h"
@@ -10,13 +11,19 @@ namespace orchard::simt {
 
 class AsyncCopies {
  public:
+  struct Issued {
+    AsyncCopy copy;
+    Where where;
+    bool happened;
+  };
+
   void reset() {
     copies_.clear();
     group_ends_.clear();
     done_ = done_groups_ = 0;
   }
 
-  void issue(const AsyncCopy& copy, bool happened) { copies_.push_back({copy, happened}); }
+  void issue(const Issued& copy) { copies_.push_back(copy); }
   // Closes the group of all copies since the last commit; it may be empty.
   void commit() { group_ends_.push_back(copies_.size()); }
   // Calls perform(copy) for the copies that have not happened, of all but the `pending_groups`
@@ -31,14 +38,10 @@ class AsyncCopies {
     if (done_ == copies_.size() && done_groups_ == group_ends_.size()) reset();
   }
 
-  std::size_t in_flight() const { return copies_.size() - done_; }
+  // That nobody has waited for, oldest first.
+  std::span<const Issued> in_flight() const { return std::span(copies_).subspan(done_); }
 
  private:
-  struct Issued {
-    AsyncCopy copy;
-    bool happened;
-  };
-
   // Cut at group_ends_; the first done_ copies and done_groups_ groups have been waited for.
   std::vector<Issued> copies_;
   std::vector<std::size_t> group_ends_;

@@ -2,6 +2,7 @@
 // committed them in (cp.async.bulk, cp.async.bulk.tensor, cp.reduce.async.bulk).
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <functional>
 #include <span>
@@ -15,6 +16,7 @@ namespace orchard::simt {
 struct BulkCopy {
   std::function<void()> read;   // takes the source
   std::function<void()> write;  // leaves it at the destination
+  Where where;
   Operation reading = 0, writing = 0;
   bool taken = false, left = false;
   bool waited_for = false;  // at least for its reading
@@ -41,11 +43,11 @@ class BulkGroups {
     const std::size_t end = ends_.size() > pending ? ends_[ends_.size() - pending - 1] : 0;
     return {copies_.data(), end};
   }
-  // That nobody has waited for.
-  std::size_t in_flight() const {
-    std::size_t count = 0;
-    for (const BulkCopy& copy : copies_) count += !copy.waited_for;
-    return count;
+  // That nobody has waited for, oldest first.
+  std::span<const BulkCopy> in_flight() const {
+    return {std::find_if(copies_.begin(), copies_.end(),
+                         [](const BulkCopy& copy) { return !copy.waited_for; }),
+            copies_.end()};
   }
   void leave_all() {
     for (BulkCopy& copy : copies_) copy.leave();

@@ -51,13 +51,17 @@ struct Counters {
   DramCounters dram;                     // the copy engine included
   SharedCounters shared_loads;           // ldmatrix included
   SharedCounters shared_stores;          // cp.async included
+  std::uint64_t async_copy_bytes = 0;    // that cp.async read, which are among those of `loads`
   std::uint64_t tensor_flops = 0;        // of mma and wgmma, padding included
+  std::uint64_t mma_instructions = 0;    // executed, per warp
+  std::uint64_t wgmma_instructions = 0;  // executed, per warp: four for a warpgroup's
   std::uint64_t tensor_load_bytes = 0;   // by the copy engine, zeros outside tensors included
   std::uint64_t tensor_store_bytes = 0;  // by it, stored or added to what is there, inside tensors
   std::uint64_t launches = 0;
   std::uint64_t blocks = 0;
   std::uint64_t block_barriers = 0;    // completed, per block
   std::uint64_t warp_collectives = 0;  // executed, per warp
+  std::uint64_t shuffles = 0;          // of them
 };
 
 }  // namespace orchard::simt

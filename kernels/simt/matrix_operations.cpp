@@ -89,6 +89,7 @@ void multiply_m16n8k16(const Lanes& lanes) {
     const unsigned group = lane / 4, pair = 2 * (lane % 4);
     for (unsigned i = 0; i < 4; ++i) own[i] = d[group + 8 * (i / 2)][pair + i % 2];
   }
+  ++counters().mma_instructions;
   counters().tensor_flops += 2 * 16 * 8 * 16;
 }
 

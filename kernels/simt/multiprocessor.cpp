@@ -220,6 +220,7 @@ void Multiprocessor::reset_block(Block& block) {
 void Multiprocessor::run_blocks() {
   mbarriers_.reset();
   loads_.clear();
+  unseen_loads_.clear();
   grid_barrier_ = {.threads = threads_.size()};
   live_ = threads_.size();
   queue_.reset(threads_.size());
@@ -238,37 +239,10 @@ void Multiprocessor::run_blocks() {
     unwinding_ = false;
     std::rethrow_exception(std::exchange(fault_, nullptr));
   }
-  check_end();
-}
-
-void Multiprocessor::check_end() const {
   for (const Block& block : blocks_) {
-    check_end(block);
+    check_red_zone(block);
     if (races_) races_->end_block(block.number);
   }
-}
-
-void Multiprocessor::check_end(const Block& block) const {
-  std::size_t in_flight = 0;
-  for (const BulkLoad& load : loads_) in_flight += shared_.slot_of(load.barrier) == block.slot;
-  require(in_flight == 0, "{}: {} copies of the copy engine are in flight when the block ends",
-          place_of(block), in_flight);
-  for (std::size_t warp = 0; warp < block.warps.size(); ++warp) {
-    const WgmmaQueue& own = block.warps[warp].wgmma;
-    require(own.in_flight() == 0, "{}: warp {} returns with {} wgmma that it has not waited for",
-            place_of(block), warp, own.in_flight());
-    require(own.fingerprint() == block.warps[warp / 4 * 4].wgmma.fingerprint(),
-            "{}: warps {} and {} of one warpgroup executed different wgmma or setmaxnreg",
-            place_of(block), warp / 4 * 4, warp);
-  }
-  for (std::size_t number = 0; number < block.barriers.size(); ++number) {
-    const BlockBarrier& barrier = block.barriers[number];
-    require(barrier.arrived == 0, "{}: barrier {} is left with {} of {} threads", place_of(block),
-            number, barrier.arrived, barrier.expected);
-  }
-  const std::ptrdiff_t damage = shared_.damage(block.slot, shape_->shared_bytes);
-  require(damage < 0, "{} wrote at byte {} of its {} bytes of shared memory", place_of(block),
-          shape_->shared_bytes + static_cast<std::size_t>(damage), shape_->shared_bytes);
 }
 
 // ---- fibers ----------------------------------------------------------------------------------

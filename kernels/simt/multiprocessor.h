@@ -38,7 +38,9 @@ struct BulkLoad {
   std::uint64_t* barrier;  // that counts its bytes
   unsigned bytes;
   Operation operation;
+  const Thread* issuer;
   Where where;
+  Epoch phase = 0;  // of the barrier, that has counted them
 };
 
 class Multiprocessor {
@@ -120,8 +122,12 @@ class Multiprocessor {
   void place_block(Block& block, std::size_t number);
   void reset_block(Block& block);
   void run_blocks();
-  void check_end() const;
+
+  // What nobody may leave behind (multiprocessor_ends.cpp).
+  void check_end(const Thread& thread) const;
+  void check_end(const Warp& warp) const;
   void check_end(const Block& block) const;
+  void check_red_zone(const Block& block) const;
 
   // Fibers.
   boost::context::fiber make_fiber(StackPool::Slot stack);
@@ -190,6 +196,7 @@ class Multiprocessor {
                            const std::string& reason) const;
   std::string place() const;  // "kernel k, block (0, 0, 0), thread (1, 0, 0)"
   std::string place_of(const Block& block) const;
+  std::string place_of(const Thread& thread) const;
   std::string state_of(const Thread& thread);
   std::string deadlock();
 
@@ -215,7 +222,8 @@ class Multiprocessor {
   std::size_t live_ = 0;  // threads that have not returned
   WideBarrier grid_barrier_;
   Mbarriers mbarriers_;
-  std::vector<BulkLoad> loads_;  // in flight, oldest first
+  std::vector<BulkLoad> loads_;         // in flight, oldest first
+  std::vector<BulkLoad> unseen_loads_;  // done, and no wait has found their phase over
   Thread* current_ = nullptr;
   Thread* previous_ = nullptr;  // the thread that switched to the current one; nullptr: host
   // What the current thread has just announced by a call: the access itself follows.

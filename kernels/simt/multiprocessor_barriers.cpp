@@ -107,20 +107,17 @@ void Multiprocessor::complete_barrier(Block& block, unsigned number, Thread* sel
 void Multiprocessor::returned() {
   Thread& self = *current_;
   Block& block = *self.block;
-  if (const std::size_t count = self.copies.in_flight()) {
-    fail("{}: returns with {} asynchronous copies that it has not waited for", place(), count);
-  }
-  if (const std::size_t count = self.bulk.in_flight()) {
-    fail("{}: returns with {} copies out of shared memory that it has not waited for", place(),
-         count);
-  }
+  check_end(self);
   self.bulk.leave_all();
   self.returned = true;
   --live_;
   --block.live;
   Warp& warp = *self.warp;
   warp.live &= ~(1u << self.lane);
-  if (warp.live == 0) count_warp(warp);
+  if (warp.live == 0) {
+    check_end(warp);
+    count_warp(warp);
+  }
   // Nobody waits for a thread that has returned: it may be the last one that others waited for.
   for (std::size_t i = warp.collecting.size(); i-- > 0;) {
     const Collective& collective = warp.collecting[i];
@@ -132,6 +129,7 @@ void Multiprocessor::returned() {
       complete_barrier(block, number, nullptr);
     }
   }
+  if (block.live == 0) check_end(block);
   WideBarrier& cluster = block.cluster->barrier;
   ++cluster.returned;
   if (!(self.at_cluster_barrier && self.cluster_phase == cluster.phase)) ++cluster.arrived;
@@ -286,7 +284,7 @@ void Multiprocessor::change_registers(unsigned count, bool grow) {
   require(count >= 24 && count <= 256 && count % 8 == 0,
           "{} registers are not a multiple of 8 within 24 .. 256", count);
   require(warp.wanted_registers == 0, "the warp still waits for registers");
-  wgmma_queue().note(count);
+  warp.wgmma.note({{count}, warp.lanes[0]->waiting.where});
   if (grow) {
     require(count >= warp.registers, "the warp has {} registers each thread, more than {}",
             warp.registers, count);
@@ -338,9 +336,13 @@ std::string Multiprocessor::place_of(const Block& block) const {
                      block.index.z);
 }
 
+std::string Multiprocessor::place_of(const Thread& thread) const {
+  const uint3& t = thread.index;
+  return fmt::format("{}, thread ({}, {}, {})", place_of(*thread.block), t.x, t.y, t.z);
+}
+
 std::string Multiprocessor::place() const {
-  const uint3& t = current_->index;
-  return fmt::format("{}, thread ({}, {}, {})", place_of(*current_->block), t.x, t.y, t.z);
+  return place_of(*current_);
 }
 
 std::string Multiprocessor::state_of(const Thread& thread) {

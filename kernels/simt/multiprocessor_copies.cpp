@@ -129,8 +129,9 @@ void Multiprocessor::wait_for_mbarrier(std::uint64_t* barrier, unsigned parity, 
     return naming("mbarrier.try_wait", where, [&] {
       require(shared_.slot_of(barrier) == current_->block->slot,
               "a block waits for its own mbarriers alone");
+      const bool over = mbarriers_.is_over(barrier, parity);
       if (races_) mbarriers_.require_near(barrier, parity, current_->knowledge.known);
-      return mbarriers_.is_over(barrier, parity);
+      return over;
     });
   };
   while (!is_over()) {
@@ -139,6 +140,9 @@ void Multiprocessor::wait_for_mbarrier(std::uint64_t* barrier, unsigned parity, 
     wait();
   }
   if (races_) RaceChecker::acquire(current_->knowledge, mbarriers_.over(barrier));
+  std::erase_if(unseen_loads_, [&, phase = mbarriers_.phase(barrier)](const BulkLoad& load) {
+    return load.barrier == barrier && load.phase < phase;
+  });
 }
 
 // ---- copies into shared memory ---------------------------------------------------------------
@@ -179,6 +183,7 @@ void Multiprocessor::issue_tensor_load(const TensorLoad& load, Where where) {
     if (!(ranks >> rank & 1)) continue;
     auto* const shared = static_cast<std::byte*>(map_to_rank(load.shared, rank, where));
     auto* const barrier = static_cast<std::uint64_t*>(map_to_rank(load.barrier, rank, where));
+    check_shared(shared, load.bytes(), Access::write, where);
     const TensorBox box = load.box;
     const BoxStart start{load.col, load.row, load.matrix};
     BulkLoad copy{.barrier = barrier,
@@ -253,6 +258,7 @@ void Multiprocessor::issue_load(void* shared, BulkLoad load) {
   std::memset(shared, poison, load.bytes);
   forget_initialised(shared, load.bytes);
   counters_.tensor_load_bytes += load.bytes;
+  load.issuer = current_;
   loads_.push_back(std::move(load));
   if (options_.completion == AsyncCompletion::eager) complete_load(loads_.size() - 1);
 }
@@ -264,13 +270,14 @@ bool Multiprocessor::complete_some_load() {
 }
 
 void Multiprocessor::complete_load(std::size_t index) {
-  const BulkLoad load = std::move(loads_[index]);
+  BulkLoad& load = unseen_loads_.emplace_back(std::move(loads_[index]));
   loads_.erase(loads_.begin() + static_cast<std::ptrdiff_t>(index));
   load.perform();
   std::vector<Thread*> woken = naming("the end of cp.async.bulk", load.where, [&] {
+    load.phase = mbarriers_.phase(load.barrier);
     if (races_) {
       const auto [block, actor] = mbarriers_.actor(load.barrier);
-      races_->end_operation(load.operation, block, actor, mbarriers_.phase(load.barrier));
+      races_->end_operation(load.operation, block, actor, load.phase);
     }
     return mbarriers_.complete(load.barrier, load.bytes);
   });
@@ -286,7 +293,7 @@ void Multiprocessor::issue_tensor_store(const TensorStore& store, Where where) {
   const auto* const shared = static_cast<const std::byte*>(store.shared);
   const bool adds = store.combine == Combine::add;
   const auto taken = std::make_shared<std::vector<std::byte>>(store.bytes());
-  BulkCopy copy;
+  BulkCopy copy{.where = where};
   copy.read = [this, shared, taken, swizzle = box.swizzle] {
     const std::byte* const begin = shared_.begin(shared_.slot_of(shared));
     for (std::size_t at = 0; at < taken->size(); at += 16) {
@@ -329,7 +336,7 @@ void Multiprocessor::issue_bulk_store(void* global, const void* shared, unsigned
                                       Where where) {
   check_bulk(shared, global, bytes, Access::write, where);
   const auto taken = std::make_shared<std::vector<std::byte>>(bytes);
-  BulkCopy copy;
+  BulkCopy copy{.where = where};
   copy.read = [shared, taken] { std::memcpy(taken->data(), shared, taken->size()); };
   copy.write = [this, global, taken] {
     std::memcpy(global, taken->data(), taken->size());

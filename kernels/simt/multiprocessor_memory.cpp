@@ -39,7 +39,10 @@ void Multiprocessor::check_global(const void* address, std::size_t bytes, Access
 
 Block& Multiprocessor::check_shared(const void* address, std::size_t bytes, Access kind,
                                     Site site) {
-  if (!shared_.contains(address)) refuse(bytes, kind, site, "which are not shared memory");
+  // More windows may be mapped than blocks are resident: those of an earlier launch.
+  if (!shared_.contains(address) || shared_.slot_of(address) >= blocks_.size()) {
+    refuse(bytes, kind, site, "which are not shared memory");
+  }
   Block& owner = blocks_[shared_.slot_of(address)];
   const std::size_t offset = shared_.offset_of(address) % SharedMemories::window;
   if (offset + bytes > shape_->shared_bytes) {
@@ -233,7 +236,8 @@ void Multiprocessor::issue_async_copy(const AsyncCopy& copy, Where where) {
     std::memset(copy.shared, poison, copy.bytes);
     forget_initialised(copy.shared, copy.bytes);
   }
-  current_->copies.issue(copy, at_once);
+  counters_.async_copy_bytes += copy.source_bytes;
+  current_->copies.issue({copy, where, at_once});
 }
 
 void Multiprocessor::perform(const AsyncCopy& copy) {

@@ -2,6 +2,7 @@
 #include <utility>
 
 #include "kernels/core/error.h"
+#include "kernels/simt/counters.h"
 #include "kernels/simt/language.h"
 
 namespace orchard::simt {
@@ -15,6 +16,7 @@ void shuffle_lanes(const std::array<void*, 32>& lanes) {
     require(source != nullptr, "lane {} reads lane {}, which is not there", lane, own.source);
     own.result = source->value;
   }
+  ++counters().shuffles;
 }
 
 void count_votes(const std::array<void*, 32>& lanes) {

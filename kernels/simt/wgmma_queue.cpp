@@ -156,7 +156,7 @@ void WgmmaQueue::issue(const std::array<void*, 32>& lanes, std::span<const std::
             "the lanes of a warp bring different descriptors");
   }
   require(fenced_, "no wgmma_fence since the last commit");
-  for (const std::uint64_t word : {own.a, own.b, std::uint64_t{own.accumulate}}) note(word);
+  note({{own.a, own.b, 2 * static_cast<std::uint64_t>(own.n) + own.accumulate}, own.where});
   const auto record = [](std::size_t, std::size_t, std::size_t at) { record_wgmma_read(at); };
   if (!own.a_registers) for_each_chunk(left_operand(own, warp_of_group), shared.size(), record);
   for_each_chunk(right_operand(own), shared.size(), record);
@@ -167,6 +167,7 @@ void WgmmaQueue::issue(const std::array<void*, 32>& lanes, std::span<const std::
   products_.push_back(std::move(product));
   // In order: later products add to what earlier ones leave.
   for (std::size_t i = done_; at_once && i < products_.size(); ++i) perform(products_[i], shared);
+  ++counters().wgmma_instructions;
   counters().tensor_flops += static_cast<std::uint64_t>(2 * warp_rows * own.n * depth);
 }
 

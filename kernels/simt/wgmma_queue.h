@@ -1,9 +1,9 @@
 // The wgmma instructions that a warp has issued and not yet waited for.
 //
 // A warp's share of m64nNk16 is its 16 rows, which need nothing of the other three warps; what must
-// agree between them is the sequence of instructions, of which each warp keeps a fingerprint. From
-// issue to wait the accumulators hold poison, and the sums are kept aside: a kernel that touches them
-// too early is found. So is one that changes a left operand in registers; one that only reads it is not.
+// agree between them is the sequence of instructions, which each warp writes down. From issue to wait
+// the accumulators hold poison, and the sums are kept aside: a kernel that touches them too early is
+// found. So is one that changes a left operand in registers; one that only reads it is not.
 #pragma once
 
 #include <array>
@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "kernels/simt/runtime.h"
-#include "kernels/simt/simt_device.h"
 
 namespace orchard::simt {
 
@@ -28,6 +27,7 @@ struct WgmmaArguments {
   const unsigned* a_registers = nullptr;  // [4] of a lane: a lies there, not in shared memory
   // They are there until the wait. Not so in the text of PTX, whose registers the assembler assigns.
   bool a_stays = false;
+  Where where;
 };
 
 // The bits of an accumulator in flight.
@@ -43,10 +43,17 @@ class WgmmaQueue {
   void commit();
   void wait(std::size_t pending_groups, std::span<const std::byte> shared);
 
+  // How many nobody has waited for, and where the first of them is.
   std::size_t in_flight() const { return products_.size() - done_; }
-  // Something else that all warps of a group must do alike.
-  void note(std::uint64_t word) { fingerprint_ = (fingerprint_ ^ word) * 0x9e3779b97f4a7c15u; }
-  std::uint64_t fingerprint() const { return fingerprint_; }
+  Where first_in_flight() const { return products_[done_].arguments.where; }
+
+  // An instruction that all warps of a group must execute alike, told from others by what it says.
+  struct Step {
+    std::array<std::uint64_t, 3> says;
+    Where where;
+  };
+  void note(const Step& step) { steps_.push_back(step); }
+  std::span<const Step> steps() const { return steps_; }
 
  private:
   // The registers of 32 lanes, and the sums that they will hold.
@@ -78,7 +85,7 @@ class WgmmaQueue {
   std::vector<std::size_t> group_ends_;
   std::size_t done_ = 0, done_groups_ = 0;
   bool fenced_ = false;
-  std::uint64_t fingerprint_ = 0;
+  std::vector<Step> steps_;
 };
 
 struct SetRegistersArguments {

@@ -1,5 +1,6 @@
 // The instructions of kernels/ptx: what they do, on the emulator and on a GPU; and what the emulator
 // counts of them.
+#include <map>
 #include <numeric>
 
 #include "kernels/gpu/gpu_properties.h"
@@ -203,13 +204,38 @@ __global__ void load_column() {
   ldmatrix(registers, tile.word + 32 * threadIdx.x + (swizzled ? threadIdx.x % 8 * 4 : 0));
 }
 
-__global__ void exchange_words(int stride) {
+// A lane stores one T, of `stride` apart from each other, and loads another one.
+template <class T>
+__global__ void exchange(int stride) {
+  auto* const place = reinterpret_cast<T*>(shared_storage<Tile>().word);
+  const auto lane = static_cast<int>(threadIdx.x);
+  store_shared(place + lane, T{});
+  __syncthreads();
+  store_shared(place + stride * lane, T{});
+  __syncthreads();
+  load_shared(place + lane);
+}
+
+// 4 bytes by a load; by cp.async 4 bytes, and 12 of 16.
+__global__ void load_and_copy(const unsigned* in) {
   auto& tile = shared_storage<Tile>();
-  tile.word[threadIdx.x] = 0;
-  __syncthreads();
-  store_shared(tile.word + stride * threadIdx.x, 1u);
-  __syncthreads();
-  load_shared(tile.word + threadIdx.x);
+  const unsigned lane = threadIdx.x;
+  load(in + lane);
+  cp_async_small<4>(tile.word + lane, in + lane);
+  cp_async_16(tile.word + 32 + 4 * lane, in + 4 * lane, 12);
+  cp_async_wait_all();
+}
+
+// All lanes twice, and each half of them by itself.
+__global__ void shuffle_and_vote() {
+  const auto lane = static_cast<int>(threadIdx.x);
+  constexpr unsigned all = 0xffffffffu;
+  const unsigned half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
+  int value = __shfl_xor_sync(all, lane, 1);
+  value = __shfl_down_sync(all, value, 2);
+  value = __shfl_xor_sync(half, value, 4);
+  __ballot_sync(all, value > 3);
+  __syncwarp();
 }
 
 }  // namespace
@@ -229,6 +255,9 @@ class PtxCounters : public ::testing::TestWithParam<ThreadOrder> {
     stream_->synchronize();
   }
 
+  template <class T>
+  void expect_wavefronts(const std::map<int, unsigned>& wavefronts);
+
   const std::unique_ptr<SimtDevice> device_ =
       make_simt_device({.order = GetParam(), .seed = 3, .counting = simt::Counting::on});
   const std::unique_ptr<Stream> stream_ = device_->make_stream();
@@ -238,7 +267,7 @@ INSTANTIATE_TEST_SUITE_P(Orders, PtxCounters,
                          ::testing::Values(ThreadOrder::fifo, ThreadOrder::reverse,
                                            ThreadOrder::random));
 
-TEST_P(PtxCounters, BankConflictsAreCounted) {
+TEST_P(PtxCounters, BankConflictsOfMatricesAreCounted) {
   using simt::SharedCounters;
   run(sizeof(simt::Tile), simt::load_column<true>);
   EXPECT_EQ(device_->counters().shared_loads,
@@ -247,17 +276,48 @@ TEST_P(PtxCounters, BankConflictsAreCounted) {
   run(sizeof(simt::Tile), simt::load_column<false>);
   EXPECT_EQ(device_->counters().shared_loads,
             (SharedCounters{.requests = 1, .wavefronts = 32, .ideal_wavefronts = 4, .bytes = 512}));
-  for (const auto& [stride, wavefronts] : {std::pair{1, 1u}, {2, 2u}, {17, 1u}, {32, 32u}}) {
+}
+
+// 32 lanes with 4 bytes each are served at a time, 16 with 8, 8 with 16. `wavefronts`: of a stride.
+template <class T>
+void PtxCounters::expect_wavefronts(const std::map<int, unsigned>& wavefronts) {
+  const unsigned packed = sizeof(T) / 4;
+  for (const auto& [stride, expected] : wavefronts) {
+    SCOPED_TRACE(fmt::format("{} bytes, stride {}", sizeof(T), stride));
     device_->reset_counters();
-    run(sizeof(simt::Tile), simt::exchange_words, stride);
-    EXPECT_EQ(device_->counters().shared_stores.wavefronts, wavefronts) << stride;
+    run(sizeof(simt::Tile), simt::exchange<T>, stride);
+    const simt::SharedCounters& stores = device_->counters().shared_stores;
+    EXPECT_EQ(stores.wavefronts, packed + expected) << "the first store is packed";
+    EXPECT_EQ(stores.ideal_wavefronts, 2 * packed);
     EXPECT_EQ(device_->counters().shared_loads.excess(), 0u);
   }
+}
+
+TEST_P(PtxCounters, BankConflictsOfEveryWidthAreCounted) {
+  expect_wavefronts<unsigned>({{1, 1}, {2, 2}, {17, 1}, {32, 32}});
+  expect_wavefronts<simt::uint2>({{1, 2}, {2, 4}, {3, 2}, {16, 32}});
+  expect_wavefronts<simt::uint4>({{1, 4}, {2, 8}, {3, 4}, {8, 32}});
 }
 
 TEST_P(PtxCounters, TensorWorkIsCounted) {
   run(0, simt::multiply_zeros);
   EXPECT_EQ(device_->counters().tensor_flops, 4096u);
+  EXPECT_EQ(device_->counters().mma_instructions, 1u);
+  EXPECT_EQ(device_->counters().wgmma_instructions, 0u);
+}
+
+TEST_P(PtxCounters, AsynchronousCopiesAreToldFromLoads) {
+  Buffer in = device_->allocate(512);
+  stream_->fill_zero(in.tensor(DType::u8, {512}));
+  run(sizeof(simt::Tile), simt::load_and_copy, reinterpret_cast<const unsigned*>(in.data()));
+  EXPECT_EQ(device_->counters().async_copy_bytes, 32u * (4 + 12));
+  EXPECT_EQ(device_->counters().loads.bytes, 32u * (4 + 4 + 12));
+}
+
+TEST_P(PtxCounters, ShufflesAreToldFromOtherCollectives) {
+  run(0, simt::shuffle_and_vote);
+  EXPECT_EQ(device_->counters().shuffles, 4u);
+  EXPECT_EQ(device_->counters().warp_collectives, 6u);
 }
 
 }  // namespace

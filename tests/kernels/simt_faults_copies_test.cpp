@@ -165,7 +165,8 @@ const SeededFault faults[] = {
     {"LeavesACopyInFlight",
      FoundBy::calls,
      run_copy<OneCopy::left_in_flight>,
-     {"returns with 1 asynchronous copies that it has not waited for"}},
+     {"thread (*): returns with 1 asynchronous copies that it has not waited for, the first of "
+      "them at simt_faults_copies_test.cpp:*"}},
     {"CopiesFromOutside",
      FoundBy::calls,
      run_copy<OneCopy::source_outside>,

@@ -61,6 +61,23 @@ __global__ void add_one(const float* in, float* out, InRoundTrip fault) {
   if (leads && fault == InRoundTrip::result_overwritten) bulk_wait<0>();
 }
 
+// ---- one box ---------------------------------------------------------------------------------
+
+struct Shared {
+  alignas(1024) bf16 box[64 * 64];
+  std::uint64_t full, empty;
+};
+
+__global__ void load_box(const __grid_constant__ TensorMap map, bool waits) {
+  auto& shared = shared_storage<Shared>();
+  if (threadIdx.x != 0) return;
+  mbarrier_init(&shared.full, 1);
+  mbarrier_fence_init();
+  mbarrier_arrive_expect(&shared.full, sizeof shared.box);
+  tma_load(shared.box, map, 0, 0, 0, &shared.full);
+  if (waits) mbarrier_wait(&shared.full, 0);
+}
+
 // ---- across a cluster ------------------------------------------------------------------------
 
 enum class InMulticast : std::uint8_t {
@@ -68,11 +85,6 @@ enum class InMulticast : std::uint8_t {
   peer_not_asked,
   peer_does_not_answer,
   wrong_ranks
-};
-
-struct Shared {
-  alignas(1024) bf16 box[64 * 64];
-  std::uint64_t full, empty;
 };
 
 // The first of two blocks loads box after box for both.
@@ -108,6 +120,32 @@ __global__ void multicast(const __grid_constant__ TensorMap map, int* out, InMul
   cluster_barrier_wait();
 }
 
+enum class InSending : std::uint8_t { correct, peer_has_ended, peer_does_not_wait };
+
+// The first of two blocks loads one box for both.
+__global__ void send_box(const __grid_constant__ TensorMap map, InSending fault) {
+  auto& shared = shared_storage<Shared>();
+  const bool leads = threadIdx.x == 0, is_peer = cluster_rank() == 1;
+  const auto meet = [] {
+    cluster_barrier_arrive();
+    cluster_barrier_wait();
+  };
+  if (leads) {
+    mbarrier_init(&shared.full, 1);
+    mbarrier_fence_init();
+    mbarrier_arrive_expect(&shared.full, sizeof shared.box);
+  }
+  meet();
+  // Who has returned counts as having come to those that follow.
+  if (is_peer && fault == InSending::peer_has_ended) return;
+  meet();
+  if (leads && !is_peer) tma_load_multicast(shared.box, map, 0, 0, 0, &shared.full, 3);
+  meet();
+  if (is_peer && fault == InSending::peer_does_not_wait) return;
+  mbarrier_wait(&shared.full, 0);
+  meet();
+}
+
 // Every block brings its box to the same place of the tensor.
 __global__ void gather(const __grid_constant__ TensorMap map, bool add) {
   auto& shared = shared_storage<Shared>();
@@ -133,6 +171,7 @@ namespace {
 
 using simt::InMulticast;
 using simt::InRoundTrip;
+using simt::InSending;
 
 simt::TensorMap map_of(const void* data, std::int64_t rows, std::int64_t cols) {
   constexpr int side = 64;
@@ -154,6 +193,18 @@ void run_multicast(FaultBench& b, bool fault) {
         simt::multicast, map_of(b.zeros<bf16>(256 * 64), 256, 64), b.fresh<int>(64),
         fault ? in_multicast : InMulticast::correct);
 }
+
+template <InSending sending>
+void run_sending(FaultBench& b, bool fault) {
+  b.run({.kernel = "k",
+         .grid = {2},
+         .block = {32},
+         .shared_bytes = sizeof(simt::Shared),
+         .cluster = {2}},
+        simt::send_box, map_of(b.zeros<bf16>(64 * 64), 64, 64),
+        fault ? sending : InSending::correct);
+}
+constexpr LaunchShape one_block{.kernel = "k", .block = {32}, .shared_bytes = sizeof(simt::Shared)};
 
 const std::string in_flight = ": it has not been waited for";
 const std::string unordered = ": nothing orders the two";
@@ -204,7 +255,24 @@ const SeededFault faults[] = {
     {"LeavesABulkStoreInFlight",
      FoundBy::calls,
      run_round_trip<InRoundTrip::store_left_in_flight>,
-     {"returns with 1 copies out of shared memory that it has not waited for"}},
+     {"thread (0, 0, 0): returns with 1 copies out of shared memory that it has not waited for, "
+      "the "
+      "first of them at simt_faults_copy_engine_test.cpp:*"}},
+
+    {"LeavesABoxInFlight",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) {
+       b.run(one_block, simt::load_box, map_of(b.zeros<bf16>(64 * 64), 64, 64), !fault);
+     },
+     {"block (0, 0, 0), thread (0, 0, 0): cp.async.bulk at simt_faults_copy_engine_test.cpp:*: "
+      "nobody has waited for it when block (0, 0, 0) ends"}},
+    {"TensorLongerThanItsMemory",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) {
+       b.run(one_block, simt::load_box, map_of(b.zeros<bf16>(64 * 64), fault ? 65 : 64, 64), true);
+     },
+     {"cp.async.bulk.tensor at simt_faults_copy_engine_test.cpp:*: the tensor of 8320 bytes is at "
+      "byte 0 of an allocation of 8192 bytes"}},
 
     {"OverwritesWhatAPeerStillReads",
      FoundBy::races,
@@ -225,6 +293,16 @@ const SeededFault faults[] = {
      FoundBy::calls,
      run_multicast<InMulticast::wrong_ranks>,
      {"cp.async.bulk.tensor at *: ranks 0x7 of a cluster of 2 blocks"}},
+    {"MulticastToABlockThatHasEnded",
+     FoundBy::calls,
+     run_sending<InSending::peer_has_ended>,
+     {"block (0, 0, 0), thread (0, 0, 0): writes 8192 bytes at simt_faults_copy_engine_test.cpp:*, "
+      "in the shared memory of the cluster's block 1, which has ended"}},
+    {"EndsWhileAPeersBoxIsOnItsWay",
+     FoundBy::calls,
+     run_sending<InSending::peer_does_not_wait>,
+     {"block (0, 0, 0), thread (0, 0, 0): cp.async.bulk at simt_faults_copy_engine_test.cpp:*: "
+      "nobody has waited for it when block (1, 0, 0) ends"}},
     {"BlocksStoreOneBox",
      FoundBy::races,
      [](FaultBench& b, bool fault) {

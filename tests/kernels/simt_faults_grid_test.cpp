@@ -59,6 +59,7 @@ enum class InCluster : std::uint8_t {
   waits_unasked,
   arrives_twice,
   rank_too_high,
+  address_is_the_peers,
 };
 
 // Each block takes the words of the next one.
@@ -80,9 +81,33 @@ __global__ void read_peer(int* out, InCluster fault) {
     cluster_barrier_arrive();
     cluster_barrier_wait();
   }
-  store(out + blockIdx.x * threads + i, load_shared(in_block(shared.word + i, peer)));
+  int* own = shared.word + i;
+  if (fault == InCluster::address_is_the_peers) own = in_block(own, peer);
+  store(out + blockIdx.x * threads + i, load_shared(in_block(own, peer)));
   cluster_barrier_arrive();
   cluster_barrier_wait();
+}
+
+// ---- addresses that leave their cluster --------------------------------------------------------
+
+// Each block leaves the address of its words, and reads those of a neighbour.
+__global__ void exchange_addresses(const int** addresses, int* out, unsigned distance) {
+  auto& shared = shared_storage<Words>();
+  const unsigned i = threadIdx.x;
+  store_shared(shared.word + i, 1);
+  if (i == 0) store(addresses + blockIdx.x, shared.word);
+  grid_sync();
+  const int* const there = load(addresses + (blockIdx.x ^ distance));
+  store(out + blockIdx.x * threads + i, load_shared(there + i));
+  grid_sync();
+}
+
+// A single block, after those.
+__global__ void read_at_address(const int* const* address, int* out) {
+  auto& shared = shared_storage<Words>();
+  const unsigned i = threadIdx.x;
+  store_shared(shared.word + i, 1);
+  store(out + i, load_shared(load(address) + i));
 }
 
 }  // namespace
@@ -102,6 +127,13 @@ constexpr LaunchShape cluster{.kernel = "k",
                               .block = {threads},
                               .shared_bytes = sizeof(simt::Words),
                               .cluster = {3}};
+// Resident together, two a cluster.
+constexpr LaunchShape pairs{.kernel = "k",
+                            .grid = {4},
+                            .block = {threads},
+                            .shared_bytes = sizeof(simt::Words),
+                            .cluster = {2},
+                            .residency = Residency::whole_grid};
 const std::string nothing = ": nothing orders the two";
 
 template <LastBlock last>
@@ -193,6 +225,30 @@ const SeededFault faults[] = {
      FoundBy::calls,
      run_cluster<InCluster::rank_too_high>,
      {"mapa at *: rank 3 of a cluster of 3 blocks"}},
+    {"MapsAPeersAddress",
+     FoundBy::calls,
+     run_cluster<InCluster::address_is_the_peers>,
+     {"mapa at simt_faults_grid_test.cpp:*: the address is not in the block's own shared memory"}},
+
+    {"ReadsAnotherCluster",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) {
+       b.run(pairs, simt::exchange_addresses, b.fresh<const int*>(4), b.fresh<int>(4 * threads),
+             fault ? 2u : 1u);
+     },
+     {"reads 4 bytes at simt_faults_grid_test.cpp:*, in the shared memory of a block of another "
+      "cluster"}},
+    {"ReadsSharedMemoryOfAnEarlierLaunch",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) {
+       const auto addresses = b.fresh<const int*>(4);
+       const auto out = b.fresh<int>(4 * threads);
+       b.run(pairs, simt::exchange_addresses, addresses, out, 1u);
+       LaunchShape shape = blocks;
+       shape.grid = {1};
+       b.run(shape, simt::read_at_address, addresses + fault, out);
+     },
+     {"reads 4 bytes at simt_faults_grid_test.cpp:*, which are not shared memory"}},
 };
 
 INSTANTIATE_TEST_SUITE_P(Grid, FaultCorpus, ::testing::ValuesIn(faults), fault_name);

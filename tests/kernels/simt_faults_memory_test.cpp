@@ -19,6 +19,10 @@ __global__ void read_plainly(const float* in, float* out, int i) {
   store(out, in[i]);
 }
 
+__global__ void load_word(const int* in, int* out, bool as_shared) {
+  store(out, as_shared ? load_shared(in) : load(in));
+}
+
 __global__ void add_atomically(int* count, int i) {
   atomicAdd(count + i, 1);
 }
@@ -106,6 +110,12 @@ const SeededFault faults[] = {
              b.fresh<float>(n), 0, n);
      },
      {"not an address of this device"}},
+    {"LoadsGlobalMemoryAsShared",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) {
+       b.run(one_thread, simt::load_word, b.zeros<int>(1), b.fresh<int>(1), fault);
+     },
+     {"reads 4 bytes at simt_faults_memory_test.cpp:*, which are not shared memory"}},
     {"LoadsAMisalignedVector",
      FoundBy::calls,
      [](FaultBench& b, bool fault) {

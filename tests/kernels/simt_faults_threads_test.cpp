@@ -126,6 +126,8 @@ enum class Named : std::uint8_t {
   odd_count,
   arrives_twice,
   number_too_high,
+  no_count,
+  nobody_waits,
 };
 
 // The second warp takes what the first one wrote.
@@ -134,12 +136,14 @@ __global__ void hand_over(int* out, Named fault) {
   const unsigned i = threadIdx.x;
   const unsigned number = fault == Named::number_too_high ? 16 : 1;
   unsigned count = fault == Named::odd_count ? 63 : fault == Named::too_few ? 96 : threads;
+  if (fault == Named::no_count) count = 0;
   if (i < 32) {
     store_shared(shared.word + i, 1);
     bar_arrive(number, count);
     if (fault == Named::arrives_twice) bar_arrive(number, count);
     return;
   }
+  if (fault == Named::nobody_waits) return;
   if (fault == Named::counts_differ) count = 32;
   if (fault == Named::half_a_warp && i >= 48) return __syncwarp(0xffff0000u);
   if (fault == Named::arrives_instead_of_waiting) {
@@ -148,6 +152,13 @@ __global__ void hand_over(int* out, Named fault) {
     bar_sync(number, count);
   }
   store(out + i - 32, load_shared(shared.word + i - 32));
+}
+
+// Two of four warps meet; with the fault half of each of the four.
+__global__ void meet_in_halves(bool fault) {
+  const unsigned i = threadIdx.x;
+  if (fault ? i % 32 < 16 : i < 64) bar_sync(1, 64);
+  __syncthreads();
 }
 
 // ---- registers -------------------------------------------------------------------------------
@@ -298,8 +309,8 @@ const SeededFault faults[] = {
      run_named<Named::counts_differ>,
      {"race: thread (*) writes 4 bytes at *, which thread (*) read at *" + nothing,
       "bar.sync 1 at *: 32 threads, others who are there gave 64",
-      "bar.arrive 1 at *: 64 threads, others who are there gave 32",
-      "barrier 1 is left with 32 of 64 threads", "where nothing has been written"}},
+      "bar.arrive 1 at *: 64 threads, others who are there gave 32", "left with 32 of 64 threads",
+      "where nothing has been written"}},
     {"BarrierWaitsForThreadsThatAreNotThere",
      FoundBy::calls,
      run_named<Named::too_few>,
@@ -320,6 +331,22 @@ const SeededFault faults[] = {
      FoundBy::calls,
      run_named<Named::number_too_high>,
      {"a block has barriers 0 to 15"}},
+    {"ArrivesWithoutACount",
+     FoundBy::calls,
+     run_named<Named::no_count>,
+     {"bar.arrive 1 at simt_faults_threads_test.cpp:*: needs a number of threads"}},
+    {"LeavesABarrierHalfFull",
+     FoundBy::calls,
+     run_named<Named::nobody_waits>,
+     {"block (0, 0, 0), thread (0, 0, 0): bar.arrive 1 at simt_faults_threads_test.cpp:*: left "
+      "with 32 of 64 threads when the block ends"}},
+    {"HalfOfEachWarpAtABarrier",
+     FoundBy::calls,
+     [](FaultBench& b, bool fault) {
+       b.run({.kernel = "k", .block = {128}}, simt::meet_in_halves, fault);
+     },
+     {"barrier 1 at simt_faults_threads_test.cpp:* counts whole warps, and of warp 0 come lanes "
+      "0x0000ffff alone"}},
 
     {"NoRegistersToGrow",
      FoundBy::calls,
@@ -332,7 +359,8 @@ const SeededFault faults[] = {
     {"OneWarpKeepsOtherRegisters",
      FoundBy::calls,
      run_registers<Registers::other_warps>,
-     {"warps 0 and 3 of one warpgroup executed different wgmma or setmaxnreg"}},
+     {"block (0, 0, 0), thread (96, 0, 0): warps 0 and 3 of one warpgroup executed different wgmma "
+      "or setmaxnreg: at simt_faults_threads_test.cpp:*, and at simt_faults_threads_test.cpp:*"}},
 };
 
 INSTANTIATE_TEST_SUITE_P(Threads, FaultCorpus, ::testing::ValuesIn(faults), fault_name);

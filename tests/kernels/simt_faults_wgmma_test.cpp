@@ -105,18 +105,31 @@ struct Tiles {
   alignas(1024) bf16 b[n * depth];
 };
 
+enum class InOwn : std::uint8_t {
+  correct,
+  not_fenced,
+  lanes_differ,
+  operand_outside,
+  base_offset,
+};
+
 // The operands are written by the threads themselves.
-__global__ void __launch_bounds__(128) multiply_own(float* d, bool fault) {
+__global__ void __launch_bounds__(128) multiply_own(float* d, InOwn fault) {
   auto& tiles = shared_storage<Tiles>();
   for (unsigned i = threadIdx.x; i < sizeof(Tiles) / 16; i += 128) {
     store_shared(reinterpret_cast<uint4*>(&tiles) + i, uint4{});
   }
-  if (!fault) fence_proxy_async();
+  if (fault != InOwn::not_fenced) fence_proxy_async();
   __syncthreads();
   float sums[n / 2];
+  unsigned address = shared_address(tiles.b);
+  if (fault == InOwn::operand_outside) address += 8 * 128;
+  if (fault == InOwn::lanes_differ && threadIdx.x % 32 == 5) address += 32;
+  std::uint64_t b = wgmma_descriptor(address, 0);
+  if (fault == InOwn::base_offset) b |= std::uint64_t{1} << 49;
   wgmma_fence();
   wgmma_m64k16<Transposed::no, Transposed::no>(sums, wgmma_descriptor(shared_address(tiles.a), 0),
-                                               wgmma_descriptor(shared_address(tiles.b), 0), false);
+                                               b, false);
   wgmma_commit();
   wgmma_wait<0>();
   store(d + threadIdx.x, sums[0]);
@@ -147,6 +160,7 @@ __global__ void __launch_bounds__(128) multiply_registers(float* d, bool fault) 
 namespace orchard::testing {
 namespace {
 
+using simt::InOwn;
 using simt::InProduct;
 
 simt::TensorMap map_of(const void* data, std::int64_t rows, std::int64_t cols, int box_rows) {
@@ -159,6 +173,11 @@ void run_product(FaultBench& b, bool fault) {
   b.run({.kernel = "multiply", .block = {160}, .shared_bytes = sizeof(simt::Ring)}, simt::multiply,
         map_of(b.zeros<bf16>(m * k), m, k, m), map_of(b.zeros<bf16>(n * k), n, k, n),
         b.fresh<float>(m * n), fault ? product : InProduct::none);
+}
+template <InOwn own>
+void run_own(FaultBench& b, bool fault) {
+  b.run({.kernel = "k", .block = {128}, .shared_bytes = sizeof(simt::Tiles)}, simt::multiply_own,
+        b.fresh<float>(128), fault ? own : InOwn::correct);
 }
 const std::string in_flight = ": it has not been waited for";
 const std::string unordered = ": nothing orders the two";
@@ -185,7 +204,7 @@ const SeededFault faults[] = {
      FoundBy::races,
      run_product<InProduct::expects_too_few_bytes>,
      {"race: " + operation + "(*) writes *", "race: " + operation + "(*) reads *",
-      "where nothing has been written", "deadlock", "are in flight"}},
+      "where nothing has been written", "deadlock", "nobody has waited for it when block"}},
     {"ExpectsTooManyBytes",
      FoundBy::calls,
      run_product<InProduct::expects_too_many_bytes>,
@@ -215,11 +234,14 @@ const SeededFault faults[] = {
     {"NoWgmmaWait",
      FoundBy::calls,
      run_product<InProduct::no_wgmma_wait>,
-     {"wgmma that it has not waited for", "race: " + operation + "(128, 0, 0) writes"}},
+     {"thread (*): its warp returns with * wgmma that it has not waited for, the first of them at "
+      "simt_faults_wgmma_test.cpp:*",
+      "race: " + operation + "(128, 0, 0) writes"}},
     {"OneWarpMultipliesLess",
      FoundBy::calls,
      run_product<InProduct::one_warp_multiplies_less>,
-     {"warps 0 and 3 of one warpgroup executed different wgmma"}},
+     {"block (0, 0, 0), thread (96, 0, 0): warps 0 and 3 of one warpgroup executed different wgmma "
+      "or setmaxnreg: at simt_faults_wgmma_test.cpp:*, and at simt_faults_wgmma_test.cpp:*"}},
     {"MbarrierNotInitialised",
      FoundBy::calls,
      run_product<InProduct::barrier_not_initialised>,
@@ -246,12 +268,23 @@ const SeededFault faults[] = {
      run_product<InProduct::destination_outside>,
      {"cp.async.bulk.tensor at *: 16384 bytes at byte * are not in the * bytes of shared memory"}},
 
+    {"LanesBringDifferentDescriptors",
+     FoundBy::calls,
+     run_own<InOwn::lanes_differ>,
+     {"wgmma at simt_faults_wgmma_test.cpp:*: the lanes of a warp bring different descriptors"}},
+    {"OperandOutsideSharedMemory",
+     FoundBy::calls,
+     run_own<InOwn::operand_outside>,
+     {"wgmma at simt_faults_wgmma_test.cpp:*: an operand lies at byte 24576 of 24576 bytes of "
+      "shared memory"}},
+    {"DescriptorWithABaseOffset",
+     FoundBy::calls,
+     run_own<InOwn::base_offset>,
+     {"wgmma at simt_faults_wgmma_test.cpp:*: the descriptor's base offset must be 0"}},
+
     {"NoProxyFenceBeforeWgmma",
      FoundBy::races,
-     [](FaultBench& b, bool fault) {
-       b.run({.kernel = "k", .block = {128}, .shared_bytes = sizeof(simt::Tiles)},
-             simt::multiply_own, b.fresh<float>(128), fault);
-     },
+     run_own<InOwn::not_fenced>,
      {"race between proxies: " + operation +
       "(*) reads 16 bytes at *, which thread (*) wrote at *: fence.proxy.async is missing between "
       "them"}},
@@ -297,6 +330,8 @@ TEST_P(WgmmaResults, ProductOfIntegersIsExact) {
     wrong += d.at(i) != expected;
   }
   EXPECT_EQ(wrong, 0);
+  EXPECT_EQ(device_->counters().wgmma_instructions, 4u * k / 16);  // of four warps
+  EXPECT_EQ(device_->counters().tensor_flops, 2u * m * n * k);
 }
 
 }  // namespace

@@ -37,6 +37,23 @@ __global__ void add_neighbour(int* out) {
   store(out + i, shared.value[i] + shared.value[(i + 1) % blockDim.x]);
 }
 
+// Plain accesses, each on a line of its own.
+__global__ void copy_plainly(const float* in, float* out) {
+  const float value = in[threadIdx.x];
+  out[threadIdx.x] = value;
+}
+constexpr int plain_read_line = __LINE__ - 3, plain_write_line = __LINE__ - 2;
+
+// One thread changes plainly what another one reads by a call.
+__global__ void meet_in_one_word(int* out) {
+  auto& shared = shared_storage<Exchange>();
+  if (threadIdx.x == 0) shared.value[0] = 1;
+  __syncthreads();
+  if (threadIdx.x == 0) shared.value[0] = 2;
+  if (threadIdx.x == 1) store(out, load_shared(shared.value));
+}
+constexpr int meeting_write_line = __LINE__ - 3, meeting_read_line = __LINE__ - 2;
+
 // Who comes first gets the lowest number.
 __global__ void draw_numbers(int* next, int* out) {
   store(out + threadIdx.x, atomicAdd(next, 1));
@@ -98,8 +115,10 @@ __global__ void triangle(const float* in, float* out) {
 namespace orchard::testing {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::Each;
 using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
 
 INSTANTIATE_TEST_SUITE_P(Orders, Emulator,
                          ::testing::Values(ThreadOrder::fifo, ThreadOrder::reverse,
@@ -199,6 +218,40 @@ TEST_P(Emulator, TheDeviceGoesOnAfterAFault) {
   EXPECT_THAT(out.download(*stream_), Each(7));
 }
 
+#ifdef ORCHARD_SIMT_PLAIN_ACCESSES
+TEST_P(Emulator, PlainAccessesAreNamedWithTheirLines) {
+  Values<float> one_warp(*device_, 32), more(*device_, 64);
+  one_warp.upload(*stream_, std::vector<float>(32));
+  more.upload(*stream_, std::vector<float>(64));
+  const LaunchShape shape{.kernel = "copy_plainly", .block = {33}};
+  EXPECT_THAT(fault(shape, simt::copy_plainly, one_warp.device(), more.device()),
+              HasSubstr(fmt::format("thread (32, 0, 0): reads 4 bytes at simt_test.cpp:{}, at byte "
+                                    "128 of an allocation of 128 bytes",
+                                    simt::plain_read_line)));
+  EXPECT_THAT(fault(shape, simt::copy_plainly, more.device(), one_warp.device()),
+              HasSubstr(fmt::format("thread (32, 0, 0): writes 4 bytes at simt_test.cpp:{}, at "
+                                    "byte 128 of an allocation of 128 bytes",
+                                    simt::plain_write_line)));
+}
+
+TEST_P(Emulator, ARaceIsNamedWithBothLines) {
+  Values<int> out(*device_, 1);
+  const auto race = [](const char* first, int first_line, const char* second, int second_line) {
+    return HasSubstr(
+        fmt::format("race: thread {} 4 bytes at simt_test.cpp:{}, at byte 0 of shared "
+                    "memory, which thread {} at simt_test.cpp:{}: nothing orders",
+                    first, first_line, second, second_line));
+  };
+  EXPECT_THAT(
+      fault({.kernel = "meet_in_one_word", .block = {64}, .shared_bytes = sizeof(simt::Exchange)},
+            simt::meet_in_one_word, out.device()),
+      AnyOf(race("(1, 0, 0) reads", simt::meeting_read_line, "(0, 0, 0) wrote",
+                 simt::meeting_write_line),
+            race("(0, 0, 0) writes", simt::meeting_write_line, "(1, 0, 0) read",
+                 simt::meeting_read_line)));
+}
+#endif
+
 TEST_P(Emulator, LaunchesBeyondTheLimitsAreRefused) {
   Values<int> out(*device_, 2048);
   EXPECT_THAT(fault({.kernel = "k", .block = {1025}}, simt::write_position, out.device()),
@@ -211,6 +264,13 @@ TEST_P(Emulator, LaunchesBeyondTheLimitsAreRefused) {
   EXPECT_THAT(fault({.kernel = "k", .grid = {3}, .block = {1}, .cluster = {2}},
                     simt::write_position, out.device()),
               HasSubstr("clusters of (2, 1, 1) blocks, at most 8, do not divide a grid of (3, 1"));
+  const auto older = make_simt_device({.order = GetParam(), .compute_capability = 80});
+  const auto stream = older->make_stream();
+  Values<int> older_out(*older, 2);
+  simt::launch(*stream, {.kernel = "k", .grid = {2}, .block = {1}, .cluster = {2}},
+               simt::write_position, older_out.device());
+  EXPECT_THAT([&] { stream->synchronize(); },
+              ThrowsMessage<Error>(HasSubstr("clusters need sm_90, the device is sm_80")));
 }
 
 // ---- streams ---------------------------------------------------------------------------------

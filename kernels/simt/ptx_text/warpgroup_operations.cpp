@@ -76,7 +76,8 @@ void multiply(Frame& frame, const Instruction& i) {
                            .b = frame.read<std::uint64_t>(frame.operand(i, after + 1)),
                            .a_is_mn = frame.operand(i, after + 5) != 0,
                            .b_is_mn = frame.operand(i, after + 6) != 0,
-                           .accumulate = frame.read<bool>(frame.operand(i, after + 2))};
+                           .accumulate = frame.read<bool>(frame.operand(i, after + 2)),
+                           .where = frame.where(i)};
   warp_collective(wgmma_operation, whole_warp, &arguments, frame.where(i));
 }
 
@@ -93,7 +94,8 @@ void multiply_registers(Frame& frame, const Instruction& i) {
                            .b = frame.read<std::uint64_t>(frame.operand(i, after + 4)),
                            .b_is_mn = frame.operand(i, after + 8) != 0,
                            .accumulate = frame.read<bool>(frame.operand(i, after + 5)),
-                           .a_registers = a};
+                           .a_registers = a,
+                           .where = frame.where(i)};
   warp_collective(wgmma_operation, whole_warp, &arguments, frame.where(i));
 }
 
