@@ -1,8 +1,10 @@
-// bench_gpu [--json] [--filter TEXT]
+// bench_gpu [--json] [--filter TEXT] [--list]
 //
 // Times the operations on the GPU at the shapes of the presets, one line a shape: microseconds,
 // TFLOP/s, GB/s, the share of the roofline (bench/gpu/roofline.h), and the ratio to the vendor's library, or
-// to a plain copy of as many bytes, measured in turn in the same process (above 1: we are faster). Cases live in bench/gpu/, a file an operation.
+// to a plain copy of as many bytes, measured in turn in the same process (above 1: we are faster). Cases
+// live in bench/gpu/, a file an operation, and take their shapes from the recipes of the presets
+// (bench/gpu/presets.h). --list prints their names and needs no GPU.
 #include <fmt/core.h>
 
 #include <cstdio>
@@ -17,7 +19,7 @@ namespace orchard::bench {
 namespace {
 
 struct Options {
-  bool json = false;
+  bool json = false, list = false;
   std::string filter;
 };
 
@@ -27,11 +29,12 @@ std::optional<Options> parse(int argc, char** argv) {
   CommandLine line("Operations on the GPU at the shapes of the presets");
   line.option("filter", options.filter, "of the cases, those whose name has this in it");
   line.flag("json", options.json, "print JSON lines");
+  line.flag("list", options.list, "print the names of the cases alone");
   if (!line.parse(argc, argv)) return {};
   return options;
 }
 
-void measure(GpuBench& bench, const Roofline& roofline, const GpuCase& test, bool json) {
+void measure(CudaBench& bench, const Roofline& roofline, const GpuCase& test, bool json) {
   const GpuCase::Calls calls = test.prepare(bench);
   const double us = bench.median_us(calls.ours);
   const double reference_us = calls.reference ? bench.median_us(calls.reference) : 0;
@@ -56,21 +59,21 @@ void measure(GpuBench& bench, const Roofline& roofline, const GpuCase& test, boo
   bench.forget_operands();
 }
 
+int list(const Options& options) {
+  for (const GpuCase& test : gpu_cases(options.filter)) fmt::print("{}\n", test.name);
+  return 0;
+}
+
 int run_all(const Options& options) {
-  GpuBench bench;
+  CudaBench bench;
   fmt::print(stderr, "{}\n", bench.description());
   if (!cuda::cublaslt_absence().empty()) fmt::print(stderr, "{}\n", cuda::cublaslt_absence());
   if (!cuda::cudnn_absence().empty()) fmt::print(stderr, "{}\n", cuda::cudnn_absence());
   const Roofline roofline = Roofline::measure(bench);
   fmt::print(stderr, "roofline: {:.0f} TFLOP/s in bf16, {:.1f} in fp32, {:.0f} GB/s\n",
              roofline.bf16_tflops, roofline.f32_tflops, roofline.gbs);
-  for (const auto& cases :
-       {gemm_cases(), attention_cases(), moe_cases(), picture_cases(), row_cases()}) {
-    for (const GpuCase& test : cases) {
-      if (test.name.find(options.filter) != std::string::npos)
-        measure(bench, roofline, test, options.json);
-    }
-  }
+  for (const GpuCase& test : gpu_cases(options.filter))
+    measure(bench, roofline, test, options.json);
   return 0;
 }
 
@@ -79,7 +82,8 @@ int run_all(const Options& options) {
 
 int main(int argc, char** argv) try {
   const auto options = orchard::bench::parse(argc, argv);
-  return options ? orchard::bench::run_all(*options) : 0;
+  if (!options) return 0;
+  return options->list ? orchard::bench::list(*options) : orchard::bench::run_all(*options);
 } catch (const std::exception& error) {
   fmt::print(stderr, "bench_gpu: {}\n", error.what());
   return 1;

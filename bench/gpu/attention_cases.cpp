@@ -1,22 +1,22 @@
-// Attention, forward and backward, at the shapes of the presets (launch/recipes): their decoders on
-// whole sequences and on packed documents, and the vision tower on its images. FLOPs are those of
-// the pairs of a query and a key that see each other, 4·head_dim forward and 10·head_dim backward,
-// whatever the kernels compute beyond them. Beside them, where cuBLASLt is found, its products alone of
-// the same rows: whole squares of scores, also under a causal mask, with no softmax between.
+// Attention, forward and backward, at the shapes of the presets: their decoders on whole sequences and on
+// packed documents, and the vision tower on its tiles; and at some that others publish figures of. FLOPs
+// are those of the pairs of a query and a key that see each other, 4·head_dim forward and 10·head_dim
+// backward, whatever the kernels compute beyond them. Beside them, where cuBLASLt is found, its products
+// alone of the same rows: whole squares of scores, also under a causal mask, with no softmax between.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "bench/gpu/gpu_bench.h"
+#include "bench/gpu/presets.h"
 #include "kernels/attention/attention.h"
-#include "kernels/cuda/cublaslt.h"
 #include "kernels/gemm/gemm.h"
 
 namespace orchard::bench {
 namespace {
 
 struct Workload {
-  const char* name;
+  std::string name;
   std::int64_t heads, kv_heads, head_dim;
   Mask mask;
   std::vector<std::int32_t> lengths;
@@ -33,24 +33,48 @@ std::vector<std::int32_t> packed(std::int32_t tokens) {
   return lengths;
 }
 
+using Lengths = std::vector<std::int32_t>;
+
+// Sequences of whole documents, and of packed ones.
+void add_decoder(std::vector<Workload>& workloads, const Preset& p) {
+  const DecoderConfig& d = p.model.decoder;
+  const auto length = static_cast<std::int32_t>(p.length);
+  Workload causal{p.name + ".causal", d.heads,      d.kv_heads,
+                  d.head_dim,         Mask::causal, Lengths(Preset::sequences, length)};
+  const auto same = [&](const Workload& w) {
+    return w.heads == causal.heads && w.kv_heads == causal.kv_heads &&
+           w.head_dim == causal.head_dim && w.lengths == causal.lengths;
+  };
+  if (std::any_of(workloads.begin(), workloads.end(), same)) return;
+  workloads.push_back(causal);
+  causal.name = p.name + ".packed";
+  causal.lengths.clear();
+  for (std::int64_t s = 0; s < Preset::sequences; ++s) {
+    const Lengths documents = packed(length);
+    causal.lengths.insert(causal.lengths.end(), documents.begin(), documents.end());
+  }
+  workloads.push_back(causal);
+}
+
 std::vector<Workload> workloads() {
-  using Lengths = std::vector<std::int32_t>;
-  return {
+  std::vector<Workload> all;
+  for (const Preset& preset : presets()) add_decoder(all, preset);
+  const VisionConfig& v = presets().front().model.vision;
+  for (const TileBatch& p : presets().front().pictures) {
+    all.push_back({"vit.full", v.heads, v.heads, v.width / v.heads, Mask::full,
+                   Lengths(static_cast<std::size_t>(p.tiles),
+                           static_cast<std::int32_t>(p.grid * p.grid + 1))});
+  }
+  const Workload others[] = {
       {"tiny.causal", 8, 4, 64, Mask::causal, Lengths(8, 2048)},
       {"64.causal", 32, 8, 64, Mask::causal, Lengths(2, 8192)},
       {"64.full", 32, 32, 64, Mask::full, Lengths(2, 4096)},
-      {"1b.causal", 16, 8, 128, Mask::causal, Lengths(8, 2048)},
-      {"3b.causal", 24, 8, 128, Mask::causal, Lengths(4, 4096)},
-      {"3b.packed", 24, 8, 128, Mask::causal, packed(16384)},
-      {"7b.causal", 32, 8, 128, Mask::causal, Lengths(2, 8192)},
-      {"7b.packed", 32, 8, 128, Mask::causal, packed(16384)},
-      {"30b.causal", 56, 8, 128, Mask::causal, Lengths(2, 4096)},
+      {"128.causal", 32, 8, 128, Mask::causal, Lengths(2, 8192)},
       {"128.full", 16, 16, 128, Mask::full, Lengths(4, 4096)},
-      {"vit.full", 16, 16, 80, Mask::full, Lengths(64, 257)},
-      {"vit.full", 16, 16, 80, Mask::full, Lengths(32, 577)},
-      {"vit.full", 16, 16, 80, Mask::full, Lengths(16, 1025)},
-      {"3b.causal", 24, 8, 128, Mask::causal, Lengths(2, 2048), DType::f32},
+      {"128.causal", 24, 8, 128, Mask::causal, Lengths(2, 2048), DType::f32},
   };
+  all.insert(all.end(), std::begin(others), std::end(others));
+  return all;
 }
 
 enum class Direction { forward, backward };
@@ -107,10 +131,9 @@ std::vector<Gemm> products_of(GpuBench& bench, const Workload& w, Direction dire
 GpuCase::Calls beside_products(GpuBench& bench, const Workload& w, Direction direction,
                                std::function<void()> ours) {
   GpuCase::Calls calls{.ours = std::move(ours)};
-  if (!cuda::cublaslt_absence().empty()) return calls;
   const auto multiply = [&bench, products = products_of(bench, w, direction)] {
     bool done = true;
-    for (const Gemm& product : products) done = cuda::run_library(bench.stream(), product) && done;
+    for (const Gemm& product : products) done = bench.run_library(product) && done;
     return done;
   };
   if (!multiply()) return calls;

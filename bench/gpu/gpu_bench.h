@@ -1,21 +1,29 @@
-// What bench_gpu measures: a table of cases an operation, in a file each (gemm_cases.cpp, ...), put
-// together in bench_gpu.cpp.
+// What bench_gpu measures: a table of cases an operation, in a file each (gemm_cases.cpp, ...). Cases know
+// the operations and no CUDA, so that a test goes through all of them without a GPU
+// (tests/bench/gpu_cases_test.cpp).
 #pragma once
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "kernels/convolution/convolution.h"
 #include "kernels/device/device.h"
+#include "kernels/gemm/gemm.h"
 
 namespace orchard::bench {
 
-// The GPU, and the operands of the case at hand.
+// The device, and the operands of the case at hand.
 class GpuBench {
  public:
-  GpuBench();  // throws Error where there is no GPU
+  explicit GpuBench(std::unique_ptr<Device> device)
+      : device_(std::move(device)), stream_(device_->make_stream()) {}
+  virtual ~GpuBench() = default;
+  GpuBench(const GpuBench&) = delete;
+  GpuBench& operator=(const GpuBench&) = delete;
 
   Device& device() { return *device_; }
   Stream& stream() { return *stream_; }
@@ -24,15 +32,17 @@ class GpuBench {
   // or small integers is faster than a real one.
   Tensor random(DType dtype, const Shape& shape, float scale = 1);
   Tensor integers(const std::vector<std::int32_t>& values);
+  Tensor integers(const std::vector<std::int32_t>& values, const Shape& shape);
   Tensor zeros(DType dtype, const Shape& shape);
-  Tensor bytes(std::int64_t count);  // u8, whatever they are
+  Tensor bytes(std::int64_t count) { return bytes(Shape{count}); }  // u8, whatever they are
+  Tensor bytes(const Shape& shape) { return allocate(DType::u8, shape); }
   void forget_operands() { buffers_.clear(); }
 
-  // The median of 30 calls in microseconds, each after the L2 cache was overwritten, by CUDA events.
-  double median_us(const std::function<void()>& measured);
-
-  // "NVIDIA H100 80GB HBM3, sm_90, 132 SMs, driver 13.0".
-  std::string description() const;
+  // Queues the operation in the vendor's library (cuBLASLt, cuDNN). False, having done nothing, where
+  // there is none or it does not take the operands.
+  virtual bool run_library(const Gemm&) = 0;
+  virtual bool run_library(const DepthwiseConv3x3Forward&) = 0;
+  virtual bool run_library(const DepthwiseConv3x3BackwardInput&) = 0;
 
  private:
   const std::vector<std::byte>& pattern(DType dtype, float scale);
@@ -42,7 +52,6 @@ class GpuBench {
   std::unique_ptr<Stream> stream_;
   std::vector<Buffer> buffers_;
   std::map<std::pair<DType, float>, std::vector<std::byte>> patterns_;  // by scale
-  Buffer flush_;                                                        // twice the L2 cache
 };
 
 // One operation at one shape.
@@ -62,9 +71,17 @@ struct GpuCase {
 };
 
 std::vector<GpuCase> attention_cases();
+std::vector<GpuCase> exchange_cases();
+std::vector<GpuCase> expert_cases();
 std::vector<GpuCase> gemm_cases();
+std::vector<GpuCase> loss_cases();
 std::vector<GpuCase> moe_cases();
+std::vector<GpuCase> optimizer_cases();
 std::vector<GpuCase> picture_cases();
 std::vector<GpuCase> row_cases();
+std::vector<GpuCase> table_cases();
+
+// All of them, of which `filter` is a part of the name.
+std::vector<GpuCase> gpu_cases(const std::string& filter = "");
 
 }  // namespace orchard::bench

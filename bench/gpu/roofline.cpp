@@ -2,26 +2,25 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/cublaslt.h"
 #include "kernels/gemm/gemm.h"
 
 namespace orchard::bench {
 namespace {
 
-double product_tflops(GpuBench& bench, DType dtype, std::int64_t side) {
+double product_tflops(CudaBench& bench, DType dtype, std::int64_t side) {
   const Gemm op{.a = bench.random(dtype, {side, side}),
                 .b = bench.random(dtype, {side, side}, 0.02f),
                 .c = bench.zeros(dtype, {side, side}),
                 .transpose_b = Transpose::yes};
-  const auto library = [&] { return cuda::run_library(bench.stream(), op); };
+  const auto library = [&] { return bench.run_library(op); };
   double us = bench.median_us([&] { run(bench.stream(), op); });
-  if (cuda::cublaslt_absence().empty() && library()) us = std::min(us, bench.median_us(library));
+  if (library()) us = std::min(us, bench.median_us(library));
   bench.forget_operands();
   const auto n = static_cast<double>(side);
   return 2 * n * n * n / us * 1e-6;
 }
 
-double copy_gbs(GpuBench& bench) {
+double copy_gbs(CudaBench& bench) {
   constexpr std::int64_t bytes = std::int64_t{1} << 30;
   const Tensor from = bench.bytes(bytes), to = bench.bytes(bytes);
   const double us = bench.median_us([&] { bench.stream().copy(to, from); });
@@ -31,7 +30,7 @@ double copy_gbs(GpuBench& bench) {
 
 }  // namespace
 
-Roofline Roofline::measure(GpuBench& bench) {
+Roofline Roofline::measure(CudaBench& bench) {
   return {.bf16_tflops = std::max(product_tflops(bench, DType::bf16, 4096),
                                   product_tflops(bench, DType::bf16, 8192)),
           .f32_tflops = product_tflops(bench, DType::f32, 4096),

@@ -2,7 +2,7 @@
 // held against (Williams, Waterman, Patterson, 2009, "Roofline").
 #pragma once
 
-#include "bench/gpu/gpu_bench.h"
+#include "bench/gpu/cuda_bench.h"
 
 namespace orchard::bench {
 
@@ -10,7 +10,7 @@ struct Roofline {
   double bf16_tflops = 0, f32_tflops = 0;  // of products of large squares, ours or cuBLASLt's
   double gbs = 0;                          // of a copy of 1 GiB, reads and writes counted
 
-  static Roofline measure(GpuBench& bench);
+  static Roofline measure(CudaBench& bench);
 
   // The share of the ceiling that a call of `us` microseconds reaches: its work takes at least as
   // long as its FLOPs, and as its bytes.

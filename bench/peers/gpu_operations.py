@@ -19,7 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 WARM_UP, CALLS = 3, 30
 BF16 = {"device": "cuda", "dtype": torch.bfloat16}
 # heads of keys and values, by the name of a workload in bench/gpu/attention_cases.cpp
-KV_HEADS = {"tiny": 4, "64.causal": 8, "64.full": 32, "1b": 8, "3b": 8, "7b": 8, "128.full": 16, "vit": 16}
+KV_HEADS = {"tiny": 4, "64.causal": 8, "64.full": 32, "1b": 8, "3b": 8, "7b": 8, "30b": 8, "128.causal": 8, "128.full": 16,
+            "vit": 16}
 
 
 def median_us(flush, call):
@@ -112,7 +113,7 @@ def norm(parts):
 def embedding(parts):
     rows, width = map(int, parts[2].split("x"))
     table = random(49152, width, grad=True)
-    # As in bench/gpu/moe_cases.cpp: a frequent token and many rare ones.
+    # As in bench/gpu/table_cases.cpp: a frequent token and many rare ones.
     tokens = torch.tensor([13 if t % 8 == 0 else t * 2654435761 % 49152 for t in range(rows)], device="cuda")
     run = lambda: F.embedding(tokens, table)
     yield "eager", run if parts[1] == "forward" else BackwardOf(run, table)

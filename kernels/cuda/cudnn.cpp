@@ -35,15 +35,15 @@ struct Library {
   decltype(&cudnnConvolutionForward) forward = nullptr;
   decltype(&cudnnConvolutionBackwardData) backward = nullptr;
 
-  Library() {
-    void* const found = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
+  explicit Library(const char* file) {
+    void* const found = dlopen(file, RTLD_NOW | RTLD_LOCAL);
     if (!found) {
       absence = fmt::format("cuDNN is not installed here: {}", dlerror());
       return;
     }
     const auto find = [&](auto& function, const char* name) {
       function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(found, name));
-      if (!function) absence = fmt::format("libcudnn.so.9 has no {}", name);
+      if (!function) absence = fmt::format("{} has no {}", file, name);
     };
     find(text_of, "cudnnGetErrorString");
     find(create, "cudnnCreate");
@@ -62,8 +62,14 @@ struct Library {
   }
 };
 
+// Found or not.
+const Library& searched_library() {
+  static const Library found("libcudnn.so.9");
+  return found;
+}
+
 const Library& library() {
-  static const Library found;
+  const Library& found = searched_library();
   require(found.absence.empty(), "{}", found.absence);
   return found;
 }
@@ -145,15 +151,11 @@ constexpr float one = 1, zero = 0;
 }  // namespace
 
 const std::string& cudnn_absence() {
-  static const std::string absence = [] {
-    try {
-      library();
-    } catch (const Error& error) {
-      return std::string(error.what());
-    }
-    return std::string();
-  }();
-  return absence;
+  return searched_library().absence;
+}
+
+std::string absence_of_cudnn(const char* file) {
+  return Library(file).absence;
 }
 
 bool run_library(Stream& stream, const DepthwiseConv3x3Forward& op) {
@@ -192,6 +194,10 @@ const std::string& cudnn_absence() {
   static const std::string absence =
       "this program was built without cuDNN: <cudnn.h> was not found";
   return absence;
+}
+
+std::string absence_of_cudnn(const char*) {
+  return cudnn_absence();
 }
 
 bool run_library(Stream&, const DepthwiseConv3x3Forward&) {

@@ -11,6 +11,8 @@ namespace orchard::cuda {
 
 // Why there is no cuDNN, in one line; empty where there is one.
 const std::string& cudnn_absence();
+// The same, were this the file to look for.
+std::string absence_of_cudnn(const char* file);
 
 // Queues the convolution with the algorithm that cuDNN recommends first of those that give the same
 // bits every time. False, having done nothing, where it recommends none and for fp32. Throws Error where there is

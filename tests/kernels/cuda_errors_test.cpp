@@ -6,6 +6,7 @@
 #include "kernels/cuda/availability.h"
 #include "kernels/cuda/call.h"
 #include "kernels/cuda/cublaslt.h"
+#include "kernels/cuda/cudnn.h"
 #include "kernels/gpu/sort_pairs.h"
 #include "tests/message_of.h"
 
@@ -107,6 +108,21 @@ TEST(CudaAvailability, ACuBlasLtThatCannotBeUsedSaysSo) {
               absence.find("cuBLASLt") != std::string::npos)
       << absence;
   EXPECT_THAT(absence, Not(HasSubstr("\n")));
+}
+
+// What ORCHARD_GPU_DEPTHWISE=cudnn ends with, and what bench_gpu says.
+TEST(CudaAvailability, ACuDnnThatCannotBeUsedSaysSo) {
+  const std::string missing = cuda::absence_of_cudnn("libcudnn.so.none");
+  const std::string another = cuda::absence_of_cudnn("libc.so.6");
+#if __has_include(<cudnn.h>)
+  EXPECT_THAT(missing, StartsWith("cuDNN is not installed here: libcudnn.so.none: "));
+  EXPECT_THAT(another, StartsWith("libc.so.6 has no cudnn"));
+#else
+  EXPECT_EQ(missing, "this program was built without cuDNN: <cudnn.h> was not found");
+  EXPECT_EQ(another, missing);
+#endif
+  for (const std::string& line : {missing, another, cuda::cudnn_absence()})
+    EXPECT_THAT(line, Not(HasSubstr("\n")));
 }
 
 }  // namespace
