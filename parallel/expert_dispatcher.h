@@ -148,6 +148,8 @@ class ExpertDispatcher {
     on_growth_ = std::move(listener);
   }
   std::int64_t growths() const { return growths_; }
+  // How often plan() had to count rows, and the host to wait for the counts.
+  std::int64_t counted_plans() const { return counted_plans_; }
 
  private:
   // With messages of a fixed size, directly; and of counted rows.
@@ -172,7 +174,7 @@ class ExpertDispatcher {
   ConstTensor target_table_, node_table_, own_node_table_;
   std::vector<std::int32_t> gathered_;  // every rank's counts, on the host
   std::map<std::int64_t, std::shared_ptr<const FixedWays>> fixed_;  // by rows for a target
-  std::int64_t room_ = 0, growths_ = 0;
+  std::int64_t room_ = 0, growths_ = 0, counted_plans_ = 0;
   std::function<void(const std::string&)> on_growth_;
 };
 

@@ -15,8 +15,11 @@
 #include <thread>
 
 #include "comm/diagnosis.h"
+#include "comm/emulated_nccl.h"
 #include "comm/mpi.h"
+#include "comm/nccl.h"
 #include "kernels/device/device.h"
+#include "kernels/simt/simt_device.h"
 #include "tests/data/scratch.h"
 #include "tests/run_shell.h"
 
@@ -71,11 +74,58 @@ class Worker {
   std::unique_ptr<Communicator> tp_, dp_;
 };
 
+// The same groups over emulated GPUs, with an operation of each that is captured and replayed.
+class WorkerWithGraphs {
+ public:
+  WorkerWithGraphs(MpiSession& session, const fs::path& folder)
+      : world_(session.world()),
+        watchdog_(
+            *world_,
+            {.folder = folder, .rank_name = name_of_rank(world_->rank()), .timeout = timeout}) {
+    const int r = world_->rank();
+    groups_.push_back(gpus_->make_group("tp", std::vector<int>{r / 2 * 2, r / 2 * 2 + 1}));
+    groups_.push_back(gpus_->make_group("dp", std::vector<int>{r % 2, r % 2 + 2}));
+  }
+
+  // Endless, but for the culprit, who falls asleep in place of a step.
+  void work() {
+    const Buffer buffer = device_->allocate(4000);
+    const Tensor values = buffer.tensor(DType::f32, {1000});
+    stream_->fill_zero(values);
+    std::vector<std::unique_ptr<Graph>> graphs;
+    for (const auto& group : groups_) {
+      const auto add = [&] { group->all_reduce_sum(*stream_, values).wait(*stream_); };
+      add();
+      graphs.push_back(group->capture(*stream_, add));
+    }
+    for (std::int64_t step = 0;; ++step) {
+      if (step == good_steps && world_->rank() == culprit)
+        std::this_thread::sleep_for(std::chrono::hours(1));
+      for (const auto& graph : graphs) graph->replay(*stream_);
+      stream_->synchronize();
+      for (const auto& group : groups_) group->progress();
+    }
+  }
+
+ private:
+  std::unique_ptr<Communicator> world_;
+  Watchdog watchdog_;
+  std::unique_ptr<SimtDevice> device_ = make_simt_device();
+  std::unique_ptr<Stream> stream_ = device_->make_stream();
+  std::unique_ptr<Communicator> gpus_ =
+      make_nccl_world(*world_, {.device = *device_, .library = make_emulated_nccl()});
+  std::vector<std::unique_ptr<Communicator>> groups_;
+};
+
 int run_worker(std::string_view mode, const fs::path& folder) {
   int argc = 0;
   char** argv = nullptr;
   MpiSession session(argc, argv);
   try {
+    if (mode == "dawdle-over-a-graph") {
+      WorkerWithGraphs(session, folder).work();
+      return 0;
+    }
     Worker worker(session, folder);
     if (mode == "die") {
       worker.work(1000, [] { ::raise(SIGKILL); });
@@ -176,6 +226,19 @@ TEST_F(Ranks, ThatStopAreNamed) {
 TEST_F(Ranks, ThatDawdleAreNamed) {
   expect_named(run("dawdle"), "keeps the others waiting");
   expect_neighbour_waits();
+}
+
+// Of a graph's operations nothing is known but that one of them hangs; all of the group's ranks count the
+// replays.
+TEST_F(Ranks, ThatDoNotReplayAreNamed) {
+  const Outcome outcome = run("dawdle-over-a-graph");
+  EXPECT_NE(outcome.code, 0);
+  EXPECT_THAT(outcome.output,
+              AllOf(HasSubstr(name_of_rank(culprit)), HasSubstr("keeps the others waiting"),
+                    HasSubstr("its last operation, graph 5 of group dp (4000 bytes u8)")));
+  const FlightLog neighbour = ring(culprit + 1);
+  ASSERT_NE(neighbour.under_way(), nullptr);
+  EXPECT_EQ(neighbour.describe(*neighbour.under_way()), "graph 6 of group tp (4000 bytes u8)");
 }
 
 TEST_F(Ranks, ThatThrowSpeakForThemselves) {

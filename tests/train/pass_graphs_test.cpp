@@ -6,6 +6,8 @@
 #include <optional>
 #include <set>
 
+#include "comm/nccl.h"
+#include "tests/comm/find_nccl.h"
 #include "tests/comm/ranks_test.h"
 #include "tests/kernels/device_test.h"
 #include "tests/message_of.h"
@@ -325,17 +327,176 @@ TEST(PassGraphsOnRanks, ReplicasReplayAllMicroBatchesButTheLast) {
   twins.expect_same_weights();
 }
 
-TEST(PassGraphsOnRanks, RanksThatShareLayersOrExpertsHaveNone) {
+// Two ranks whose devices send by themselves, with a step of micro-batches of these shapes for each.
+struct Messages {
+  const char* name;
+  Layout layout;
+  std::int64_t experts = 4;
+  float capacity = 0;
+  DType dtype = DType::f32;
+  Recompute recompute = Recompute::none;
+  GpuArch simt_arch = GpuArch::sm_80;
+
+  ModelConfig model() const {
+    return Case{.name = name,
+                .experts = experts,
+                .capacity = capacity,
+                .recompute = recompute,
+                .simt_arch = simt_arch}
+        .model();
+  }
+};
+
+void PrintTo(const Messages& c, std::ostream* out) {
+  *out << c.name;
+}
+
+class PassGraphsWithMessages : public DeviceTest<Messages> {
+ protected:
+  void SetUp() override {
+    if (session->world()->size() != 2) GTEST_SKIP() << "needs two ranks";
+    DeviceTest<Messages>::SetUp();
+    if (IsSkipped()) return;
+    const auto [library, absence] = find_nccl(kind(), 2);
+    if (!library) GTEST_SKIP() << absence;
+    messages_ = make_nccl_world(*world_, {.device = stream().device(), .library = library});
+    ranks_.emplace(*messages_, parameter().layout);
+    twins_.emplace(stream().device(), *ranks_, parameter().model(), parameter().dtype);
+  }
+  int place() const override { return world_->rank(); }
+  SimtOptions simt_options() const override { return orchard::simt_options(parameter().simt_arch); }
+
+  const std::unique_ptr<Communicator> world_ = session->world();
+  std::unique_ptr<Communicator> messages_;
+  std::optional<ParallelContext> ranks_;
+  std::optional<Twins> twins_;
+};
+
+// Of one size, as messages of a fixed size need, but with more pictures on one data rank than on the
+// other, and in another order.
+constexpr ToyShape one{.sequences = 2, .length = 13, .tiles = 1, .padding = 3};
+constexpr ToyShape two{.sequences = 2, .length = 13, .tiles = 2};
+
+// The last micro-batch of a step is plain. Of the others each pair is seen first, then captured, then
+// replayed.
+TEST_P(PassGraphsWithMessages, ReplaysGiveTheBitsOfPlainPasses) {
+  const bool is_data_apart = ranks_->mesh().data() == 2;
+  const std::vector<ToyShape> shapes = is_data_apart
+                                           ? std::vector{one, two, one, two, two, one, one, two}
+                                           : std::vector{one, two, two, one};
+  constexpr Counts expected[] = {{.plain = 2, .captured = 1},
+                                 {.captured = 1, .replayed = 2},
+                                 {.replayed = 3},
+                                 {.replayed = 3}};
+  for (const Counts& of_step : expected) {
+    const Counts before = twins_->counts();
+    twins_->step_of(shapes);
+    const Counts after = twins_->counts();
+    expect_counts({.plain = after.plain - before.plain,
+                   .captured = after.captured - before.captured,
+                   .replayed = after.replayed - before.replayed},
+                  of_step, "a step");
+  }
+  twins_->expect_same_weights();
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Toys, PassGraphsWithMessages,
+    ::testing::Combine(
+        every_gpu(),
+        ::testing::Values(
+            Messages{.name = "experts", .layout = {.expert = 2}, .capacity = 1},
+            Messages{.name = "parts_of_experts_bf16_recomputed",
+                     .layout = {.expert_tensor = 2},
+                     .capacity = 1.25,
+                     .dtype = DType::bf16,
+                     .recompute = Recompute::blocks},
+            Messages{.name = "layers", .layout = {.tensor = 2, .tensor_chunks = 2}, .experts = 0},
+            Messages{.name = "layers_sparse", .layout = {.tensor = 2}, .capacity = 1})),
+    [](const auto& test) {
+      return fmt::format("{}_{}", name_of(std::get<0>(test.param)), std::get<1>(test.param).name);
+    });
+
+// What one rank has seen and the other has not is a new pair for both; and where memory has moved on one,
+// both capture anew.
+using PassGraphsOfPairs = PassGraphsWithMessages;
+
+TEST_P(PassGraphsOfPairs, RanksReplayTogetherOrNotAtAll) {
+  const bool first = world_->rank() == 0;
+  const auto change = [&](std::vector<ToyShape> of_first, std::vector<ToyShape> of_second,
+                          const Counts& expected, const char* when) {
+    of_first.insert(of_first.end(), of_second.begin(), of_second.end());
+    const Counts before = twins_->counts();
+    twins_->step_of(of_first);
+    const Counts after = twins_->counts();
+    expect_counts({.plain = after.plain - before.plain,
+                   .captured = after.captured - before.captured,
+                   .replayed = after.replayed - before.replayed},
+                  expected, when);
+  };
+  change({two, two, one}, {two, two, one}, {.plain = 1, .captured = 1}, "alike");
+  change({two, two, one}, {two, two, one}, {.replayed = 2}, "warm");
+  change({two, two, one}, {one, one, one}, {.plain = 1, .captured = 1}, "one differs");
+  change({two, two, one}, {two, one, one}, {.replayed = 2}, "both known");
+  if (first) twins_->replayed().stream().workspace(std::size_t{64} << 20);
+  change({two, two, one}, {two, one, one}, {.captured = 2}, "memory moved on one");
+  twins_->expect_same_weights();
+}
+
+INSTANTIATE_TEST_SUITE_P(Toys, PassGraphsOfPairs,
+                         ::testing::Combine(every_gpu(),
+                                            ::testing::Values(Messages{.name = "experts",
+                                                                       .layout = {.expert = 2},
+                                                                       .capacity = 1})),
+                         [](const auto& test) { return name_of(std::get<0>(test.param)).data(); });
+
+// Sequences of several lengths in a step: the counts are read, so no pass of such a step is a graph.
+using PassGraphsOfCounts = PassGraphsWithMessages;
+
+TEST_P(PassGraphsOfCounts, WhatTheHostReadsStaysPlain) {
+  constexpr ToyShape shorter{.sequences = 2, .length = 11, .tiles = 1};
+  for (int i = 0; i < 3; ++i) {
+    twins_->step_of(std::vector{one, shorter, one, shorter});
+    EXPECT_EQ(twins_->counts().plain, i + 1);
+  }
+  const ToyShape alike[] = {one, one, one, one, one, one, one, one};
+  twins_->step_of(alike);
+  expect_counts(twins_->counts(), {.plain = 4, .captured = 1, .replayed = 1}, "of one size");
+  twins_->expect_same_weights();
+}
+
+INSTANTIATE_TEST_SUITE_P(Toys, PassGraphsOfCounts,
+                         ::testing::Combine(every_gpu(),
+                                            ::testing::Values(Messages{.name = "experts",
+                                                                       .layout = {.expert = 2},
+                                                                       .capacity = 1})),
+                         [](const auto& test) { return name_of(std::get<0>(test.param)).data(); });
+
+TEST(PassGraphsOnRanks, WhatNoGraphCanHoldIsRefused) {
   const auto world = session->world();
   if (world->size() != 2) GTEST_SKIP() << "needs two ranks";
-  const auto device = make_cpu_device({.threads = 1});
-  for (const Layout& layout : {Layout{.tensor = 2}, Layout{.expert = 2}}) {
-    const ParallelContext ranks(*world, layout);
-    EXPECT_THAT(message_of([&] {
-                  ModelInTraining(*device, ranks, toy_model(), DType::f32, {.graphs = Graphs::yes});
-                }),
-                ::testing::HasSubstr(layout.to_string()));
+  const auto device = find_device(DeviceKind::simt).device;
+  const auto messages =
+      make_nccl_world(*world, {.device = *device, .library = make_emulated_nccl()});
+  const auto refusal = [&](Communicator& of, const Layout& layout, float capacity) {
+    ModelConfig model = toy_model();
+    model.decoder.moe.capacity_factor = capacity;
+    const ParallelContext ranks(of, layout);
+    return message_of(
+        [&] { ModelInTraining(*device, ranks, model, DType::f32, {.graphs = Graphs::yes}); });
+  };
+  using ::testing::AllOf, ::testing::HasSubstr;
+  for (const Layout& layout : {Layout{.expert = 2}, Layout{.expert_tensor = 2}}) {
+    EXPECT_THAT(refusal(*messages, layout, 0),
+                AllOf(HasSubstr("sizes the host reads"), HasSubstr(layout.to_string()),
+                      HasSubstr("capacity_factor > 0, or graphs = no")));
+    EXPECT_THAT(refusal(*world, layout, 1),
+                AllOf(HasSubstr("through host memory"), HasSubstr("or graphs = no")));
+    EXPECT_EQ(refusal(*messages, layout, 1), "");
   }
+  EXPECT_THAT(refusal(*world, {.tensor = 2}, 0), HasSubstr("through host memory"));
+  EXPECT_THAT(refusal(*messages, {.tensor = 2, .expert = 2}, 1),
+              HasSubstr("tensor ranks and those of experts at once"));
 }
 
 }  // namespace
