@@ -307,6 +307,19 @@ TEST_F(Blame, AnOperationThatAllHaveBegunIsNobodysFault) {
                         "has begun"));
 }
 
+// The log of rank 0 has not heard of the end of its operations, and waits in one that rank 2 never began.
+TEST_F(Blame, WhatAllHaveBegunMayBeOver) {
+  for (const int r : {0, 1})
+    begin(r, {.op = CommOp::all_to_all, .group = 1, .sequence = 0, .enqueued_ns = 5});
+  begin(2, {.op = CommOp::all_to_all, .group = 1, .sequence = 0, .enqueued_ns = 5, .ended_ns = 6});
+  for (const int r : {0, 1}) begin(r, {.op = CommOp::graph, .sequence = 0, .enqueued_ns = 7});
+  for (const int observer : {0, 1}) {
+    const std::string text = verdict(observer, 2'000'000'000).value();
+    EXPECT_THAT(text, HasSubstr("rank 2 on node (process 102) keeps the others waiting"));
+    EXPECT_THAT(text, HasSubstr("in graph 0 of group dp"));
+  }
+}
+
 TEST_F(Blame, DeathComesBeforeSilenceAndSilenceBeforeWaiting) {
   begin(0, {.op = CommOp::barrier, .sequence = 0, .enqueued_ns = 5});
   observed_[1].liveness = Liveness::silent;
