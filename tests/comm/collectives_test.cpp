@@ -493,8 +493,8 @@ TEST_P(Collectives, CountsCallsAndBytes) {
   EXPECT_GE(after.seconds, before.seconds);
 }
 
-// What a graph sends goes again with each replay, in turn with what the group sends without: before it
-// and behind it, where the stream has not waited for that.
+// What a graph sends goes again with each replay, in turn with what the group sends without, before it
+// and behind it: also where that is of another stream, which comes to it late on one rank.
 TEST_P(Collectives, GraphsSendAgain) {
   const std::vector<std::int64_t> rows(static_cast<std::size_t>(world_->size()), 1);
   const std::int64_t size = 5001, ranks = world_->size();
@@ -503,9 +503,10 @@ TEST_P(Collectives, GraphsSendAgain) {
                 ::testing::HasSubstr("through host memory"));
     return;
   }
-  Guarded sum(DType::f32, {size}), sent(DType::i32, {ranks, 100}), arrived = sent;
+  Guarded sum(DType::f32, {size}), sent(DType::i32, {ranks, 100}), arrived = sent, spare = sent;
   Guarded before(DType::f32, {size}), behind(DType::f32, {size});
   OnDevice sum_d = on_device(sum), sent_d = on_device(sent), arrived_d = on_device(arrived);
+  OnDevice spare_d = on_device(spare);
   OnDevice before_d = on_device(before), behind_d = on_device(behind);
   const auto work = [&] {
     Pending reduced = world_->all_reduce_sum(stream(), sum_d);
@@ -516,6 +517,11 @@ TEST_P(Collectives, GraphsSendAgain) {
                                 .receive_rows = rows})
         .wait(stream());
     reduced.wait(stream());
+  };
+  const auto other = stream().device().make_stream();
+  const auto uploaded = stream().device().make_event();
+  const auto dawdle = [&] {
+    for (int i = 0; world_->rank() == 0 && i < 20; ++i) other->copy(spare_d, sent_d);
   };
   work();  // the workspaces have their sizes from now on
   const OperationStatistics logged = world_->statistics(CommOp::all_reduce);
@@ -529,11 +535,15 @@ TEST_P(Collectives, GraphsSendAgain) {
     for (std::int64_t i = 0; i < sent.size(); ++i)
       sent.set(i, 1000 * salt + 100 * world_->rank() + static_cast<double>(i / 100));
     for (OnDevice* const x : {&sum_d, &sent_d, &before_d, &behind_d}) x->upload();
-    Pending first = world_->all_reduce_sum(stream(), before_d);
+    uploaded->record(stream());
+    other->wait(*uploaded);
+    dawdle();
+    Pending first = world_->all_reduce_sum(*other, before_d);
     graph->replay(stream());
     EXPECT_EQ(world_->last_operation(),
               fmt::format("graph {} of group world", number + 3 * salt - 1));
-    Pending last = world_->all_reduce_sum(stream(), behind_d);
+    dawdle();
+    Pending last = world_->all_reduce_sum(*other, behind_d);
     last.wait(stream());
     first.wait(stream());
     download({&sum_d, &arrived_d, &before_d, &behind_d});
