@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <exception>
 #include <numeric>
+#include <utility>
+
+#include "kernels/device/device.h"
 
 namespace orchard {
 namespace {
@@ -48,7 +51,27 @@ Communicator::Communicator(Identity identity)
 
 Communicator::~Communicator() = default;
 
+std::unique_ptr<Graph> Communicator::capture(Stream&, std::function<void()>) {
+  fail("no graph holds operations of group {}: their data passes through host memory", name_);
+}
+
+void Communicator::begin_recording() {
+  recorded_.emplace().op = CommOp::graph;
+}
+
+OperationLog::Request Communicator::end_recording() {
+  return *std::exchange(recorded_, {});
+}
+
 OperationLog::Ticket Communicator::begin(const OperationLog::Request& request) {
+  if (recorded_) {
+    require(request.op != CommOp::exchange && request.op != CommOp::barrier &&
+                request.op != CommOp::host,
+            "{} of group {} inside a capture: a graph holds its collectives on the device",
+            orchard::name_of(request.op), name_);
+    recorded_->bytes += request.bytes;
+    return {.group = log_group_, .op = request.op, .record = Ticket::unlogged};
+  }
   last_ = log_->enqueued(log_group_, request);
   return last_;
 }

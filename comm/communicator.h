@@ -14,7 +14,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,6 +28,8 @@
 
 namespace orchard {
 
+class Device;
+class Graph;
 class Stream;
 
 // Rows of uneven numbers from every rank to every rank. Row counts are by rank of the group and
@@ -102,6 +106,15 @@ class Communicator {
   // all = `mine` of rank 0, then of rank 1, ...: numbers that shapes follow from.
   void all_gather_on_host(std::span<const std::int64_t> mine, std::span<std::int64_t> all);
 
+  // Whether graphs of this device can hold operations: where streams carry them out.
+  virtual bool is_captured_on(const Device&) const { return false; }
+  // As Stream::capture, of work with collectives of this group, and of no other: their messages are
+  // sent in each replay. Every one must be waited for within. All ranks of the group capture the same
+  // together, and replay what they captured together, in the same order among the group's collectives;
+  // none sends by a graph what another sends without. The log knows a replay, as one operation, not what
+  // is in it. The group must outlive the graph. Throws Error where nothing is captured.
+  virtual std::unique_ptr<Graph> capture(Stream& stream, std::function<void()> work);
+
   // The last operation of this group, as messages name it: "all-reduce 17 of group dp".
   std::string last_operation() const;
   std::int64_t last_number() const { return last_.sequence; }
@@ -122,6 +135,13 @@ class Communicator {
     std::shared_ptr<OperationLog> log;
   };
   explicit Communicator(Identity identity);
+
+  // Operations are recorded from here on, and neither numbered nor logged; the end returns what a
+  // replay of them is.
+  void begin_recording();
+  OperationLog::Request end_recording();
+  OperationLog::Ticket begin(const OperationLog::Request& request);
+
   const std::shared_ptr<OperationLog>& shared_log() const { return log_; }
 
   // An operation whose arguments have been checked. `ticket` identifies it in the log: the backend
@@ -153,7 +173,6 @@ class Communicator {
   virtual void run_host_gathering(std::span<const std::byte> mine, std::span<std::byte> all,
                                   Ticket ticket) = 0;
 
-  Ticket begin(const OperationLog::Request& request);
   void gather_on_host(std::span<const std::byte> mine, std::span<std::byte> all);
   void check_counts(std::string_view what, std::span<const std::int64_t> counts, std::int64_t mine,
                     std::int64_t all) const;
@@ -164,6 +183,7 @@ class Communicator {
   std::shared_ptr<OperationLog> log_;
   OperationLog::GroupId log_group_;
   Ticket last_;
+  std::optional<OperationLog::Request> recorded_;  // while operations are
   std::vector<std::int64_t> even_counts_;
   std::vector<double> host_values_;
 };

@@ -45,22 +45,30 @@ std::vector<int> missing(const Observation& o, const FlightLog& own,
   return ranks;
 }
 
+// The oldest operation that is under way on the rank and that others have not begun. Those that all have
+// begun may be over: a host that waits for its device hears of no end.
+const FlightOperation* blocked_in(const Observation& o, int rank) {
+  const FlightLog& log = o.ranks[static_cast<std::size_t>(rank)].log;
+  const auto found = std::ranges::find_if(log.operations, [&](const FlightOperation& operation) {
+    return operation.is_under_way() && !missing(o, log, operation).empty();
+  });
+  return found == log.operations.end() ? nullptr : &*found;
+}
+
 // Follows who waits for whom from the observer to a rank that waits for nobody else; the last one
 // before ranks wait for each other in a circle.
-int root_of(const Observation& o, const FlightOperation& operation) {
+int root_of(const Observation& o) {
   std::vector<bool> seen(o.ranks.size(), false);
   int rank = o.observer;
-  const FlightOperation* waits_in = &operation;
-  while (waits_in != nullptr && !seen[static_cast<std::size_t>(rank)]) {
+  while (!seen[static_cast<std::size_t>(rank)]) {
     seen[static_cast<std::size_t>(rank)] = true;
-    const FlightLog& log = o.ranks[static_cast<std::size_t>(rank)].log;
-    const std::vector<int> next = missing(o, log, *waits_in);
-    if (next.empty()) break;
-    const auto idle = std::ranges::find_if(next, [&](int r) {
-      return o.ranks[static_cast<std::size_t>(r)].log.under_way() == nullptr;
-    });
+    const FlightOperation* const waits_in = blocked_in(o, rank);
+    if (waits_in == nullptr) break;
+    const std::vector<int> next =
+        missing(o, o.ranks[static_cast<std::size_t>(rank)].log, *waits_in);
+    const auto idle =
+        std::ranges::find_if(next, [&](int r) { return blocked_in(o, r) == nullptr; });
     rank = idle == next.end() ? next.front() : *idle;
-    waits_in = o.ranks[static_cast<std::size_t>(rank)].log.under_way();
   }
   return rank;
 }
@@ -69,7 +77,8 @@ int root_of(const Observation& o, const FlightOperation& operation) {
 
 std::optional<std::string> diagnose(const Observation& o) {
   const FlightLog& own = o.ranks[static_cast<std::size_t>(o.observer)].log;
-  const FlightOperation* const waits_in = own.under_way();
+  const FlightOperation* const blocked = blocked_in(o, o.observer);
+  const FlightOperation* const waits_in = blocked != nullptr ? blocked : own.under_way();
   const auto say = [&](const FlightLog& culprit, std::string_view how) {
     const std::string observer =
         waits_in == nullptr
@@ -87,7 +96,7 @@ std::optional<std::string> diagnose(const Observation& o) {
   if (const auto silent = first(Liveness::silent); silent != o.ranks.end())
     return say(silent->log, "exists but gives no sign of life");
   if (waits_in == nullptr || o.now_ns - waits_in->enqueued_ns < o.timeout_ns) return {};
-  const int root = root_of(o, *waits_in);
+  const int root = root_of(o);
   if (root == o.observer) {
     return fmt::format("{} has waited {} in {}, which every rank of the group has begun",
                        own.rank_name, seconds(o.now_ns - waits_in->enqueued_ns),

@@ -21,7 +21,8 @@ struct Message {
   int peer;
 };
 
-// The messages of one group of calls, from the time when the stream gets to them.
+// The messages of one group of calls, from the time when the stream gets to them: once, or in a graph
+// again and again.
 class Exchange {
  public:
   Exchange(MPI_Comm communicator, SimtDevice& device, std::vector<Message> messages)
@@ -40,6 +41,8 @@ class Exchange {
       if (message.way != Message::Way::receive) continue;
       device_.write(message.device, host_[i].get(), message.bytes);
     }
+    requests_.clear();
+    host_.clear();
     return true;
   }
 

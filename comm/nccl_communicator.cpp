@@ -46,6 +46,21 @@ class Together {
   NcclLibrary& library_;
 };
 
+// A graph whose replays are operations of a group.
+class CapturedCollectives final : public Graph {
+ public:
+  CapturedCollectives(NcclCommunicator& group, std::unique_ptr<Graph> graph,
+                      const OperationLog::Request& request)
+      : group_(group), graph_(std::move(graph)), request_(request) {}
+
+  void replay(Stream& stream) override { group_.replay(stream, *graph_, request_); }
+
+ private:
+  NcclCommunicator& group_;
+  std::unique_ptr<Graph> graph_;
+  OperationLog::Request request_;
+};
+
 }  // namespace
 
 std::unique_ptr<Communicator> MpiCommunicator::over_nccl(const NcclContext& context) {
@@ -61,7 +76,7 @@ std::unique_ptr<Communicator> MpiCommunicator::over_nccl(const NcclContext& cont
                .members = {members().begin(), members().end()},
                .nodes = {nodes().begin(), nodes().end()},
                .log = shared_log()},
-      copy, std::move(engine), context);
+      copy, std::move(engine), context, std::make_shared<NcclCommunicator::Capture>());
 }
 
 std::unique_ptr<Communicator> make_nccl_world(Communicator& world, const NcclContext& context) {
@@ -72,9 +87,11 @@ std::unique_ptr<Communicator> make_nccl_world(Communicator& world, const NcclCon
 }
 
 NcclCommunicator::NcclCommunicator(Identity identity, MPI_Comm communicator,
-                                   std::shared_ptr<MpiEngine> engine, const NcclContext& context)
+                                   std::shared_ptr<MpiEngine> engine, const NcclContext& context,
+                                   std::shared_ptr<Capture> capture)
     : MpiCommunicator(std::move(identity), communicator, std::move(engine)),
       context_(context),
+      capture_(std::move(capture)),
       owner_{.communicator = this, .device = &context_.device},
       collectives_(connect()),
       messages_{connect(), connect()} {}
@@ -112,7 +129,7 @@ std::unique_ptr<Communicator> NcclCommunicator::start_group(Identity identity,
                                                             std::span<const int> places) {
   if (places.size() == 1) return std::make_unique<SingleCommunicator>(std::move(identity));
   return std::make_unique<NcclCommunicator>(std::move(identity), make_mpi_group(places), engine(),
-                                            context_);
+                                            context_, capture_);
 }
 
 bool NcclCommunicator::takes(const Stream& stream,
@@ -124,6 +141,7 @@ bool NcclCommunicator::takes(const Stream& stream,
 }
 
 void NcclCommunicator::settle() {
+  if (capture_->by != nullptr) return;
   for (const NcclLane* const lane : {&collectives_, &messages_[upwards], &messages_[downwards]})
     context_.library->check(lane->library.handle);
   std::erase_if(under_way_, [&](NcclOperation* operation) {
@@ -135,22 +153,61 @@ void NcclCommunicator::settle() {
 }
 
 void NcclCommunicator::progress() {
+  if (capture_->by != nullptr) return;
   MpiCommunicator::progress();
   context_.device.advance();
   settle();
 }
 
 NcclOperation& NcclCommunicator::begin(Stream& stream, const Ticket& ticket) {
+  require(capture_->by == nullptr || capture_->by == this,
+          "group {} communicates inside a capture of group {}, and a graph holds operations of one",
+          name(), capture_->by ? capture_->by->name() : "");
   settle();
   NcclOperation& operation = operations_.take(owner_);
   operation.begin(stream, ticket);
-  under_way_.push_back(&operation);
+  if (capture_->by == nullptr) {
+    under_way_.push_back(&operation);
+  } else {
+    operation.end();  // nobody will see it done
+  }
   return operation;
 }
 
 Communicator::Started NcclCommunicator::end(NcclOperation& operation) {
   operation.leave(collectives_);
   return &operation;
+}
+
+// ---- graphs ------------------------------------------------------------------------------------
+
+std::unique_ptr<Graph> NcclCommunicator::capture(Stream& stream, std::function<void()> work) {
+  require(capture_->by == nullptr, "a capture inside a capture");
+  capture_->by = this;
+  begin_recording();
+  OperationLog::Request recorded;
+  const auto end = [&] {
+    recorded = end_recording();
+    capture_->by = nullptr;
+  };
+  std::unique_ptr<Graph> graph;
+  try {
+    graph = stream.capture(std::move(work));
+  } catch (...) {
+    end();
+    throw;
+  }
+  end();
+  return std::make_unique<CapturedCollectives>(*this, std::move(graph), recorded);
+}
+
+void NcclCommunicator::replay(Stream& stream, Graph& graph, const OperationLog::Request& request) {
+  const Ticket ticket = Communicator::begin(request);
+  NcclOperation& operation = begin(stream, ticket);
+  operation.take(collectives_, stream);
+  log().started(ticket);
+  graph.replay(stream);
+  operation.give_back(collectives_, stream);
 }
 
 // ---- collectives -------------------------------------------------------------------------------

@@ -8,6 +8,15 @@
 // it. Messages to higher and to lower ranks have a connection each: the ring of an interleaved pipeline
 // then has no circle of connections that wait for each other.
 //
+// Collectives can be captured (NCCL User Guide, "Using NCCL with CUDA Graphs"): the events by which an
+// operation enters its lane and comes back pull the lane into the capture and join it again. On a graph
+// its nodes are in no order with the lane's own work, so a replay begins after what the lane has, and
+// what the lane gets waits for the replay. NCCL demands that all ranks of an operation capture it or
+// none does, and that they replay the same capture. It has been seen to make CUDA deadlock where one
+// thread launches graphs of several communicators: a graph holds the messages of one group. An event of
+// a capture cannot be asked for, nor may any other be while one is under way, so that operations are not
+// looked after in it.
+//
 // Sums: NCCL adds in an order of its own, which depends on the size of the buffer, on its place in the
 // ring or tree and on the version. We promise rank order. So, as over MPI, each rank receives the others'
 // pieces and adds them up with a kernel of ours; an all-reduce then gathers the sums. Each element crosses
@@ -22,11 +31,20 @@ namespace orchard {
 
 class NcclCommunicator final : public MpiCommunicator {
  public:
+  // The communicators of a process know of each other's captures.
+  struct Capture {
+    const NcclCommunicator* by = nullptr;  // who captures now
+  };
+
   NcclCommunicator(Identity identity, MPI_Comm communicator, std::shared_ptr<MpiEngine> engine,
-                   const NcclContext& context);
+                   const NcclContext& context, std::shared_ptr<Capture> capture);
   ~NcclCommunicator() override;
 
   void progress() override;
+  bool is_captured_on(const Device& device) const override { return &device == &context_.device; }
+  std::unique_ptr<Graph> capture(Stream& stream, std::function<void()> work) override;
+  // Queues a graph that capture() made, which holds operations that amount to `request`.
+  void replay(Stream& stream, Graph& graph, const OperationLog::Request& request);
 
   // Puts the receiving exchanges up to this one on their lanes.
   void issue(NcclOperation& operation);
@@ -74,6 +92,7 @@ class NcclCommunicator final : public MpiCommunicator {
   };
 
   NcclContext context_;
+  std::shared_ptr<Capture> capture_;
   NcclOperation::Owner owner_;
   NcclLane collectives_;
   std::array<NcclLane, 2> messages_;

@@ -26,6 +26,17 @@ void NcclOperation::leave(NcclLane& lane) {
   done_[lanes_++]->record(*lane.stream);
 }
 
+void NcclOperation::take(NcclLane& lane, Stream& stream) {
+  done_[0]->record(*lane.stream);
+  stream.wait(*done_[0]);
+}
+
+void NcclOperation::give_back(NcclLane& lane, Stream& stream) {
+  done_[lanes_++]->record(stream);
+  lane.stream->wait(*done_[0]);
+  state_.released = true;
+}
+
 void NcclOperation::wait(Stream& stream) {
   communicator_.issue(*this);
   for (std::size_t i = 0; i < lanes_; ++i) stream.wait(*done_[i]);

@@ -47,6 +47,11 @@ class NcclOperation final : public Pending::Operation {
   // What the lane has now is the operation's end.
   void leave(NcclLane& lane);
 
+  // An operation on the stream itself, between these two, that has the lane to itself: after all that
+  // the lane has, and before what it gets. Nobody waits for it but those who wait for the stream.
+  void take(NcclLane& lane, Stream& stream);
+  void give_back(NcclLane& lane, Stream& stream);
+
   // Later work of the stream sees the result.
   void wait(Stream& stream) override;
   void finish() override;

@@ -57,10 +57,12 @@ OperationLog::Ticket OperationLog::enqueued(GroupId id, const Request& request) 
 }
 
 void OperationLog::started(const Ticket& ticket) {
+  if (ticket.record == Ticket::unlogged) return;
   recorder_.started(ticket.record, now_ns());
 }
 
 void OperationLog::ended(const Ticket& ticket) {
+  if (ticket.record == Ticket::unlogged) return;
   const std::int64_t now = now_ns();
   recorder_.ended(ticket.record, now);
   Group& group = groups_[static_cast<std::size_t>(ticket.group)];

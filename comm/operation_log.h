@@ -36,6 +36,8 @@ class OperationLog {
     // exchanges a count of its own, of this process.
     std::int64_t sequence = 0;
     std::int64_t record = 0;  // its number in the ring
+    // Of an operation of a graph, which is logged where the graph is replayed.
+    static constexpr std::int64_t unlogged = -1;
     std::int64_t enqueued_ns = 0;
   };
 

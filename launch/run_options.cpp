@@ -63,8 +63,11 @@ void add_run(std::vector<RunOption>& options) {
       {"run.dtype", "activations; weights keep fp32 masters"}, dtypes,
       [](auto& r) -> auto& { return r.dtype; }));
   options.push_back(choice_option(
-      {"run.graphs", "record micro-batches as graphs, by shape, and replay them"}, graph_choices,
-      [](auto& r) -> auto& { return r.graphs; }));
+      {"run.graphs",
+       "record micro-batches as graphs, by shape, and replay them; not with layout.pp, with "
+       "layout.ep "
+       "or layout.etp only where moe.capacity_factor is set"},
+      graph_choices, [](auto& r) -> auto& { return r.graphs; }));
   options.push_back(integer_option(
       {"run.seed", "of weights, mixing and packing"}, from_0,
       [](auto& r) -> auto& { return r.seed; }));

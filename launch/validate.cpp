@@ -139,17 +139,28 @@ void check_chunks(const ResolvedRun& run, const RunConfig& config) {
                    name_of(pipeline.schedule), chunks, chunks > 1 ? "s" : "", pipeline.chunks);
 }
 
+// That ranks do not share GPUs is known where they are connected.
 void check_graphs(const ResolvedRun& run, const RunConfig& config) {
   if (config.graphs == Graphs::no) return;
+  const Rules rules(run);
   const Layout& layout = config.layout;
-  for (const auto& [option, ranks] : {std::pair{"layout.tp", layout.tensor},
-                                      {"layout.pp", layout.pipeline},
-                                      {"layout.ep", layout.expert},
-                                      {"layout.etp", layout.expert_tensor}}) {
-    Rules(run).check(ranks == 1, "run.graphs",
-                     "graphs hold no messages, and with {} ranks send some within a micro-batch",
-                     run.describe(option));
-  }
+  rules.check(layout.pipeline == 1, "run.graphs",
+              "graphs hold no messages of pipelines, and there is one with {}",
+              rules.see("layout.pp"));
+  const bool layers_apart = layout.tensor > 1;
+  const bool experts_apart = layout.expert * layout.expert_tensor > 1;
+  if (!layers_apart && !experts_apart) return;
+  const std::string experts = rules.see(layout.expert > 1 ? "layout.ep" : "layout.etp");
+  rules.check(!layers_apart || !experts_apart, "run.graphs",
+              "a graph holds the messages of tensor ranks or of experts, not both: {}, {}",
+              rules.see("layout.tp"), experts);
+  rules.check(!experts_apart || config.model.decoder.moe.capacity_factor > 0, "run.graphs",
+              "the host reads how many rows experts on other ranks ({}) are sent, unless they have "
+              "a capacity: {}",
+              experts, rules.see("moe.capacity_factor"));
+  rules.check(config.device != DeviceKind::cpu && config.transport != DeviceTransport::host,
+              "run.graphs", "messages that pass through host memory are no part of a graph: {}, {}",
+              rules.see("run.device"), rules.see("run.transport"));
 }
 
 // That the model has enough blocks is a rule of the layout.

@@ -142,6 +142,7 @@ ExpertDispatcher::Plan ExpertDispatcher::plan_fixed(Stream& stream, Arena& arena
 
 ExpertDispatcher::Plan ExpertDispatcher::plan_counted(Stream& stream, Arena& arena,
                                                       const ExpertChoices& choices) {
+  ++counted_plans_;
   Plan routes;
   const auto parts = static_cast<std::int64_t>(choices.experts.size());
   const std::int64_t targets = placement_.targets(), nodes = node_ranks_ ? placement_.nodes() : 0;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <span>
+#include <utility>
 
 namespace orchard {
 namespace {
@@ -19,16 +21,15 @@ std::int64_t address_of(const ConstTensor& tensor) {
   return std::bit_cast<std::int64_t>(tensor.raw());
 }
 
-void replay(std::unique_ptr<Graph>& graph, Stream& stream, std::function<void()> work) {
-  if (!graph) graph = stream.capture(std::move(work));
-  graph->replay(stream);
+std::int64_t counted_plans(const Pass& pass) {
+  return pass.dispatcher ? pass.dispatcher->counted_plans() : 0;
 }
 
 }  // namespace
 
-// No communicator and no listener: this rank has all of the model, as if it were alone.
-CapturedPass::CapturedPass(const MultimodalModel& model, const Pass& pass)
+CapturedPass::CapturedPass(const MultimodalModel& model, const Pass& pass, Communicator* group)
     : model_(model),
+      group_(group),
       batch_(pass.batch),
       pass_{.stream = pass.stream,
             .arena = pass.arena,
@@ -36,17 +37,26 @@ CapturedPass::CapturedPass(const MultimodalModel& model, const Pass& pass)
             .scales = pass.scales,
             .purpose = pass.purpose,
             .sizes = pass.sizes,
+            .parallel = group ? pass.parallel : nullptr,
             .dispatcher = pass.dispatcher,
             .overlap = pass.overlap} {}
+
+void CapturedPass::replay(std::unique_ptr<Graph>& graph, std::function<void()> work) {
+  if (!graph) {
+    graph = group_ ? group_->capture(pass_.stream, std::move(work))
+                   : pass_.stream.capture(std::move(work));
+  }
+  graph->replay(pass_.stream);
+}
 
 // On the CPU, whose graph is the function, each replay allocates from the arena, and at the same places:
 // the arena stands after the upload.
 void CapturedPass::forward() {
-  replay(forward_, pass_.stream, [this] { model_.forward(pass_, saved_); });
+  replay(forward_, [this] { model_.forward(pass_, saved_); });
 }
 
 void CapturedPass::backward() {
-  replay(backward_, pass_.stream, [this] { model_.backward(pass_, saved_); });
+  replay(backward_, [this] { model_.backward(pass_, saved_); });
 }
 
 PassGraphs::Numbers PassGraphs::shape_of(const Pass& pass) {
@@ -72,6 +82,22 @@ PassGraphs::Numbers PassGraphs::places_of(const Pass& pass) {
   return places;
 }
 
+// As many numbers on all ranks: one gathering.
+void PassGraphs::tell_each_other(Numbers& shape, Numbers& places) const {
+  if (!group_) return;
+  Numbers mine = shape;
+  mine.insert(mine.end(), places.begin(), places.end());
+  Numbers all(mine.size() * static_cast<std::size_t>(group_->size()));
+  group_->all_gather_on_host(mine, all);
+  const auto cut = std::exchange(shape, {}).size();
+  places.clear();
+  for (std::size_t first = 0; first < all.size(); first += mine.size()) {
+    const auto of_rank = std::span(all).subspan(first, mine.size());
+    shape.insert(shape.end(), of_rank.begin(), of_rank.begin() + static_cast<std::ptrdiff_t>(cut));
+    places.insert(places.end(), of_rank.begin() + static_cast<std::ptrdiff_t>(cut), of_rank.end());
+  }
+}
+
 // A replay may be under way.
 void PassGraphs::drop(Entry& entry, Stream& stream) {
   if (entry.pass) stream.synchronize();
@@ -81,29 +107,39 @@ void PassGraphs::drop(Entry& entry, Stream& stream) {
 CapturedPass* PassGraphs::find(const Pass& pass) {
   require(pass.replay == nullptr && pass.gradients == nullptr,
           "a graph follows no choices of experts from elsewhere, and tells nobody of gradients");
-  Numbers shape = shape_of(pass);
+  Numbers shape = shape_of(pass), places = places_of(pass);
+  tell_each_other(shape, places);
   const auto found = std::ranges::find(entries_, shape, &Entry::shape);
   if (found == entries_.end()) {
     if (entries_.size() == most_shapes) {
       drop(entries_.back(), pass.stream);
       entries_.pop_back();
     }
-    entries_.push_front({.shape = std::move(shape), .places = {}, .pass = nullptr});
+    entries_.push_front(
+        {.shape = std::move(shape), .places = {}, .counted = counted_plans(pass), .pass = nullptr});
     ++counts_.plain;
     return nullptr;
   }
   entries_.splice(entries_.begin(), entries_, found);
   Entry& entry = entries_.front();
-  Numbers places = places_of(pass);
+  if (!entry.is_captured) {
+    ++counts_.plain;
+    return nullptr;
+  }
   if (entry.pass && entry.places == places) {
     ++counts_.replayed;
     return entry.pass.get();
   }
   drop(entry, pass.stream);
   entry.places = std::move(places);
-  entry.pass = std::make_unique<CapturedPass>(model_, pass);
+  entry.pass = std::make_unique<CapturedPass>(model_, pass, group_);
   ++counts_.captured;
   return entry.pass.get();
+}
+
+void PassGraphs::ran_plain(const Pass& pass) {
+  Entry& entry = entries_.front();
+  if (counted_plans(pass) != entry.counted) entry.is_captured = false;
 }
 
 }  // namespace orchard

@@ -7,14 +7,22 @@
 // arena before every replay, and the scales of the losses. Forward and backward are apart, because
 // the losses are copied to the host between them, each micro-batch's to its own memory.
 //
-// Within a pass nothing may happen but kernels, copies and fills: no message to another rank, no
-// listener to gradients, no choices of experts that are replayed from elsewhere.
+// Within a pass nothing may happen but kernels, copies, fills and collectives of one group, whose
+// messages have sizes that the host knows beforehand: no listener to gradients, no choices of experts
+// that are replayed from elsewhere.
+//
+// Ranks that send each other messages within a pass replay together or not at all: NCCL takes no
+// message that one side sends by a graph and the other without. So they tell each other of every
+// micro-batch what it looks like, and their graphs are of the shapes that all of them have at a time. The
+// host waits for the other hosts for that, not for the device.
 #pragma once
 
+#include <functional>
 #include <list>
 #include <memory>
 #include <vector>
 
+#include "comm/communicator.h"
 #include "models/multimodal.h"
 
 namespace orchard {
@@ -23,8 +31,9 @@ namespace orchard {
 class CapturedPass {
  public:
   // For micro-batches of the shape of pass.batch, in its memory. All that `pass` refers to must
-  // outlive it, but for the batch itself, and stay where it is.
-  CapturedPass(const MultimodalModel& model, const Pass& pass);
+  // outlive it, but for the batch itself, and stay where it is. `group`: whose messages it sends; null:
+  // none, this rank works as if it were alone.
+  CapturedPass(const MultimodalModel& model, const Pass& pass, Communicator* group);
 
   // Queue the work on what has been uploaded, recording it the first time.
   void forward();
@@ -34,7 +43,10 @@ class CapturedPass {
   const MultimodalModel::Saved& saved() const { return saved_; }
 
  private:
+  void replay(std::unique_ptr<Graph>& graph, std::function<void()> work);
+
   const MultimodalModel& model_;
+  Communicator* group_;
   DeviceBatch batch_;
   Pass pass_;
   MultimodalModel::Saved saved_;
@@ -43,17 +55,21 @@ class CapturedPass {
 
 class PassGraphs {
  public:
-  // The model must outlive it.
-  explicit PassGraphs(const MultimodalModel& model) : model_(model) {}
+  // The model must outlive it, and the group of the ranks whose messages graphs hold; null: there are
+  // none. All of the group's ranks call together.
+  PassGraphs(const MultimodalModel& model, Communicator* group) : model_(model), group_(group) {}
 
   // The graphs that run a micro-batch which has just been uploaded into its arena. Null for the first
   // of a shape, which runs without: memory then grows to what the shape needs, and libraries choose
   // their kernels, neither of which may happen in a capture. Where memory that graphs refer to has
-  // moved since, they are captured anew.
+  // moved since, on any rank of the group, they are captured anew.
   CapturedPass* find(const Pass& pass);
+  // The pass that find gave nothing for has run, forward and backward. Where it had to count rows, none
+  // of its shape becomes a graph.
+  void ran_plain(const Pass& pass);
 
   struct Counts {
-    std::int64_t plain = 0;     // passes without graphs, the first of their shape
+    std::int64_t plain = 0;  // passes without graphs: the first of their shape, or all that count
     std::int64_t captured = 0;  // passes that were recorded, and then replayed
     std::int64_t replayed = 0;  // passes that were there to be replayed
     bool operator==(const Counts&) const = default;
@@ -68,16 +84,22 @@ class PassGraphs {
  private:
   using Numbers = std::vector<std::int64_t>;
   struct Entry {
-    Numbers shape;   // all sizes that arguments of kernels follow from
+    Numbers shape;   // all sizes that arguments of kernels follow from, on all ranks of the group
     Numbers places;  // all memory that the graphs refer to and that may move
+    std::int64_t counted =
+        0;  // plans of the dispatcher with counted rows, before the shape was seen
+    bool is_captured = true;  // its passes count nothing
     std::unique_ptr<CapturedPass> pass;
   };
 
+  // Makes of this rank's numbers those of all ranks of the group, by rank.
+  void tell_each_other(Numbers& shape, Numbers& places) const;
   static Numbers shape_of(const Pass& pass);
   static Numbers places_of(const Pass& pass);
   static void drop(Entry& entry, Stream& stream);
 
   const MultimodalModel& model_;
+  Communicator* group_;
   std::list<Entry> entries_;  // the one that was used last comes first
   Counts counts_;
 };

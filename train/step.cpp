@@ -28,8 +28,7 @@ StepRunner::StepRunner(Device& device, Stream& stream, const ParallelContext& ra
       scales_(device) {
   if (!shards) return;
   if (options.graphs == Graphs::yes) {
-    require_silent_passes();
-    graphs_.emplace(model);
+    graphs_.emplace(model, group_of_passes());
   }
   reducer_.emplace(*shards);
   gatherer_.emplace(*shards, options.overlap);
@@ -53,11 +52,24 @@ bool StepRunner::evaluates_together() const {
   });
 }
 
-void StepRunner::require_silent_passes() const {
+Communicator* StepRunner::group_of_passes() const {
+  const auto require_that = [&](bool possible, std::string_view what, std::string_view cure) {
+    require(possible, "graphs cannot hold {} ({}): {}graphs = no", what,
+            ranks_.mesh().layout().to_string(), cure);
+  };
+  Communicator& tensor = ranks_[MeshGroup::tensor];
+  const bool layers_apart = tensor.size() > 1;
   const bool experts_apart = dispatcher_ && dispatcher_->placement().size() > 1;
-  require(ranks_.stages().ranks() == 1 && ranks_[MeshGroup::tensor].size() == 1 && !experts_apart,
-          "graphs hold no messages, and ranks send some within a pass with {}",
-          ranks_.mesh().layout().to_string());
+  require_that(ranks_.stages().ranks() == 1, "the messages of a pipeline", "");
+  require_that(!layers_apart || !experts_apart,
+               "the messages of tensor ranks and those of experts at once", "tp = 1, or ");
+  require_that(!experts_apart || model_.config().decoder.moe.capacity_factor > 0,
+               "messages of experts whose sizes the host reads", "capacity_factor > 0, or ");
+  if (!layers_apart && !experts_apart) return nullptr;
+  Communicator& group = layers_apart ? tensor : ranks_[MeshGroup::expert_layer];
+  require_that(group.is_captured_on(stream_.device()), "messages that pass through host memory",
+               "a GPU for each rank and transport = auto, or ");
+  return &group;
 }
 
 void StepRunner::run_in_turn(const StepWork& work, PhaseSeconds& seconds) {
@@ -89,9 +101,10 @@ void StepRunner::run_in_turn(const StepWork& work, PhaseSeconds& seconds) {
     const Stopwatch watch(seconds.backward);
     if (graph) {
       graph->backward();
-    } else {
-      model_.backward(pass, saved);
+      continue;
     }
+    model_.backward(pass, saved);
+    if (as_graph) graphs_->ran_plain(pass);
   }
 }
 

@@ -25,9 +25,10 @@ struct StepReport {
 struct StepOptions {
   Overlap overlap = Overlap::yes;
   ExpertDispatchOptions experts = {};
-  // yes: only on ranks that share neither layers nor experts with others (tp, pp, ep and etp of 1).
-  // Of several ranks the last micro-batch of a step, whose gradients are sent while backward runs, is
-  // no graph; without overlap it is one, too.
+  // yes: not in pipelines, whose schedules put messages between the passes of a micro-batch, nor where
+  // the host takes part in a pass's messages: experts on several ranks need a capacity, and ranks'
+  // devices must send by themselves. Of several ranks the last micro-batch of a step, whose gradients
+  // are sent while backward runs, is no graph; without overlap it is one, too.
   Graphs graphs = Graphs::no;
 };
 
@@ -70,8 +71,9 @@ class StepRunner {
   const PassGraphs* graphs() const { return graphs_ ? &*graphs_ : nullptr; }
 
  private:
-  // Throws Error unless a pass on this rank sends no message.
-  void require_silent_passes() const;
+  // The group whose messages passes send, and graphs hold; null where they send none. Throws Error
+  // where there are some that no graph can hold.
+  Communicator* group_of_passes() const;
   // Forward and backward of every micro-batch, one after the other, as without a pipeline.
   void run_in_turn(const StepWork& work, PhaseSeconds& seconds);
   // Throws Error on every rank unless the norm is finite, naming the first rank whose own gradients

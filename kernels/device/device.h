@@ -142,12 +142,12 @@ class Stream {
   // never recorded holds nothing up.
   virtual void wait(Event& event) = 0;
 
-  // Records what `work` queues on this stream, and on no other, instead of running it. `work` must
-  // not wait for the stream, nor for events, nor make the workspace grow: it has run before. The
-  // addresses and numbers that it passes are those of every replay, the workspace's too: the stream
-  // must outlive the graph, and its workspace not grow. What it does on the host happens
-  // once on a GPU, and in every replay on the CPU, whose operations cannot be recorded: there must be
-  // nothing that matters.
+  // Records, instead of running it, what `work` queues here and on streams that wait for its events,
+  // whose work this stream must have waited for at its end. It has run before: the host waits for
+  // nothing in it, no stream for an event from outside, no workspace grows. Its events end with it.
+  // Replays have its addresses and numbers, the workspaces' too: the streams must outlive the graph,
+  // and their workspaces not grow. What it does on the host happens once on a GPU, and in every replay
+  // on the CPU, whose operations cannot be recorded: there must be nothing that matters.
   virtual std::unique_ptr<Graph> capture(std::function<void()> work) = 0;
 
   // What libraries of the device take as its stream: a cudaStream_t. Null elsewhere.
@@ -195,7 +195,7 @@ class Event {
   Device& device_;
 };
 
-// Recorded work of one stream.
+// Recorded work.
 class Graph {
  public:
   virtual ~Graph();
@@ -203,7 +203,7 @@ class Graph {
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
 
-  // Queues all of it on `stream`, of the device that it was recorded on.
+  // Queues it on `stream`, of its device: in no order with other streams, be it those of the capture.
   virtual void replay(Stream& stream) = 0;
 };
 

@@ -39,7 +39,11 @@ class QueuedLaunch final : public LaunchSite {
 class SimtStream final : public Stream {
  public:
   SimtStream(Device& device, Heap& heap, Multiprocessor& multiprocessor, WorkQueues& queues)
-      : Stream(device), heap_(heap), multiprocessor_(multiprocessor), queue_(queues) {}
+      : Stream(device),
+        heap_(heap),
+        multiprocessor_(multiprocessor),
+        queues_(queues),
+        queue_(queues) {}
 
   void wait(Event& event) override;
   std::unique_ptr<Graph> capture(std::function<void()> work) override;
@@ -98,6 +102,7 @@ class SimtStream final : public Stream {
 
   Heap& heap_;
   Multiprocessor& multiprocessor_;
+  WorkQueues& queues_;
   WorkQueue queue_;
 };
 
@@ -113,7 +118,10 @@ class SimtEvent final : public Event {
   SimtEvent(Device& device, WorkQueues& queues) : Event(device), queues_(queues) {}
 
   void record(Stream& stream) override { point_ = queue_of(stream, "an event").add_point(); }
-  bool is_done() override { return !point_ || point_->queue == nullptr; }
+  bool is_done() override {
+    require(!point_ || !point_->recorded, "the host asks for an event of a capture");
+    return !point_ || point_->queue == nullptr;
+  }
   const std::shared_ptr<WorkPoint>& point() const { return point_; }
 
  private:
@@ -128,14 +136,11 @@ class SimtEvent final : public Event {
 
 class SimtGraph final : public Graph {
  public:
-  explicit SimtGraph(std::vector<WorkQueue::Work> work) : work_(std::move(work)) {}
-  void replay(Stream& stream) override {
-    WorkQueue& queue = queue_of(stream, "a graph");
-    for (const WorkQueue::Work& piece : work_) queue.emplace_back(piece);
-  }
+  SimtGraph(WorkQueues& queues, RecordedWork work) : graph_(queues, std::move(work)) {}
+  void replay(Stream& stream) override { graph_.replay(queue_of(stream, "a graph")); }
 
  private:
-  std::vector<WorkQueue::Work> work_;
+  WorkGraph graph_;
 };
 
 void SimtStream::wait(Event& event) {
@@ -144,7 +149,7 @@ void SimtStream::wait(Event& event) {
 }
 
 std::unique_ptr<Graph> SimtStream::capture(std::function<void()> work) {
-  return std::make_unique<SimtGraph>(queue_.record(work));
+  return std::make_unique<SimtGraph>(queues_, queue_.record(work));
 }
 
 }  // namespace

@@ -47,7 +47,7 @@ enum class Races : std::uint8_t { ignore, find };
 void register_operations(OperationTable&);
 
 // Queues work that needs other ranks to act, too: called again and again, while somebody waits for
-// the stream, until it returns true.
+// the stream, until it returns true. In a graph it begins anew then.
 void enqueue_polled(Stream& stream, std::function<bool()> poll);
 
 }  // namespace simt

@@ -1,12 +1,62 @@
 #include "kernels/simt/work_queue.h"
 
 #include <algorithm>
+#include <ranges>
 #include <thread>
 #include <utility>
 
 #include "kernels/core/error.h"
 
 namespace orchard::simt {
+namespace {
+
+using Kind = RecordedWork::Step::Kind;
+
+// From the end to the beginning: what a queue has before a point is waited for where those who wait
+// for the point are.
+void require_joined(const RecordedWork& recorded) {
+  std::vector<bool> is_covered(recorded.queues, false), is_awaited(recorded.points, false);
+  is_covered[0] = true;
+  for (const RecordedWork::Step& step : recorded.steps | std::views::reverse) {
+    if (step.kind == Kind::point && is_awaited[step.point]) is_covered[step.queue] = true;
+    if (step.kind == Kind::wait && is_covered[step.queue]) is_awaited[step.point] = true;
+    require(step.kind != Kind::work || is_covered[step.queue],
+            "a capture ends before its stream has waited for all that other streams do in it");
+  }
+}
+
+}  // namespace
+
+// A capture that is under way.
+class WorkCapture {
+ public:
+  // `queue` takes part from now on.
+  static void join(const std::shared_ptr<WorkCapture>& capture, WorkQueue& queue) {
+    queue.capture_ = capture;
+    capture->queues_.push_back(&queue);
+  }
+  void add(const WorkQueue& queue, RecordedWork::Step step) {
+    step.queue = static_cast<std::size_t>(std::ranges::find(queues_, &queue) - queues_.begin());
+    work_.steps.push_back(std::move(step));
+  }
+  std::size_t add_point(const WorkQueue& queue) {
+    add(queue, {.kind = Kind::point, .point = work_.points, .run = {}});
+    return work_.points++;
+  }
+  // Lets all queues go.
+  void end() noexcept {
+    for (WorkQueue* const queue : std::exchange(queues_, {})) queue->capture_.reset();
+  }
+  RecordedWork take() {
+    work_.queues = queues_.size();
+    require_joined(work_);
+    return std::move(work_);
+  }
+
+ private:
+  std::vector<WorkQueue*> queues_;  // the first is that where it began
+  RecordedWork work_;
+};
 
 bool WorkQueues::run_one_of_each(const WorkQueue* but) {
   bool moved = false;
@@ -47,49 +97,56 @@ void WorkQueue::drop_all() noexcept {
   items_.clear();
 }
 
-void WorkQueue::add(Item item, const char* what) {
-  require(recording_ == nullptr, "{} inside a capture: a graph holds kernels, copies and fills",
-          what);
-  items_.push_back(std::move(item));
-}
-
-void WorkQueue::emplace_back(Work work) {
-  if (recording_ != nullptr) {
-    recording_->push_back(std::move(work));
-    return;
-  }
-  items_.push_back({.run =
-                        [work = std::move(work)] {
-                          work();
-                          return true;
-                        },
-                    .point = nullptr});
+void WorkQueue::emplace_back(std::function<void()> work) {
+  add_polled([work = std::move(work)] {
+    work();
+    return true;
+  });
 }
 
 void WorkQueue::add_polled(std::function<bool()> poll) {
-  add({.run = std::move(poll), .point = nullptr}, "communication");
+  if (capture_) {
+    capture_->add(*this, {.kind = Kind::work, .run = std::move(poll)});
+  } else {
+    items_.push_back({.run = std::move(poll), .point = nullptr});
+  }
 }
 
 std::shared_ptr<WorkPoint> WorkQueue::add_point() {
-  auto point = std::make_shared<WorkPoint>(WorkPoint{.queue = this});
-  add({.run = [] { return true; }, .point = point}, "Event::record");
+  if (capture_) {
+    return std::make_shared<WorkPoint>(
+        WorkPoint{.recorded = capture_->add_point(*this), .capture = capture_});
+  }
+  auto point = std::make_shared<WorkPoint>(WorkPoint{.queue = this, .recorded = {}, .capture = {}});
+  items_.push_back({.run = [] { return true; }, .point = point});
   return point;
 }
 
 void WorkQueue::add_wait(std::shared_ptr<WorkPoint> point) {
-  add({.run =
+  if (point->recorded) {
+    const std::shared_ptr<WorkCapture> capture = point->capture.lock();
+    require(capture != nullptr,
+            "a stream waits for an event that was recorded inside a capture, which is over");
+    if (!capture_) WorkCapture::join(capture, *this);
+    require(capture_ == capture, "a stream waits inside a capture for an event of another");
+    capture_->add(*this, {.kind = Kind::wait, .point = *point->recorded, .run = {}});
+    return;
+  }
+  require(!capture_,
+          "a stream waits inside a capture for an event that was recorded outside of it");
+  items_.push_back(
+      {.run =
            [point = std::move(point)] {
              require(!point->dropped,
                      "a stream waits for an event whose work was dropped: its own stream failed "
                      "before it, or ended without being waited for");
              return point->queue == nullptr;
            },
-       .point = nullptr},
-      "Stream::wait");
+       .point = nullptr});
 }
 
 void WorkQueue::run() {
-  require(recording_ == nullptr, "Stream::synchronize inside a capture");
+  require(!capture_, "Stream::synchronize inside a capture");
   all_.run_until(*this, [this] { return items_.empty(); });
 }
 
@@ -106,18 +163,43 @@ bool WorkQueue::run_one() {
   return true;
 }
 
-std::vector<WorkQueue::Work> WorkQueue::record(const std::function<void()>& work) {
-  require(recording_ == nullptr, "a capture inside a capture");
-  std::vector<Work> recorded;
-  recording_ = &recorded;
+RecordedWork WorkQueue::record(const std::function<void()>& work) {
+  require(!capture_, "a capture inside a capture");
+  const auto capture = std::make_shared<WorkCapture>();
+  WorkCapture::join(capture, *this);
   try {
     work();
+    RecordedWork recorded = capture->take();
+    capture->end();
+    return recorded;
   } catch (...) {
-    recording_ = nullptr;
+    capture->end();
     throw;
   }
-  recording_ = nullptr;
-  return recorded;
+}
+
+WorkGraph::WorkGraph(WorkQueues& all, RecordedWork work) : work_(std::move(work)) {
+  for (std::size_t i = 1; i < work_.queues; ++i)
+    queues_.push_back(std::make_unique<WorkQueue>(all));
+}
+
+void WorkGraph::replay(WorkQueue& first) {
+  points_.resize(work_.points);
+  for (const RecordedWork::Step& step : work_.steps) {
+    WorkQueue& queue = step.queue == 0 ? first : *queues_[step.queue - 1];
+    switch (step.kind) {
+      case Kind::work:
+        queue.add_polled(step.run);
+        break;
+      case Kind::point:
+        points_[step.point] = queue.add_point();
+        break;
+      case Kind::wait:
+        queue.add_wait(points_[step.point]);
+        break;
+    }
+  }
+  points_.clear();
 }
 
 }  // namespace orchard::simt

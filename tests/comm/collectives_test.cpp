@@ -1,12 +1,15 @@
 // Every operation of a group against a plain computation. Run under mpirun; every rank knows what
 // every other rank contributes, and so what each must receive. Memory of every device that there is
 // must do.
+#include <gmock/gmock.h>
+
 #include <algorithm>
 
 #include "comm/nccl.h"
 #include "tests/comm/find_nccl.h"
 #include "tests/comm/ranks_test.h"
 #include "tests/kernels/device_test.h"
+#include "tests/message_of.h"
 
 namespace orchard::testing {
 namespace {
@@ -488,6 +491,92 @@ TEST_P(Collectives, CountsCallsAndBytes) {
   EXPECT_EQ(after.calls - before.calls, 2);
   EXPECT_EQ(after.bytes - before.bytes, 428);
   EXPECT_GE(after.seconds, before.seconds);
+}
+
+// What a graph sends goes again with each replay, in turn with what the group sends without, before it
+// and behind it: also where that is of another stream, which comes to it late on one rank.
+TEST_P(Collectives, GraphsSendAgain) {
+  const std::vector<std::int64_t> rows(static_cast<std::size_t>(world_->size()), 1);
+  const std::int64_t size = 5001, ranks = world_->size();
+  if (!world_->is_captured_on(stream().device())) {
+    EXPECT_THAT(message_of([&] { (void)world_->capture(stream(), [] {}); }),
+                ::testing::HasSubstr("through host memory"));
+    return;
+  }
+  Guarded sum(DType::f32, {size}), sent(DType::i32, {ranks, 100}), arrived = sent, spare = sent;
+  Guarded before(DType::f32, {size}), behind(DType::f32, {size});
+  OnDevice sum_d = on_device(sum), sent_d = on_device(sent), arrived_d = on_device(arrived);
+  OnDevice spare_d = on_device(spare);
+  OnDevice before_d = on_device(before), behind_d = on_device(behind);
+  const auto work = [&] {
+    Pending reduced = world_->all_reduce_sum(stream(), sum_d);
+    world_
+        ->all_to_all(stream(), {.send = sent_d.tensor(),
+                                .receive = arrived_d.tensor(),
+                                .send_rows = rows,
+                                .receive_rows = rows})
+        .wait(stream());
+    reduced.wait(stream());
+  };
+  const auto other = stream().device().make_stream();
+  const auto uploaded = stream().device().make_event();
+  const auto dawdle = [&] {
+    for (int i = 0; world_->rank() == 0 && i < 20; ++i) other->copy(spare_d, sent_d);
+  };
+  work();  // the workspaces have their sizes from now on
+  const OperationStatistics logged = world_->statistics(CommOp::all_reduce);
+  const std::int64_t number = world_->last_number();
+  const auto graph = world_->capture(stream(), work);
+  EXPECT_EQ(world_->last_number(), number) << "recording is no operation";
+  for (unsigned salt = 1; salt <= 3; ++salt) {
+    sum = contribution(DType::f32, size, world_->rank(), salt);
+    before = contribution(DType::f32, size, world_->rank(), 10 * salt);
+    behind = contribution(DType::f32, size, world_->rank(), 100 * salt);
+    for (std::int64_t i = 0; i < sent.size(); ++i)
+      sent.set(i, 1000 * salt + 100 * world_->rank() + static_cast<double>(i / 100));
+    for (OnDevice* const x : {&sum_d, &sent_d, &before_d, &behind_d}) x->upload();
+    uploaded->record(stream());
+    other->wait(*uploaded);
+    dawdle();
+    Pending first = world_->all_reduce_sum(*other, before_d);
+    graph->replay(stream());
+    EXPECT_EQ(world_->last_operation(),
+              fmt::format("graph {} of group world", number + 3 * salt - 1));
+    dawdle();
+    Pending last = world_->all_reduce_sum(*other, behind_d);
+    last.wait(stream());
+    first.wait(stream());
+    download({&sum_d, &arrived_d, &before_d, &behind_d});
+    EXPECT_TRUE(sum == expected_sum(DType::f32, size, *world_, salt)) << salt;
+    EXPECT_TRUE(before == expected_sum(DType::f32, size, *world_, 10 * salt)) << salt;
+    EXPECT_TRUE(behind == expected_sum(DType::f32, size, *world_, 100 * salt)) << salt;
+    for (int r = 0; r < ranks; ++r)
+      ASSERT_EQ(arrived.at(100 * r), 1000 * salt + 100 * r + world_->rank());
+  }
+  world_->barrier();  // the log has heard of all that is done
+  EXPECT_EQ(world_->statistics(CommOp::all_reduce).calls - logged.calls, 6);
+  EXPECT_EQ(world_->statistics(CommOp::graph).calls, 3);
+  EXPECT_EQ(world_->statistics(CommOp::graph).bytes, 3 * 4 * (size + 100 * ranks));
+  EXPECT_GT(world_->statistics(CommOp::graph).seconds, 0);
+}
+
+TEST_P(Collectives, AGraphHoldsNothingElse) {
+  if (!world_->is_captured_on(stream().device())) GTEST_SKIP() << "no graphs";
+  std::vector<int> all(static_cast<std::size_t>(world_->size()));
+  std::iota(all.begin(), all.end(), 0);
+  const auto other = world_->make_group("other", all);
+  Guarded buffer = contribution(DType::f32, 100, world_->rank());
+  OnDevice buffer_d = on_device(buffer);
+  const auto in_capture = [&](const std::function<void()>& work) {
+    return message_of([&] { (void)world_->capture(stream(), work); });
+  };
+  EXPECT_THAT(in_capture([&] { (void)other->all_reduce_sum(stream(), buffer_d); }),
+              ::testing::HasSubstr("group other communicates inside a capture of group world"));
+  EXPECT_THAT(in_capture([&] { world_->barrier(); }), ::testing::HasSubstr("barrier of group"));
+  EXPECT_THAT(in_capture([&] { (void)world_->exchange(stream(), {}, {}); }),
+              ::testing::HasSubstr("exchange of group"));
+  settle(world_->all_reduce_sum(stream(), buffer_d), {&buffer_d});
+  EXPECT_TRUE(buffer == expected_sum(DType::f32, 100, *world_));
 }
 
 TEST_P(Collectives, RefuseWhatCannotBe) {

@@ -15,8 +15,11 @@
 #include <thread>
 
 #include "comm/diagnosis.h"
+#include "comm/emulated_nccl.h"
 #include "comm/mpi.h"
+#include "comm/nccl.h"
 #include "kernels/device/device.h"
+#include "kernels/simt/simt_device.h"
 #include "tests/data/scratch.h"
 #include "tests/run_shell.h"
 
@@ -71,11 +74,58 @@ class Worker {
   std::unique_ptr<Communicator> tp_, dp_;
 };
 
+// The same groups over emulated GPUs, with an operation of each that is captured and replayed.
+class WorkerWithGraphs {
+ public:
+  WorkerWithGraphs(MpiSession& session, const fs::path& folder)
+      : world_(session.world()),
+        watchdog_(
+            *world_,
+            {.folder = folder, .rank_name = name_of_rank(world_->rank()), .timeout = timeout}) {
+    const int r = world_->rank();
+    groups_.push_back(gpus_->make_group("tp", std::vector<int>{r / 2 * 2, r / 2 * 2 + 1}));
+    groups_.push_back(gpus_->make_group("dp", std::vector<int>{r % 2, r % 2 + 2}));
+  }
+
+  // Endless, but for the culprit, who falls asleep in place of a step.
+  void work() {
+    const Buffer buffer = device_->allocate(4000);
+    const Tensor values = buffer.tensor(DType::f32, {1000});
+    stream_->fill_zero(values);
+    std::vector<std::unique_ptr<Graph>> graphs;
+    for (const auto& group : groups_) {
+      const auto add = [&] { group->all_reduce_sum(*stream_, values).wait(*stream_); };
+      add();
+      graphs.push_back(group->capture(*stream_, add));
+    }
+    for (std::int64_t step = 0;; ++step) {
+      if (step == good_steps && world_->rank() == culprit)
+        std::this_thread::sleep_for(std::chrono::hours(1));
+      for (const auto& graph : graphs) graph->replay(*stream_);
+      stream_->synchronize();
+      for (const auto& group : groups_) group->progress();
+    }
+  }
+
+ private:
+  std::unique_ptr<Communicator> world_;
+  Watchdog watchdog_;
+  std::unique_ptr<SimtDevice> device_ = make_simt_device();
+  std::unique_ptr<Stream> stream_ = device_->make_stream();
+  std::unique_ptr<Communicator> gpus_ =
+      make_nccl_world(*world_, {.device = *device_, .library = make_emulated_nccl()});
+  std::vector<std::unique_ptr<Communicator>> groups_;
+};
+
 int run_worker(std::string_view mode, const fs::path& folder) {
   int argc = 0;
   char** argv = nullptr;
   MpiSession session(argc, argv);
   try {
+    if (mode == "dawdle-over-a-graph") {
+      WorkerWithGraphs(session, folder).work();
+      return 0;
+    }
     Worker worker(session, folder);
     if (mode == "die") {
       worker.work(1000, [] { ::raise(SIGKILL); });
@@ -178,6 +228,19 @@ TEST_F(Ranks, ThatDawdleAreNamed) {
   expect_neighbour_waits();
 }
 
+// Of a graph's operations nothing is known but that one of them hangs; all of the group's ranks count the
+// replays.
+TEST_F(Ranks, ThatDoNotReplayAreNamed) {
+  const Outcome outcome = run("dawdle-over-a-graph");
+  EXPECT_NE(outcome.code, 0);
+  EXPECT_THAT(outcome.output,
+              AllOf(HasSubstr(name_of_rank(culprit)), HasSubstr("keeps the others waiting"),
+                    HasSubstr("its last operation, graph 5 of group dp (4000 bytes u8)")));
+  const FlightLog neighbour = ring(culprit + 1);
+  ASSERT_NE(neighbour.under_way(), nullptr);
+  EXPECT_EQ(neighbour.describe(*neighbour.under_way()), "graph 6 of group tp (4000 bytes u8)");
+}
+
 TEST_F(Ranks, ThatThrowSpeakForThemselves) {
   const Outcome outcome = run("throw");
   EXPECT_EQ(outcome.code, 7);
@@ -242,6 +305,19 @@ TEST_F(Blame, AnOperationThatAllHaveBegunIsNobodysFault) {
   EXPECT_THAT(verdict(1, 2'000'000'000).value(),
               HasSubstr("all-gather 0 of group dp (0 bytes bf16), which every rank of the group "
                         "has begun"));
+}
+
+// The log of rank 0 has not heard of the end of its operations, and waits in one that rank 2 never began.
+TEST_F(Blame, WhatAllHaveBegunMayBeOver) {
+  for (const int r : {0, 1})
+    begin(r, {.op = CommOp::all_to_all, .group = 1, .sequence = 0, .enqueued_ns = 5});
+  begin(2, {.op = CommOp::all_to_all, .group = 1, .sequence = 0, .enqueued_ns = 5, .ended_ns = 6});
+  for (const int r : {0, 1}) begin(r, {.op = CommOp::graph, .sequence = 0, .enqueued_ns = 7});
+  for (const int observer : {0, 1}) {
+    const std::string text = verdict(observer, 2'000'000'000).value();
+    EXPECT_THAT(text, HasSubstr("rank 2 on node (process 102) keeps the others waiting"));
+    EXPECT_THAT(text, HasSubstr("in graph 0 of group dp"));
+  }
 }
 
 TEST_F(Blame, DeathComesBeforeSilenceAndSilenceBeforeWaiting) {

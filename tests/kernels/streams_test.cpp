@@ -99,6 +99,37 @@ TEST_P(Streams, AGraphRepeatsItsWork) {
   EXPECT_NEAR(totals.at(0), 14 * sum, 14 * 100 * unit_roundoff(DType::f32) * 10);
 }
 
+// The other stream takes its turn in the middle, on what this one had before, for what it has after.
+TEST_P(Streams, AGraphHoldsWhatOtherStreamsDoForIt) {
+  Guarded values = random_normal(DType::f32, {1000}, 1), initial = values;
+  Guarded copies = zeros(DType::f32, {1000});
+  OnDevice x = on_device(values), y = on_device(copies);
+  const auto there = device().make_event(), back = device().make_event();
+  const auto work = [&] {
+    run(stream(), Scale{.x = x, .factor = 2});
+    there->record(stream());
+    other().wait(*there);
+    run(other(), Scale{.x = x, .factor = 4});
+    back->record(other());
+    stream().wait(*back);
+    run(stream(), Scale{.x = x, .factor = 8});
+  };
+  stream().synchronize();
+  const auto graph = stream().capture(work);
+  for (const double factor : {64., 4096.}) {
+    graph->replay(stream());
+    stream().copy(y, x.tensor());
+    y.download();
+    stream().synchronize();
+    EXPECT_EQ(copies.at(7), factor * initial.at(7));
+  }
+  // Streams and events are what they were.
+  work();
+  x.download();
+  stream().synchronize();
+  EXPECT_EQ(values.at(7), 64 * 64 * 64 * initial.at(7));
+}
+
 TEST_P(Streams, WordsOfZeroAreNoPartOfAWorkspace) {
   const auto expect_zeros = [&](const char* when) {
     Guarded values = random_normal(DType::f32, {zero_words_count}, 1);
@@ -193,15 +224,76 @@ TEST_F(EmulatedStreams, WhoWaitsForAStreamThatFailedIsTold) {
   stream_->synchronize();
 }
 
-TEST_F(EmulatedStreams, ACaptureHoldsTheWorkOfOneStreamThatNobodyWaitsFor) {
-  const auto event = device_->make_event();
+TEST_F(EmulatedStreams, ACaptureNeitherWaitsNorGrows) {
   const auto in_capture = [&](const std::function<void()>& work) {
     return message_of([&] { (void)stream_->capture(work); });
   };
   EXPECT_THAT(in_capture([&] { stream_->synchronize(); }), HasSubstr("inside a capture"));
-  EXPECT_THAT(in_capture([&] { event->record(*stream_); }), HasSubstr("inside a capture"));
   EXPECT_THAT(in_capture([&] { stream_->workspace(1 << 20); }), HasSubstr("inside a capture"));
   EXPECT_THAT(in_capture([&] { (void)stream_->capture([] {}); }), HasSubstr("inside a capture"));
+  const auto event = device_->make_event();
+  EXPECT_THAT(in_capture([&] {
+                event->record(*stream_);
+                event->synchronize();
+              }),
+              HasSubstr("asks for an event of a capture"));
+}
+
+TEST_F(EmulatedStreams, ACaptureBeginsAndEndsWithItsStream) {
+  const auto from = device_->make_event(), to = device_->make_event();
+  const auto in_capture = [&](const std::function<void()>& work) {
+    return message_of([&] { (void)stream_->capture(work); });
+  };
+  from->record(*other_);
+  EXPECT_THAT(in_capture([&] { stream_->wait(*from); }), HasSubstr("recorded outside"));
+  const auto fork = [&] {
+    from->record(*stream_);
+    other_->wait(*from);
+    other_->fill_zero(x_);
+  };
+  EXPECT_THAT(in_capture(fork), HasSubstr("before its stream has waited"));
+  EXPECT_THAT(in_capture([&] {
+                fork();
+                to->record(*other_);
+                other_->fill_zero(x_);
+                stream_->wait(*to);
+              }),
+              HasSubstr("before its stream has waited"));
+  EXPECT_EQ(in_capture([&] {
+              fork();
+              to->record(*other_);
+              stream_->wait(*to);
+            }),
+            "");
+  EXPECT_THAT(message_of([&] { stream_->wait(*to); }), HasSubstr("capture, which is over"));
+  // Both are as before.
+  from->record(*other_);
+  stream_->wait(*from);
+  stream_->synchronize();
+}
+
+// Which a GPU's graph is in no order with.
+TEST_F(EmulatedStreams, AGraphDoesNotWaitForWhatItsOtherStreamsHave) {
+  Guarded values = random_normal(DType::f32, {1000}, 1), result(DType::f32, {1000});
+  const auto from = device_->make_event(), to = device_->make_event();
+  const auto graph = stream_->capture([&] {
+    from->record(*stream_);
+    other_->wait(*from);
+    other_->copy(result, x_);
+    to->record(*other_);
+    stream_->wait(*to);
+  });
+  // Far behind: a wait lets one piece of work of each stream run at a time.
+  Guarded nothing(DType::f32, {1000});
+  for (int i = 0; i < 10; ++i) other_->copy(nothing, x_);
+  other_->copy(x_, values);
+  graph->replay(*stream_);
+  stream_->synchronize();
+  EXPECT_TRUE(std::isnan(result.at(0)));
+  other_->synchronize();
+  graph->replay(*stream_);
+  stream_->synchronize();
+  EXPECT_EQ(result.at(0), values.at(0));
 }
 
 // ---- the text of a call -----------------------------------------------------------------------

@@ -263,19 +263,33 @@ TEST(Ranks, TheLayoutMustBePossible) {
       HasSubstr("each once"));
 }
 
-TEST(Ranks, ThoseThatShareLayersHaveNoGraphs) {
-  const auto message = [](const char* option, int ranks) {
-    const ResolvedRun run(
-        {.recipe = "tiny-moe", .command_line = {given("run.graphs", "yes"), given(option, "2")}});
+TEST(Ranks, GraphsAreRefusedWhereTheHostTakesPartInMessages) {
+  const auto message = [](std::vector<Setting> settings, int ranks) {
+    settings.push_back(given("run.graphs", "yes"));
+    const ResolvedRun run({.recipe = "tiny-moe", .command_line = settings});
     return message_of([&] { validate_ranks(run, ranks); });
   };
-  for (const char* option : {"layout.tp", "layout.pp", "layout.ep", "layout.etp"}) {
-    EXPECT_THAT(message(option, 2),
+  const Setting on_gpus = given("run.device", "simt"), capacity = given("moe.capacity_factor", "1");
+  EXPECT_EQ(message({}, 1), "");
+  EXPECT_EQ(message({}, 2), "");  // replicas
+  EXPECT_EQ(message({on_gpus, given("layout.tp", "2")}, 2), "");
+  EXPECT_THAT(message({on_gpus, given("layout.pp", "2")}, 2),
+              AllOf(HasSubstr("run.graphs = yes"), HasSubstr("layout.pp = 2"),
+                    HasSubstr("graphs hold no messages of pipelines")));
+  for (const char* option : {"layout.ep", "layout.etp"}) {
+    const Setting apart = given(option, "2");
+    EXPECT_EQ(message({on_gpus, capacity, apart}, 2), "");
+    EXPECT_THAT(message({on_gpus, apart}, 2),
                 AllOf(HasSubstr("run.graphs = yes"), HasSubstr(fmt::format("{} = 2", option)),
-                      HasSubstr("graphs hold no messages")));
+                      HasSubstr("unless they have a capacity: moe.capacity_factor = 0")));
+    EXPECT_THAT(message({on_gpus, capacity, apart, given("layout.tp", "2")}, 2),
+                AllOf(HasSubstr("not both"), HasSubstr("layout.tp = 2"),
+                      HasSubstr(fmt::format("{} = 2", option))));
+    EXPECT_THAT(message({capacity, apart}, 2),
+                AllOf(HasSubstr("host memory"), HasSubstr("run.device = cpu")));
+    EXPECT_THAT(message({on_gpus, capacity, apart, given("run.transport", "host")}, 2),
+                AllOf(HasSubstr("host memory"), HasSubstr("run.transport = host")));
   }
-  EXPECT_EQ(message("run.micro_batch", 1), "");
-  EXPECT_EQ(message("run.micro_batch", 2), "");  // replicas
 }
 
 // The layout that a refusal of `settings` proposes; nothing where it proposes none.

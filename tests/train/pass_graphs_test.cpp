@@ -6,6 +6,8 @@
 #include <optional>
 #include <set>
 
+#include "comm/nccl.h"
+#include "tests/comm/find_nccl.h"
 #include "tests/comm/ranks_test.h"
 #include "tests/kernels/device_test.h"
 #include "tests/message_of.h"
@@ -105,15 +107,16 @@ class Twins {
     EXPECT_TRUE(replayed_.weights() == expected) << "weights differ";
   }
 
-  // With micro-batches of these shapes, which have the same documents in every step.
-  void step_of(std::span<const ToyShape> shapes) {
+  // Micro-batches of these shapes, which have the same documents in every step.
+  std::vector<MicroBatch> of(std::span<const ToyShape> shapes) {
     std::vector<MicroBatch> all;
     for (const ToyShape& shape : shapes) {
       const std::string name = fmt::format("{} x {}", shape.sequences, shape.length);
       all.push_back(retold(toy_micro_batch(model_, shape, name), model_, told_++));
     }
-    step(all);
+    return all;
   }
+  void step_of(std::span<const ToyShape> shapes) { step(of(shapes)); }
 
   ModelInTraining& replayed() { return replayed_; }
   Counts counts() { return replayed_.runner().graphs()->counts(); }
@@ -325,17 +328,149 @@ TEST(PassGraphsOnRanks, ReplicasReplayAllMicroBatchesButTheLast) {
   twins.expect_same_weights();
 }
 
-TEST(PassGraphsOnRanks, RanksThatShareLayersOrExpertsHaveNone) {
+// Two ranks whose devices send by themselves.
+struct Messages {
+  const char* name;
+  Layout layout;
+  std::int64_t experts = 4;
+  float capacity = 1;
+  DType dtype = DType::f32;
+  Recompute recompute = Recompute::none;
+
+  ModelConfig model() const {
+    return Case{.name = name, .experts = experts, .capacity = capacity, .recompute = recompute}
+        .model();
+  }
+};
+
+void PrintTo(const Messages& c, std::ostream* out) {
+  *out << c.name;
+}
+
+class PassGraphsWithMessages : public DeviceTest<Messages> {
+ protected:
+  void SetUp() override {
+    if (session->world()->size() != 2) GTEST_SKIP() << "needs two ranks";
+    DeviceTest<Messages>::SetUp();
+    if (IsSkipped()) return;
+    const auto [library, absence] = find_nccl(kind(), 2);
+    if (!library) GTEST_SKIP() << absence;
+    messages_ = make_nccl_world(*world_, {.device = stream().device(), .library = library});
+    ranks_.emplace(*messages_, parameter().layout);
+    twins_.emplace(stream().device(), *ranks_, parameter().model(), parameter().dtype);
+  }
+  int place() const override { return world_->rank(); }
+
+  // With the micro-batches of each data rank.
+  Counts counts_of_step(const std::vector<std::vector<ToyShape>>& shapes) {
+    std::vector<ToyShape> all;
+    for (const auto& of_rank : shapes) all.insert(all.end(), of_rank.begin(), of_rank.end());
+    const Counts before = twins_->counts();
+    twins_->step_of(all);
+    const Counts after = twins_->counts();
+    return {.plain = after.plain - before.plain,
+            .captured = after.captured - before.captured,
+            .replayed = after.replayed - before.replayed};
+  }
+
+  const std::unique_ptr<Communicator> world_ = session->world();
+  std::unique_ptr<Communicator> messages_;
+  std::optional<ParallelContext> ranks_;
+  std::optional<Twins> twins_;
+};
+
+// Of one size, as messages of a fixed size need.
+constexpr ToyShape one{.sequences = 2, .length = 13, .tiles = 1, .padding = 3},
+    two{.sequences = 2, .length = 13, .tiles = 2};
+
+// What one rank has seen and the other has not is a new pair for both, and where memory has moved on
+// one, both capture anew. The last micro-batch of a step is plain.
+TEST_P(PassGraphsWithMessages, RanksReplayTogetherWithTheBitsOfPlainPasses) {
+  using Shapes = std::vector<std::vector<ToyShape>>;
+  const auto step = [&](const Shapes& shapes, const Counts& expected, const char* when) {
+    expect_counts(counts_of_step(shapes), expected, when);
+  };
+  const auto move_memory_of_one = [&] {
+    if (world_->rank() == 0) twins_->replayed().stream().workspace(std::size_t{64} << 20);
+  };
+  if (ranks_->mesh().data() == 2) {
+    const Shapes alike{{one, one, two}, {one, one, two}}, apart{{one, one, two}, {two, one, one}};
+    step(alike, {.plain = 1, .captured = 1}, "alike");
+    counts_of_step(alike);  // the first step's end may have made the workspace grow
+    step(apart, {.plain = 1, .replayed = 1}, "one rank differs");
+    step(apart, {.captured = 1, .replayed = 1}, "both pairs are known");
+    move_memory_of_one();
+    step(apart, {.captured = 2}, "memory moved on one rank");
+  } else {
+    const Shapes same{{one, two, one}};
+    step(same, {.plain = 2}, "cold");
+    step(same, {.captured = 2}, "known");
+    step(same, {.replayed = 2}, "warm");
+    move_memory_of_one();
+    step(same, {.captured = 2}, "memory moved on one rank");
+  }
+  twins_->expect_same_weights();
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Toys, PassGraphsWithMessages,
+    ::testing::Combine(
+        every_gpu(), ::testing::Values(Messages{.name = "experts", .layout = {.expert = 2}},
+                                       Messages{.name = "parts_of_experts_bf16_recomputed",
+                                                .layout = {.expert_tensor = 2},
+                                                .capacity = 1.25,
+                                                .dtype = DType::bf16,
+                                                .recompute = Recompute::blocks},
+                                       Messages{.name = "layers",
+                                                .layout = {.tensor = 2, .tensor_chunks = 2},
+                                                .experts = 0},
+                                       Messages{.name = "layers_sparse", .layout = {.tensor = 2}})),
+    [](const auto& test) {
+      return fmt::format("{}_{}", name_of(std::get<0>(test.param)), std::get<1>(test.param).name);
+    });
+
+// Sequences of several lengths in a step: the counts are read, so no pass of such a step is a graph.
+using PassGraphsOfCounts = PassGraphsWithMessages;
+
+TEST_P(PassGraphsOfCounts, WhatTheHostReadsStaysPlain) {
+  constexpr ToyShape shorter{.sequences = 2, .length = 11, .tiles = 1};
+  const std::vector<ToyShape> mixed{one, one, shorter}, alike{one, one, one};
+  for (int i = 0; i < 2; ++i) expect_counts(counts_of_step({mixed, mixed}), {.plain = 2}, "mixed");
+  expect_counts(counts_of_step({alike, alike}), {.plain = 1, .captured = 1}, "of one size");
+  twins_->expect_same_weights();
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Toys, PassGraphsOfCounts,
+    ::testing::Combine(every_gpu(),
+                       ::testing::Values(Messages{.name = "experts", .layout = {.expert = 2}})),
+    [](const auto& test) { return std::string(name_of(std::get<0>(test.param))); });
+
+TEST(PassGraphsOnRanks, WhatNoGraphCanHoldIsRefused) {
   const auto world = session->world();
   if (world->size() != 2) GTEST_SKIP() << "needs two ranks";
-  const auto device = make_cpu_device({.threads = 1});
-  for (const Layout& layout : {Layout{.tensor = 2}, Layout{.expert = 2}}) {
-    const ParallelContext ranks(*world, layout);
-    EXPECT_THAT(message_of([&] {
-                  ModelInTraining(*device, ranks, toy_model(), DType::f32, {.graphs = Graphs::yes});
-                }),
-                ::testing::HasSubstr(layout.to_string()));
+  const auto device = find_device(DeviceKind::simt).device;
+  const auto messages =
+      make_nccl_world(*world, {.device = *device, .library = make_emulated_nccl()});
+  const auto refusal = [&](Communicator& of, const Layout& layout, float capacity) {
+    ModelConfig model = toy_model();
+    model.decoder.moe.capacity_factor = capacity;
+    const ParallelContext ranks(of, layout);
+    return message_of(
+        [&] { ModelInTraining(*device, ranks, model, DType::f32, {.graphs = Graphs::yes}); });
+  };
+  using ::testing::AllOf, ::testing::HasSubstr;
+  for (const Layout& layout : {Layout{.expert = 2}, Layout{.expert_tensor = 2}}) {
+    EXPECT_THAT(refusal(*messages, layout, 0),
+                AllOf(HasSubstr("sizes the host reads"), HasSubstr(layout.to_string()),
+                      HasSubstr("capacity_factor > 0, or graphs = no")));
+    EXPECT_THAT(refusal(*world, layout, 1),
+                AllOf(HasSubstr("through host memory"), HasSubstr("or graphs = no")));
+    EXPECT_EQ(refusal(*messages, layout, 1), "");
   }
+  EXPECT_THAT(refusal(*world, {.tensor = 2}, 0), HasSubstr("through host memory"));
+  EXPECT_THAT(refusal(*messages, {.tensor = 2, .expert = 2}, 1),
+              HasSubstr("tensor ranks and those of experts at once"));
 }
 
 }  // namespace
