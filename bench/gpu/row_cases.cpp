@@ -7,6 +7,7 @@
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/loss/loss.h"
 #include "kernels/norm/norm.h"
+#include "kernels/optimizer/gradient_norm.h"
 #include "kernels/optimizer/optimizer.h"
 
 namespace orchard::bench {
@@ -193,6 +194,15 @@ void add_cross_entropy(std::vector<GpuCase>& cases, std::int64_t vocab, DType gr
                            }));
 }
 
+void add_sum_in_order(std::vector<GpuCase>& cases) {
+  // What it takes one thread to add the squares of the buckets of a large model.
+  constexpr std::int64_t buckets = 512;
+  cases.push_back(row_case(named("sum_in_order", 1, buckets), 4.0 * buckets, [=](GpuBench& bench) {
+    return SumInOrder{.terms = bench.random(DType::f32, {buckets}),
+                      .sum = bench.zeros(DType::i64, {1})};
+  }));
+}
+
 void add_optimizers(std::vector<GpuCase>& cases, std::int64_t rows, std::int64_t cols) {
   const Shape shape = {rows, cols};
   const double n = elements(rows, cols);
@@ -241,6 +251,7 @@ std::vector<GpuCase> row_cases() {
     add_cross_entropy(cases, vocab, DType::f32);
   }
   add_cross_entropy(cases, 49152, DType::bf16);
+  add_sum_in_order(cases);
   add_optimizers(cases, 8064, 3072);
   add_optimizers(cases, 49152, 2048);
   return cases;
