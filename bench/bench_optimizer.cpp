@@ -51,16 +51,18 @@ struct Parts {
 Parts adafactor_parts(Operands& own, Shape s) {
   const Tensor gradients = own.once(f32, s), row_sums = own.once(f32, {s[0]});
   const Tensor col_sums = own.once(f32, {s[1]}), v_row = own.once(f32, {s[0]});
-  const Tensor v_col = own.once(f32, {s[1]});
-  const Parts parts{.sums = {.gradients = gradients, .row_sums = row_sums, .col_sums = col_sums},
-                    .measure = {.gradients = gradients,
-                                .row_sums = row_sums,
-                                .col_sums = col_sums,
-                                .v_row = v_row,
-                                .v_col = v_col,
-                                .squares = own.once(f32, {1}),
-                                .rows = s[0]},
-                    .apply = {.v_row = v_row, .v_col = v_col, .lr = 1e-6f}};
+  const Tensor v_col = own.once(f32, {s[1]}), squares = own.once(f32, {1});
+  const Parts parts{
+      .sums = {.gradients = gradients, .row_sums = row_sums, .col_sums = col_sums},
+      .measure = {.gradients = gradients,
+                  .row_sums = row_sums,
+                  .col_sums = col_sums,
+                  .v_row = v_row,
+                  .v_col = v_col,
+                  .squares = squares,
+                  .rows = s[0]},
+      .apply = {
+          .v_row = v_row, .v_col = v_col, .squares = squares, .count = s.numel(), .lr = 1e-6}};
   const auto stream = cpu_device().make_stream();
   run(*stream, parts.sums);
   run(*stream, parts.measure);

@@ -10,8 +10,8 @@
 // Layouts and graphs have the options of `orchard train`. Of a pipeline it also says what share of the step the
 // ranks have nothing to do: by the schedule and the costs of the stages, as the simulator has it,
 // and measured, as the time that forward, backward and optimizer leave: waiting for other ranks,
-// moving what crosses stages, adding gradients. "Without bubble" is what the ranks would do if only
-// the first of the two were saved.
+// moving what crosses stages, adding gradients and their squares. "Without bubble" is what the ranks
+// would do if only the first of the two were saved.
 //
 // Tokens are random and every sequence is one document, so nothing but the model's arithmetic is
 // measured. The first two steps warm up. Model FLOPs count what the mathematics needs
@@ -143,7 +143,7 @@ std::vector<LinkCost> link_costs(const RunConfig& run, const Setting& setting, D
 Idle idle_of(const PipelineStages& stages, const PipelineSchedule& schedule,
              const PipelineCosts& costs, const PhaseSeconds& phases, double step_seconds,
              Communicator& world) {
-  const double waiting = phases.pipeline + phases.reduce;
+  const double waiting = phases.pipeline + phases.reduce + phases.wait;
   double of_ranks[] = {waiting, phases.forward + phases.backward + waiting};
   world.sum_on_host(of_ranks);
   const double all = step_seconds * world.size();
@@ -198,11 +198,12 @@ void measure(const Setting& setting, Communicator& world) {
     phases.pipeline += report.seconds.pipeline;
     phases.reduce += report.seconds.reduce;
     phases.optimizer += report.seconds.optimizer;
+    phases.wait += report.seconds.wait;
     loss = report.losses.loss;
   }
   const double n = static_cast<double>(setting.steps);
-  double* const all_phases[] = {&phases.forward, &phases.backward, &phases.pipeline, &phases.reduce,
-                                &phases.optimizer};
+  double* const all_phases[] = {&phases.forward, &phases.backward,  &phases.pipeline,
+                                &phases.reduce,  &phases.optimizer, &phases.wait};
   for (double* const phase : all_phases) *phase /= n;
   Idle idle;
   if (const PipelineStages& stages = ranks.stages(); stages.ranks() > 1) {
@@ -255,6 +256,7 @@ void measure(const Setting& setting, Communicator& world) {
                               {"pipeline_s", phases.pipeline},
                               {"reduce_s", phases.reduce},
                               {"optimizer_s", phases.optimizer},
+                              {"wait_s", phases.wait},
                               {"loss", loss}};
     fmt::print("{}\n", line.dump());
     return;
@@ -262,11 +264,11 @@ void measure(const Setting& setting, Communicator& world) {
   fmt::print(
       "{:9} {:4} {} x {} threads, {} x {}x{}: {:8.0f} tokens/s  {:7.1f} GFLOP/s of {:7.1f} GEMM "
       "peak = {:4.1f} %  {:5.0f} MB  forward {:.0f} backward {:.0f} pipeline {:.0f} reduce {:.0f} "
-      "optimizer {:.0f} ms\n",
+      "optimizer {:.0f} wait {:.0f} ms\n",
       setting.model, name_of(setting.dtype), world.size(), setting.threads, setting.micro_batches,
       setting.micro_batch, setting.sequence, tokens_per_s, flops / 1e9, peak / 1e9,
       100 * flops / peak, memory / 1e6, 1e3 * phases.forward, 1e3 * phases.backward,
-      1e3 * phases.pipeline, 1e3 * phases.reduce, 1e3 * phases.optimizer);
+      1e3 * phases.pipeline, 1e3 * phases.reduce, 1e3 * phases.optimizer, 1e3 * phases.wait);
   if (!idle.cut.empty()) {
     fmt::print(
         "pipeline {}: bubble {:.1f} % of the step, waited {:.1f} %; without bubble {:.0f} "

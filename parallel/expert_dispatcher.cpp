@@ -124,6 +124,7 @@ ExpertDispatcher::Plan ExpertDispatcher::plan_fixed(Stream& stream, Arena& arena
                                                     const ExpertChoices& choices) {
   const std::int64_t rows = choices.most_rows;
   const ExpertWay way = way_of(ExpertTraffic::even(placement_, rows), choices.row_bytes);
+  if (way == ExpertWay::by_node) ++plans_beside_graphs_;
   std::shared_ptr<const FixedWays>& fixed = fixed_[{rows, way}];
   if (!fixed) fixed = std::make_shared<FixedWays>(stream, host_->tables, placement_, rows, way);
   const std::shared_ptr<const RowWays> ways(fixed, &fixed->ways);
@@ -142,7 +143,7 @@ ExpertDispatcher::Plan ExpertDispatcher::plan_fixed(Stream& stream, Arena& arena
 
 ExpertDispatcher::Plan ExpertDispatcher::plan_counted(Stream& stream, Arena& arena,
                                                       const ExpertChoices& choices) {
-  ++counted_plans_;
+  ++plans_beside_graphs_;
   Plan routes;
   const auto parts = static_cast<std::int64_t>(choices.experts.size());
   const std::int64_t targets = placement_.targets(), nodes = node_ranks_ ? placement_.nodes() : 0;

@@ -151,8 +151,9 @@ class ExpertDispatcher {
     on_growth_ = std::move(listener);
   }
   std::int64_t growths() const { return growths_; }
-  // How often plan() had to count rows, and the host to wait for the counts.
-  std::int64_t counted_plans() const { return counted_plans_; }
+  // How often plan() gave what no graph can hold: rows that were counted, for whose counts the host
+  // waits, or ways by node, with messages of two groups.
+  std::int64_t plans_beside_graphs() const { return plans_beside_graphs_; }
 
  private:
   // With messages of a fixed size, and of counted rows.
@@ -178,7 +179,7 @@ class ExpertDispatcher {
   std::unique_ptr<ExpertHostMemory> host_;  // where there are messages
   std::map<std::pair<std::int64_t, ExpertWay>, std::shared_ptr<const FixedWays>>
       fixed_;  // by rows for a target and way
-  std::int64_t room_ = 0, growths_ = 0, counted_plans_ = 0;
+  std::int64_t room_ = 0, growths_ = 0, plans_beside_graphs_ = 0;
   std::function<void(const std::string&)> on_growth_;
 };
 

@@ -1,10 +1,7 @@
 #include "parallel/parameter_collectives.h"
 
-#include <cmath>
 #include <functional>
-#include <numeric>
-
-#include "kernels/elementwise/elementwise.h"
+#include <span>
 
 namespace orchard {
 namespace {
@@ -60,22 +57,6 @@ std::vector<float> gather_expert(Stream& stream, const ParallelContext& ranks,
 }
 
 }  // namespace
-
-double gradient_norm(Stream& stream, Communicator& world, ConstTensor flat_gradients,
-                     std::span<const FlatRange> counted, Tensor squares) {
-  const auto n = static_cast<std::int64_t>(counted.size());
-  for (std::int64_t i = 0; i < n; ++i) {
-    const FlatRange& range = counted[static_cast<std::size_t>(i)];
-    run(stream, SumOfSquares{.x = flat_gradients.slice(range.begin, range.count),
-                             .result = squares.slice(i, 1)});
-  }
-  std::vector<float> host(counted.size());
-  stream.copy(Tensor(host.data(), DType::f32, {n}, DeviceKind::cpu), squares.slice(0, n));
-  stream.synchronize();
-  double total = std::accumulate(host.begin(), host.end(), 0.0);
-  world.sum_on_host({&total, 1});
-  return std::sqrt(total);
-}
 
 std::vector<float> gather_whole(Stream& stream, const ParallelContext& ranks,
                                 const ParameterSpec& spec, ConstTensor local) {

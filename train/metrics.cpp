@@ -37,6 +37,7 @@ void for_each_step_field(Event& event, const Visit& visit) {
   visit("pipeline_seconds", seconds.pipeline);
   visit("reduce_seconds", seconds.reduce);
   visit("optimizer_seconds", seconds.optimizer);
+  visit("wait_seconds", seconds.wait);
   visit("bad_samples", event.bad_samples);
 }
 
@@ -72,7 +73,7 @@ auto writer(OrderedJson& json) {
 
 // Fields that files of earlier versions do not have.
 bool is_new(std::string_view name) {
-  return name == "expert_dropped" || name == "pipeline_seconds";
+  return name == "expert_dropped" || name == "pipeline_seconds" || name == "wait_seconds";
 }
 
 auto reader(const Json& json, const std::string& place) {

@@ -6,7 +6,7 @@
 //    "expert_dropped": [sparse layers][experts] of an expert's choices, "dropped": [sparse layers],
 //    "tokens_per_s", "step_seconds", "data_seconds", "forward_seconds", "backward_seconds",
 //    "pipeline_seconds" (waiting for other stages), "reduce_seconds", "optimizer_seconds",
-//    "bad_samples"}
+//    "wait_seconds" (at the step's end, for the device: see PhaseSeconds), "bad_samples"}
 //   {"kind": "validation", "stage", "step", "steps", "loss", "targets",
 //    "categories": [{"category", "loss", "targets", "swap"}],
 //    "swap": {"samples", "own", "swapped", "difference", "standard_error", "z"}, here and in a

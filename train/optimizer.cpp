@@ -66,15 +66,11 @@ void Optimizer::allocate(Device& device, Stream& stream) {
   }
 }
 
-void Optimizer::update(Stream& stream, double learning_rate, double gradient_norm,
+void Optimizer::update(Stream& stream, double learning_rate, ConstTensor gradient_scale,
                        std::int64_t step, ValueGatherer* gatherer) {
-  if (spread_) return spread_->update(stream, slots_, learning_rate, step, gatherer);
-  double scale = 1;
-  if (config_.kind == OptimizerKind::adamw && config_.clip_norm > 0 &&
-      gradient_norm > config_.clip_norm) {
-    scale = config_.clip_norm / gradient_norm;
-  }
-  const Step now{.learning_rate = learning_rate, .gradient_scale = scale, .number = step};
+  const OptimizerStep now{
+      .learning_rate = learning_rate, .gradient_scale = gradient_scale, .number = step};
+  if (spread_) return spread_->update(stream, slots_, now, gatherer);
   if (!shards_) {
     for (const Parameter& p : store_.parameters()) update_rows(stream, p, now);
     return;
@@ -85,7 +81,7 @@ void Optimizer::update(Stream& stream, double learning_rate, double gradient_nor
   }
 }
 
-void Optimizer::update_rows(Stream& stream, const Parameter& p, const Step& step) const {
+void Optimizer::update_rows(Stream& stream, const Parameter& p, const OptimizerStep& step) const {
   if (p.owned.count == 0) return;
   const OptimizerSlots& slots = slots_of(p);
   const double decay = config_.decay_of(p.spec);
@@ -95,7 +91,7 @@ void Optimizer::update_rows(Stream& stream, const Parameter& p, const Step& step
                       .m = flat(slots.m),
                       .v = flat(slots.v),
                       .copy = p.owned.copy ? flat(p.owned.copy) : Tensor(),
-                      .gradient_scale = static_cast<float>(step.gradient_scale),
+                      .gradient_scale = step.gradient_scale,
                       .lr = static_cast<float>(step.learning_rate),
                       .beta1 = static_cast<float>(config_.beta1),
                       .beta2 = static_cast<float>(config_.beta2),
@@ -109,6 +105,7 @@ void Optimizer::update_rows(Stream& stream, const Parameter& p, const Step& step
                           .v_col = slots.v_col,
                           .v = slots.v,
                           .copy = p.owned.copy,
+                          .gradient_scale = step.gradient_scale,
                           .lr = static_cast<float>(step.learning_rate),
                           .clip_threshold = static_cast<float>(config_.block_clip),
                           .weight_decay = static_cast<float>(step.learning_rate * decay),

@@ -19,10 +19,14 @@ class Optimizer {
   Optimizer(Device& device, Stream& stream, ParameterStore& store, const OptimizerConfig& config,
             const FlatShards* shards = nullptr);
 
-  // Updates the owned rows of every parameter from their gradients, scaled down first if the global
-  // norm exceeds clip_norm. `step` counts from 1. `gatherer` is told of every bucket that is done.
-  void update(Stream& stream, double learning_rate, double gradient_norm, std::int64_t step,
+  // Queues the update of the owned rows of every parameter from their gradients, which are multiplied by
+  // `gradient_scale`, f32 [1] on the device (GradientNorm::scale): where it is not finite, nothing
+  // changes. `step` counts from 1. `gatherer` is told of every bucket that is done.
+  void update(Stream& stream, double learning_rate, ConstTensor gradient_scale, std::int64_t step,
               ValueGatherer* gatherer = nullptr);
+
+  // What the global norm of the gradients is to be at most; 0: whatever it is.
+  double clip_norm() const { return config_.kind == OptimizerKind::adamw ? config_.clip_norm : 0; }
 
   // The state by name, for checkpoints: "m/<parameter>" and "v/<parameter>" for AdamW; "v/...", or
   // "v_row/..." and "v_col/..." for AdaFactor. f32. The same names in the same order on all ranks;
@@ -38,12 +42,8 @@ class Optimizer {
   const OptimizerConfig& config() const { return config_; }
 
  private:
-  struct Step {
-    double learning_rate = 0, gradient_scale = 1;
-    std::int64_t number = 1;
-  };
   void allocate(Device& device, Stream& stream);
-  void update_rows(Stream& stream, const Parameter& p, const Step& step) const;
+  void update_rows(Stream& stream, const Parameter& p, const OptimizerStep& step) const;
   const OptimizerSlots& slots_of(const Parameter& p) const { return slots_[numbers_[p.declared]]; }
 
   ParameterStore& store_;

@@ -42,4 +42,11 @@ struct OptimizerSlots {
   Tensor m, v, v_row, v_col;
 };
 
+// One update.
+struct OptimizerStep {
+  double learning_rate = 0;
+  ConstTensor gradient_scale;  // f32 [1], on the device: what gradients are multiplied by
+  std::int64_t number = 1;     // from 1
+};
+
 }  // namespace orchard

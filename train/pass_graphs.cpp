@@ -21,8 +21,8 @@ std::int64_t address_of(const ConstTensor& tensor) {
   return std::bit_cast<std::int64_t>(tensor.raw());
 }
 
-std::int64_t counted_plans(const Pass& pass) {
-  return pass.dispatcher ? pass.dispatcher->counted_plans() : 0;
+std::int64_t plans_beside_graphs(const Pass& pass) {
+  return pass.dispatcher ? pass.dispatcher->plans_beside_graphs() : 0;
 }
 
 }  // namespace
@@ -115,8 +115,10 @@ CapturedPass* PassGraphs::find(const Pass& pass) {
       drop(entries_.back(), pass.stream);
       entries_.pop_back();
     }
-    entries_.push_front(
-        {.shape = std::move(shape), .places = {}, .counted = counted_plans(pass), .pass = nullptr});
+    entries_.push_front({.shape = std::move(shape),
+                         .places = {},
+                         .plans_before = plans_beside_graphs(pass),
+                         .pass = nullptr});
     ++counts_.plain;
     return nullptr;
   }
@@ -139,7 +141,7 @@ CapturedPass* PassGraphs::find(const Pass& pass) {
 
 void PassGraphs::ran_plain(const Pass& pass) {
   Entry& entry = entries_.front();
-  if (counted_plans(pass) != entry.counted) entry.is_captured = false;
+  if (plans_beside_graphs(pass) != entry.plans_before) entry.is_captured = false;
 }
 
 }  // namespace orchard

@@ -31,7 +31,6 @@ void PipelineStep::run(const StepWork& work, PhaseSeconds& seconds) {
   {
     const Stopwatch watch(total);
     engine_->run(parts_.stream, *this);
-    parts_.stream.synchronize();
   }
   seconds.pipeline += total - (seconds.forward + seconds.backward - busy);
 }

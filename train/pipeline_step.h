@@ -23,12 +23,14 @@ struct StepParts {
   ExpertDispatcher* dispatcher = nullptr;  // null in a model without experts
 };
 
-// Where a step's time went, in seconds of this rank's host. A GPU works while the host goes on: there,
-// forward is what it takes to queue it, and backward has the wait for the losses, which come last.
+// Where a step's time went, in seconds of this rank's host. A GPU works while the host goes on: there a
+// phase is what it takes to queue it, and what the GPU does after that is all in `wait`.
 struct PhaseSeconds {
   double forward = 0, backward = 0;
   double pipeline = 0;  // waiting for other stages, and moving what crosses them
-  double reduce = 0, optimizer = 0;
+  double reduce = 0;  // adding up gradients over ranks, what backward leaves of it, and their norm
+  double optimizer = 0;
+  double wait = 0;  // at the step's end, for the device, and for the other ranks' losses
 };
 
 // What all ranks of a pipeline know when a step starts; the sizes of their messages follow from it.

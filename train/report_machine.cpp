@@ -69,6 +69,7 @@ std::vector<std::string> speed_row(const StageRecord& stage) {
     phases.pipeline += s.pipeline;
     phases.reduce += s.reduce;
     phases.optimizer += s.optimizer;
+    phases.wait += s.wait;
   }
   for (const ValidationEvent& event : stage.validated) validation += event.seconds;
   const auto share = [&](double seconds) {
@@ -86,6 +87,7 @@ std::vector<std::string> speed_row(const StageRecord& stage) {
           share(phases.pipeline),
           share(phases.reduce),
           share(phases.optimizer),
+          share(phases.wait),
           format_duration(validation),
           stage.trained.empty() ? "" : std::to_string(stage.trained.back().bad_samples)};
 }
@@ -120,11 +122,12 @@ std::string pipeline_section(const std::filesystem::path& run_folder,
 std::string speed_section(std::span<const StageRecord> stages) {
   HtmlTable table{.header = {"", "steps", "tokens", "tiles", "time", "tokens/s", "data wait",
                              "forward", "backward", "pipeline wait", "reduce", "optimizer",
-                             "validation", "bad"}};
+                             "last wait", "validation", "bad"}};
   for (const StageRecord& stage : stages) table.rows.push_back(speed_row(stage));
   return "<h2>Speed</h2>\n<p class=\"soft\">Tokens are rows that are not padding, of all ranks; "
-         "tokens/s and shares are of the time of training steps, as rank 0 saw it. Bad samples are "
-         "those of rank 0.</p>\n" +
+         "tokens/s and shares are of the time of training steps, as rank 0 saw it: its "
+         "host queues the work of a GPU, and sees the time that this takes in the last wait. Bad "
+         "samples are those of rank 0.</p>\n" +
          html_table(table);
 }
 

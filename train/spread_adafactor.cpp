@@ -1,7 +1,5 @@
 #include "train/spread_adafactor.h"
 
-#include <cmath>
-
 #include "kernels/optimizer/optimizer.h"
 
 namespace orchard {
@@ -57,7 +55,6 @@ SpreadAdaFactor::SpreadAdaFactor(Device& device, const FlatShards& shards,
   local_ = all.slice(sums, local);
   squares_ = all.slice(sums + local, squares);
   discarded_ = all.slice(sums + local + squares, most_cols + 1);
-  host_squares_.resize(static_cast<std::size_t>(squares));
   for (const Parameter& p : store.parameters()) {
     entries_.push_back(by_declaration[p.declared]);
     entries_.back().number = entries_.size() - 1;
@@ -71,7 +68,7 @@ Tensor SpreadAdaFactor::row_sums(const Entry& entry) const {
                              : local_.slice(entry.own_row_sums, rows);
 }
 
-void SpreadAdaFactor::sum_squares(Stream& stream) const {
+void SpreadAdaFactor::sum_squares(Stream& stream, const OptimizerStep& step) const {
   stream.fill_zero(sums_);
   for (const Entry& entry : entries_) {
     const Parameter& p = *entry.parameter;
@@ -84,12 +81,13 @@ void SpreadAdaFactor::sum_squares(Stream& stream) const {
         AdaFactorSums{.gradients = p.owned.gradient,
                       .row_sums = row_sums(entry),
                       .col_sums = counts ? sums_.slice(entry.col_sums + entry.first_col(), cols)
-                                         : discarded_.slice(0, cols)});
+                                         : discarded_.slice(0, cols),
+                      .gradient_scale = step.gradient_scale});
   }
 }
 
 void SpreadAdaFactor::measure(Stream& stream, const std::vector<OptimizerSlots>& slots,
-                              std::int64_t step) const {
+                              const OptimizerStep& step) const {
   stream.fill_zero(squares_);
   for (const Entry& entry : entries_) {
     const Parameter& p = *entry.parameter;
@@ -102,7 +100,8 @@ void SpreadAdaFactor::measure(Stream& stream, const std::vector<OptimizerSlots>&
                         .v = state.v,
                         .squares = p.shard.counts_in_stage() ? squares_.slice(entry.square, 1)
                                                              : discarded_.slice(0, 1),
-                        .step = step};
+                        .gradient_scale = step.gradient_scale,
+                        .step = step.number};
     if (entry.factored) {
       op.row_sums = row_sums(entry);
       op.col_sums = sums_.slice(entry.col_sums, p.spec.shape[1]);
@@ -114,35 +113,33 @@ void SpreadAdaFactor::measure(Stream& stream, const std::vector<OptimizerSlots>&
 }
 
 void SpreadAdaFactor::update(Stream& stream, const std::vector<OptimizerSlots>& slots,
-                             double learning_rate, std::int64_t step, ValueGatherer* gatherer) {
+                             const OptimizerStep& step, ValueGatherer* gatherer) {
   Communicator& ranks = shards_.ranks()[MeshGroup::stage];
-  sum_squares(stream);
+  sum_squares(stream, step);
   ranks.all_reduce_sum(stream, sums_).wait(stream);
   measure(stream, slots, step);
   ranks.all_reduce_sum(stream, squares_).wait(stream);
-  stream.copy(Tensor(host_squares_.data(), DType::f32, squares_.shape(), DeviceKind::cpu),
-              squares_);
-  stream.synchronize();
   std::vector<const Entry*> by_declaration(shards_.store().catalogue().size());
   for (const Entry& entry : entries_) by_declaration[entry.parameter->declared] = &entry;
   for (const FlatBucket& bucket : shards_.buckets()) {
     for (const Parameter* p : bucket.parameters) {
       const Entry& entry = *by_declaration[p->declared];
       if (p->owned.count == 0) continue;
-      const double rms = std::sqrt(host_squares_[static_cast<std::size_t>(entry.square)] /
-                                   static_cast<double>(p->spec.shape.numel()));
       const OptimizerSlots& state = slots[entry.number];
-      run(stream,
-          AdaFactorApply{
-              .weights = p->owned.master,
-              .gradients = p->owned.gradient,
-              .v_row = state.v_row,
-              .v_col = state.v_col,
-              .v = state.v,
-              .copy = p->owned.copy,
-              .first_col = entry.factored ? entry.first_col() : 0,
-              .lr = static_cast<float>(learning_rate / std::max(1.0, rms / config_.block_clip)),
-              .weight_decay = static_cast<float>(learning_rate * config_.decay_of(p->spec))});
+      run(stream, AdaFactorApply{.weights = p->owned.master,
+                                 .gradients = p->owned.gradient,
+                                 .v_row = state.v_row,
+                                 .v_col = state.v_col,
+                                 .v = state.v,
+                                 .copy = p->owned.copy,
+                                 .squares = squares_.slice(entry.square, 1),
+                                 .count = p->spec.shape.numel(),
+                                 .first_col = entry.factored ? entry.first_col() : 0,
+                                 .gradient_scale = step.gradient_scale,
+                                 .lr = step.learning_rate,
+                                 .clip_threshold = config_.block_clip,
+                                 .weight_decay = static_cast<float>(step.learning_rate *
+                                                                    config_.decay_of(p->spec))});
     }
     if (gatherer) gatherer->updated(stream, bucket);
   }

@@ -15,8 +15,8 @@ class SpreadAdaFactor {
   // `slots` are those of shards.store().parameters(), in that order.
   SpreadAdaFactor(Device& device, const FlatShards& shards, const OptimizerConfig& config);
 
-  void update(Stream& stream, const std::vector<OptimizerSlots>& slots, double learning_rate,
-              std::int64_t step, ValueGatherer* gatherer);
+  void update(Stream& stream, const std::vector<OptimizerSlots>& slots, const OptimizerStep& step,
+              ValueGatherer* gatherer);
 
  private:
   // Where a parameter stands in the packed sums.
@@ -33,8 +33,9 @@ class SpreadAdaFactor {
     std::int64_t first_col() const;
   };
 
-  void sum_squares(Stream& stream) const;
-  void measure(Stream& stream, const std::vector<OptimizerSlots>& slots, std::int64_t step) const;
+  void sum_squares(Stream& stream, const OptimizerStep& step) const;
+  void measure(Stream& stream, const std::vector<OptimizerSlots>& slots,
+               const OptimizerStep& step) const;
   Tensor row_sums(const Entry& entry) const;
 
   const FlatShards& shards_;
@@ -45,7 +46,6 @@ class SpreadAdaFactor {
   Tensor local_;    // f32: row sums of this rank's rows, and columns that nobody counts
   Tensor squares_;  // f32, over all ranks: of each parameter's raw update
   Tensor discarded_;
-  std::vector<float> host_squares_;
 };
 
 }  // namespace orchard

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "parallel/parameter_collectives.h"
 #include "train/pipeline_forward.h"
 #include "train/pipeline_pictures.h"
 #include "train/stopwatch.h"
@@ -32,8 +31,7 @@ StepRunner::StepRunner(Device& device, Stream& stream, const ParallelContext& ra
   }
   reducer_.emplace(*shards);
   gatherer_.emplace(*shards, options.overlap);
-  counted_ = shards->counted_once();
-  squares_ = device.allocate(counted_.size() * sizeof(float));
+  norm_.emplace(device, ranks[MeshGroup::world], shards->counted_once());
   if (ranks.stages().ranks() > 1) {
     pipeline_.emplace(StepParts{.device = device,
                                 .stream = stream,
@@ -119,8 +117,9 @@ void StepRunner::require_finite_norm(double norm, std::int64_t step) const {
        step, norm, cause);
 }
 
-StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
-                                  const StepTotals& totals, std::span<const RoutingReplay> replay) {
+void StepRunner::queue_gradients(std::span<const MicroBatch> micro_batches,
+                                 const StepTotals& totals, std::span<const RoutingReplay> replay,
+                                 PhaseSeconds& seconds) {
   require(replay.empty() || replay.size() == micro_batches.size(),
           "{} micro-batches cannot follow the routing of {}", micro_batches.size(), replay.size());
   require(reducer_.has_value(), "this runner was made without shards, to evaluate alone");
@@ -131,7 +130,6 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
             "micro-batches of {} x {} and {} x {} rows in a step that has all of one size",
             first.sequences, first.length, batch.sequences, batch.length);
   }
-  StepReport report;
   store_.zero_gradients(stream_);
   reducer_->begin(stream_);
   losses_.begin(micro_batches.size());
@@ -146,31 +144,45 @@ StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
                       .overlap = overlap_,
                       .sizes = totals.sizes};
   if (pipeline_) {
-    pipeline_->run(work, report.seconds);
+    pipeline_->run(work, seconds);
   } else {
-    run_in_turn(work, report.seconds);
+    run_in_turn(work, seconds);
   }
-  {
-    const Stopwatch watch(report.seconds.reduce);
-    reducer_->finish(stream_);
-  }
-  const Stopwatch watch(report.seconds.backward);
-  report.losses = losses_.collect(stream_, totals);
+  const Stopwatch watch(seconds.reduce);
+  reducer_->finish(stream_);
+}
+
+void StepRunner::end(StepReport& report, const StepTotals& totals) const {
+  const Stopwatch watch(report.seconds.wait);
+  stream_.synchronize();
+  report.losses = losses_.collect(totals);
+}
+
+StepReport StepRunner::accumulate(std::span<const MicroBatch> micro_batches,
+                                  const StepTotals& totals, std::span<const RoutingReplay> replay) {
+  StepReport report;
+  queue_gradients(micro_batches, totals, replay, report.seconds);
+  end(report, totals);
   return report;
 }
 
 StepReport StepRunner::train(std::span<const MicroBatch> micro_batches, const StepTotals& totals,
                              Optimizer& optimizer, double learning_rate, std::int64_t step,
                              std::span<const RoutingReplay> replay) {
-  StepReport report = accumulate(micro_batches, totals, replay);
-  const Stopwatch watch(report.seconds.optimizer);
-  report.gradient_norm =
-      gradient_norm(stream_, ranks_[MeshGroup::world], store_.flat_gradients(), counted_,
-                    squares_.tensor(DType::f32, {std::ssize(counted_)}));
+  StepReport report;
+  queue_gradients(micro_batches, totals, replay, report.seconds);
+  {
+    const Stopwatch watch(report.seconds.reduce);
+    norm_->measure(stream_, store_.flat_gradients(), optimizer.clip_norm());
+  }
+  {
+    const Stopwatch watch(report.seconds.optimizer);
+    optimizer.update(stream_, learning_rate, norm_->scale(), step, &*gatherer_);
+    gatherer_->finish(stream_);
+  }
+  end(report, totals);
+  report.gradient_norm = norm_->value();
   require_finite_norm(report.gradient_norm, step);
-  optimizer.update(stream_, learning_rate, report.gradient_norm, step, &*gatherer_);
-  gatherer_->finish(stream_);
-  stream_.synchronize();
   return report;
 }
 

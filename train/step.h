@@ -1,5 +1,6 @@
 // One optimizer step: micro-batches forward and backward in order, one reduction of the gradients,
-// one update.
+// one update. All of it is queued before the host waits for the device, once, and looks at what came of
+// it.
 #pragma once
 
 #include <memory>
@@ -7,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "parallel/gradient_norm.h"
 #include "parallel/sharded_step.h"
 #include "train/graphs.h"
 #include "train/optimizer.h"
@@ -50,7 +52,9 @@ class StepRunner {
   StepReport accumulate(std::span<const MicroBatch> micro_batches, const StepTotals& totals,
                         std::span<const RoutingReplay> replay = {});
 
-  // accumulate, then the optimizer's update.
+  // accumulate, and the optimizer's update. Throws Error on every rank when the loss or the norm of the
+  // gradients is not finite. By then the step is over: where the norm is not, nothing has been updated;
+  // where the loss alone is not, weights have been, by gradients that are finite.
   StepReport train(std::span<const MicroBatch> micro_batches, const StepTotals& totals,
                    Optimizer& optimizer, double learning_rate, std::int64_t step,
                    std::span<const RoutingReplay> replay = {});
@@ -74,6 +78,11 @@ class StepRunner {
   // The group whose messages passes send, and graphs hold; null where they send none. Throws Error
   // where there are some that no graph can hold.
   Communicator* group_of_passes() const;
+  // Queues forward, backward and the reduction of the gradients.
+  void queue_gradients(std::span<const MicroBatch> micro_batches, const StepTotals& totals,
+                       std::span<const RoutingReplay> replay, PhaseSeconds& seconds);
+  // Waits for all that is queued, and looks at the losses.
+  void end(StepReport& report, const StepTotals& totals) const;
   // Forward and backward of every micro-batch, one after the other, as without a pipeline.
   void run_in_turn(const StepWork& work, PhaseSeconds& seconds);
   // Throws Error on every rank unless the norm is finite, naming the first rank whose own gradients
@@ -87,7 +96,7 @@ class StepRunner {
   Overlap overlap_;
   std::optional<GradientReducer> reducer_;
   std::optional<ValueGatherer> gatherer_;
-  std::vector<FlatRange> counted_;  // of the gradient norm
+  std::optional<GradientNorm> norm_;
   std::unique_ptr<ExpertDispatcher> dispatcher_;
   Arena arena_;
   BatchUploader uploader_;
@@ -95,7 +104,6 @@ class StepRunner {
   StepScales scales_;
   std::optional<PassGraphs> graphs_;
   std::optional<PipelineStep> pipeline_;
-  Buffer squares_;  // workspace of the gradient norm
 };
 
 }  // namespace orchard

@@ -55,8 +55,7 @@ std::vector<double> StepLosses::own_sums() const {
   return sums;
 }
 
-LossReport StepLosses::collect(Stream& stream, const StepTotals& totals) {
-  stream.synchronize();
+LossReport StepLosses::collect(const StepTotals& totals) const {
   std::vector<double> sums = own_sums();
   const double own = sums[0];
   // Tensor ranks all have the losses of their replica; pipeline stages have a part each.

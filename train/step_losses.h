@@ -43,9 +43,9 @@ class StepLosses {
   // reuses their memory.
   void read_back(const Pass& pass, const MultimodalModel::Saved& saved, std::size_t micro_batch);
 
-  // Waits for the stream; all ranks call it together. Throws Error on every rank unless the loss
-  // over all of them is finite, naming the first rank whose own is not.
-  LossReport collect(Stream& stream, const StepTotals& totals);
+  // Once the stream has been synchronised; all ranks call it together. Throws Error on every rank unless
+  // the loss over all of them is finite, naming the first rank whose own is not.
+  LossReport collect(const StepTotals& totals) const;
 
  private:
   // Of one sparse layer; empty where another pipeline stage has it.

@@ -3,6 +3,7 @@
 #include "bench/gpu/presets.h"
 #include "bench/gpu/row_case.h"
 #include "kernels/elementwise/elementwise.h"
+#include "kernels/optimizer/gradient_norm.h"
 #include "kernels/optimizer/optimizer.h"
 
 namespace orchard::bench {
@@ -35,6 +36,20 @@ void add_adamw(std::vector<GpuCase>& cases, const Matrix& m) {
                  .v = bench.zeros(f32, m.shape()),
                  .copy = bench.random(bf16, m.shape()),
                  .lr = rate};
+  }));
+}
+
+// The norm's last steps, of one thread each: the squares of a large model's buckets, those of many ranks.
+void add_norm(std::vector<GpuCase>& cases) {
+  constexpr std::int64_t terms = 512;
+  cases.push_back(row_case(named("sum_in_order", {1, terms}), 4.0 * terms, [=](GpuBench& bench) {
+    return SumInOrder{.terms = bench.random(f32, {terms}), .sum = bench.zeros(DType::i64, {1})};
+  }));
+  cases.push_back(row_case(named("clip_by_norm", {1, terms}), 8.0 * terms, [=](GpuBench& bench) {
+    return ClipByNorm{.squares = bench.zeros(DType::i64, {terms}),
+                      .clip_norm = 1,
+                      .norm = bench.zeros(DType::i64, {1}),
+                      .scale = bench.zeros(f32, {1})};
   }));
 }
 
@@ -98,6 +113,8 @@ struct Parts {
             .v_col = before.v_col,
             .v = before.v,
             .copy = bench.random(bf16, own.shape()),
+            .squares = before.squares,
+            .count = factored() ? all_rows * own.cols : own.shape().numel(),
             .lr = rate};
   }
 };
@@ -133,6 +150,7 @@ std::vector<GpuCase> optimizer_cases() {
   const auto tables = each_once([](const Preset& p) {
     return Matrix{p.model.decoder.vocabulary, p.model.decoder.hidden};
   });
+  add_norm(cases);
   for (const auto& matrices : {feed_forwards, tables})
     for (const Matrix& m : matrices) add_adamw(cases, m);
   for (const auto& matrices : {feed_forwards, attentions, tables})

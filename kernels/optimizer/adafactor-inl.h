@@ -7,10 +7,11 @@
 #define ORCHARD_ADAFACTOR_INL_H
 #endif
 
+#include <algorithm>
 #include <cmath>
 
-#include "kernels/cpu/loops-inl.h"
 #include "kernels/optimizer/optimizer.h"
+#include "kernels/optimizer/scaled_gradient-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
@@ -28,10 +29,11 @@ struct Averaging {
   float keep, rest;
 };
 
-// Elements [i, i + n) of the gradient of any of the operations, as the optimizer sees it.
+// lr / max(1, rms(u) / threshold): what the raw update of a block of `count` elements is multiplied by.
 template <class Operation>
-HWY_INLINE Vector scaled_gradient(const Operation& op, std::int64_t i, std::int64_t n) {
-  return hn::Mul(load(op.gradients.template data<float>() + i, n), set(op.gradient_scale));
+float clipped_lr(const Operation& op, double update_squares, std::int64_t count) {
+  const double rms = std::sqrt(update_squares / static_cast<double>(count));
+  return static_cast<float>(op.lr / std::max(1.0, rms / op.clip_threshold));
 }
 
 // w -= lr·u + weight_decay·w.

@@ -20,17 +20,12 @@
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 
-// lr / max(1, rms(u) / threshold): what the raw update is multiplied by.
-float clipped_lr(const AdaFactor& op, double update_squares) {
-  const double rms = std::sqrt(update_squares / static_cast<double>(op.weights.numel()));
-  return static_cast<float>(op.lr / std::max(1.0, rms / op.clip_threshold));
-}
-
 // One step of a factored block; the three passes in their order.
 class Factored {
  public:
   Factored(Stream& stream, const AdaFactor& op)
       : op_(op),
+        gradient_(op),
         rows_(op.weights.dim(0)),
         cols_(op.weights.dim(1)),
         blocks_(row_blocks(rows_)),
@@ -49,7 +44,7 @@ class Factored {
     const double squares = sum_over_blocks(
         rows_, blocks_.rows, block_squares_,
         [&](std::int64_t begin, std::int64_t end) { return squares_of(begin, end); });
-    const float lr = clipped_lr(op_, squares);
+    const float lr = clipped_lr(op_, squares, op_.weights.numel());
     parallel_for(rows_, 16,
                  [&](std::int64_t begin, std::int64_t end) { update_rows(begin, end, lr); });
   }
@@ -74,7 +69,7 @@ class Factored {
   float collect_row(std::int64_t row, float* columns) const {
     Vector total = zero();
     for_each_vector(cols_, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Vector g = scaled_gradient(op_, row * cols_ + i, n);
+      const Vector g = gradient_(row * cols_ + i, n);
       const Vector square = hn::MulAdd(g, g, set(regulariser));
       total = hn::Add(total, first_lanes(square, n));
       store(hn::Add(load(columns + i, n), square), columns + i, n);
@@ -104,8 +99,7 @@ class Factored {
     for (std::int64_t row = begin; row < end; ++row) {
       Vector squares = zero();
       for_each_vector(cols_, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-        const Vector u =
-            hn::Mul(scaled_gradient(op_, row * cols_ + i, n), load(column_factors_ + i, n));
+        const Vector u = hn::Mul(gradient_(row * cols_ + i, n), load(column_factors_ + i, n));
         squares = hn::MulAdd(u, u, squares);
       });
       const double factor = row_factor(row);
@@ -120,14 +114,14 @@ class Factored {
       const Vector factor = set(row_factor(row));
       for_each_vector(cols_, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
         const std::int64_t at = row * cols_ + i;
-        apply(op_, at, n,
-              hn::Mul(hn::Mul(scaled_gradient(op_, at, n), factor), load(column_factors_ + i, n)),
+        apply(op_, at, n, hn::Mul(hn::Mul(gradient_(at, n), factor), load(column_factors_ + i, n)),
               lr);
       });
     }
   }
 
   const AdaFactor& op_;
+  ScaledGradient gradient_;
   std::int64_t rows_, cols_;
   RowBlocks blocks_;
   PartialSums sums_;
@@ -142,13 +136,14 @@ void full_step(Stream& stream, const AdaFactor& op) {
   constexpr std::int64_t block = 16384;
   const std::int64_t size = op.weights.numel();
   float* const v = op.v.data<float>();
+  const ScaledGradient gradient(op);
   const Averaging average(op.step);
   auto* const partials = reinterpret_cast<double*>(
       stream.workspace(static_cast<std::size_t>((size + block - 1) / block) * sizeof(double)));
   const auto update_statistics = [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
     Vector squares = zero();
     for_each_vector(end - begin, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Vector g = scaled_gradient(op, begin + i, n);
+      const Vector g = gradient(begin + i, n);
       const Vector square = hn::MulAdd(g, g, set(regulariser));
       const Vector v_new =
           hn::MulAdd(load(v + begin + i, n), set(average.keep), hn::Mul(square, set(average.rest)));
@@ -157,14 +152,14 @@ void full_step(Stream& stream, const AdaFactor& op) {
     });
     return static_cast<double>(sum(squares));
   };
-  const float lr = clipped_lr(op, sum_over_blocks(size, block, partials, update_statistics));
+  const float lr = clipped_lr(op, sum_over_blocks(size, block, partials, update_statistics), size);
   parallel_vectors(size, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-    apply(op, i, n, hn::Div(scaled_gradient(op, i, n), hn::Sqrt(load(v + i, n))), lr);
+    apply(op, i, n, hn::Div(gradient(i, n), hn::Sqrt(load(v + i, n))), lr);
   });
 }
 
 void adafactor(Stream& stream, const AdaFactor& op) {
-  if (op.weights.numel() == 0) return;
+  if (op.weights.numel() == 0 || !ScaledGradient(op).is_usable()) return;
   if (op.v) {
     full_step(stream, op);
   } else {

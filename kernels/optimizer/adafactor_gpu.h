@@ -8,6 +8,7 @@
 #include "kernels/device/device.h"
 #include "kernels/gpu/columns.h"
 #include "kernels/gpu/pointwise.h"
+#include "kernels/optimizer/gradient_scale_gpu.h"
 
 namespace orchard::GPU_NAMESPACE {
 
@@ -26,15 +27,23 @@ struct Averaging {
   float keep, rest;
 };
 
+// From Σu² over the block: lr / max(1, rms(u) / threshold), what the raw update is multiplied by.
+struct StoreClippedLr {
+  float* clipped_lr;
+  double lr, clip_threshold;
+  std::int64_t count;  // elements of the block
+  __device__ void operator()(double squares) const {
+    const double rms = sqrt(squares / static_cast<double>(count));
+    store(clipped_lr, static_cast<float>(lr / fmax(1.0, rms / clip_threshold)));
+  }
+};
+
 // w -= lr·u + weight_decay·w for elements [i, i + n).
 struct Weights {
   float* weights = nullptr;
   bf16* copy = nullptr;  // or absent
   float weight_decay = 0;
-  float known_lr = 0;                 // what the raw update is multiplied by,
-  const float* clipped_lr = nullptr;  // or where it is, if it is not known
-
-  __device__ float lr() const { return clipped_lr != nullptr ? load(clipped_lr) : known_lr; }
+  const float* clipped_lr = nullptr;
 
   template <int n>
   __device__ void update(std::int64_t i, const Values<n>& before, const Values<n>& u,
@@ -58,14 +67,15 @@ struct Factored {
   float* column_sums = nullptr;         // [strips, cols]
   double* update_squares = nullptr;     // [strips, tiles]
   const float* inverse_mean = nullptr;  // [1] 1 / mean(v_row)
-  float gradient_scale;
+  const float* gradient_scale;          // [1], or absent
   Weights weights = {};
   ColumnTiling tiling;
 
   template <int width>
-  __device__ Values<width> gradient(std::int64_t row, const Columns<width>& columns) const {
+  __device__ Values<width> gradient(std::int64_t row, const Columns<width>& columns,
+                                    float scale) const {
     const Values<width> raw = load_values<width>(gradients + row * tiling.cols + columns.col);
-    return map([&](float g) { return g * gradient_scale; }, raw);
+    return map([&](float g) { return g * scale; }, raw);
   }
   // (v_row / mean(v_row))^-1/2, computed by every thread that needs it: cheaper than a kernel more.
   __device__ float row_factor(std::int64_t row, float inverse) const {
@@ -83,8 +93,9 @@ template <int width>
 __global__ void __launch_bounds__(column_threads, heavy_column_blocks)
     adafactor_collect(Factored op) {
   const Columns<width> columns(op.tiling);
+  const float scale = load_scale(op.gradient_scale);
   Values<width> total{};
-  columns.for_each_turn([&](std::int64_t row) { return op.gradient(row, columns); },
+  columns.for_each_turn([&](std::int64_t row) { return op.gradient(row, columns, scale); },
                         [&](std::int64_t row, bool inside, const Values<width>& g) {
                           float along_row = 0;
                           if (inside) {
@@ -110,7 +121,9 @@ struct UpdateStatistic {
   float* statistic;
   float count;  // terms of each sum
   Averaging average;
+  const float* gradient_scale;
   __device__ void operator()(std::int64_t, std::int64_t i, float sum) const {
+    if (!is_usable(load_scale(gradient_scale))) return;
     store(statistic + i, average(load(statistic + i), sum / count));
   }
 };
@@ -129,9 +142,9 @@ __global__ void __launch_bounds__(column_threads, heavy_column_blocks)
     adafactor_measure(Factored op) {
   const Columns<width> columns(op.tiling);
   const Values<width> factors = op.column_factors(columns);
-  const float inverse_mean = load(op.inverse_mean);
+  const float inverse_mean = load(op.inverse_mean), scale = load_scale(op.gradient_scale);
   double squares = 0;
-  columns.for_each_row([&](std::int64_t row) { return op.gradient(row, columns); },
+  columns.for_each_row([&](std::int64_t row) { return op.gradient(row, columns, scale); },
                        [&](std::int64_t row, const Values<width>& g) {
                          float along_row = 0;
 #pragma unroll
@@ -156,14 +169,16 @@ struct WeightAndGradient {
 template <int width>
 __global__ void __launch_bounds__(column_threads, heavy_column_blocks)
     adafactor_update(Factored op) {
+  const float scale = load_scale(op.gradient_scale);
+  if (!is_usable(scale)) return;
   const Columns<width> columns(op.tiling);
   const Values<width> factors = op.column_factors(columns);
-  const float inverse_mean = load(op.inverse_mean), lr = op.weights.lr();
+  const float inverse_mean = load(op.inverse_mean), lr = load(op.weights.clipped_lr);
   const auto at = [&](std::int64_t row) { return row * op.tiling.cols + columns.col; };
   columns.for_each_row(
       [&](std::int64_t row) {
         return WeightAndGradient<width>{load_values<width>(op.weights.weights + at(row)),
-                                        op.gradient(row, columns)};
+                                        op.gradient(row, columns, scale)};
       },
       [&](std::int64_t row, const WeightAndGradient<width>& in) {
         const float factor = op.row_factor(row, inverse_mean);
@@ -203,25 +218,27 @@ struct FullStatistics {
   static constexpr int width = per_vector<float>;
   const float* gradients;
   float* v;
-  float gradient_scale;
+  const float* gradient_scale;
   Averaging average;
   double total = 0;  // Σu²
 
   template <int n>
   struct Operands {
     Values<n> g, v;
+    float scale;
   };
   template <int n>
   __device__ Operands<n> read(std::int64_t i) const {
-    return {load_values<n>(gradients + i), load_values<n>(v + i)};
+    return {load_values<n>(gradients + i), load_values<n>(v + i), load_scale(gradient_scale)};
   }
   template <int n>
   __device__ void write(std::int64_t i, const Operands<n>& in) {
+    if (!is_usable(in.scale)) return;
     Values<n> after;
     float squares = 0;
 #pragma unroll
     for (int e = 0; e < n; ++e) {
-      const float g = in.g[e] * gradient_scale;
+      const float g = in.g[e] * in.scale;
       after[e] = average(in.v[e], fmaf(g, g, regulariser));
       squares += g * g / after[e];
     }
@@ -234,22 +251,23 @@ struct FullUpdate {
   static constexpr int width = per_vector<float>;
   const float* gradients;
   const float* v;
-  float gradient_scale;
+  const float* gradient_scale;
   Weights weights;
 
   template <int n>
   struct Operands {
     Values<n> w, g, v;
-    float lr;
+    float scale, lr;
   };
   template <int n>
   __device__ Operands<n> read(std::int64_t i) const {
     return {load_values<n>(weights.weights + i), load_values<n>(gradients + i),
-            load_values<n>(v + i), weights.lr()};
+            load_values<n>(v + i), load_scale(gradient_scale), load(weights.clipped_lr)};
   }
   template <int n>
   __device__ void write(std::int64_t i, const Operands<n>& in) const {
-    const auto raw = [&](float g, float moment) { return g * gradient_scale / sqrtf(moment); };
+    if (!is_usable(in.scale)) return;
+    const auto raw = [&](float g, float moment) { return g * in.scale / sqrtf(moment); };
     weights.update(i, in.w, map(raw, in.g, in.v), in.lr);
   }
 };

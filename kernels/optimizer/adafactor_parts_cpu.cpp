@@ -17,11 +17,11 @@ HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 
 // Adds one row's g² + ε to `columns` and returns their sum.
-HWY_INLINE float add_squares(const AdaFactorSums& op, std::int64_t row, float* columns) {
-  const std::int64_t cols = op.gradients.dim(1);
+HWY_INLINE float add_squares(const ScaledGradient& gradient, std::int64_t row, std::int64_t cols,
+                             float* columns) {
   Vector total = zero();
   for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-    const Vector g = scaled_gradient(op, row * cols + i, n);
+    const Vector g = gradient(row * cols + i, n);
     const Vector square = hn::MulAdd(g, g, set(regulariser));
     total = hn::Add(total, first_lanes(square, n));
     store(hn::Add(load(columns + i, n), square), columns + i, n);
@@ -30,12 +30,14 @@ HWY_INLINE float add_squares(const AdaFactorSums& op, std::int64_t row, float* c
 }
 
 void adafactor_sums(Stream& stream, const AdaFactorSums& op) {
+  const ScaledGradient gradient(op);
+  const std::int64_t cols = op.gradients.dim(1);
   float* const row_sums = op.row_sums.data<float>();
   stream.fill_zero(op.col_sums);
   sum_over_rows(stream, op.gradients.dim(0), op.col_sums,
                 [&](std::int64_t begin, std::int64_t end, float* columns) {
                   for (std::int64_t row = begin; row < end; ++row)
-                    row_sums[row] = add_squares(op, row, columns);
+                    row_sums[row] = add_squares(gradient, row, cols, columns);
                 });
 }
 
@@ -72,6 +74,7 @@ void update_averages(const Averaging& average, Tensor averages, ConstTensor sums
 }
 
 double measure_factored(Stream& stream, const AdaFactorMeasure& op) {
+  const ScaledGradient gradient(op);
   const Averaging average(op.step);
   update_averages(average, op.v_row, op.row_sums, op.v_col.dim(0));
   update_averages(average, op.v_col, op.col_sums, op.rows);
@@ -88,7 +91,7 @@ double measure_factored(Stream& stream, const AdaFactorMeasure& op) {
                            for (std::int64_t row = begin; row < end; ++row) {
                              Vector squares = zero();
                              for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-                               const Vector u = hn::Mul(scaled_gradient(op, row * cols + i, n),
+                               const Vector u = hn::Mul(gradient(row * cols + i, n),
                                                         load(factors.of_columns() + i, n));
                                squares = hn::MulAdd(u, u, squares);
                              });
@@ -103,13 +106,14 @@ double measure_full(Stream& stream, const AdaFactorMeasure& op) {
   constexpr std::int64_t block = 16384;
   const std::int64_t size = op.gradients.numel();
   float* const v = op.v.data<float>();
+  const ScaledGradient gradient(op);
   const Averaging average(op.step);
   auto* const partials = reinterpret_cast<double*>(
       stream.workspace(static_cast<std::size_t>((size + block - 1) / block) * sizeof(double)));
   return sum_over_blocks(size, block, partials, [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
     Vector squares = zero();
     for_each_vector(end - begin, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      const Vector g = scaled_gradient(op, begin + i, n);
+      const Vector g = gradient(begin + i, n);
       const Vector square = hn::MulAdd(g, g, set(regulariser));
       const Vector v_new =
           hn::MulAdd(load(v + begin + i, n), set(average.keep), hn::Mul(square, set(average.rest)));
@@ -121,15 +125,19 @@ double measure_full(Stream& stream, const AdaFactorMeasure& op) {
 }
 
 void adafactor_measure(Stream& stream, const AdaFactorMeasure& op) {
+  if (!ScaledGradient(op).is_usable()) return;
   const double squares = op.v ? measure_full(stream, op) : measure_factored(stream, op);
   *op.squares.data<float>() = static_cast<float>(squares);
 }
 
 void adafactor_apply(Stream& stream, const AdaFactorApply& op) {
+  const ScaledGradient gradient(op);
+  if (op.weights.numel() == 0 || !gradient.is_usable()) return;
+  const float lr = clipped_lr(op, *op.squares.data<float>(), op.count);
   if (op.v) {
     const auto* const v = op.v.data<float>();
     parallel_vectors(op.weights.numel(), [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-      apply(op, i, n, hn::Div(scaled_gradient(op, i, n), hn::Sqrt(load(v + i, n))), op.lr);
+      apply(op, i, n, hn::Div(gradient(i, n), hn::Sqrt(load(v + i, n))), lr);
     });
     return;
   }
@@ -143,8 +151,8 @@ void adafactor_apply(Stream& stream, const AdaFactorApply& op) {
       for_each_vector(cols, [&](std::int64_t i, std::int64_t n) HWY_ATTR {
         const std::int64_t at = row * cols + i;
         const Vector u =
-            hn::Mul(hn::Mul(scaled_gradient(op, at, n), factor), load(factors.of_columns() + i, n));
-        apply(op, at, n, u, op.lr);
+            hn::Mul(hn::Mul(gradient(at, n), factor), load(factors.of_columns() + i, n));
+        apply(op, at, n, u, lr);
       });
     }
   });

@@ -51,7 +51,7 @@ void adafactor_sums(Stream& stream, const AdaFactorSums& op) {
     const Factored pass{.gradients = op.gradients.data<float>(),
                         .row_sums = row_sums.in(scratch),
                         .column_sums = column_sums.in(scratch),
-                        .gradient_scale = op.gradient_scale,
+                        .gradient_scale = op.gradient_scale.data<float>(),
                         .tiling = tiling};
     if (!tiling.empty()) launch_collect<width>(stream, pass);
     launch_sum_partials(stream, pass.row_sums, 1, tiling.tiles, rows,
@@ -64,10 +64,11 @@ void adafactor_sums(Stream& stream, const AdaFactorSums& op) {
 // ---- part 2 ------------------------------------------------------------------------------------
 
 // averages[i] takes in sums[i] / count.
-void update_averages(Stream& stream, const Averaging& average, const Tensor& averages,
+void update_averages(Stream& stream, const AdaFactorMeasure& op, const Tensor& averages,
                      const ConstTensor& sums, std::int64_t count) {
   launch_sum_partials(stream, sums.data<float>(), 1, 1, averages.numel(),
-                      UpdateStatistic{averages.data<float>(), static_cast<float>(count), average});
+                      UpdateStatistic{averages.data<float>(), static_cast<float>(count),
+                                      Averaging(op.step), op.gradient_scale.data<float>()});
 }
 
 // 1 / mean(v_col), which is that of v_row over the rows of all ranks.
@@ -78,9 +79,8 @@ void store_inverse_mean(Stream& stream, const ConstTensor& v_col, float* inverse
 
 void measure_factored(Stream& stream, const AdaFactorMeasure& op) {
   const std::int64_t rows = op.gradients.dim(0), cols = op.gradients.dim(1);
-  const Averaging average(op.step);
-  update_averages(stream, average, op.v_row, op.row_sums, op.v_col.dim(0));
-  update_averages(stream, average, op.v_col, op.col_sums, op.rows);
+  update_averages(stream, op, op.v_row, op.row_sums, op.v_col.dim(0));
+  update_averages(stream, op, op.v_col, op.col_sums, op.rows);
   const float* const v_col = op.v_col.data<float>() + op.first_col;
   visit_width(cols, {op.gradients.raw(), v_col}, nullptr, [&](auto width) {
     const ColumnTiling tiling = tile_columns(1, rows, cols, width, heavy_column_blocks);
@@ -95,7 +95,7 @@ void measure_factored(Stream& stream, const AdaFactorMeasure& op) {
                         .v_col = v_col,
                         .update_squares = squares.in(scratch),
                         .inverse_mean = inverse_mean.in(scratch),
-                        .gradient_scale = op.gradient_scale,
+                        .gradient_scale = op.gradient_scale.data<float>(),
                         .tiling = tiling};
     if (!tiling.empty()) launch_measure<width>(stream, pass);
     launch_final_sum(stream, pass.update_squares, blocks, StoreTotal{op.squares.data<float>()});
@@ -106,8 +106,8 @@ void measure_full(Stream& stream, const AdaFactorMeasure& op) {
   const std::int64_t size = op.gradients.numel();
   const SumChunks<FullStatistics> chunks(size);
   auto* const partials = reinterpret_cast<double*>(stream.workspace(chunks.size_bytes()));
-  const FullStatistics statistics{op.gradients.data<float>(), op.v.data<float>(), op.gradient_scale,
-                                  Averaging(op.step)};
+  const FullStatistics statistics{op.gradients.data<float>(), op.v.data<float>(),
+                                  op.gradient_scale.data<float>(), Averaging(op.step)};
   launch_pointwise_sum(
       stream, "adafactor_statistics", statistics,
       {.count = size, .vectors = all_aligned(16, {statistics.gradients, statistics.v})}, chunks,
@@ -123,13 +123,18 @@ void adafactor_measure(Stream& stream, const AdaFactorMeasure& op) {
 
 void adafactor_apply(Stream& stream, const AdaFactorApply& op) {
   if (op.weights.numel() == 0) return;
+  ScratchLayout layout;
+  const auto inverse_mean = layout.add<float>(1), clipped_lr = layout.add<float>(1);
+  std::byte* const scratch = stream.workspace(layout.bytes());
+  launch_final_sum(stream, op.squares.data<float>(), 1,
+                   StoreClippedLr{clipped_lr.in(scratch), op.lr, op.clip_threshold, op.count});
   const Weights weights{.weights = op.weights.data<float>(),
                         .copy = op.copy.data<bf16>(),
                         .weight_decay = op.weight_decay,
-                        .known_lr = op.lr};
+                        .clipped_lr = clipped_lr.in(scratch)};
   if (op.v) {
-    const FullUpdate update{op.gradients.data<float>(), op.v.data<float>(), op.gradient_scale,
-                            weights};
+    const FullUpdate update{op.gradients.data<float>(), op.v.data<float>(),
+                            op.gradient_scale.data<float>(), weights};
     launch_pointwise(stream, "adafactor_full_update", update,
                      {.count = op.weights.numel(),
                       .vectors = all_aligned(16, {update.gradients, update.v, weights.weights}) &&
@@ -138,15 +143,14 @@ void adafactor_apply(Stream& stream, const AdaFactorApply& op) {
   }
   const std::int64_t rows = op.weights.dim(0), cols = op.weights.dim(1);
   const float* const v_col = op.v_col.data<float>() + op.first_col;
-  auto* const inverse_mean = reinterpret_cast<float*>(stream.workspace(sizeof(float)));
-  store_inverse_mean(stream, op.v_col, inverse_mean);
+  store_inverse_mean(stream, op.v_col, inverse_mean.in(scratch));
   visit_width(cols, {weights.weights, op.gradients.raw(), v_col}, weights.copy, [&](auto width) {
     launch_update<width>(stream,
                          {.gradients = op.gradients.data<float>(),
                           .v_row = op.v_row.data<float>(),
                           .v_col = v_col,
-                          .inverse_mean = inverse_mean,
-                          .gradient_scale = op.gradient_scale,
+                          .inverse_mean = inverse_mean.in(scratch),
+                          .gradient_scale = op.gradient_scale.data<float>(),
                           .weights = weights,
                           .tiling = tile_columns(1, rows, cols, width, heavy_column_blocks)});
   });

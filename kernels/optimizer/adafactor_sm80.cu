@@ -15,17 +15,6 @@
 namespace orchard::GPU_NAMESPACE {
 namespace {
 
-// From Σu² over the block: lr / max(1, rms(u) / threshold), what the raw update is multiplied by.
-struct StoreClippedLr {
-  float* clipped_lr;
-  float lr, clip_threshold;
-  std::int64_t count;
-  __device__ void operator()(double squares) const {
-    const double rms = sqrt(squares / static_cast<double>(count));
-    store(clipped_lr, static_cast<float>(lr / fmax(1.0, rms / clip_threshold)));
-  }
-};
-
 StoreClippedLr clipping(const AdaFactor& op, float* clipped_lr) {
   return {clipped_lr, op.lr, op.clip_threshold, op.weights.numel()};
 }
@@ -50,6 +39,7 @@ void factored_step(Stream& stream, const AdaFactor& op) {
   auto* const floats = reinterpret_cast<float*>(doubles + blocks);
   float* const v_row = op.v_row.data<float>();
   float* const v_col = op.v_col.data<float>();
+  const float* const gradient_scale = op.gradient_scale.data<float>();
   float* const inverse_mean = floats;
   float* const clipped_lr = floats + 1;
   const Factored step{.gradients = op.gradients.data<float>(),
@@ -59,15 +49,15 @@ void factored_step(Stream& stream, const AdaFactor& op) {
                       .column_sums = floats + 2 + row_sums,
                       .update_squares = doubles,
                       .inverse_mean = inverse_mean,
-                      .gradient_scale = op.gradient_scale,
+                      .gradient_scale = gradient_scale,
                       .weights = weights_of(op, clipped_lr),
                       .tiling = tiling};
   const Averaging average(op.step);
   launch_collect<width>(stream, step);
   launch_sum_partials(stream, step.row_sums, 1, tiling.tiles, rows,
-                      UpdateStatistic{v_row, static_cast<float>(cols), average});
+                      UpdateStatistic{v_row, static_cast<float>(cols), average, gradient_scale});
   launch_sum_partials(stream, step.column_sums, 1, tiling.strips, cols,
-                      UpdateStatistic{v_col, static_cast<float>(rows), average});
+                      UpdateStatistic{v_col, static_cast<float>(rows), average, gradient_scale});
   launch_final_sum(stream, v_row, rows, StoreInverseMean{inverse_mean, rows});
   launch_measure<width>(stream, step);
   launch_final_sum(stream, step.update_squares, blocks, clipping(op, clipped_lr));
@@ -80,10 +70,10 @@ void full_step(Stream& stream, const AdaFactor& op) {
   auto* const partials =
       reinterpret_cast<double*>(stream.workspace(chunks.size_bytes() + sizeof(float)));
   auto* const clipped_lr = reinterpret_cast<float*>(partials + chunks.count);
-  const FullStatistics statistics{op.gradients.data<float>(), op.v.data<float>(), op.gradient_scale,
-                                  Averaging(op.step)};
-  const FullUpdate update{op.gradients.data<float>(), op.v.data<float>(), op.gradient_scale,
-                          weights_of(op, clipped_lr)};
+  const FullStatistics statistics{op.gradients.data<float>(), op.v.data<float>(),
+                                  op.gradient_scale.data<float>(), Averaging(op.step)};
+  const FullUpdate update{op.gradients.data<float>(), op.v.data<float>(),
+                          op.gradient_scale.data<float>(), weights_of(op, clipped_lr)};
   const Elements elements{
       .count = size,
       .vectors = all_aligned(16, {update.gradients, update.v, update.weights.weights}) &&

@@ -7,17 +7,18 @@
 //
 #include <cmath>
 
-#include "kernels/cpu/loops-inl.h"
 #include "kernels/device/device.h"
 #include "kernels/optimizer/optimizer.h"
 #include "kernels/optimizer/optimizer_cpu.h"
+#include "kernels/optimizer/scaled_gradient-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace orchard::cpu::HWY_NAMESPACE {
 
 void adamw(Stream&, const AdamW& op) {
+  const ScaledGradient gradient(op);
+  if (!gradient.is_usable()) return;
   float* const weights = op.weights.data<float>();
-  const float* const gradients = op.gradients.data<float>();
   float* const m = op.m.data<float>();
   float* const v = op.v.data<float>();
   bf16* const copy = op.copy.data<bf16>();
@@ -30,7 +31,7 @@ void adamw(Stream&, const AdamW& op) {
   const auto rest2 = static_cast<float>(1.0 - beta2);
   const auto decay = static_cast<float>(static_cast<double>(op.lr) * op.weight_decay);
   parallel_vectors(op.weights.numel(), [&](std::int64_t i, std::int64_t n) HWY_ATTR {
-    const Vector g = hn::Mul(load(gradients + i, n), set(op.gradient_scale));
+    const Vector g = gradient(i, n);
     const Vector m_new = hn::MulAdd(load(m + i, n), set(op.beta1), hn::Mul(g, set(rest1)));
     const Vector v_new =
         hn::MulAdd(load(v + i, n), set(op.beta2), hn::Mul(hn::Mul(g, g), set(rest2)));

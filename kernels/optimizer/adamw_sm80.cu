@@ -6,6 +6,7 @@
 
 #include "kernels/device/device.h"
 #include "kernels/gpu/pointwise.h"
+#include "kernels/optimizer/gradient_scale_gpu.h"
 #include "kernels/optimizer/optimizer.h"
 #include "kernels/optimizer/optimizer_gpu.h"
 
@@ -18,26 +19,29 @@ struct AdamWUpdate {
   const float* gradients;
   float* m;
   float* v;
-  bf16* copy;  // or nullptr
-  float gradient_scale, beta1, rest1, beta2, rest2;
+  bf16* copy;                   // or nullptr
+  const float* gradient_scale;  // likewise
+  float beta1, rest1, beta2, rest2;
   float lr, correction2;  // lr / (1 - β1^t), 1 / (1 - β2^t)
   float epsilon, decay;   // lr · weight_decay
 
   template <int n>
   struct Operands {
     Values<n> w, g, m, v;
+    float scale;
   };
   template <int n>
   __device__ Operands<n> read(std::int64_t i) const {
     return {load_values<n>(weights + i), load_values<n>(gradients + i), load_values<n>(m + i),
-            load_values<n>(v + i)};
+            load_values<n>(v + i), load_scale(gradient_scale)};
   }
   template <int n>
   __device__ void write(std::int64_t i, const Operands<n>& in) const {
+    if (!is_usable(in.scale)) return;
     Operands<n> out;
 #pragma unroll
     for (int e = 0; e < n; ++e) {
-      const float g = in.g[e] * gradient_scale;
+      const float g = in.g[e] * in.scale;
       out.m[e] = fmaf(in.m[e], beta1, g * rest1);
       out.v[e] = fmaf(in.v[e], beta2, g * g * rest2);
       const float update = out.m[e] * lr / (sqrtf(out.v[e] * correction2) + epsilon);
@@ -61,7 +65,7 @@ void adamw(Stream& stream, const AdamW& op) {
       .m = op.m.data<float>(),
       .v = op.v.data<float>(),
       .copy = op.copy.data<bf16>(),
-      .gradient_scale = op.gradient_scale,
+      .gradient_scale = op.gradient_scale.data<float>(),
       .beta1 = op.beta1,
       .rest1 = static_cast<float>(1.0 - beta1),
       .beta2 = op.beta2,

@@ -13,6 +13,7 @@ void run(Stream& stream, const AdamW& op) {
   check.operand("m", op.m, shape, {DType::f32});
   check.operand("v", op.v, shape, {DType::f32});
   check.optional("copy", op.copy, shape, {DType::bf16});
+  check.optional("gradient_scale", op.gradient_scale, {1}, {DType::f32});
   check.that(op.step >= 1, "steps count from 1");
   dispatch(stream, op, "AdamW");
 }
@@ -31,6 +32,7 @@ void run(Stream& stream, const AdaFactor& op) {
     check.operand("v_col", op.v_col, {shape[1]}, {DType::f32});
   }
   check.optional("copy", op.copy, shape, {DType::bf16});
+  check.optional("gradient_scale", op.gradient_scale, {1}, {DType::f32});
   check.that(op.step >= 1, "steps count from 1");
   dispatch(stream, op, "AdaFactor");
 }
@@ -64,6 +66,7 @@ void run(Stream& stream, const AdaFactorSums& op) {
   check.operand("gradients", op.gradients, shape, {DType::f32});
   check.operand("row_sums", op.row_sums, {shape[0]}, {DType::f32});
   check.operand("col_sums", op.col_sums, {shape[1]}, {DType::f32});
+  check.optional("gradient_scale", op.gradient_scale, {1}, {DType::f32});
   dispatch(stream, op, "AdaFactorSums");
 }
 
@@ -79,6 +82,7 @@ void run(Stream& stream, const AdaFactorMeasure& op) {
     check.operand("col_sums", op.col_sums, op.v_col.shape(), {DType::f32});
     check.that(op.rows >= shape[0], "the whole block has at least this rank's rows");
   }
+  check.optional("gradient_scale", op.gradient_scale, {1}, {DType::f32});
   check.that(op.step >= 1, "steps count from 1");
   dispatch(stream, op, "AdaFactorMeasure");
 }
@@ -91,6 +95,9 @@ void run(Stream& stream, const AdaFactorApply& op) {
   check_statistics(
       check, {.v = op.v, .v_row = op.v_row, .v_col = op.v_col, .first_col = op.first_col}, shape);
   check.optional("copy", op.copy, shape, {DType::bf16});
+  check.operand("squares", op.squares, {1}, {DType::f32});
+  check.that(op.count >= shape.numel(), "the whole block has at least this rank's elements");
+  check.optional("gradient_scale", op.gradient_scale, {1}, {DType::f32});
   dispatch(stream, op, "AdaFactorApply");
 }
 

@@ -9,6 +9,7 @@ void register_optimizer(OperationTable& table) {
   register_adamw(table);
   register_adafactor(table);
   register_adafactor_parts(table);
+  register_gradient_norm(table);
 }
 
 }  // namespace orchard::cpu

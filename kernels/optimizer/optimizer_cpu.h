@@ -8,5 +8,6 @@ namespace orchard::cpu {
 void register_adamw(OperationTable&);
 void register_adafactor(OperationTable&);
 void register_adafactor_parts(OperationTable&);
+void register_gradient_norm(OperationTable&);
 
 }  // namespace orchard::cpu

@@ -9,5 +9,6 @@ namespace orchard::GPU_NAMESPACE {
 void register_adamw(OperationTable&);
 void register_adafactor(OperationTable&);
 void register_adafactor_parts(OperationTable&);
+void register_gradient_norm(OperationTable&);
 
 }  // namespace orchard::GPU_NAMESPACE

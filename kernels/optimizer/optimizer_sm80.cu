@@ -7,6 +7,7 @@ namespace orchard::GPU_NAMESPACE {
 void register_optimizer(OperationTable& table) {
   register_adamw(table);
   register_adafactor(table);
+  register_gradient_norm(table);
 }
 
 }  // namespace orchard::GPU_NAMESPACE

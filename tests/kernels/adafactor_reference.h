@@ -31,12 +31,6 @@ void apply_adafactor(std::vector<Real>& w, const std::vector<Real>& update,
   for (std::size_t i = 0; i < w.size(); ++i) w[i] -= lr * update[i] / clip + decay * w[i];
 }
 
-// In parts: the learning rate that clips the block, whose updates have these squares.
-inline float clipped_lr(const AdaFactorHyper& h, double squares, std::int64_t elements) {
-  const double rms = std::sqrt(squares / static_cast<double>(elements));
-  return static_cast<float>(h.lr / std::max(1.0, rms / h.clip));
-}
-
 // The moving average of step t: β₂ = 1 - t^-0.8. Both shares come from double: in fp32 the smaller
 // one would lose its digits where β₂ is near one.
 template <class Real>

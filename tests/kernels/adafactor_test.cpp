@@ -9,11 +9,12 @@ namespace {
 
 using Hyper = AdaFactorHyper;
 
-AdaFactor operation(OnDevice& w, OnDevice& g, OnDevice& copy, const Hyper& h, int t) {
+AdaFactor operation(OnDevice& w, OnDevice& g, OnDevice& copy, OnDevice& scale, const Hyper& h,
+                    int t) {
   return {.weights = w,
           .gradients = g,
           .copy = copy,
-          .gradient_scale = static_cast<float>(h.scale),
+          .gradient_scale = scale,
           .lr = static_cast<float>(h.lr),
           .clip_threshold = static_cast<float>(h.clip),
           .weight_decay = static_cast<float>(h.decay),
@@ -43,6 +44,8 @@ class AdaFactorSteps : public DeviceTest<Case> {
 TEST_P(AdaFactorSteps, FactoredFollowsTheReference) {
   const auto [rows, cols, shift] = parameter();
   const Hyper h;
+  Guarded scale = number(h.scale);
+  OnDevice scale_d = on_device(scale);
   Guarded w = random_normal(DType::f32, {rows, cols}, 1), copy(DType::bf16, {rows, cols});
   Guarded v_row = zeros(DType::f32, {rows}), v_col = zeros(DType::f32, {cols});
   OnDevice w_d = on_device(w), copy_d = on_device(copy, shift);
@@ -51,7 +54,7 @@ TEST_P(AdaFactorSteps, FactoredFollowsTheReference) {
   for (int t = 1; t <= 3; ++t) {
     Guarded g = adafactor_gradient(rows, cols, t);
     OnDevice g_d = on_device(g);
-    AdaFactor op = operation(w_d, g_d, copy_d, h, t);
+    AdaFactor op = operation(w_d, g_d, copy_d, scale_d, h, t);
     op.v_row = v_row_d.tensor(), op.v_col = v_col_d.tensor();
     run_repeatedly(stream(), op, {&w_d, &v_row_d, &v_col_d, &copy_d});
     if (w.size() == 0) continue;
@@ -66,6 +69,8 @@ TEST_P(AdaFactorSteps, FactoredFollowsTheReference) {
 TEST_P(AdaFactorSteps, UnfactoredFollowsTheReference) {
   const auto [rows, cols, shift] = parameter();
   const Hyper h;
+  Guarded scale = number(h.scale);
+  OnDevice scale_d = on_device(scale);
   Guarded w = random_normal(DType::f32, {rows, cols}, 1), copy(DType::bf16, {rows, cols});
   Guarded v = zeros(DType::f32, {rows, cols});
   OnDevice w_d = on_device(w), copy_d = on_device(copy, shift), v_d = on_device(v);
@@ -73,7 +78,7 @@ TEST_P(AdaFactorSteps, UnfactoredFollowsTheReference) {
   for (int t = 1; t <= 3; ++t) {
     Guarded g = adafactor_gradient(rows, cols, t);
     OnDevice g_d = on_device(g);
-    AdaFactor op = operation(w_d, g_d, copy_d, h, t);
+    AdaFactor op = operation(w_d, g_d, copy_d, scale_d, h, t);
     op.v = v_d.tensor();
     run_repeatedly(stream(), op, {&w_d, &v_d, &copy_d});
     if (w.size() == 0) continue;
@@ -138,7 +143,8 @@ TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
   const auto [rows, cols, shift] = parameter();
   if (rows * cols == 0) GTEST_SKIP() << "parts of nothing have no mean";
   const Hyper h;
-  const auto scale = static_cast<float>(h.scale);
+  Guarded scale = number(h.scale);
+  OnDevice scale_d = on_device(scale);
   Guarded w = random_normal(DType::f32, {rows, cols}, 1), copy(DType::bf16, {rows, cols});
   Guarded v_row = zeros(DType::f32, {rows}), v_col = zeros(DType::f32, {cols});
   FactoredAdaFactor<double> state{w.values(), v_row.values(), v_col.values()};
@@ -154,7 +160,7 @@ TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
                      AdaFactorSums{.gradients = own_d,
                                    .row_sums = row_sums_d,
                                    .col_sums = col_sums_d,
-                                   .gradient_scale = scale},
+                                   .gradient_scale = scale_d},
                      {&row_sums_d, &col_sums_d});
       part.add_sums(row_sums, col_sums, all_rows, all_cols);
     }
@@ -176,13 +182,15 @@ TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
                                       .squares = measured_d,
                                       .rows = rows,
                                       .first_col = part.first_col(),
-                                      .gradient_scale = scale,
+                                      .gradient_scale = scale_d,
                                       .step = t},
                      {&own_rows_d, &own_cols_d, &measured_d});
       part.put_rows(own_rows, v_row);
       v_col = own_cols;
       squares += measured.at(0);
     }
+    Guarded all_squares = number(squares);
+    OnDevice all_squares_d = on_device(all_squares);
     for (const Part& part : parts_of(rows, cols)) {
       Guarded own = part.of(g), own_w = part.of(w), own_copy = part.of(copy),
               own_rows = part.rows_of(v_row);
@@ -195,9 +203,12 @@ TEST_P(AdaFactorSteps, InPartsFactoredFollowsTheReference) {
                                     .v_row = own_rows_d,
                                     .v_col = v_col_d,
                                     .copy = own_copy_d,
+                                    .squares = all_squares_d,
+                                    .count = rows * cols,
                                     .first_col = part.first_col(),
-                                    .gradient_scale = scale,
-                                    .lr = clipped_lr(h, squares, rows * cols),
+                                    .gradient_scale = scale_d,
+                                    .lr = h.lr,
+                                    .clip_threshold = h.clip,
                                     .weight_decay = static_cast<float>(h.decay)},
                      {&own_w_d, &own_copy_d});
       part.put(own_w, w);
@@ -215,6 +226,8 @@ TEST_P(AdaFactorSteps, InPartsUnfactoredFollowsTheReference) {
   const auto [rows, cols, shift] = parameter();
   if (rows * cols == 0) GTEST_SKIP() << "parts of nothing have no mean";
   const Hyper h;
+  Guarded scale = number(h.scale);
+  OnDevice scale_d = on_device(scale);
   Guarded w = random_normal(DType::f32, {rows, cols}, 1), v = zeros(DType::f32, {rows, cols});
   FullAdaFactor<double> state{w.values(), v.values()};
   for (int t = 1; t <= 3; ++t) {
@@ -227,12 +240,14 @@ TEST_P(AdaFactorSteps, InPartsUnfactoredFollowsTheReference) {
                      AdaFactorMeasure{.gradients = own_d,
                                       .v = own_v_d,
                                       .squares = measured_d,
-                                      .gradient_scale = static_cast<float>(h.scale),
+                                      .gradient_scale = scale_d,
                                       .step = t},
                      {&own_v_d, &measured_d});
       part.put(own_v, v);
       squares += measured.at(0);
     }
+    Guarded all_squares = number(squares);
+    OnDevice all_squares_d = on_device(all_squares);
     for (const Part& part : parts_of(rows, cols)) {
       Guarded own = part.of(g), own_v = part.of(v), own_w = part.of(w);
       OnDevice own_d = on_device(own), own_v_d = on_device(own_v), own_w_d = on_device(own_w);
@@ -240,8 +255,11 @@ TEST_P(AdaFactorSteps, InPartsUnfactoredFollowsTheReference) {
                      AdaFactorApply{.weights = own_w_d,
                                     .gradients = own_d,
                                     .v = own_v_d,
-                                    .gradient_scale = static_cast<float>(h.scale),
-                                    .lr = clipped_lr(h, squares, rows * cols),
+                                    .squares = all_squares_d,
+                                    .count = rows * cols,
+                                    .gradient_scale = scale_d,
+                                    .lr = h.lr,
+                                    .clip_threshold = h.clip,
                                     .weight_decay = static_cast<float>(h.decay)},
                      {&own_w_d});
       part.put(own_w, w);
@@ -329,20 +347,25 @@ void expect_rounded_once(const Guarded& w, const Guarded& before, const std::vec
 
 TEST_P(AdaFactorLimits, ASmallStepRoundsAWeightOnce) {
   const auto [rows, cols, shift] = parameter();
-  // Does not clip, so that the parts' lr is known.
+  // Does not clip, whatever the squares are.
   const Hyper h{.lr = 1e-4f, .clip = 1e3, .decay = 1e-3f};
+  Guarded scale = number(h.scale), squares = number(0);
+  OnDevice scale_d = on_device(scale), squares_d = on_device(squares);
   const Guarded before = random_normal(DType::f32, {rows, cols}, 1);
   Guarded w = before, g = adafactor_gradient(rows, cols, 1), copy(DType::bf16, {rows, cols});
   Guarded v_row = zeros(DType::f32, {rows}), v_col = zeros(DType::f32, {cols});
   Guarded v = zeros(DType::f32, {rows, cols});
   OnDevice w_d = on_device(w), g_d = on_device(g), copy_d = on_device(copy), v_d = on_device(v);
   OnDevice v_row_d = on_device(v_row), v_col_d = on_device(v_col);
-  AdaFactor whole = operation(w_d, g_d, copy_d, h, 1);
+  AdaFactor whole = operation(w_d, g_d, copy_d, scale_d, h, 1);
   // As in parts, of the statistics that `whole` left.
   AdaFactorApply apply{.weights = w_d,
                        .gradients = g_d,
-                       .gradient_scale = static_cast<float>(h.scale),
-                       .lr = static_cast<float>(h.lr),
+                       .squares = squares_d,
+                       .count = rows * cols,
+                       .gradient_scale = scale_d,
+                       .lr = h.lr,
+                       .clip_threshold = h.clip,
                        .weight_decay = static_cast<float>(h.decay)};
   const auto expect = [&](const auto& op, const std::vector<double>& exact, const char* what) {
     w = before;
@@ -362,6 +385,65 @@ TEST_P(AdaFactorLimits, ASmallStepRoundsAWeightOnce) {
   apply.v_row = apply.v_col = {}, apply.v = v_d.tensor();
   expect(whole, full.w, "unfactored");
   expect(apply, full.w, "unfactored, in parts");
+}
+
+TEST_P(AdaFactorLimits, AScaleThatIsNotFiniteChangesNoBit) {
+  const auto [rows, cols, shift] = parameter();
+  const Hyper h;
+  // Of any earlier step.
+  Guarded w = random_normal(DType::f32, {rows, cols}, 1),
+          copy = random_normal(DType::bf16, {rows, cols}, 2);
+  Guarded v_row = random_normal(DType::f32, {rows}, 3, 0.1, 2),
+          v_col = random_normal(DType::f32, {cols}, 4, 0.1, 2);
+  Guarded v = random_normal(DType::f32, {rows, cols}, 5, 0.1, 2),
+          g = adafactor_gradient(rows, cols, 1);
+  Guarded row_sums = v_row, col_sums = v_col, measured = number(0), squares = number(1);
+  const std::initializer_list<Guarded*> states = {&w, &copy, &v_row, &v_col, &v};
+  std::vector<Guarded> before;
+  for (const Guarded* state : states) before.push_back(*state);
+  OnDevice w_d = on_device(w), copy_d = on_device(copy), v_row_d = on_device(v_row),
+           v_col_d = on_device(v_col), v_d = on_device(v);
+  OnDevice row_sums_d = on_device(row_sums), col_sums_d = on_device(col_sums),
+           measured_d = on_device(measured), squares_d = on_device(squares);
+  const auto expect_unchanged = [&](const auto& op, const char* what) {
+    run_and_download(stream(), op, {&w_d, &copy_d, &v_row_d, &v_col_d, &v_d});
+    auto kept = before.begin();
+    for (const Guarded* state : states)
+      EXPECT_TRUE(*state == *kept++) << what << ", " << kept - before.begin() << ". state";
+  };
+  for (const double gradient : {1.0, std::nan(""), HUGE_VAL}) {
+    for (const double factor : {std::nan(""), HUGE_VAL, -HUGE_VAL}) {
+      SCOPED_TRACE(fmt::format("a gradient of {}, scale {}", gradient, factor));
+      g.set(g.size() / 2, gradient);
+      Guarded scale = number(factor);
+      OnDevice g_d = on_device(g), scale_d = on_device(scale);
+      AdaFactor whole = operation(w_d, g_d, copy_d, scale_d, h, 2);
+      AdaFactorMeasure measure{.gradients = g_d,
+                               .squares = measured_d,
+                               .rows = rows,
+                               .gradient_scale = scale_d,
+                               .step = 2};
+      AdaFactorApply apply{.weights = w_d,
+                           .gradients = g_d,
+                           .copy = copy_d,
+                           .squares = squares_d,
+                           .count = rows * cols,
+                           .gradient_scale = scale_d,
+                           .lr = h.lr,
+                           .weight_decay = static_cast<float>(h.decay)};
+      whole.v = measure.v = v_d.tensor(), apply.v = v_d;
+      expect_unchanged(whole, "unfactored");
+      expect_unchanged(measure, "the unfactored measure");
+      expect_unchanged(apply, "unfactored, in parts");
+      whole.v = measure.v = {}, apply.v = {};
+      whole.v_row = measure.v_row = v_row_d.tensor(), apply.v_row = v_row_d;
+      whole.v_col = measure.v_col = v_col_d.tensor(), apply.v_col = v_col_d;
+      measure.row_sums = row_sums_d, measure.col_sums = col_sums_d;
+      expect_unchanged(whole, "factored");
+      expect_unchanged(measure, "the factored measure");
+      expect_unchanged(apply, "factored, in parts");
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AdaFactorLimits,

@@ -17,7 +17,8 @@ TEST_P(AdamWSteps, FollowTheReference) {
   const auto [size, shift] = parameter();
   const AdamWHyper h;
   Guarded w = random_normal(DType::f32, {size}, 1), m = zeros(DType::f32, {size}), v = m;
-  Guarded copy(DType::bf16, {size});
+  Guarded copy(DType::bf16, {size}), scale = number(h.scale);
+  OnDevice scale_d = on_device(scale);
   OnDevice w_d = on_device(w), m_d = on_device(m), v_d = on_device(v);
   OnDevice copy_d = on_device(copy, shift);
   AdamWState<double> state{w.values(), m.values(), v.values()};
@@ -32,7 +33,7 @@ TEST_P(AdamWSteps, FollowTheReference) {
                          .m = m_d,
                          .v = v_d,
                          .copy = copy_d,
-                         .gradient_scale = static_cast<float>(h.scale),
+                         .gradient_scale = scale_d,
                          .lr = static_cast<float>(h.lr),
                          .beta1 = static_cast<float>(h.beta1),
                          .beta2 = static_cast<float>(h.beta2),
@@ -73,6 +74,48 @@ TEST_P(AdamWFirstStep, MovesEachWeightByTheLearningRateAgainstItsGradient) {
 
 INSTANTIATE_TEST_SUITE_P(Sizes, AdamWFirstStep,
                          ::testing::Combine(every_device(), ::testing::Values(Case{33})),
+                         device_test_name<Case>);
+
+using AdamWScale = DeviceTest<Case>;
+
+TEST_P(AdamWScale, ThatIsNotFiniteChangesNoBit) {
+  const auto [size, shift] = parameter();
+  // Of any earlier step.
+  Guarded w = random_normal(DType::f32, {size}, 1), m = random_normal(DType::f32, {size}, 2);
+  Guarded v = random_normal(DType::f32, {size}, 3, 0.1, 2);
+  Guarded copy = random_normal(DType::bf16, {size}, 4), g = random_normal(DType::f32, {size}, 5);
+  const std::initializer_list<Guarded*> states = {&w, &m, &v, &copy};
+  std::vector<Guarded> before;
+  for (const Guarded* state : states) before.push_back(*state);
+  OnDevice w_d = on_device(w), m_d = on_device(m), v_d = on_device(v),
+           copy_d = on_device(copy, shift);
+  for (const double gradient : {1.0, std::nan(""), HUGE_VAL}) {
+    for (const double factor : {std::nan(""), HUGE_VAL, -HUGE_VAL}) {
+      SCOPED_TRACE(fmt::format("a gradient of {}, scale {}", gradient, factor));
+      g.set(size / 2, gradient);
+      Guarded scale = number(factor);
+      OnDevice g_d = on_device(g), scale_d = on_device(scale);
+      run_and_download(stream(),
+                       AdamW{.weights = w_d,
+                             .gradients = g_d,
+                             .m = m_d,
+                             .v = v_d,
+                             .copy = copy_d,
+                             .gradient_scale = scale_d,
+                             .lr = 0.25f,
+                             .weight_decay = 0.5f,
+                             .step = 2},
+                       {&w_d, &m_d, &v_d, &copy_d});
+      auto kept = before.begin();
+      for (const Guarded* state : states)
+        EXPECT_TRUE(*state == *kept++) << kept - before.begin() << ". state";
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, AdamWScale,
+                         ::testing::Combine(every_device(),
+                                            ::testing::Values(Case{33}, Case{2049}, Case{256, 1})),
                          device_test_name<Case>);
 
 TEST(AdamWErrors, ASecondMomentOfAnotherShapeIsNamed) {

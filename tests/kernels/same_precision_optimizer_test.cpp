@@ -16,6 +16,8 @@ using AdamWSteps = DeviceTest<int>;  // the number of weights
 TEST_P(AdamWSteps, ErrAtMostTwiceAsMuchAsThePlainFormula) {
   const std::int64_t size = parameter();
   const AdamWHyper h;
+  Guarded scale = number(h.scale);
+  OnDevice scale_d = on_device(scale);
   Guarded w = random_normal(f32, {size}, 1), m = zeros(f32, {size}), v = m;
   AdamWState<double> exact{values_as<double>(w), values_as<double>(m), values_as<double>(v)};
   AdamWState<float> plain{values_as<float>(w), values_as<float>(m), values_as<float>(v)};
@@ -28,7 +30,7 @@ TEST_P(AdamWSteps, ErrAtMostTwiceAsMuchAsThePlainFormula) {
                            .gradients = g_d,
                            .m = m_d,
                            .v = v_d,
-                           .gradient_scale = static_cast<float>(h.scale),
+                           .gradient_scale = scale_d,
                            .lr = static_cast<float>(h.lr),
                            .beta1 = static_cast<float>(h.beta1),
                            .beta2 = static_cast<float>(h.beta2),
@@ -94,10 +96,13 @@ class AdaFactorSteps : public DeviceTest<AdaFactorCase> {
                                .rows = rows};
       AdaFactorApply apply{.weights = w_d, .gradients = g_d, .v_row = v_row_d, .v_col = v_col_d};
       if (pieces == Pieces::parts) {
+        Guarded scale = number(hyper().scale);
+        OnDevice scale_d = on_device(scale);
         run(stream(), AdaFactorSums{.gradients = g_d,
                                     .row_sums = row_sums_d,
                                     .col_sums = col_sums_d,
-                                    .gradient_scale = static_cast<float>(hyper().scale)});
+                                    .gradient_scale = scale_d});
+        stream().synchronize();  // scale_d goes
       }
       step(pieces, whole, measure, apply, t);
       for (OnDevice* const result : {&w_d, &v_row_d, &v_col_d}) result->download();
@@ -141,24 +146,25 @@ class AdaFactorSteps : public DeviceTest<AdaFactorCase> {
   void step(Pieces pieces, AdaFactor& whole, AdaFactorMeasure& measure, AdaFactorApply& apply,
             int t) const {
     const AdaFactorHyper h = hyper();
-    whole.gradient_scale = measure.gradient_scale = apply.gradient_scale =
-        static_cast<float>(h.scale);
+    Guarded scale = number(h.scale), squares(f32, {1});
+    OnDevice scale_d = on_device(scale), squares_d = on_device(squares);
+    whole.gradient_scale = measure.gradient_scale = apply.gradient_scale = scale_d.tensor();
     whole.weight_decay = apply.weight_decay = static_cast<float>(h.decay);
     whole.step = measure.step = t;
     if (pieces == Pieces::one) {
       whole.lr = static_cast<float>(h.lr);
       whole.clip_threshold = static_cast<float>(h.clip);
-      return run(stream(), whole);
+      run(stream(), whole);
+    } else {
+      measure.squares = squares_d.tensor();
+      run(stream(), measure);
+      apply.squares = squares_d.tensor();
+      apply.count = apply.weights.numel();
+      apply.lr = h.lr;
+      apply.clip_threshold = h.clip;
+      run(stream(), apply);
     }
-    Guarded squares(f32, {1});
-    OnDevice squares_d = on_device(squares);
-    measure.squares = squares_d.tensor();
-    run(stream(), measure);
-    squares_d.download();
-    stream().synchronize();
-    apply.lr = clipped_lr(h, squares.at(0), apply.weights.numel());
-    run(stream(), apply);
-    stream().synchronize();  // squares_d goes
+    stream().synchronize();  // scale_d and squares_d go
   }
 };
 

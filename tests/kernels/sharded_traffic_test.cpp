@@ -93,10 +93,14 @@ TEST_F(ShardedTraffic, OfAdaFactorInPartsIsWhatItsHeaderSays) {
   const Shape shape = {rows, cols};
   const std::size_t n = rows * cols;
   const Tensor w = floats(shape), g = floats(shape), v = floats(shape), copy = bf16s(shape);
-  const Tensor v_row = floats({rows}), v_col = floats({cols}), squares = floats({1});
+  const Tensor v_row = floats({rows}), v_col = floats({cols}), squares = floats({1}),
+               scale = floats({1});
   const Tensor row_sums = floats({rows}), col_sums = floats({cols});
-  expect_dram("AdaFactorSums",
-              AdaFactorSums{.gradients = g, .row_sums = row_sums, .col_sums = col_sums}, 4 * n, 0);
+  expect_dram(
+      "AdaFactorSums",
+      AdaFactorSums{
+          .gradients = g, .row_sums = row_sums, .col_sums = col_sums, .gradient_scale = scale},
+      4 * n, 0);
   expect_dram("AdaFactorMeasure",
               AdaFactorMeasure{.gradients = g,
                                .row_sums = row_sums,
@@ -104,16 +108,23 @@ TEST_F(ShardedTraffic, OfAdaFactorInPartsIsWhatItsHeaderSays) {
                                .v_row = v_row,
                                .v_col = v_col,
                                .squares = squares,
-                               .rows = rows},
+                               .rows = rows,
+                               .gradient_scale = scale},
               4 * n, 0);
   expect_dram("AdaFactorMeasure, unfactored",
-              AdaFactorMeasure{.gradients = g, .v = v, .squares = squares}, 8 * n, 4 * n);
-  expect_dram(
-      "AdaFactorApply",
-      AdaFactorApply{.weights = w, .gradients = g, .v_row = v_row, .v_col = v_col, .copy = copy},
-      8 * n, 6 * n);
-  expect_dram("AdaFactorApply, unfactored", AdaFactorApply{.weights = w, .gradients = g, .v = v},
-              12 * n, 4 * n);
+              AdaFactorMeasure{.gradients = g, .v = v, .squares = squares, .gradient_scale = scale},
+              8 * n, 4 * n);
+  AdaFactorApply apply{.weights = w,
+                       .gradients = g,
+                       .v_row = v_row,
+                       .v_col = v_col,
+                       .copy = copy,
+                       .squares = squares,
+                       .count = rows * cols,
+                       .gradient_scale = scale};
+  expect_dram("AdaFactorApply", apply, 8 * n, 6 * n);
+  apply.v_row = apply.v_col = {}, apply.v = v, apply.copy = {};
+  expect_dram("AdaFactorApply, unfactored", apply, 12 * n, 4 * n);
 }
 
 }  // namespace

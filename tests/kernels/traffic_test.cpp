@@ -374,14 +374,22 @@ TEST_F(Traffic, OfOptimizersIsWhatTheirHeadersSay) {
   const std::size_t n = 512 * 1024;
   const Tensor w = floats(shape), g = floats(shape), m = floats(shape), v = floats(shape);
   const Tensor copy = bf16s(shape), row = floats({512}), col = floats({1024});
-  expect_packed_bytes(AdamW{.weights = w, .gradients = g, .m = m, .v = v}, 16 * n, 12 * n);
-  expect_packed_bytes(AdamW{.weights = w, .gradients = g, .m = m, .v = v, .copy = copy}, 16 * n,
-                      14 * n);
-  const AdaFactor factored{.weights = w, .gradients = g, .v_row = row, .v_col = col, .copy = copy};
+  const Tensor scale = floats({1});
+  AdamW adamw{.weights = w, .gradients = g, .m = m, .v = v, .gradient_scale = scale};
+  expect_packed_bytes(adamw, 16 * n, 12 * n);
+  adamw.copy = copy;
+  expect_packed_bytes(adamw, 16 * n, 14 * n);
+  const AdaFactor factored{.weights = w,
+                           .gradients = g,
+                           .v_row = row,
+                           .v_col = col,
+                           .copy = copy,
+                           .gradient_scale = scale};
   expect_dram("AdaFactor", factored, 16 * n, 6 * n);
   // The factors of a tile's rows and columns are asked for by each warp: caches serve all but the first.
   expect_bytes(factored, 16 * n, 6 * n, 0.08);
-  expect_bytes(AdaFactor{.weights = w, .gradients = g, .v = v}, 20 * n, 8 * n);
+  expect_bytes(AdaFactor{.weights = w, .gradients = g, .v = v, .gradient_scale = scale}, 20 * n,
+               8 * n);
 }
 
 }  // namespace

@@ -194,19 +194,21 @@ TEST(Faults, AWrongSumOfASharedKeyValueHeadIsCaught) {
   world->barrier();
 }
 
-// Losses over data ranks and the gradient norm over all: values that meet on the host.
-TEST(Faults, ALostSumOnTheHostIsCaught) {
+// Losses over data ranks, which meet on the host, and the gradient norm over all.
+TEST(Faults, ALostSumOfLossesOrSquaresIsCaught) {
   const auto world = session->world();
   if (world->size() < 2) GTEST_SKIP() << "needs two ranks";
   const auto pair = group_of(*world, 2);
-  const std::tuple<std::string, int> sums[] = {{"dp", 1}, {pair->name(), 1}, {pair->name(), 2}};
-  for (const auto& [group, tensor] : sums) {
+  const std::tuple<std::string, CommOp, int> sums[] = {{"dp", CommOp::host, 1},
+                                                       {pair->name(), CommOp::all_gather, 1},
+                                                       {pair->name(), CommOp::all_gather, 2}};
+  for (const auto& [group, op, tensor] : sums) {
     const Layout layout{.tensor = tensor};
-    Fault none{.group = group, .op = CommOp::host, .call = -1};
+    Fault none{.group = group, .op = op, .call = -1};
     ASSERT_EQ(differences_with(*pair, none, layout, SequenceParallel::yes), "")
         << "without a fault";
     ASSERT_EQ(none.seen, 2) << "one a step, group " << group;
-    Fault fault{.group = group, .op = CommOp::host};
+    Fault fault{.group = group, .op = op};
     EXPECT_NE(differences_with(*pair, fault, layout, SequenceParallel::yes), "") << group;
   }
   world->barrier();

@@ -25,8 +25,12 @@ inline StepEvent make_step(int stage, std::int64_t step, std::int64_t steps = 8)
                          .expert_dropped = {{0.075, 0, 0, 0}, {0.02, 0.02, 0, 0}},
                          .dropped = {0.03, 0.01}};
   event.report.gradient_norm = 0.875;
-  event.report.seconds = {
-      .forward = 0.5, .backward = 1.0, .pipeline = 0.125, .reduce = 0.0625, .optimizer = 0.25};
+  event.report.seconds = {.forward = 0.5,
+                          .backward = 1.0,
+                          .pipeline = 0.125,
+                          .reduce = 0.0625,
+                          .optimizer = 0.25,
+                          .wait = 0.03125};
   return event;
 }
 

@@ -42,7 +42,7 @@ TEST(Metrics, AreOneFlatObjectAStep) {
       R"("expert_dropped":[[0.075,0.0,0.0,0.0],[0.02,0.02,0.0,0.0]],)"
       R"("dropped":[0.03,0.01],"tokens_per_s":1883.2941176470588,"step_seconds":2.125,)"
       R"("data_seconds":0.125,"forward_seconds":0.5,"backward_seconds":1.0,)"
-      R"("pipeline_seconds":0.125,"reduce_seconds":0.0625,"optimizer_seconds":0.25,"bad_samples":3})"
+      R"("pipeline_seconds":0.125,"reduce_seconds":0.0625,"optimizer_seconds":0.25,"wait_seconds":0.03125,"bad_samples":3})"
       "\n");
 }
 
@@ -91,6 +91,7 @@ TEST(Metrics, AreReadBackBitForBit) {
   EXPECT_EQ(s.report.seconds.pipeline, step.report.seconds.pipeline);
   EXPECT_EQ(s.report.seconds.reduce, step.report.seconds.reduce);
   EXPECT_EQ(s.report.seconds.optimizer, step.report.seconds.optimizer);
+  EXPECT_EQ(s.report.seconds.wait, step.report.seconds.wait);
   EXPECT_EQ(s.learning_rate, step.learning_rate);
   EXPECT_EQ(s.tokens, step.tokens);
   EXPECT_EQ(s.targets, step.targets);

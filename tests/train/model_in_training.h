@@ -14,7 +14,8 @@ class ModelInTraining {
  public:
   // `device` and `ranks` must outlive it.
   ModelInTraining(Device& device, const ParallelContext& ranks, const ModelConfig& config,
-                  DType dtype, const StepOptions& options = {})
+                  DType dtype, const StepOptions& options = {},
+                  const OptimizerConfig& optimizer = {})
       : ranks_(ranks),
         stream_(device.make_stream()),
         store_(ranks.place()),
@@ -23,7 +24,7 @@ class ModelInTraining {
     shards_.emplace(device, *stream_, ranks, store_);
     model_.prepare(device, *stream_);
     store_.initialise(*stream_, 1);
-    optimizer_.emplace(device, *stream_, store_, OptimizerConfig{}, &*shards_);
+    optimizer_.emplace(device, *stream_, store_, optimizer, &*shards_);
     runner_.emplace(device, *stream_, ranks, store_, model_, &*shards_, options);
   }
 
@@ -33,10 +34,11 @@ class ModelInTraining {
     return runner_->train(mine, totals, *optimizer_, learning_rate, ++steps_);
   }
 
-  // All values and masters of this rank, bit by bit.
-  std::vector<std::byte> weights() {
+  // All values and masters of this rank, and its optimizer's state, bit by bit.
+  std::vector<std::byte> state() {
     std::vector<ConstTensor> parts{store_.flat_values()};
     for (const Parameter& p : store_.parameters()) parts.push_back(p.owned.master);
+    for (const Optimizer::NamedShard& s : optimizer_->state()) parts.push_back(s.tensor);
     std::size_t size = 0;
     for (const ConstTensor& part : parts) size += part.size_bytes();
     std::vector<std::byte> bits(size);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 
+#include "parallel/gradient_norm.h"
 #include "tests/goldens/golden_checks.h"
 #include "train/optimizer.h"
 
@@ -34,16 +35,16 @@ class OptimizerGolden : public ::testing::Test {
   void expect_after_three_steps(const OptimizerConfig& config,
                                 std::span<const golden::Values> goldens) {
     optimizer_.emplace(*device_, *stream_, store_, config);
+    const ConstTensor all = store_.flat_gradients();
+    const auto alone = make_single_communicator();
+    GradientNorm norm(*device_, *alone, {{0, all.numel()}});
     for (int step = 1; step <= 3; ++step) {
       for (Parameter& p : store_.parameters()) set_gradient(p, step);
-      double squares = 0;
-      const ConstTensor all = store_.flat_gradients();
-      for (std::int64_t i = 0; i < all.numel(); ++i)
-        squares += static_cast<double>(all.data<float>()[i]) * all.data<float>()[i];
-      EXPECT_NEAR(std::sqrt(squares), golden::gradient_norms[step - 1], 1e-6 * std::sqrt(squares));
-      optimizer_->update(*stream_, learning_rates[step - 1], std::sqrt(squares), step);
+      norm.measure(*stream_, all, optimizer_->clip_norm());
+      optimizer_->update(*stream_, learning_rates[step - 1], norm.scale(), step);
+      stream_->synchronize();
+      EXPECT_NEAR(norm.value(), golden::gradient_norms[step - 1], 1e-6 * norm.value());
     }
-    stream_->synchronize();
     std::map<std::string, ConstTensor> results;
     for (const Parameter& p : store_.parameters()) results[p.spec.name] = p.master;
     for (const Optimizer::NamedShard& s : optimizer_->state()) results[s.name] = s.tensor;

@@ -335,7 +335,7 @@ TEST_F(ShardedOptimizer, MovesTheBytesThatFollowFromTheLayout) {
       }
       if (kind == OptimizerKind::adafactor && world_->size() > 1)
         expected["dp-tp"][CommOp::all_reduce] = 4 * (sums + std::ssize(specs));
-      expected["world"][CommOp::host] = 8 * world_->size();  // the norm
+      expected["world"][CommOp::all_gather] = 8 * world_->size();  // the norm
 
       SpreadStore store(context, DType::bf16, config);
       const auto moved = [&] {

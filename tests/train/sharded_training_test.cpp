@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include "kernels/embedding/embedding.h"
+#include "kernels/loss/loss.h"
 #include "tests/comm/ranks_test.h"
 #include "tests/message_of.h"
 #include "tests/train/toy_training.h"
@@ -136,10 +137,11 @@ TEST_F(ShardedTraining, EveryRankHasTheSameValues) {
   EXPECT_EQ(mine, firsts);
 }
 
-TEST_F(ShardedTraining, ANaNIsTracedToItsRank) {
+TEST_F(ShardedTraining, ANaNIsTracedToItsRankAndSpoilsNoWeight) {
   constexpr std::size_t poisoned = 5;  // has pictures
   Training run(model(), options_of(OptimizerKind::adamw), *world_);
   run.step(1);
+  const std::vector<std::byte> before = run.values();
   const std::string message = message_of([&] {
     run.step(2, [](MicroBatch& batch, std::size_t index) {
       if (index == poisoned) batch.patches[0] = std::nanf("");
@@ -150,6 +152,25 @@ TEST_F(ShardedTraining, ANaNIsTracedToItsRank) {
   EXPECT_THAT(message, HasSubstr("the loss is nan"));
   EXPECT_THAT(message, HasSubstr(Mesh(world_->size(), {}).name(rank)));
   EXPECT_THAT(message, ContainsRegex("host values [0-9]+ of group dp"));
+  EXPECT_EQ(run.values(), before);
+}
+
+// Its gradients are finite, so nothing but the losses tells.
+TEST_F(ShardedTraining, AnInfiniteLossAloneIsAnErrorOnEveryRank) {
+  Training run(model(), options_of(OptimizerKind::adamw), *world_);
+  run.step(1);
+  static void (*original)(Stream&, const CrossEntropy&);
+  OperationTable& operations = run.replica().device().operations();
+  original = operations.find<CrossEntropy>();
+  if (world_->rank() == 0) {
+    operations.add<CrossEntropy>([](Stream& stream, const CrossEntropy& op) {
+      original(stream, op);
+      op.losses.data<float>()[0] = HUGE_VALF;
+    });
+  }
+  const std::string message = message_of([&] { run.step(2); });
+  EXPECT_THAT(message, HasSubstr("the loss is inf"));
+  EXPECT_THAT(message, HasSubstr(Mesh(world_->size(), {}).name(0)));
 }
 
 TEST_F(ShardedTraining, AResumedRunGoesOnBitForBit) {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "kernels/device/device.h"
-#include "parallel/parameter_collectives.h"
+#include "parallel/gradient_norm.h"
 #include "parallel/random.h"
 #include "train/optimizer.h"
 
@@ -120,13 +120,13 @@ class SpreadStore {
     reducer.finish(*stream_);
     const std::vector<FlatRange> counted =
         options.counted.empty() ? shards_->counted_once() : options.counted;
-    const Buffer memory = device_->allocate(counted.size() * sizeof(float));
-    const double norm = gradient_norm(*stream_, ranks_[MeshGroup::world], store_.flat_gradients(),
-                                      counted, memory.tensor(DType::f32, {std::ssize(counted)}));
+    GradientNorm norm(*device_, ranks_[MeshGroup::world], counted);
+    norm.measure(*stream_, store_.flat_gradients(), optimizer_->clip_norm());
     ValueGatherer gatherer(*shards_, options.overlap);
-    optimizer_->update(*stream_, 1e-2, norm, number, &gatherer);
+    optimizer_->update(*stream_, 1e-2, norm.scale(), number, &gatherer);
     gatherer.finish(*stream_);
-    return norm;
+    stream_->synchronize();
+    return norm.value();
   }
   double step(std::int64_t number) { return step(number, {}); }
 

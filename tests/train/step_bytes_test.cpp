@@ -245,7 +245,8 @@ Moved expected_bytes(const Step& step, Replica& replica) {
   };
   on_host(step.ranks[MeshGroup::data], sums);
   if (stages.ranks() > 1) on_host(step.ranks[MeshGroup::pipeline], sums);
-  on_host(step.ranks[MeshGroup::world], 1);
+  const Communicator& world = step.ranks[MeshGroup::world];
+  add(moved, world.name(), CommOp::all_gather, world.size() * value);
   return moved;
 }
 
