@@ -86,9 +86,8 @@ class PassGraphs {
   struct Entry {
     Numbers shape;   // all sizes that arguments of kernels follow from, on all ranks of the group
     Numbers places;  // all memory that the graphs refer to and that may move
-    std::int64_t plans_before =
-        0;                    // beside graphs, of the dispatcher, when the shape was first seen
-    bool is_captured = true;  // its passes count nothing
+    std::int64_t plans_before = 0;  // the dispatcher's beside graphs, before the first pass
+    bool is_captured = true;        // the first pass had none of these
     std::unique_ptr<CapturedPass> pass;
   };
 
