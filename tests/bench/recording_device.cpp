@@ -18,6 +18,7 @@
 #include "kernels/image/image.h"
 #include "kernels/loss/loss.h"
 #include "kernels/norm/norm.h"
+#include "kernels/optimizer/gradient_norm.h"
 #include "kernels/optimizer/optimizer.h"
 #include "kernels/permute/exchange.h"
 #include "kernels/permute/permute.h"
@@ -166,7 +167,8 @@ RecordingDevice::RecordingDevice() : Device(DeviceKind::cuda) {
   learn_all<CrossEntropy, SoftmaxOfShard, CrossEntropyOfShards>();
   learn_all<RmsNormForward, RmsNormBackward, LayerNormForward, LayerNormBackward, QkNormRopeForward,
             QkNormRopeBackward>();
-  learn_all<AdamW, AdaFactor, AdaFactorSums, AdaFactorMeasure, AdaFactorApply>();
+  learn_all<SumInOrder, ClipByNorm, AdamW, AdaFactor, AdaFactorSums, AdaFactorMeasure,
+            AdaFactorApply>();
   learn_all<PermutePlan, DispatchForward, DispatchBackward, CombineForward, CombineBackward>();
   learn_all<MapChoices, CopyRuns, PackRows, UnpackRows>();
   learn_all<RouterForward, RouterBackward>();
