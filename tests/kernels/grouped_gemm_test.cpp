@@ -27,20 +27,33 @@ class GroupedGemms : public LibraryTest {
             {{0, 1088, 1120}, 33, 65}};
   }
 
+  // Of `terms` each, within their bound, or, with integers, exactly, rounded once.
+  static void expect_sums(Values values, const Guarded& sums, const std::vector<double>& expected,
+                          std::int64_t terms, const char* what) {
+    if (values == Values::normal) {
+      expect_close(sums, expected, gemm_bound(terms, sums.dtype()), what);
+      return;
+    }
+    EXPECT_TRUE(sums == rounded_to(sums.dtype(), sums.shape(), expected)) << what << " of integers";
+  }
+
+  void check_weight_gradient(const Problem& p, Values values = Values::normal) const;
+
   static void spoil_spare_rows(const Problem& p, Guarded& rows) {
     const std::int64_t cols = rows.shape()[1];
     for (std::int64_t i = p.offsets.back() * cols; i < p.rows() * cols; ++i)
       rows.set(i, std::numeric_limits<double>::quiet_NaN());
   }
 
-  void check_forward(const Problem& p, Transpose transpose_b, Accumulate accumulate) const {
+  void check_forward(const Problem& p, Transpose transpose_b, Accumulate accumulate,
+                     Values values = Values::normal) const {
     const auto [library, in, out] = GetParam();
     const auto stream = device_with(library).make_stream();
     const bool tb = transpose_b == Transpose::yes, add = accumulate == Accumulate::add;
-    Guarded a = random_normal(in, {p.rows(), p.k}, 1);
-    Guarded b =
-        random_normal(in, tb ? Shape{p.groups(), p.n, p.k} : Shape{p.groups(), p.k, p.n}, 2);
-    Guarded c = random_normal(out, {p.rows(), p.n}, 3);
+    Guarded a = random_values(values, in, {p.rows(), p.k}, 1);
+    Guarded b = random_values(values, in,
+                              tb ? Shape{p.groups(), p.n, p.k} : Shape{p.groups(), p.k, p.n}, 2);
+    Guarded c = random_values(values, out, {p.rows(), p.n}, 3);
     Guarded offsets = integers({p.groups() + 1}, p.offsets);
     if (!add) fill_nan(c);  // must not be read
     spoil_spare_rows(p, a);
@@ -77,7 +90,7 @@ class GroupedGemms : public LibraryTest {
         }
       }
     }
-    expect_close(used, expected, gemm_bound(p.k, out), add ? "c, accumulated" : "c");
+    expect_sums(values, used, expected, p.k, add ? "c, accumulated" : "c");
     for (std::int64_t i = p.offsets.back() * p.n; i < p.rows() * p.n; ++i)
       ASSERT_TRUE(std::isnan(c.at(i))) << "a row after the last group was written";
     EXPECT_TRUE(again == c) << "two runs differ";
@@ -94,44 +107,54 @@ TEST_P(GroupedGemms, ForwardMatchesReferenceAndLeavesSpareRows) {
   }
 }
 
-TEST_P(GroupedGemms, WeightGradientMatchesReferenceAndKeepsEmptyGroups) {
+void GroupedGemms::check_weight_gradient(const Problem& p, Values values) const {
   const auto [library, in, out] = GetParam();
   const auto stream = device_with(library).make_stream();
-  for (const Problem& p : problems()) {
-    const std::int64_t m = p.k, n = p.n;
-    Guarded a = random_normal(in, {p.rows(), m}, 1), b = random_normal(in, {p.rows(), n}, 2);
-    Guarded d_b = random_normal(DType::f32, {p.groups(), m, n}, 3);
-    Guarded offsets = integers({p.groups() + 1}, p.offsets);
-    const Guarded before = d_b;
-    spoil_spare_rows(p, a);
-    spoil_spare_rows(p, b);
-    Guarded again = d_b;
-    {
-      OnDevice a_d(*stream, a), b_d(*stream, b), offsets_d(*stream, offsets);
-      OnDevice d_b_d(*stream, d_b), again_d(*stream, again);
-      GroupedGemmWeightGradient op{.a = a_d, .b = b_d, .d_b = d_b_d, .row_offsets = offsets_d};
-      run(*stream, op);
-      op.d_b = again_d.tensor();
-      run(*stream, op);
-      d_b_d.download();
-      again_d.download();
-      stream->synchronize();
-    }
-    std::vector<double> expected = before.values();
-    for (std::int64_t g = 0; g < p.groups(); ++g) {
-      for (std::int64_t i = 0; i < m * n; ++i) {
-        for (std::int64_t r = p.offsets[g]; r < p.offsets[g + 1]; ++r)
-          expected[static_cast<std::size_t>(g * m * n + i)] +=
-              a.at(r * m + i / n) * b.at(r * n + i % n);
-        if (p.offsets[g] == p.offsets[g + 1]) {
-          ASSERT_EQ(d_b.at(g * m * n + i), before.at(g * m * n + i)) << "an empty group changed";
-        }
+  const std::int64_t m = p.k, n = p.n;
+  Guarded a = random_values(values, in, {p.rows(), m}, 1);
+  Guarded b = random_values(values, in, {p.rows(), n}, 2);
+  Guarded d_b = random_values(values, DType::f32, {p.groups(), m, n}, 3);
+  Guarded offsets = integers({p.groups() + 1}, p.offsets);
+  const Guarded before = d_b;
+  spoil_spare_rows(p, a);
+  spoil_spare_rows(p, b);
+  Guarded again = d_b;
+  {
+    OnDevice a_d(*stream, a), b_d(*stream, b), offsets_d(*stream, offsets);
+    OnDevice d_b_d(*stream, d_b), again_d(*stream, again);
+    GroupedGemmWeightGradient op{.a = a_d, .b = b_d, .d_b = d_b_d, .row_offsets = offsets_d};
+    run(*stream, op);
+    op.d_b = again_d.tensor();
+    run(*stream, op);
+    d_b_d.download();
+    again_d.download();
+    stream->synchronize();
+  }
+  std::vector<double> expected = before.values();
+  for (std::int64_t g = 0; g < p.groups(); ++g) {
+    for (std::int64_t i = 0; i < m * n; ++i) {
+      for (std::int64_t r = p.offsets[g]; r < p.offsets[g + 1]; ++r)
+        expected[static_cast<std::size_t>(g * m * n + i)] +=
+            a.at(r * m + i / n) * b.at(r * n + i % n);
+      if (p.offsets[g] == p.offsets[g + 1]) {
+        ASSERT_EQ(d_b.at(g * m * n + i), before.at(g * m * n + i)) << "an empty group changed";
       }
     }
-    // The largest group's sums are the longest.
-    expect_close(d_b, expected, gemm_bound(p.offsets.back(), DType::f32), "d_b");
-    EXPECT_TRUE(again == d_b) << "two runs differ";
   }
+  // The largest group's sums are the longest.
+  expect_sums(values, d_b, expected, p.offsets.back(), "d_b");
+  EXPECT_TRUE(again == d_b) << "two runs differ";
+}
+
+TEST_P(GroupedGemms, WeightGradientMatchesReferenceAndKeepsEmptyGroups) {
+  for (const Problem& p : problems()) check_weight_gradient(p);
+}
+
+TEST_P(GroupedGemms, SumsOfIntegersAreExact) {
+  const Problem p{{0, 32, 32, 160, 192}, 72, 80};
+  for (const Transpose transpose_b : {Transpose::no, Transpose::yes})
+    check_forward(p, transpose_b, Accumulate::add, Values::integers);
+  check_weight_gradient(p, Values::integers);
 }
 
 // More groups than a warp has lanes, most of them empty or small.

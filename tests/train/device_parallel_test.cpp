@@ -144,10 +144,12 @@ constexpr Setting settings[] = {
     {.name = "data_adafactor", .layout = {}, .optimizer = OptimizerKind::adafactor},
     {.name = "tensor", .layout = {.tensor = 2}, .optimizer = OptimizerKind::adafactor},
     {.name = "tensor_dense", .layout = {.tensor = 2}, .toy = Toy::dense},
+    {.name = "tensor_three_stages", .layout = {.tensor = 2}, .stages = Stages::all_three},
     {.name = "expert", .layout = {.expert = 2}},
     {.name = "expert_capacity", .layout = {.expert = 2}, .toy = Toy::limited},
     {.name = "expert_three_stages", .layout = {.expert = 2}, .stages = Stages::all_three},
     {.name = "pipeline", .layout = {.pipeline = 2}},
+    {.name = "pipeline_three_stages", .layout = {.pipeline = 2}, .stages = Stages::all_three},
     {.name = "pipeline_dense", .layout = {.pipeline = 2}, .toy = Toy::dense},
 };
 
