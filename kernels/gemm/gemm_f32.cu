@@ -45,8 +45,8 @@ struct Operand {
   const int* source = nullptr;  // of a gathered operand: which rows; null: all, in order
 };
 
-// Floats of a row of an operand's tile. A warp stores 32 neighbours of rows in order, or, transposed, four of eight
-// rows each, which then begin four banks apart: no two of its lanes meet in a bank.
+// Floats of a row of an operand's tile. A warp stores 32 neighbours of rows in order, or, transposed,
+// four of eight rows each, which then begin four banks apart: no two of its lanes meet in a bank.
 constexpr int padded(Major major, int side) {
   return major == Major::k ? side + 4 : side;
 }

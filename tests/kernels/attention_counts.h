@@ -60,7 +60,8 @@ inline Compulsory of_forward(const AttentionCase& c) {
   return {.bytes = 2 * s.queries + 2 * s.keys + s.terms, .tensor_flops = 4 * s.visible};
 }
 
-// q, k, v, out, log_sum_exp, d_out and the gradients once; with the scores made for d_q and for d_k and d_v.
+// q, k, v, out, log_sum_exp, d_out and the gradients once; with the scores made for d_q and for d_k and
+// d_v.
 inline Compulsory of_backward(const AttentionCase& c) {
   const AttentionSizes s(c);
   return {.bytes = 4 * s.queries + 4 * s.keys + s.terms, .tensor_flops = 14 * s.visible};

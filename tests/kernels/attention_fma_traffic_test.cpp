@@ -7,14 +7,15 @@ namespace {
 
 constexpr DType f32 = DType::f32, b16 = DType::bf16;
 
-// Operands once a tile of 32 rows that sees them, in whole sectors, and no lane of a pass over the banks waits for
-// another. (The emulator serves eight lanes that read 16 bytes in one pass, also where all of a warp's read the
-// same, so that its ideal of different words is out of reach.)
+// Operands once a tile of 32 rows that sees them, in whole sectors, and no lane of a pass over the
+// banks waits for another. (The emulator serves eight lanes that read 16 bytes in one pass, also where
+// all of a warp's read the same, so that its ideal of different words is out of reach.)
 TEST(AttentionFmaTraffic, IsEachByteOnceATileInFullSectorsWithoutBankConflicts) {
   const Environment environment("ORCHARD_GPU_ATTENTION", "fma");
   constexpr std::uint64_t tiles = 2, rows = 32 * tiles, warps = 4, sector = 32;
-  // Sectors: each warp of each block, a spare one included, looks for its document. For d_q a warp asks for
-  // log_sum_exp and D of eight rows, two at a time; for d_k and d_v of 32 rows a tile of queries, 16 at a time.
+  // Sectors: each warp of each block, a spare one included, looks for its document. For d_q a warp asks
+  // for log_sum_exp and D of eight rows, two at a time; for d_k and d_v of 32 rows a tile of queries,
+  // 16 at a time.
   constexpr std::uint64_t places = 9 * warps * (tiles + 1),
                           terms = 2 * tiles * warps * (4 + tiles * 2 * 2);
   for (const DType dtype : {f32, b16}) {

@@ -245,8 +245,8 @@ TEST(AttentionOnGpu, LongDocumentsWithEveryKernel) {
 TEST(AttentionOnGpu, UsesTheBanksOfSharedMemoryWithoutConflicts) {
   for (const std::int64_t head_dim : {64, 128}) {
     const simt::Counters counters = count({b16, 1, 1, head_dim, {130}}, forward);
-    // None but where nvcc makes one load of where a block's results go: of 16 bytes, the same for all lanes, which
-    // take as many wavefronts of the emulator as different ones.
+    // None but where nvcc makes one load of where a block's results go: of 16 bytes, the same for all
+    // lanes, which take as many wavefronts of the emulator as different ones.
     EXPECT_LE(counters.shared_loads.excess(), 3 * 4 * counters.blocks) << head_dim;
     EXPECT_EQ(counters.shared_stores.excess(), 0u) << head_dim;
     // Backward reads two neighbouring columns' log_sum_exp, and D, at once: 8 bytes a lane, of which

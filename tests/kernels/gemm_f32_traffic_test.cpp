@@ -9,8 +9,9 @@
 namespace orchard::testing {
 namespace {
 
-// No lane of a pass over the banks waits for another. (The emulator serves eight lanes that read 16 bytes in one
-// pass, also where all of a warp's read the same, so that its ideal of different words is out of reach.)
+// No lane of a pass over the banks waits for another. (The emulator serves eight lanes that read 16
+// bytes in one pass, also where all of a warp's read the same, so that its ideal of different words is
+// out of reach.)
 void expect_a_pass_for_each_128_bytes(const simt::SharedCounters& direction) {
   EXPECT_EQ(128 * direction.wavefronts, direction.bytes);
 }

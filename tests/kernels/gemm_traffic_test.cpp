@@ -217,8 +217,8 @@ TEST(GemmTraffic, SlicesAreAddedUpInOnePass) {
   report_counters("gemm_sm80 tile 128 and split_k, 4 slices", text({m, n, k}), cut, compulsory);
 }
 
-// SwiGLU's gate in one launch: beside the product's operands `other` is read once; pre and c are written
-// once; all in whole sectors, and no lane waits for a bank.
+// SwiGLU's gate in one launch: beside the product's operands `other` is read once; pre and c are
+// written once; all in whole sectors, and no lane waits for a bank.
 TEST(GemmTraffic, EpiloguesMoveWhatTheyMust) {
   const auto device =
       make_policy_device({.counting = simt::Counting::on, .compute_capability = 90});

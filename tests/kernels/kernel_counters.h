@@ -1,6 +1,6 @@
-// What kernels move and compute by the emulator's counters, for docs/kernel_counters.tsv: under CTest each test
-// that counts leaves a line for what it counted in the file that ORCHARD_COUNTERS_REPORT names, and
-// kernel_counters_test compares the lines of all with the table.
+// What kernels move and compute by the emulator's counters, for docs/kernel_counters.tsv: under CTest
+// each test that counts leaves a line for what it counted in the file that ORCHARD_COUNTERS_REPORT
+// names, and kernel_counters_test compares the lines of all with the table.
 #pragma once
 
 #include <fmt/format.h>

@@ -31,9 +31,10 @@ TEST_F(NormTraffic, OfANormWithResidualIsItsRows) {
               4 * n + 4 * cols, 4 * n + 2 * statistics);
 }
 
-// A block leaves its share of the gradients of weight and bias, which the next launch adds up: for each column 8
-// bytes, or 16, written and read, beside 8 of each row of its strip. Strips are shorter the wider the rows are, so
-// that there are blocks for all SMs: the shares stay in the L2, whose losses these counts take for granted.
+// A block leaves its share of the gradients of weight and bias, which the next launch adds up: for each
+// column 8 bytes, or 16, written and read, beside 8 of each row of its strip. Strips are shorter the
+// wider the rows are, so that there are blocks for all SMs. The shares stay in the L2, which these counts
+// take as empty at the start of a launch.
 TEST_F(NormTraffic, OfANormBackwardIsItsRowsAndTheSharesOfStrips) {
   struct Rows {
     std::int64_t rows, cols, strip;

@@ -184,8 +184,8 @@ TEST_F(Traffic, OfConvolutionAndPoolingIsThePictures) {
               2 * n + 2 * images * channels, 2 * n);
 }
 
-// Of the connector's pictures in stage 1, of all presets. Each block leaves the sums of its part of them, 72
-// bytes a weight of which are written and read again: of 33 parts a little more than a twentieth.
+// Of the connector's pictures in stage 1, of all presets. A block leaves its nine sums of each channel, which
+// are written and read again: of 33 blocks a little more than a twentieth.
 TEST_F(Traffic, OfADepthwiseWeightGradientIsThePictures) {
   const Shape shape = {16, 27, 27, 1024}, taps = {1024, 3, 3};
   const std::size_t n = 16 * 27 * 27 * 1024, weights = 9 * 1024;
