@@ -6,6 +6,7 @@
 
 #include "kernels/attention/attention_gpu.h"
 #include "kernels/gpu/gpu.h"
+#include "kernels/gpu/values.h"
 #include "kernels/gpu/vector.h"
 
 namespace orchard::GPU_NAMESPACE {
@@ -60,25 +61,41 @@ __device__ void load_rows(FmaRows<capacity>& tile, HeadRows<const T> from, std::
   for (int i = static_cast<int>(threadIdx.x); i < fma_tile(capacity) * capacity; i += fma_threads) {
     const int r = i / capacity, c = i % capacity;
     const bool inside = r < count && c < from.head_dim;
-    tile.row[r][c] = inside ? widen(load(from.data + (first + r) * from.stride + c)) : 0.0f;
+    store_shared(&tile.row[r][c],
+                 inside ? widen(load(from.data + (first + r) * from.stride + c)) : 0.0f);
   }
 }
 
 template <class T, int capacity>
 __device__ void store_rows(HeadRows<T> to, std::int64_t first, int count,
                            const FmaSums<capacity>& sums, float factor) {
+  const bool quads =
+      to.head_dim % 4 == 0 && reinterpret_cast<std::uintptr_t>(to.data) % (4 * sizeof(T)) == 0;
 #pragma unroll
   for (int i = 0; i < fma_thread_rows<capacity>; ++i) {
     const int r = fma_row<capacity>() + i;
     if (r >= count) continue;
 #pragma unroll
-    for (int j = 0; j < capacity / 16; ++j) {
-      const int c = 4 * fma_column() + 64 * (j / 4) + j % 4;
-      if (c < to.head_dim) {
-        store(to.data + (first + r) * to.stride + c, narrow<T>(sums[i][j] * factor));
+    for (int j = 0; j < capacity / 64; ++j) {
+      const int c = 4 * fma_column() + 64 * j;
+      T* const at = to.data + (first + r) * to.stride + c;
+      Values<4> values;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) values[e] = sums[i][4 * j + e] * factor;
+      if (quads) {
+        if (c < to.head_dim) store_values(at, values);
+        continue;
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (c + e < to.head_dim) store(at + e, narrow<T>(values[e]));
       }
     }
   }
+}
+
+__device__ inline float4 load_four(const float* shared) {
+  return load_shared(reinterpret_cast<const float4*>(shared));
 }
 
 // sums = a·bᵀ over the first `depth` columns, a multiple of 4.
@@ -96,11 +113,11 @@ __device__ void multiply_transposed(const FmaRows<capacity>& a, const FmaRows<ca
     float4 right[columns];
 #pragma unroll
     for (int j = 0; j < columns; ++j) {
-      right[j] = *reinterpret_cast<const float4*>(&b.row[fma_column() + 16 * j][e]);
+      right[j] = load_four(&b.row[fma_column() + 16 * j][e]);
     }
 #pragma unroll
     for (int i = 0; i < rows; ++i) {
-      const float4 left = *reinterpret_cast<const float4*>(&a.row[fma_row<capacity>() + i][e]);
+      const float4 left = load_four(&a.row[fma_row<capacity>() + i][e]);
 #pragma unroll
       for (int j = 0; j < columns; ++j) {
         sums[i][j] = fmaf(left.x, right[j].x, sums[i][j]);
@@ -121,10 +138,10 @@ __device__ void multiply_add(const FmaScores<capacity>& scores, const FmaRows<ca
   for (int k = 0; k < depth; ++k) {
     float left[rows];
 #pragma unroll
-    for (int i = 0; i < rows; ++i) left[i] = scores.row[fma_row<capacity>() + i][k];
+    for (int i = 0; i < rows; ++i) left[i] = load_shared(&scores.row[fma_row<capacity>() + i][k]);
 #pragma unroll
     for (int j = 0; j < capacity / 64; ++j) {
-      const float4 right = *reinterpret_cast<const float4*>(&b.row[k][4 * fma_column() + 64 * j]);
+      const float4 right = load_four(&b.row[k][4 * fma_column() + 64 * j]);
 #pragma unroll
       for (int i = 0; i < rows; ++i) {
         sums[i][4 * j] = fmaf(left[i], right.x, sums[i][4 * j]);
@@ -144,7 +161,7 @@ __device__ void share(FmaScores<capacity>& shared, const FmaScoreSums<capacity>&
   for (int i = 0; i < fma_thread_rows<capacity>; ++i) {
 #pragma unroll
     for (int j = 0; j < fma_thread_columns<capacity>; ++j) {
-      shared.row[fma_row<capacity>() + i][fma_column() + 16 * j] = scores[i][j];
+      store_shared(&shared.row[fma_row<capacity>() + i][fma_column() + 16 * j], scores[i][j]);
     }
   }
   __syncwarp();

@@ -45,14 +45,16 @@ struct Operand {
   const int* source = nullptr;  // of a gathered operand: which rows; null: all, in order
 };
 
-constexpr int padded(int side) {
-  return side + 4;  // floats of a row: transposed stores meet fewer banks
+// Floats of a row of an operand's tile. A warp stores 32 neighbours of rows in order, or, transposed,
+// four of eight rows each, which then begin four banks apart: no two of its lanes meet in a bank.
+constexpr int padded(Major major, int side) {
+  return major == Major::k ? side + 4 : side;
 }
 
-template <F32Tile tile>
+template <F32Tile tile, Major a_major, Major b_major>
 struct Step {
-  alignas(16) float a[config_of(tile).depth][padded(config_of(tile).m)];
-  alignas(16) float b[config_of(tile).depth][padded(config_of(tile).n)];
+  alignas(16) float a[config_of(tile).depth][padded(a_major, config_of(tile).m)];
+  alignas(16) float b[config_of(tile).depth][padded(b_major, config_of(tile).n)];
 };
 
 // A thread's part of the next step's tile [side, depth] of an operand, and where it goes.
@@ -109,7 +111,7 @@ struct Fetched {
     }
   }
 
-  __device__ void put(float (&shared)[depth][padded(side)]) const {
+  __device__ void put(float (&shared)[depth][padded(major, side)]) const {
 #pragma unroll
     for (int i = 0; i < mn_times; ++i) {
 #pragma unroll
@@ -129,7 +131,7 @@ __global__ void __launch_bounds__(config_of(tile).threads(), config_of(tile).blo
   if (!schedule.find(static_cast<int>(blockIdx.x), config.sides(), work)) return;
   a.data += work.a;
   b.data += work.b;
-  auto& shared = shared_storage<Step<tile>>();
+  auto& shared = shared_storage<Step<tile, a_major, b_major>>();
   // A thread's rows and columns come in quads, and threads that are neighbours read neighbouring ones:
   // the next quad of the same thread lies behind those of all threads.
   constexpr int threads_n = config.n / cols;
@@ -232,7 +234,7 @@ struct Launch {
            {.kernel = "gemm_f32",
             .grid = {schedule.blocks(config.sides())},
             .block = {static_cast<unsigned>(config.threads())},
-            .shared_bytes = sizeof(Step<tile>)},
+            .shared_bytes = sizeof(Step<tile, a_major, b_major>)},
            gemm_f32<tile, a_major, b_major, Schedule>, a, b, out, schedule);
   }
 

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <optional>
 
+#include "tests/kernels/attention_counts.h"
 #include "tests/kernels/device_test.h"
 #include "tests/kernels/environment.h"
 #include "tests/kernels/simt_policy.h"
@@ -267,28 +268,6 @@ TEST(AttentionOnGpu, LongDocumentsWithEveryKernel) {
   }
 }
 
-// Counters of one operation on the emulator.
-template <class Run>
-simt::Counters count(const Case& c, Run run_operation, int compute_capability = 80,
-                     std::size_t shared_bytes_limit = SimtOptions{}.shared_bytes_limit) {
-  Problem p(c);
-  const auto device = make_policy_device({.counting = simt::Counting::on,
-                                          .compute_capability = compute_capability,
-                                          .shared_bytes_limit = shared_bytes_limit});
-  const auto stream = device->make_stream();
-  AttentionProblemOnDevice on_device(*stream, p);
-  run(*stream, on_device.forward());
-  stream->synchronize();
-  device->reset_counters();
-  run_operation(*stream, on_device);
-  stream->synchronize();
-  return device->counters();
-}
-const auto forward = [](Stream& stream, AttentionProblemOnDevice& p) { run(stream, p.forward()); };
-const auto backward = [](Stream& stream, AttentionProblemOnDevice& p) {
-  run(stream, p.backward());
-};
-
 // In the tiles of sm_80, and in those of GPUs with less shared memory where these are others.
 std::vector<simt::Counters> backward_counts(const Case& c) {
   std::vector<simt::Counters> out{count(c, backward)};
@@ -344,9 +323,12 @@ TEST(AttentionOnGpu, MovesEachByteOnceInFullSectors) {
     const std::uint64_t backward_warps = head_dim == 64 ? 4 : 8;
     const Case c{b16, 1, 1, head_dim, {128}, {}, Mask::full};
     const simt::Counters out = count(c, forward);
+    report_forward("attention_forward_sm80", c, out);
     EXPECT_LE(out.loads.sectors, 3 * tensor + 10 * 2 * 4);
     EXPECT_EQ(out.stores.sectors, tensor + rows);
-    for (const simt::Counters& gradients : backward_counts(c)) {
+    const std::vector<simt::Counters> all_gradients = backward_counts(c);
+    report_backward("attention_backward_sm80", c, all_gradients.front());
+    for (const simt::Counters& gradients : all_gradients) {
       // D's kernel reads two tensors, those of d_q and of d_k and d_v four each.
       EXPECT_LE(gradients.loads.sectors, 10 * tensor + 2 * (2 * rows + 10 * 2 * backward_warps));
       // D: a warp writes those of four or two rows together.
@@ -367,12 +349,15 @@ TEST(AttentionOnGpu, ComputesNoTileThatTheMaskHides) {
     SCOPED_TRACE(dim);
     const Case full{b16, 1, 1, dim, {n}, {}, Mask::full}, causal{b16, 1, 1, dim, {n}};
     EXPECT_EQ(count(full, forward).tensor_flops, 4 * n * n * dim);
-    EXPECT_EQ(count(causal, forward).tensor_flops, 4 * pairs(32) * dim);
+    const simt::Counters out = count(causal, forward);
+    report_forward("attention_forward_sm80", causal, out);
+    EXPECT_EQ(out.tensor_flops, 4 * pairs(32) * dim);
     // Both kernels make the scores. In little shared memory a head_dim of 128 has tiles of 16.
     for (const simt::Counters& gradients : backward_counts(full)) {
       EXPECT_EQ(gradients.tensor_flops, 14 * n * n * dim);
     }
     const std::vector<simt::Counters> gradients = backward_counts(causal);
+    report_backward("attention_backward_sm80", causal, gradients.front());
     EXPECT_EQ(gradients.front().tensor_flops, 14 * pairs(32) * dim);
     EXPECT_EQ(gradients.back().tensor_flops, 14 * pairs(dim == 128 ? 16 : 32) * dim);
   }
@@ -391,6 +376,7 @@ TEST(AttentionOnGpu, WgmmaForwardMovesEachByteOnce) {
     const Case c{b16, 1, 1, head_dim, {tiles * queries}, {}, Mask::full};
     const std::uint64_t rows = tiles * queries, tensor = rows * head_dim * 2;
     const simt::Counters out = count(c, forward, 90);
+    report_forward("attention_forward_sm90", c, out);
     EXPECT_EQ(out.tensor_load_bytes, tensor + 2 * tiles * tensor);
     EXPECT_EQ(out.stores.bytes, tensor + 4 * rows);
     // A lane stores two neighbouring sums, so that a request has 16 bytes of each of eight rows: half of
@@ -420,7 +406,9 @@ TEST(AttentionOnGpu, WgmmaForwardComputesNoTileThatTheMaskHides) {
     for (std::uint64_t row = 0; row < n; row += queries) {
       pairs += queries * ((row + queries + 127) / 128 * 128);
     }
-    EXPECT_EQ(count(causal, forward, 90).tensor_flops, 4 * pairs * dim);
+    const simt::Counters out = count(causal, forward, 90);
+    EXPECT_EQ(out.tensor_flops, 4 * pairs * dim);
+    report_forward("attention_forward_sm90", causal, out);
     // A document shorter than a tile is one.
     EXPECT_EQ(count({b16, 1, 1, dim, {60}}, forward, 90).tensor_flops, 4 * queries * 128 * dim);
   }
@@ -446,7 +434,9 @@ TEST(AttentionOnGpu, WgmmaBackwardMovesEachByteOnceInFullSectors) {
     SCOPED_TRACE(dim);
     constexpr std::uint64_t tiles = 2, rows = 256;
     const std::uint64_t tensor = rows * dim * 2;
-    const simt::Counters gradients = count({b16, 1, 1, dim, {rows}, {}, Mask::full}, backward, 90);
+    const Case c{b16, 1, 1, dim, {rows}, {}, Mask::full};
+    const simt::Counters gradients = count(c, backward, 90);
+    report_backward("attention_backward_sm90", c, gradients);
     EXPECT_EQ(gradients.tensor_load_bytes, 2 * (2 * tensor + 2 * tiles * tensor));
     EXPECT_EQ(gradients.stores.bytes, 3 * tensor + 4 * rows);
     // D: a warp writes those of four or two rows together.
@@ -470,7 +460,9 @@ TEST(AttentionOnGpu, WgmmaBackwardComputesNoTileThatTheMaskHides) {
       d_q_pairs += 64 * ((row + 64 + 127) / 128 * 128);
       d_k_pairs += 64 * (n - row);
     }
-    EXPECT_EQ(count(causal, backward, 90).tensor_flops, (6 * d_q_pairs + 8 * d_k_pairs) * dim);
+    const simt::Counters gradients = count(causal, backward, 90);
+    report_backward("attention_backward_sm90", causal, gradients);
+    EXPECT_EQ(gradients.tensor_flops, (6 * d_q_pairs + 8 * d_k_pairs) * dim);
     // A document of 64 rows or fewer is one warpgroup's.
     EXPECT_EQ(count({b16, 1, 1, dim, {60}}, backward, 90).tensor_flops,
               6 * 64 * 128 * dim + 8 * 64 * 64 * dim);

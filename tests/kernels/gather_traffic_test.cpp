@@ -6,6 +6,7 @@
 #include "kernels/gemm/gemm_gpu.h"
 #include "tests/kernels/device_test.h"
 #include "tests/kernels/gemm_test.h"
+#include "tests/kernels/kernel_counters.h"
 #include "tests/kernels/ragged_groups.h"
 #include "tests/kernels/simt_policy.h"
 
@@ -77,6 +78,13 @@ class GatherTraffic : public ::testing::Test {
 
 TEST_F(GatherTraffic, OfRows) {
   constexpr std::int64_t k = 64, n = 256, full = 4;
+  const auto report = [&](const std::string& kernel, const simt::Counters& counters) {
+    report_counters(kernel + " of groups of rows, gathered",
+                    fmt::format("{} rows in 4 groups, k {} n {}", groups_.rows(), k, n), counters,
+                    {.bytes = named_bytes(k) +
+                              static_cast<std::uint64_t>(2 * full * n * k + 2 * groups_.rows() * n),
+                     .tensor_flops = static_cast<std::uint64_t>(2 * groups_.rows() * n * k)});
+  };
   Guarded b = random_normal(DType::bf16, {groups_.count(), n, k}, 2);
   Guarded c(DType::bf16, {groups_.rows(), n});
   const std::uint64_t read = named_bytes(k) + 2 * full * n * k;
@@ -90,6 +98,7 @@ TEST_F(GatherTraffic, OfRows) {
               static_cast<std::uint64_t>(2 * groups_.tiles(side) * side * n * k));
     EXPECT_EQ(counters.dram.read_bytes, read);
     expect_packed(counters);
+    report(fmt::format("gemm_sm80 tile {}", side), counters);
   }
   for (const WideTile tile : wide_tiles) {
     const std::int64_t side = columns_of(tile);
@@ -104,6 +113,7 @@ TEST_F(GatherTraffic, OfRows) {
     EXPECT_EQ(counters.dram.read_bytes, read);
     EXPECT_EQ(counters.shared_loads.requests, 0u);
     expect_packed(counters);
+    report(fmt::format("gemm_sm90 n {}", side), counters);
   }
 }
 
@@ -113,8 +123,15 @@ TEST_F(GatherTraffic, OfDepth) {
   Guarded d_b = random_normal(DType::f32, {groups_.count(), m, n}, 3);
   const std::uint64_t read =
       named_bytes(n) + static_cast<std::uint64_t>(2 * groups_.rows() * m + 4 * full * m * n);
+  const auto report = [&](const std::string& kernel, const simt::Counters& counters) {
+    report_counters(kernel + " of groups of depth, gathered",
+                    fmt::format("m {} n {}, {} rows in 4 groups", m, n, groups_.rows()), counters,
+                    {.bytes = read + std::uint64_t{4 * full * m * n},
+                     .tensor_flops = static_cast<std::uint64_t>(2 * groups_.rows() * m * n)});
+  };
   for (const Tile tile : {Tile::side_64, Tile::side_128}) {
-    SCOPED_TRACE(tile == Tile::side_64 ? 64 : 128);
+    const std::int64_t side = tile == Tile::side_64 ? 64 : 128;
+    SCOPED_TRACE(side);
     const simt::Counters counters = count<GroupedGemmWeightGradient>(
         80, n, a, d_b, [&](Stream& stream, const GroupedGemmWeightGradient& op) {
           simt::run_bf16(stream, op, tile);
@@ -122,6 +139,7 @@ TEST_F(GatherTraffic, OfDepth) {
     EXPECT_EQ(counters.tensor_flops, static_cast<std::uint64_t>(2 * groups_.rows() * m * n));
     EXPECT_EQ(counters.dram.read_bytes, read);
     expect_packed(counters);
+    report(fmt::format("gemm_sm80 tile {}", side), counters);
   }
   const std::int64_t depth = 64 * groups_.tiles(64);
   for (const WideTile tile : wide_tiles) {
@@ -136,6 +154,7 @@ TEST_F(GatherTraffic, OfDepth) {
     EXPECT_EQ(counters.dram.read_bytes, read);
     EXPECT_EQ(counters.shared_loads.requests, 0u);
     expect_packed(counters);
+    report(fmt::format("gemm_sm90 n {}", side), counters);
   }
 }
 

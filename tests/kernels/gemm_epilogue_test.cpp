@@ -312,50 +312,6 @@ TEST(EpiloguesEmulated, OfTheTilesOfF32) {
   }
 }
 
-// SwiGLU's gate in one launch: beside the product's operands `other` is read once; pre and c are written
-// once; all in whole sectors, and no lane waits for a bank.
-TEST(EpiloguesEmulated, MoveWhatTheyMust) {
-  const auto device =
-      make_policy_device({.counting = simt::Counting::on, .compute_capability = 90});
-  const auto stream = device->make_stream();
-  constexpr std::int64_t m = 256, n = 256, k = 128;
-  const auto check = [&](const GemmRunner& product, std::int64_t fetched) {
-    Guarded a = random_normal(DType::bf16, {m, k}, 1), b = random_normal(DType::bf16, {n, k}, 2);
-    Guarded other = random_normal(DType::bf16, {m, n}, 3);
-    Guarded pre(DType::bf16, {m, n}), c(DType::bf16, {m, n});
-    OnDevice a_d(*stream, a), b_d(*stream, b), other_d(*stream, other);
-    OnDevice pre_d(*stream, pre), c_d(*stream, c);
-    device->reset_counters();
-    product(*stream, Gemm{.a = a_d,
-                          .b = b_d,
-                          .c = c_d,
-                          .transpose_b = yes,
-                          .epilogue = {.kind = EpilogueKind::silu_gate,
-                                       .other = other_d.tensor(),
-                                       .pre = pre_d.tensor()}});
-    stream->synchronize();
-    const simt::Counters& count = device->counters();
-    EXPECT_EQ(count.tensor_flops, std::uint64_t{2 * m * n * k});
-    EXPECT_EQ(count.loads.bytes, static_cast<std::uint64_t>(fetched + m * n * 2));
-    EXPECT_EQ(count.loads.sectors, count.loads.ideal_sectors);
-    EXPECT_EQ(count.stores.bytes, std::uint64_t{2 * m * n * 2});
-    EXPECT_EQ(count.stores.sectors, count.stores.ideal_sectors);
-    EXPECT_EQ(count.shared_loads.excess(), 0u);
-    EXPECT_EQ(count.shared_stores.excess(), 0u);
-  };
-  for (const simt::Tile tile : {simt::Tile::side_64, simt::Tile::side_128}) {
-    const std::int64_t side = tile == simt::Tile::side_64 ? 64 : 128;
-    SCOPED_TRACE(side);
-    check([&](Stream& s, const Gemm& op) { simt::run_bf16(s, op, tile); },
-          (m / side) * (n / side) * 2 * side * k * 2);
-  }
-  for (const simt::WideTile tile : {simt::WideTile::n_128, simt::WideTile::n_256}) {
-    SCOPED_TRACE(tile == simt::WideTile::n_128 ? "n 128" : "n 256");
-    // The copy engine's bytes count apart.
-    check([&](Stream& s, const Gemm& op) { simt::run_sm90(s, op, tile); }, 0);
-  }
-}
-
 TEST(EpilogueErrors, NameTheRule) {
   Guarded a = zeros(DType::bf16, {2, 4}), b = zeros(DType::bf16, {4, 3});
   Guarded c = zeros(DType::bf16, {2, 3}), other = c, wrong = zeros(DType::bf16, {3, 2});

@@ -1,9 +1,11 @@
 // What the GPU's matrix products move and compute, counted by the emulator.
 #include <array>
+#include <tuple>
 
 #include "kernels/gemm/gemm_gpu.h"
 #include "tests/kernels/device_test.h"
 #include "tests/kernels/gemm_test.h"
+#include "tests/kernels/kernel_counters.h"
 #include "tests/kernels/ragged_groups.h"
 #include "tests/kernels/simt_policy.h"
 
@@ -17,6 +19,24 @@ constexpr std::array wide_tiles{WideTile::n_128, WideTile::n_256};
 
 int columns_of(WideTile tile) {
   return tile == WideTile::n_256 ? 256 : 128;
+}
+
+// Of the operands and the result of a product, each once.
+Compulsory of_product(const Size& size, DType out, Accumulate accumulate = Accumulate::overwrite) {
+  const auto [m, n, k] = std::tuple(size.m, size.n, size.k);
+  const auto result = m * n * static_cast<std::int64_t>(size_of(out));
+  const std::int64_t moved =
+      2 * (m * k + k * n) + (accumulate == Accumulate::add ? 2 * result : result);
+  return {.bytes = static_cast<std::uint64_t>(moved),
+          .tensor_flops = static_cast<std::uint64_t>(2 * m * n * k)};
+}
+
+std::string text(const Size& size) {
+  return fmt::format("m {} n {} k {}", size.m, size.n, size.k);
+}
+
+std::string text(const Form& form, DType out) {
+  return fmt::format("{}{} to {}", form.ta() ? 'T' : 'N', form.tb() ? 'T' : 'N', name_of(out));
 }
 
 // What the kernels move, exactly: no bank conflicts, whole sectors, no tensor work but the tiles'.
@@ -51,6 +71,8 @@ TEST(GemmTraffic, MovesWhatItMust) {
         EXPECT_EQ(count.stores.sectors, count.stores.ideal_sectors);
         EXPECT_EQ(count.shared_loads.excess(), 0u);
         EXPECT_EQ(count.shared_stores.excess(), 0u);
+        report_counters(fmt::format("gemm_sm80 tile {} {}", side, text(form, out)), text({m, n, k}),
+                        count, of_product({m, n, k}, out));
       }
     }
   }
@@ -67,20 +89,20 @@ TEST(GemmTraffic, TilesOfSm90MoveWhatTheyMust) {
     for (const Form& form : transposes()) {
       for (const DType out : {DType::bf16, DType::f32}) {
         SCOPED_TRACE(fmt::format("n {}, {} to {}", side, text(form, {m, n, k}), name_of(out)));
+        const Accumulate accumulate = out == DType::f32 ? Accumulate::add : Accumulate::overwrite;
         Guarded a = random_normal(DType::bf16, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
         Guarded b = random_normal(DType::bf16, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
         Guarded c = random_normal(out, {m, n}, 3);
         OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
         device->reset_counters();
-        simt::run_sm90(
-            *stream,
-            Gemm{.a = a_d,
-                 .b = b_d,
-                 .c = c_d,
-                 .transpose_a = form.transpose_a,
-                 .transpose_b = form.transpose_b,
-                 .accumulate = out == DType::f32 ? Accumulate::add : Accumulate::overwrite},
-            tile);
+        simt::run_sm90(*stream,
+                       Gemm{.a = a_d,
+                            .b = b_d,
+                            .c = c_d,
+                            .transpose_a = form.transpose_a,
+                            .transpose_b = form.transpose_b,
+                            .accumulate = accumulate},
+                       tile);
         stream->synchronize();
         const simt::Counters& count = device->counters();
         EXPECT_EQ(count.tensor_flops, std::uint64_t{2 * m * n * k});
@@ -94,44 +116,47 @@ TEST(GemmTraffic, TilesOfSm90MoveWhatTheyMust) {
         EXPECT_NEAR(static_cast<double>(count.shared_stores.bytes),
                     static_cast<double>(m * n) * static_cast<double>(size_of(out)), 512);
         EXPECT_EQ(count.shared_stores.excess(), 0u);
+        report_counters(fmt::format("gemm_sm90 n {} {}", side, text(form, out)), text({m, n, k}),
+                        count, of_product({m, n, k}, out, accumulate));
       }
     }
   }
 }
 
-// What the products of a router move: operands and result once, in whole sectors. (The emulator counts a
-// wavefront for each eight lanes that read 16 bytes, also where all read the same: those stay uncounted.)
-TEST(GemmTraffic, NarrowProductsMoveWhatTheyMust) {
-  const auto device = make_policy_device({.counting = simt::Counting::on, .multiprocessors = 2});
+// Tensor work ends with the tile and the step of k that the product ends in.
+TEST(GemmTraffic, TilesAtTheEdgeComputeNoneBeyondThem) {
+  const auto device =
+      make_policy_device({.counting = simt::Counting::on, .compute_capability = 90});
   const auto stream = device->make_stream();
-  const auto count = [&](const Size& size, const Form& form) {
-    const std::int64_t m = size.m, n = size.n, k = size.k;
-    Guarded a = random_normal(DType::f32, form.ta() ? Shape{k, m} : Shape{m, k}, 1);
-    Guarded b = random_normal(DType::f32, form.tb() ? Shape{n, k} : Shape{k, n}, 2);
-    Guarded c(DType::f32, {m, n});
+  const auto expect = [&](const std::string& what, const Size& size, const Size& tile,
+                          const GemmRunner& kernel) {
+    SCOPED_TRACE(what + " of " + text(size));
+    Guarded a = random_normal(DType::bf16, {size.m, size.k}, 1);
+    Guarded b = random_normal(DType::bf16, {size.k, size.n}, 2);
+    Guarded c(DType::bf16, {size.m, size.n});
     OnDevice a_d(*stream, a), b_d(*stream, b), c_d(*stream, c);
     device->reset_counters();
-    run(*stream, Gemm{.a = a_d,
-                      .b = b_d,
-                      .c = c_d,
-                      .transpose_a = form.transpose_a,
-                      .transpose_b = form.transpose_b});
+    kernel(*stream, Gemm{.a = a_d, .b = b_d, .c = c_d});
     stream->synchronize();
-    return device->counters();
+    const auto up = [](std::int64_t value, std::int64_t step) {
+      return (value + step - 1) / step * step;
+    };
+    const std::int64_t padded = up(size.m, tile.m) * up(size.n, tile.n) * up(size.k, tile.k);
+    EXPECT_EQ(device->counters().tensor_flops, static_cast<std::uint64_t>(2 * padded));
+    report_counters(what, text(size), device->counters(), of_product(size, DType::bf16));
   };
-  // Logits: the weights are read once a tile of rows.
-  const simt::Counters logits = count({256, 8, 64}, {Transpose::no, Transpose::yes});
-  EXPECT_EQ(logits.loads.bytes, 4u * (256 * 64 + 2 * 8 * 64));
-  EXPECT_EQ(logits.loads.sectors, logits.loads.ideal_sectors);
-  EXPECT_EQ(logits.stores.bytes, 4u * 256 * 8);
-  EXPECT_EQ(logits.stores.sectors, logits.stores.ideal_sectors);
-  EXPECT_EQ(logits.shared_stores.excess(), 0u);
-  // The weights' gradient, in four slices, whose sums are written and read again.
-  const simt::Counters gradient = count({8, 128, 1024}, {Transpose::yes, Transpose::no});
-  EXPECT_EQ(gradient.loads.bytes, 4u * (8 * 1024 + 128 * 1024 + 4 * 8 * 128));
-  EXPECT_EQ(gradient.loads.sectors, gradient.loads.ideal_sectors);
-  EXPECT_EQ(gradient.stores.bytes, 4u * (4 * 8 * 128 + 8 * 128));
-  EXPECT_EQ(gradient.stores.sectors, gradient.stores.ideal_sectors);
+  for (const Size& size : {Size{136, 72, 104}, Size{392, 264, 200}}) {
+    for (const Tile tile : {Tile::side_64, Tile::side_128}) {
+      const std::int64_t side = tile == Tile::side_64 ? 64 : 128;
+      expect(fmt::format("gemm_sm80 tile {} at edges", side), size, {side, side, 32},
+             [&](Stream& s, const Gemm& op) { simt::run_bf16(s, op, tile); });
+    }
+    for (const WideTile tile : wide_tiles) {
+      expect(fmt::format("gemm_sm90 n {} at edges", columns_of(tile)), size,
+             {128, columns_of(tile), 64},
+             [&](Stream& s, const Gemm& op) { simt::run_sm90(s, op, tile); });
+    }
+  }
 }
 
 // Nothing of the next matrix is read where a product ends within a tile and a step of k.
@@ -187,6 +212,58 @@ TEST(GemmTraffic, SlicesAreAddedUpInOnePass) {
   EXPECT_EQ(cut.stores.bytes, whole.stores.bytes + 4 * sums);
   EXPECT_EQ(cut.loads.sectors, cut.loads.ideal_sectors);
   EXPECT_EQ(cut.stores.sectors, cut.stores.ideal_sectors);
+  Compulsory compulsory = of_product({m, n, k}, DType::f32, Accumulate::add);
+  compulsory.bytes += 2 * 4 * sums;  // of each slice, written and read
+  report_counters("gemm_sm80 tile 128 and split_k, 4 slices", text({m, n, k}), cut, compulsory);
+}
+
+// SwiGLU's gate in one launch: beside the product's operands `other` is read once; pre and c are
+// written once; all in whole sectors, and no lane waits for a bank.
+TEST(GemmTraffic, EpiloguesMoveWhatTheyMust) {
+  const auto device =
+      make_policy_device({.counting = simt::Counting::on, .compute_capability = 90});
+  const auto stream = device->make_stream();
+  constexpr std::int64_t m = 256, n = 256, k = 128;
+  const auto check = [&](const std::string& kernel, std::int64_t fetched,
+                         const GemmRunner& product) {
+    Guarded a = random_normal(DType::bf16, {m, k}, 1), b = random_normal(DType::bf16, {n, k}, 2);
+    Guarded other = random_normal(DType::bf16, {m, n}, 3);
+    Guarded pre(DType::bf16, {m, n}), c(DType::bf16, {m, n});
+    OnDevice a_d(*stream, a), b_d(*stream, b), other_d(*stream, other);
+    OnDevice pre_d(*stream, pre), c_d(*stream, c);
+    device->reset_counters();
+    product(*stream, Gemm{.a = a_d,
+                          .b = b_d,
+                          .c = c_d,
+                          .transpose_b = Transpose::yes,
+                          .epilogue = {.kind = EpilogueKind::silu_gate,
+                                       .other = other_d.tensor(),
+                                       .pre = pre_d.tensor()}});
+    stream->synchronize();
+    const simt::Counters& count = device->counters();
+    EXPECT_EQ(count.tensor_flops, std::uint64_t{2 * m * n * k});
+    EXPECT_EQ(count.loads.bytes, static_cast<std::uint64_t>(fetched + m * n * 2));
+    EXPECT_EQ(count.loads.sectors, count.loads.ideal_sectors);
+    EXPECT_EQ(count.stores.bytes, std::uint64_t{2 * m * n * 2});
+    EXPECT_EQ(count.stores.sectors, count.stores.ideal_sectors);
+    EXPECT_EQ(count.shared_loads.excess(), 0u);
+    EXPECT_EQ(count.shared_stores.excess(), 0u);
+    Compulsory compulsory = of_product({m, n, k}, DType::bf16);
+    compulsory.bytes += 2 * m * n * 2;  // other and pre
+    report_counters(kernel + " with a SiLU gate", text({m, n, k}), count, compulsory);
+  };
+  for (const Tile tile : {Tile::side_64, Tile::side_128}) {
+    const std::int64_t side = tile == Tile::side_64 ? 64 : 128;
+    SCOPED_TRACE(side);
+    check(fmt::format("gemm_sm80 tile {}", side), (m / side) * (n / side) * 2 * side * k * 2,
+          [&](Stream& s, const Gemm& op) { simt::run_bf16(s, op, tile); });
+  }
+  for (const WideTile tile : wide_tiles) {
+    SCOPED_TRACE(columns_of(tile));
+    // The copy engine's bytes count apart.
+    check(fmt::format("gemm_sm90 n {}", columns_of(tile)), 0,
+          [&](Stream& s, const Gemm& op) { simt::run_sm90(s, op, tile); });
+  }
 }
 
 // A row that no tile of its group has costs tensor work up to the tile's end, and no more; rows after the
@@ -212,6 +289,15 @@ TEST(GemmTraffic, GroupsOfRowsMoveTheirTiles) {
     return device->counters();
   };
   const auto result = static_cast<std::uint64_t>(2 * groups.rows() * n);
+  constexpr std::int64_t full = 4, of_offsets = 32;
+  const auto report = [&](const std::string& kernel, const simt::Counters& counters) {
+    report_counters(kernel + " of groups of rows",
+                    fmt::format("{} rows in 4 groups, k {} n {}", groups.rows(), k, n), counters,
+                    {.bytes = static_cast<std::uint64_t>(2 * groups.rows() * k + 2 * full * n * k +
+                                                         of_offsets) +
+                              result,
+                     .tensor_flops = static_cast<std::uint64_t>(2 * groups.rows() * n * k)});
+  };
   for (const Tile tile : {Tile::side_64, Tile::side_128}) {
     const std::int64_t side = tile == Tile::side_64 ? 64 : 128;
     SCOPED_TRACE(side);
@@ -224,6 +310,7 @@ TEST(GemmTraffic, GroupsOfRowsMoveTheirTiles) {
     EXPECT_EQ(counters.loads.sectors, counters.loads.ideal_sectors);
     EXPECT_EQ(counters.shared_loads.excess(), 0u);
     EXPECT_EQ(counters.shared_stores.excess(), 0u);
+    report(fmt::format("gemm_sm80 tile {}", side), counters);
   }
   for (const WideTile tile : wide_tiles) {
     const std::int64_t side = columns_of(tile);
@@ -238,6 +325,7 @@ TEST(GemmTraffic, GroupsOfRowsMoveTheirTiles) {
     EXPECT_EQ(counters.stores.bytes, 0u);
     EXPECT_EQ(counters.shared_loads.requests, 0u);
     EXPECT_EQ(counters.shared_stores.excess(), 0u);
+    report(fmt::format("gemm_sm90 n {}", side), counters);
   }
 }
 
@@ -262,9 +350,17 @@ TEST(GemmTraffic, GroupsOfDepthMoveTheirTiles) {
     return device->counters();
   };
   constexpr std::uint64_t full = 4;  // groups with rows
-  constexpr std::uint64_t sums = 4 * full * m * n;
+  constexpr std::uint64_t sums = 4 * full * m * n, of_offsets = 32;
+  const auto report = [&](const std::string& kernel, const simt::Counters& counters) {
+    report_counters(
+        kernel + " of groups of depth",
+        fmt::format("m {} n {}, {} rows in 4 groups", m, n, groups.rows()), counters,
+        {.bytes = static_cast<std::uint64_t>(2 * groups.rows() * (m + n)) + 2 * sums + of_offsets,
+         .tensor_flops = static_cast<std::uint64_t>(2 * groups.rows() * m * n)});
+  };
   for (const Tile tile : {Tile::side_64, Tile::side_128}) {
-    SCOPED_TRACE(tile == Tile::side_64 ? 64 : 128);
+    const std::int64_t side = tile == Tile::side_64 ? 64 : 128;
+    SCOPED_TRACE(side);
     const simt::Counters counters =
         count(80, [&](Stream& stream, const GroupedGemmWeightGradient& op) {
           simt::run_bf16(stream, op, tile);
@@ -275,6 +371,7 @@ TEST(GemmTraffic, GroupsOfDepthMoveTheirTiles) {
     EXPECT_LE(counters.loads.sectors, counters.loads.ideal_sectors);  // zeros are no sectors
     EXPECT_EQ(counters.shared_loads.excess(), 0u);
     EXPECT_EQ(counters.shared_stores.excess(), 0u);
+    report(fmt::format("gemm_sm80 tile {}", side), counters);
   }
   // Steps of 64 rows.
   const std::int64_t depth = 64 * groups.tiles(64);
@@ -292,6 +389,7 @@ TEST(GemmTraffic, GroupsOfDepthMoveTheirTiles) {
     EXPECT_EQ(counters.stores.bytes, 0u);
     EXPECT_EQ(counters.shared_loads.requests, 0u);
     EXPECT_EQ(counters.shared_stores.excess(), 0u);
+    report(fmt::format("gemm_sm90 n {}", side), counters);
   }
 }
 

@@ -15,7 +15,8 @@ TEST_F(ShardedTraffic, OfASumOverRanksIsEveryPartAndTheSum) {
   const std::int64_t ranks = 4, n = 16384;
   for (const DType dtype : {DType::f32, DType::bf16}) {
     const std::size_t bytes = n * size_of(dtype);
-    expect_packed_bytes(RankSum{.parts = tensor(dtype, {ranks, n}),
+    expect_packed_bytes(fmt::format("RankSum, {}", name_of(dtype)), {ranks, n},
+                        RankSum{.parts = tensor(dtype, {ranks, n}),
                                 .own = tensor(dtype, {n}),
                                 .own_rank = 1,
                                 .result = tensor(dtype, {n})},
@@ -30,7 +31,7 @@ TEST_F(ShardedTraffic, OfRunsIsTheirRows) {
     runs.insert(runs.end(), {static_cast<int>(rows - (r + 1) * count), static_cast<int>(r * count),
                              static_cast<int>(count)});
   const std::size_t bytes = 2 * rows * hidden;
-  expect_dram("CopyRuns",
+  expect_dram("CopyRuns", {rows, hidden},
               CopyRuns{.x = bf16s({rows, hidden}),
                        .runs = words(runs).reshape({rows / count, 3}),
                        .y = bf16s({rows, hidden})},
@@ -45,11 +46,12 @@ TEST_F(ShardedTraffic, OfPackedRowsIsTheRowsAndTheirTargets) {
   const std::size_t bytes = 2 * rows * hidden, of_targets = 4 * rows * slots;
   const Tensor x = bf16s({rows, hidden}), targets = tensor(DType::i32, {rows, slots});
   const Tensor packed = tensor(DType::u8, {rows, packed_row_bytes(hidden, DType::bf16, slots)});
-  expect_dram("PackRows",
+  expect_dram("PackRows", {rows, hidden},
               PackRows{.x = x, .targets = targets, .source = words(tokens), .packed = packed},
               bytes + of_targets + 4 * rows, bytes + of_targets);
-  expect_dram("UnpackRows", UnpackRows{.packed = packed, .x = x, .targets = targets},
-              bytes + of_targets, bytes + of_targets);
+  expect_dram("UnpackRows", {rows, hidden},
+              UnpackRows{.packed = packed, .x = x, .targets = targets}, bytes + of_targets,
+              bytes + of_targets);
 }
 
 TEST_F(ShardedTraffic, OfMappedChoicesIsTheChoicesAndTheirTargets) {
@@ -57,7 +59,7 @@ TEST_F(ShardedTraffic, OfMappedChoicesIsTheChoicesAndTheirTargets) {
   std::vector<int> chosen(tokens * k);
   for (std::size_t i = 0; i < chosen.size(); ++i) chosen[i] = static_cast<int>(i * 7 % experts);
   const std::size_t choices = 4 * tokens * k, table = 4 * experts * parts;
-  expect_dram("MapChoices",
+  expect_dram("MapChoices, 4 parts of 64 experts", {tokens, k},
               MapChoices{.experts = words(chosen).reshape({tokens, k}),
                          .table = tensor(DType::i32, {experts, parts}),
                          .targets = tensor(DType::i32, {tokens, k * parts})},
@@ -68,24 +70,47 @@ TEST_F(ShardedTraffic, OfCrossEntropyOfShardsIsEachLogitOnce) {
   const std::int64_t rows = 4, shard = 16384, shards = 2;
   const std::size_t n = rows * shard, of_rows = 4 * rows;
   const VocabularyShard range{.first_id = 0, .vocabulary = shards * shard};
-  const Tensor logits = floats({rows, shard}), targets = tensor(DType::i32, {rows});
+  const Shape shape = {rows, shard};
+  const Tensor logits = floats(shape), targets = tensor(DType::i32, {rows});
   const Tensor statistics = floats({rows, softmax_statistics}), losses = floats({rows});
   const Tensor all = floats({shards, rows, softmax_statistics});
   SoftmaxOfShard softmax{
       .logits = logits, .targets = targets, .shard = range, .statistics = statistics};
-  expect_packed_bytes(softmax, 4 * n, 0);
+  expect_packed_bytes("SoftmaxOfShard, sums alone", shape, softmax, 4 * n, 0);
   softmax.exponentials = logits;
-  expect_packed_bytes(softmax, 4 * n, 4 * n);
+  expect_packed_bytes("SoftmaxOfShard in place", shape, softmax, 4 * n, 4 * n);
   CrossEntropyOfShards loss{.statistics = all,
                             .targets = targets,
                             .shard = range,
                             .losses = losses,
                             .exponentials = logits,
-                            .d_logits = bf16s({rows, shard})};
+                            .d_logits = bf16s(shape)};
   // Every warp of a row reads its statistics: the caches serve all but the first.
-  expect_dram("CrossEntropyOfShards", loss, 4 * n + of_rows, 2 * n + of_rows);
+  expect_dram("CrossEntropyOfShards to bf16", shape, loss, 4 * n + of_rows, 2 * n + of_rows);
   loss.d_logits = logits;
-  expect_dram("CrossEntropyOfShards in place", loss, 4 * n + of_rows, 4 * n + of_rows);
+  expect_dram("CrossEntropyOfShards in place", shape, loss, 4 * n + of_rows, 4 * n + of_rows);
+}
+
+// What of a row shared memory does not hold is read again, which finds it in the L2.
+TEST_F(ShardedTraffic, OfTheSoftmaxOfALongShardIsEachLogitOnceFromDram) {
+  const std::int64_t rows = 4, shard = 49152;
+  const Shape shape = {rows, shard};
+  const std::size_t n = rows * shard, words_of_rows = 4 * rows;
+  const Tensor logits = floats(shape);
+  SoftmaxOfShard softmax{.logits = logits,
+                         .targets = tensor(DType::i32, {rows}),
+                         .shard = {.first_id = 0, .vocabulary = 2 * shard},
+                         .statistics = floats({rows, softmax_statistics}),
+                         .exponentials = floats(shape)};
+  const std::size_t of_statistics = softmax_statistics * words_of_rows;
+  const simt::Counters counters =
+      expect_dram("SoftmaxOfShard", shape, softmax, 4 * n + words_of_rows, 4 * n + of_statistics);
+  const std::size_t again = rows * (shard - 24 * 1024 + 64);
+  EXPECT_GE(32 * counters.loads.sectors, 4 * (n + again));
+  EXPECT_LE(32 * counters.loads.sectors, 4 * (n + again) * 21 / 20);
+  softmax.exponentials = logits;
+  expect_dram("SoftmaxOfShard in place", shape, softmax, 4 * n + words_of_rows,
+              4 * n + of_statistics);
 }
 
 TEST_F(ShardedTraffic, OfAdaFactorInPartsIsWhatItsHeaderSays) {
@@ -97,11 +122,11 @@ TEST_F(ShardedTraffic, OfAdaFactorInPartsIsWhatItsHeaderSays) {
                scale = floats({1});
   const Tensor row_sums = floats({rows}), col_sums = floats({cols});
   expect_dram(
-      "AdaFactorSums",
+      "AdaFactorSums", shape,
       AdaFactorSums{
           .gradients = g, .row_sums = row_sums, .col_sums = col_sums, .gradient_scale = scale},
       4 * n, 0);
-  expect_dram("AdaFactorMeasure",
+  expect_dram("AdaFactorMeasure", shape,
               AdaFactorMeasure{.gradients = g,
                                .row_sums = row_sums,
                                .col_sums = col_sums,
@@ -111,7 +136,7 @@ TEST_F(ShardedTraffic, OfAdaFactorInPartsIsWhatItsHeaderSays) {
                                .rows = rows,
                                .gradient_scale = scale},
               4 * n, 0);
-  expect_dram("AdaFactorMeasure, unfactored",
+  expect_dram("AdaFactorMeasure, unfactored", shape,
               AdaFactorMeasure{.gradients = g, .v = v, .squares = squares, .gradient_scale = scale},
               8 * n, 4 * n);
   AdaFactorApply apply{.weights = w,
@@ -122,9 +147,9 @@ TEST_F(ShardedTraffic, OfAdaFactorInPartsIsWhatItsHeaderSays) {
                        .squares = squares,
                        .count = rows * cols,
                        .gradient_scale = scale};
-  expect_dram("AdaFactorApply", apply, 8 * n, 6 * n);
+  expect_dram("AdaFactorApply with a bf16 copy", shape, apply, 8 * n, 6 * n);
   apply.v_row = apply.v_col = {}, apply.v = v, apply.copy = {};
-  expect_dram("AdaFactorApply, unfactored", apply, 12 * n, 4 * n);
+  expect_dram("AdaFactorApply, unfactored", shape, apply, 12 * n, 4 * n);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <list>
 
 #include "kernels/simt/simt_device.h"
+#include "tests/kernels/kernel_counters.h"
 #include "tests/kernels/op_test.h"
 #include "tests/kernels/simt_policy.h"
 
@@ -28,44 +29,37 @@ class Traffic : public ::testing::Test {
     return made;
   }
 
-  template <class Operation>
-  simt::Counters count(const Operation& op) {
-    stream_->synchronize();
-    device_->reset_counters();
-    run(*stream_, op);
-    stream_->synchronize();
-    return device_->counters();
-  }
-
   // `op` reads and writes these numbers of bytes, and at most this share more: partial sums,
   // statistics and what each block reads again because it is small. The caches serve most of that.
   template <class Operation>
-  void expect_bytes(const Operation& op, std::size_t loaded, std::size_t stored,
-                    double excess = 0.05) {
-    const simt::Counters counters = count(op);
+  simt::Counters expect_bytes(const std::string& name, const Shape& shape, const Operation& op,
+                              std::size_t loaded, std::size_t stored, double excess = 0.05) {
+    const simt::Counters counters = count_and_report(name, shape, op, loaded + stored);
     const std::uint64_t compulsory = loaded + stored;
     const std::uint64_t moved = 32 * (counters.loads.sectors + counters.stores.sectors);
-    EXPECT_GE(moved, compulsory);
+    EXPECT_GE(moved, compulsory) << name;
     EXPECT_LE(static_cast<double>(moved), (1 + excess) * static_cast<double>(compulsory))
-        << "loads " << 32 * counters.loads.sectors << " of " << loaded << ", stores "
+        << name << ": loads " << 32 * counters.loads.sectors << " of " << loaded << ", stores "
         << 32 * counters.stores.sectors << " of " << stored;
+    return counters;
   }
 
   // As above, and of all accesses none touches a sector that a packed one would not.
   template <class Operation>
-  void expect_packed_bytes(const Operation& op, std::size_t loaded, std::size_t stored) {
-    expect_bytes(op, loaded, stored);
-    const simt::Counters counters = count(op);
-    EXPECT_LE(counters.loads.sectors, counters.loads.ideal_sectors);
-    EXPECT_LE(counters.stores.sectors, counters.stores.ideal_sectors);
+  void expect_packed_bytes(const std::string& name, const Shape& shape, const Operation& op,
+                           std::size_t loaded, std::size_t stored) {
+    const simt::Counters counters = expect_bytes(name, shape, op, loaded, stored);
+    EXPECT_LE(counters.loads.sectors, counters.loads.ideal_sectors) << name;
+    EXPECT_LE(counters.stores.sectors, counters.stores.ideal_sectors) << name;
   }
 
   // DRAM sees these numbers of bytes, and at most this share more. Requests touch few more sectors than
   // packed ones would: `loose` more.
   template <class Operation>
-  void expect_dram(const char* name, const Operation& op, std::size_t loaded, std::size_t stored,
-                   double excess = 0.05, double loose = 0.05) {
-    const simt::Counters counters = count(op);
+  simt::Counters expect_dram(const std::string& name, const Shape& shape, const Operation& op,
+                             std::size_t loaded, std::size_t stored, double excess = 0.05,
+                             double loose = 0.05) {
+    const simt::Counters counters = count_and_report(name, shape, op, loaded + stored);
     const auto compulsory = static_cast<double>(loaded + stored);
     EXPECT_GE(counters.dram.bytes(), loaded + stored) << name;
     EXPECT_LE(static_cast<double>(counters.dram.bytes()), (1 + excess) * compulsory)
@@ -78,9 +72,22 @@ class Traffic : public ::testing::Test {
     };
     expect_packed(counters.loads, "loads");
     expect_packed(counters.stores, "stores");
+    return counters;
   }
 
  private:
+  template <class Operation>
+  simt::Counters count_and_report(const std::string& name, const Shape& shape, const Operation& op,
+                                  std::size_t compulsory_bytes) {
+    stream_->synchronize();
+    device_->reset_counters();
+    run(*stream_, op);
+    stream_->synchronize();
+    const simt::Counters counters = device_->counters();
+    report_counters(name, fmt::format("{}", shape), counters, {.bytes = compulsory_bytes});
+    return counters;
+  }
+
   std::list<Guarded> integers_;  // copied when the stream gets there
   std::unique_ptr<SimtDevice> device_ = make_policy_device({.counting = simt::Counting::on});
   std::list<Buffer> buffers_;
