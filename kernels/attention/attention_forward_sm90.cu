@@ -5,16 +5,23 @@
 // FLOPs a clock and SM; at head_dim 64 the exponentials, one a pair and 16 a clock, take as long. q·kᵀ
 // reads 96 bytes a clock of shared memory, P·v, with P in registers, 64.
 //
-// A block takes 128 queries of one head, or 192. One thread asks the copy engine for tiles of K and V,
-// as far ahead as the ring is long; two warpgroups, or three, take 64 queries each. A warpgroup starts
-// the scores of a tile and the product of the tile before with its V together, and makes probabilities
-// of the scores while that product still runs; the other warpgroups fill what is left. Scores are in
-// units of log 2, and are masked only in the tiles that the diagonal or the document's end cuts.
+// Blocks are persistent, one an SM, and go through tiles of 128 queries of one head, or 192 (tile_queue.h).
+// One warp takes a tile as soon as it has asked for all copies of the one before, and asks the copy engine
+// for its queries and for tiles of K and V, as far ahead as the ring is long, across the borders of tiles;
+// two warpgroups, or three, have 64 queries each, and meet the next tile's copies when they have stored the
+// last one's results. A warpgroup starts the scores of a tile and the product of the tile before with its V
+// together, and makes probabilities of the scores while that product still runs; the other warpgroups fill
+// what is left. Scores are in units of log 2, and are masked only in the tiles that the diagonal or the
+// document's end cuts.
+//
+// Every stage changes hands between the copy engine and all consumers, whoever of them has rows or sees
+// keys in it: barriers that counted otherwise for each tile could not outlive it. Who has no use for a
+// stage gives it back unread.
 #include "kernels/attention/attention_gpu.h"
 #include "kernels/attention/softmax.h"
+#include "kernels/attention/tile_queue.h"
 #include "kernels/attention/wgmma_tiles.h"
 #include "kernels/gpu/gpu.h"
-#include "kernels/gpu/gpu_properties.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
@@ -48,27 +55,37 @@ struct Forward {
   float log2_scale;
 };
 
+// What a block does with a tile of queries.
+struct Work {
+  DocumentTile tile;
+  int rows = 0;  // that the document has of the tile; 0: there are no more tiles
+  int head;
+  int tiles;      // of keys that any of the rows sees
+  int early;      // so many groups, the first, without the last tile
+  unsigned turn;  // of the ring, that the first tile of keys has
+};
+
+// Tiles of queries that the producer has told of: the one at hand and the next.
+constexpr int tiles_known = 2;
+
 template <int head_dim>
 struct Storage {
   static constexpr int stages = tile_shape(head_dim).stages;
-  WgmmaRows<head_dim, tile_shape(head_dim).rows()> q;
+  WgmmaRows<head_dim, tile_shape(head_dim).rows()> q[tiles_known];
   WgmmaRows<head_dim, tile_keys> k[stages], v[stages];
-  std::uint64_t q_full, k_full[stages], v_full[stages], k_empty[stages], v_empty[stages];
-  std::uint64_t tail_zeroed;
+  Work work[tiles_known];  // with q
+  std::uint64_t q_full[tiles_known], q_empty[tiles_known];
+  std::uint64_t k_full[stages], v_full[stages], k_empty[stages], v_empty[stages];
+  // Of V, for the warp that zeroes what lies behind a document's last key; one after the other.
+  std::uint64_t tail_full[stages];
 };
 static_assert(sizeof(Storage<64>) <= 227 * 1024 && sizeof(Storage<128>) <= 227 * 1024);
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-// What a block does.
-struct Work {
-  DocumentTile tile;
-  int rows;  // that the document has of the tile
-  int head;
-  int tiles;   // of keys that any of the rows sees
-  int groups;  // that multiply
-  int early;   // so many of them, the first, without the last tile
-};
+__device__ inline void release(std::uint64_t* empty) {
+  if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
+}
 
 template <int head_dim>
 __device__ Work work_of(const Problem& problem, const DocumentTile& tile, int rows, int head) {
@@ -76,14 +93,11 @@ __device__ Work work_of(const Problem& problem, const DocumentTile& tile, int ro
   const Document& document = tile.document;
   const std::int64_t seen = document.visible_keys(problem.mask, tile.first + rows - 1);
   const int tiles = (static_cast<int>(seen) + tile_keys - 1) / tile_keys;
-  Work work{
-      .tile = tile, .rows = rows, .head = head, .tiles = tiles, .groups = shape.groups, .early = 0};
-  // Two groups share the tile that the diagonal cuts. Of three some see one tile less: not two, so that
-  // the ring needs no release that it would not get. A first tile is everybody's: who sees nothing of it
-  // has zeros to store.
+  Work work{.tile = tile, .rows = rows, .head = head, .tiles = tiles, .early = 0};
+  // Two groups share the tile that the diagonal cuts. Of three some see one tile less. A first tile is
+  // everybody's: who sees nothing of it has zeros to store.
   if constexpr (shape.groups > 2) {
-    static_assert(shape.rows() - group_rows <= tile_keys && shape.stages >= 2);
-    work.groups = (rows + group_rows - 1) / group_rows;
+    static_assert(shape.rows() - group_rows <= tile_keys, "of the last tile alone");
     const std::int64_t first = document.first_query(problem.mask, (tiles - 1) * tile_keys);
     if (tiles > 1 && first > tile.first) {
       work.early = (static_cast<int>(first) - tile.first) / group_rows;
@@ -92,59 +106,106 @@ __device__ Work work_of(const Problem& problem, const DocumentTile& tile, int ro
   return work;
 }
 
+// The next tile that has rows, if there is one. By a whole warp.
+template <int head_dim>
+__device__ Work next_work(const Problem& problem, const TileQueue& queue) {
+  constexpr int tile_rows = tile_shape(head_dim).rows();
+  for (;;) {
+    const unsigned number = take_tile(queue);
+    if (number >= queue.tiles) return {};
+    // From the last tile to the first: under a causal mask the last have the most keys.
+    const int head = static_cast<int>(number) % problem.heads;
+    const int slot = static_cast<int>(queue.tiles - 1 - number) / problem.heads;
+    const DocumentTile tile = find_tile(problem.packing, Axis::queries, tile_rows, slot);
+    const int rows = min(tile.document.queries - tile.first, tile_rows);
+    if (rows > 0) return work_of<head_dim>(problem, tile, rows, head);
+  }
+}
+
+// Rows of the last tile of V that the document has.
+__device__ inline int last_keys(const Work& work) {
+  return work.tile.document.keys - (work.tiles - 1) * tile_keys;
+}
+__device__ inline bool has_tail(const Work& work) {
+  return work.tiles > 0 && last_keys(work) < tile_keys;
+}
+
+// One warp; one of its lanes asks for copies.
 template <int head_dim>
 __device__ void produce(Storage<head_dim>& shared, const TensorMap& q, const TensorMap& k,
-                        const TensorMap& v, const Work& work, int kv_head) {
+                        const TensorMap& v, const Problem& problem, const TileQueue& queue) {
   constexpr int stages = tile_shape(head_dim).stages;
-  const DocumentTile& tile = work.tile;
-  load_rows(shared.q, q, work.head, tile.document.query_begin + tile.first, &shared.q_full);
-  for (int i = 0; i < work.tiles; ++i) {
-    const Turn<stages> turn(i);
-    const int row = tile.document.key_begin + i * tile_keys;
-    mbarrier_wait(&shared.k_empty[turn.stage], turn.parity ^ 1);
-    load_rows(shared.k[turn.stage], k, kv_head, row, &shared.k_full[turn.stage]);
-    mbarrier_wait(&shared.v_empty[turn.stage], turn.parity ^ 1);
-    load_rows(shared.v[turn.stage], v, kv_head, row, &shared.v_full[turn.stage]);
+  unsigned turn = 0, tails = 0;
+  for (unsigned i = 0;; ++i) {
+    Work work = next_work<head_dim>(problem, queue);
+    work.turn = turn;
+    const bool tail = has_tail(work);
+    if (threadIdx.x == 0) {
+      const Document& document = work.tile.document;
+      const Turn<tiles_known> slot(i);
+      mbarrier_wait(&shared.q_empty[slot.stage], slot.parity ^ 1);
+      std::uint64_t* const full = &shared.q_full[slot.stage];
+      shared.work[slot.stage] = work;
+      if (work.tiles > 0) {
+        load_rows(shared.q[slot.stage], q, work.head, document.query_begin + work.tile.first, full);
+      } else {
+        mbarrier_arrive(full);
+      }
+      const int kv_head = work.head / (problem.heads / problem.kv_heads);
+      for (int tile = 0; tile < work.tiles; ++tile) {
+        const Turn<stages> at(turn + static_cast<unsigned>(tile));
+        const int row = document.key_begin + tile * tile_keys;
+        mbarrier_wait(&shared.k_empty[at.stage], at.parity ^ 1);
+        load_rows(shared.k[at.stage], k, kv_head, row, &shared.k_full[at.stage]);
+        mbarrier_wait(&shared.v_empty[at.stage], at.parity ^ 1);
+        load_rows(shared.v[at.stage], v, kv_head, row,
+                  tail && tile == work.tiles - 1 ? &shared.tail_full[Turn<stages>(tails).stage]
+                                                 : &shared.v_full[at.stage]);
+      }
+    }
+    if (work.rows == 0) return;
+    turn += static_cast<unsigned>(work.tiles);
+    tails += tail;
   }
 }
 
-// Of the groups that see the last tile.
-__device__ inline unsigned last_threads(const Work& work) {
-  return static_cast<unsigned>((work.groups - work.early) * warpgroup);
+// One warp gets the last tile of V, which the consumers need last, before they do, and zeroes the rows behind
+// the document's last key.
+template <int head_dim>
+__device__ void zero_tails(Storage<head_dim>& shared) {
+  constexpr int stages = tile_shape(head_dim).stages;
+  unsigned tails = 0;
+  for (unsigned i = 0;; ++i) {
+    const Turn<tiles_known> slot(i);
+    mbarrier_wait(&shared.q_full[slot.stage], slot.parity);
+    const Work& work = shared.work[slot.stage];
+    if (work.rows == 0) return;
+    if (has_tail(work)) {
+      const Turn<stages> tail(tails++);
+      const int stage = Turn<stages>(work.turn + static_cast<unsigned>(work.tiles) - 1).stage;
+      mbarrier_wait(&shared.tail_full[tail.stage], tail.parity);
+      zero_rows(shared.v[stage], last_keys(work), static_cast<int>(threadIdx.x) % 32, 32);
+      fence_proxy_async();
+      __syncwarp();
+      release(&shared.v_full[stage]);
+    }
+    __syncwarp();
+    release(&shared.q_empty[slot.stage]);
+  }
 }
 
-// What lies behind the document's last key. By all threads that read it.
+// A warpgroup: its 64 rows of a tile. What is not needed for every tile of keys is read from `work` where
+// it is: the loop wants the registers.
 template <int head_dim>
-__device__ void zero_tail(Storage<head_dim>& shared, WgmmaRows<head_dim, tile_keys>& v, int keys,
-                          const Work& work) {
-  const int thread = static_cast<int>(threadIdx.x) - (1 + work.early) * warpgroup;
-  zero_rows(v, keys, thread, static_cast<int>(last_threads(work)));
-  fence_proxy_async();
-  mbarrier_arrive(&shared.tail_zeroed);
-  mbarrier_wait(&shared.tail_zeroed, 0);
-}
-
-template <int head_dim>
-__device__ void consume(Storage<head_dim>& shared, const Forward& op, const Work& work) {
+__device__ void consume_tile(Storage<head_dim>& shared, const Forward& op, int slot) {
   constexpr TileShape shape = tile_shape(head_dim);
+  using Turn = orchard::GPU_NAMESPACE::Turn<shape.stages>;
   const Problem& problem = op.problem;
-  const DocumentTile& tile = work.tile;
-  const Document& document = tile.document;
-  const int group = static_cast<int>(threadIdx.x) / warpgroup - 1;
-  int tiles = work.tiles;
-  if constexpr (shape.groups > 2) {
-    if (group >= work.groups) return;
-    if (group < work.early) --tiles;
-  }
-  const int row = group * group_rows + static_cast<int>(threadIdx.x) % warpgroup / 32 * 16;
-  const int lane_row = row + lane() / 4;  // and 8 further
-  // Before this tile every row of the group sees all keys.
-  const int first_row = tile.first + min(group * group_rows, work.rows - 1);
-  const int whole = static_cast<int>(document.visible_keys(problem.mask, first_row)) / tile_keys;
-  const int seen = tile.first + lane_row + 1 + document.keys - document.queries;
-  const auto release = [](std::uint64_t* empty) {
-    if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
-  };
+  const Work& work = shared.work[slot];
+  const int own_row = (warp() / (warpgroup / 32) - 1) * group_rows;
+  const int lane_row =
+      static_cast<int>(threadIdx.x - warpgroup) / 32 * 16 + lane() / 4;  // and 8 further
+  const int lane_column = lane() % 4 * 2;                                // and the next, of every 8
 
   MmaSums<1, tile_keys / 8> scores;
   MmaSums<1, head_dim / 8> out;
@@ -156,30 +217,24 @@ __device__ void consume(Storage<head_dim>& shared, const Forward& op, const Work
   for (float& sum : flat_out) sum = 0.0f;
   running.clear();
 
-  const auto start_scores = [&](int i) {
-    const auto& k = shared.k[Turn<shape.stages>(i).stage];
+  const auto start_scores = [&](int stage) {
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < head_dim / 16; ++step) {
       wgmma_m64k16<Transposed::no, Transposed::no>(flat_scores,
-                                                   columns_of(shared.q, group * group_rows, step),
-                                                   columns_of(k, 0, step), step > 0);
+                                                   columns_of(shared.q[slot], own_row, step),
+                                                   columns_of(shared.k[stage], 0, step), step > 0);
     }
     wgmma_commit();
   };
-  const auto start_sums = [&](int i) {
-    const auto& v = shared.v[Turn<shape.stages>(i).stage];
+  const auto start_sums = [&](int stage) {
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < tile_keys / 16; ++step) {
-      wgmma_m64k16<Transposed::yes>(flat_out, probabilities[step], rows_of(v, step), true);
+      wgmma_m64k16<Transposed::yes>(flat_out, probabilities[step], rows_of(shared.v[stage], step),
+                                    true);
     }
     wgmma_commit();
-  };
-  const auto mask = [&](int i) {
-    if (i < whole) return;
-    const int key = i * tile_keys;
-    mask_scores<1, tile_keys / 8>(scores, problem.mask, seen - key, document.keys - key);
   };
   const auto round_scores = [&] {
 #pragma unroll
@@ -188,64 +243,93 @@ __device__ void consume(Storage<head_dim>& shared, const Forward& op, const Work
     }
   };
 
-  mbarrier_wait(&shared.q_full, 0);
-  mbarrier_wait(&shared.k_full[0], 0);
-  start_scores(0);
-  wgmma_wait<0>();
-  release(&shared.k_empty[0]);
-  mask(0);
-  float shrink[1][2];
-  online_softmax<1, tile_keys / 8>(scores, op.log2_scale, running, shrink);
-  round_scores();
-  for (int i = 1; i < tiles; ++i) {
-    const Turn<shape.stages> turn(i), before(i - 1);
-    mbarrier_wait(&shared.k_full[turn.stage], turn.parity);
-    start_scores(i);
-    mbarrier_wait(&shared.v_full[before.stage], before.parity);
-    start_sums(i - 1);
-    wgmma_wait<1>();
-    release(&shared.k_empty[turn.stage]);
-    mask(i);
-    online_softmax<1, tile_keys / 8>(scores, op.log2_scale, running, shrink);
-    wgmma_wait<0>();
-    release(&shared.v_empty[before.stage]);
-    rescale<1, head_dim / 8>(out, shrink);
-    round_scores();
+  unsigned turn = work.turn;
+  unsigned end = turn + static_cast<unsigned>(work.tiles);
+  if constexpr (shape.groups > 2) {
+    if (own_row < work.early * group_rows) --end;
+    if (own_row >= work.rows) end = turn;
   }
-  const Turn<shape.stages> last(tiles - 1);
-  mbarrier_wait(&shared.v_full[last.stage], last.parity);
-  const int keys = document.keys - (tiles - 1) * tile_keys;
-  if (keys < tile_keys) zero_tail(shared, shared.v[last.stage], keys, work);
-  start_sums(tiles - 1);
-  wgmma_wait<0>();
+  if (turn != end) {
+    // Before this tile every row of the group sees all keys.
+    const int first_row = work.tile.first + min(own_row, work.rows - 1);
+    const std::int64_t keys_of_all = work.tile.document.visible_keys(problem.mask, first_row);
+    const unsigned whole_until = turn + static_cast<unsigned>(keys_of_all) / tile_keys;
+    const auto mask = [&] {
+      if (static_cast<int>(turn - whole_until) < 0) return;
+      const Document& document = work.tile.document;
+      const int keys = document.keys - static_cast<int>(turn - work.turn) * tile_keys;
+      const int seen = work.tile.first + lane_row + 1 + keys - document.queries;
+      mask_scores<1, tile_keys / 8>(scores, problem.mask, seen, keys);
+    };
+    float shrink[1][2];
+    const Turn first(turn);
+    mbarrier_wait(&shared.k_full[first.stage], first.parity);
+    start_scores(first.stage);
+    wgmma_wait<0>();
+    release(&shared.k_empty[first.stage]);
+    mask();
+    online_softmax<1, tile_keys / 8>(scores, op.log2_scale, running, shrink);
+    round_scores();
+    for (++turn; turn != end; ++turn) {
+      const Turn at(turn), before(turn - 1);
+      mbarrier_wait(&shared.k_full[at.stage], at.parity);
+      start_scores(at.stage);
+      mbarrier_wait(&shared.v_full[before.stage], before.parity);
+      start_sums(before.stage);
+      wgmma_wait<1>();
+      release(&shared.k_empty[at.stage]);
+      mask();
+      online_softmax<1, tile_keys / 8>(scores, op.log2_scale, running, shrink);
+      wgmma_wait<0>();
+      release(&shared.v_empty[before.stage]);
+      rescale<1, head_dim / 8>(out, shrink);
+      round_scores();
+    }
+    const Turn last(turn - 1);
+    mbarrier_wait(&shared.v_full[last.stage], last.parity);
+    start_sums(last.stage);
+    wgmma_wait<0>();
+    release(&shared.v_empty[last.stage]);
+  }
+  if constexpr (shape.groups > 2) {
+    for (; turn != work.turn + static_cast<unsigned>(work.tiles); ++turn) {
+      const Turn at(turn);
+      mbarrier_wait(&shared.k_full[at.stage], at.parity);
+      mbarrier_wait(&shared.v_full[at.stage], at.parity);
+      __syncwarp();
+      release(&shared.k_empty[at.stage]);
+      release(&shared.v_empty[at.stage]);
+    }
+  }
 
+  // Rows that see no key have sums of zero and -inf.
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const RowTotal total = total_of(running, 0, half, op.log2_scale);
     const int r = lane_row + 8 * half;
     if (r >= work.rows) continue;
     const std::int64_t at =
-        std::int64_t{document.query_begin + tile.first + r} * problem.heads + work.head;
-    if (lane() % 4 == 0) store(op.log_sum_exp + at, total.log_sum_exp);
+        std::int64_t{work.tile.document.query_begin + work.tile.first + r} * problem.heads +
+        work.head;
+    if (lane_column == 0) store(op.log_sum_exp + at, total.log_sum_exp);
 #pragma unroll
     for (int j = 0; j < head_dim / 8; ++j) {
-      store(reinterpret_cast<unsigned*>(op.out + at * head_dim + 8 * j + lane() % 4 * 2),
+      store(reinterpret_cast<unsigned*>(op.out + at * head_dim + 8 * j + lane_column),
             pack_bf16x2(out[0][j][2 * half] * total.inverse,
                         out[0][j][2 * half + 1] * total.inverse));
     }
   }
 }
 
-// Rows that see no key.
 template <int head_dim>
-__device__ void store_nothing(const Forward& op, const Work& work) {
-  constexpr int units = head_dim * sizeof(bf16) / sizeof(uint4);
-  constexpr int threads = tile_shape(head_dim).threads();
-  for (int i = static_cast<int>(threadIdx.x); i < work.rows * units; i += threads) {
-    const std::int64_t row = work.tile.document.query_begin + work.tile.first + i / units;
-    const std::int64_t at = row * op.problem.heads + work.head;
-    store(reinterpret_cast<uint4*>(op.out + at * head_dim) + i % units, {0, 0, 0, 0});
-    if (i % units == 0) store(op.log_sum_exp + at, -infinity);
+__device__ void consume(Storage<head_dim>& shared, const Forward& op) {
+  for (unsigned i = 0;; ++i) {
+    const Turn<tiles_known> slot(i);
+    mbarrier_wait(&shared.q_full[slot.stage], slot.parity);
+    if (shared.work[slot.stage].rows == 0) return;
+    consume_tile(shared, op, slot.stage);
+    __syncwarp();
+    release(&shared.q_empty[slot.stage]);
   }
 }
 
@@ -255,27 +339,20 @@ template <int head_dim>
 __global__ void __launch_bounds__(tile_shape(head_dim).threads(), 1)
     attention_forward_wgmma(const __grid_constant__ TensorMap q,
                             const __grid_constant__ TensorMap k,
-                            const __grid_constant__ TensorMap v, Forward op) {
+                            const __grid_constant__ TensorMap v, Forward op, TileQueue queue) {
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr TileShape shape = tile_shape(head_dim);
-  const Problem& problem = op.problem;
-  const int head = static_cast<int>(blockIdx.x) % problem.heads;
-  // From the last tile to the first: under a causal mask the last have the most keys.
-  const int slot = static_cast<int>(gridDim.x - 1 - blockIdx.x) / problem.heads;
-  const DocumentTile tile = find_tile(problem.packing, Axis::queries, shape.rows(), slot);
-  const int rows = min(tile.document.queries - tile.first, shape.rows());
-  if (rows <= 0) return;
-  const Work work = work_of<head_dim>(problem, tile, rows, head);
-  if (work.tiles == 0) return store_nothing<head_dim>(op, work);
-
   auto& shared = shared_storage<Storage<head_dim>>();
   if (threadIdx.x == 0) {
-    const auto consumers = static_cast<unsigned>(work.groups * warpgroup / 32);
-    mbarrier_init(&shared.q_full, 1);
-    mbarrier_init(&shared.tail_zeroed, last_threads(work));
+    constexpr unsigned consumers = shape.groups * warpgroup / 32;
+    for (int slot = 0; slot < tiles_known; ++slot) {
+      mbarrier_init(&shared.q_full[slot], 1);
+      mbarrier_init(&shared.q_empty[slot], consumers + 1);  // and the warp that zeroes
+    }
     for (int stage = 0; stage < shape.stages; ++stage) {
       mbarrier_init(&shared.k_full[stage], 1);
       mbarrier_init(&shared.v_full[stage], 1);
+      mbarrier_init(&shared.tail_full[stage], 1);
       mbarrier_init(&shared.k_empty[stage], consumers);
       mbarrier_init(&shared.v_empty[stage], consumers);
     }
@@ -284,11 +361,12 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), 1)
   __syncthreads();
   if (threadIdx.x < warpgroup) {
     shrink_registers<shape.producer_registers>();
-    const int kv_head = head / (problem.heads / problem.kv_heads);
-    if (threadIdx.x == 0) produce(shared, q, k, v, work, kv_head);
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    if (warp == 0) produce(shared, q, k, v, op.problem, queue);
+    if (warp == 1) zero_tails(shared);
   } else {
     grow_registers<shape.consumer_registers>();
-    consume(shared, op, work);
+    consume(shared, op);
   }
 #endif
 }
@@ -300,17 +378,17 @@ void launch_forward(Stream& stream, const AttentionForward& op) {
                         .out = op.out.data<bf16>(),
                         .log_sum_exp = op.log_sum_exp.data<float>(),
                         .log2_scale = op.scale * log2_e};
-  const Extent3 grid =
-      grid_of("AttentionForward", slots(forward.problem.packing, Axis::queries, shape.rows()),
-              forward.problem.heads);
-  if (grid.x == 0) return;
+  const TileQueue queue = tile_queue(
+      "AttentionForward", stream,
+      slots(forward.problem.packing, Axis::queries, shape.rows()) * forward.problem.heads);
+  if (queue.tiles == 0) return;
   launch(stream,
          {.kernel = "attention_forward_wgmma",
-          .grid = grid,
+          .grid = {queue.blocks},
           .block = {shape.threads()},
           .shared_bytes = sizeof(Storage<head_dim>)},
          attention_forward_wgmma<head_dim>, tensor_map(op.q, shape.rows()),
-         tensor_map(op.k, tile_keys), tensor_map(op.v, tile_keys), forward);
+         tensor_map(op.k, tile_keys), tensor_map(op.v, tile_keys), forward, queue);
 }
 
 }  // namespace

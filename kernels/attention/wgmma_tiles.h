@@ -108,13 +108,14 @@ __device__ void store_sums(const float (&sums)[head_dim / 2], float factor,
   }
 }
 
-// Where the i-th tile lies in a ring. Parities alternate from lap to lap.
-template <int stages>
+// Where the i-th tile lies in a ring. Parities alternate from lap to lap. Counts may run over.
+template <unsigned stages>
 struct Turn {
+  static_assert((stages & (stages - 1)) == 0, "a power of two divides 2^32");
   int stage;
   unsigned parity;
-  __device__ explicit Turn(int i)
-      : stage(i % stages), parity(static_cast<unsigned>(i / stages % 2)) {}
+  __device__ explicit Turn(unsigned i)
+      : stage(static_cast<int>(i % stages)), parity(i / stages % 2) {}
 };
 
 // [tokens, heads, head_dim] as a matrix of tokens, of which the copy engine brings `rows` at a time.

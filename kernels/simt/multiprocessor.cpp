@@ -85,7 +85,15 @@ void Multiprocessor::run(const LaunchShape& shape, const std::function<void()>& 
   check_limits(shape);
   shape_ = &shape;
   body_ = &thread;
-  lay_out(shape);
+  const Extent3 cluster = shape.cluster;
+  const Extent3 clusters{shape.grid.x / cluster.x, shape.grid.y / cluster.y,
+                         shape.grid.z / cluster.z};
+  const bool whole_grid = shape.residency == Residency::whole_grid;
+  const std::size_t at_once =
+      whole_grid ? clusters.volume()
+                 : std::min<std::size_t>(static_cast<std::size_t>(options_.clusters_at_once),
+                                         clusters.volume());
+  lay_out(shape, at_once);
   blockDim = {shape.block.x, shape.block.y, shape.block.z};
   gridDim = {shape.grid.x, shape.grid.y, shape.grid.z};
   ++counters_.launches;
@@ -105,9 +113,6 @@ void Multiprocessor::run(const LaunchShape& shape, const std::function<void()>& 
                             .shared_begin = reinterpret_cast<std::uintptr_t>(shared_.begin(0)),
                             .shared_bytes = blocks_.size() * SharedMemories::window});
 
-  const Extent3 cluster = shape.cluster;
-  const Extent3 clusters{shape.grid.x / cluster.x, shape.grid.y / cluster.y,
-                         shape.grid.z / cluster.z};
   const std::size_t cluster_blocks = cluster.volume();
   // The blocks of a cluster stand together in blocks_.
   const auto place_cluster = [&](std::size_t first_slot, std::size_t number) {
@@ -120,22 +125,21 @@ void Multiprocessor::run(const LaunchShape& shape, const std::function<void()>& 
       place_block(blocks_[first_slot + rank], bx + shape.grid.x * (by + shape.grid.y * bz));
     }
   };
-  if (shape.residency == Residency::whole_grid) {
-    for (std::size_t i = 0; i < clusters.volume(); ++i) place_cluster(i * cluster_blocks, i);
-    run_blocks();
-  } else {
-    for (std::size_t i = 0; i < clusters.volume(); ++i) {
-      place_cluster(0, queue_.block_number(i, clusters.volume()));
-      run_blocks();
+  for (std::size_t first = 0; first < clusters.volume(); first += at_once) {
+    const std::size_t count = std::min(at_once, clusters.volume() - first);
+    if (count < at_once) lay_out(shape, count);
+    for (std::size_t i = 0; i < count; ++i) {
+      place_cluster(i * cluster_blocks,
+                    whole_grid ? i : queue_.block_number(first + i, clusters.volume()));
     }
+    run_blocks();
   }
 }
 
 // Makes what is resident at once, and links it.
-void Multiprocessor::lay_out(const LaunchShape& shape) {
+void Multiprocessor::lay_out(const LaunchShape& shape, std::size_t clusters) {
   const std::size_t cluster_blocks = shape.cluster.volume();
-  const std::size_t block_count =
-      shape.residency == Residency::whole_grid ? shape.grid.volume() : cluster_blocks;
+  const std::size_t block_count = clusters * cluster_blocks;
   const std::size_t block_threads = shape.block.volume();
   const std::size_t block_warps = (block_threads + warp_size - 1) / warp_size;
   threads_.resize(block_count * block_threads);

@@ -1,5 +1,5 @@
 // Executes the blocks of a grid on one host thread: one after the other, or those together that can
-// wait for each other, the blocks of a cluster or of a cooperative launch.
+// wait for each other, the blocks of a cluster or of a cooperative launch, or as many as a test asks for.
 //
 // Each thread of a resident block is a fiber that runs until it waits: for other threads, or for a
 // copy. It then switches straight to the next thread that can run. When none can and some have not
@@ -118,7 +118,7 @@ class Multiprocessor {
 
   // The grid (multiprocessor.cpp).
   void check_limits(const LaunchShape& shape) const;
-  void lay_out(const LaunchShape& shape);
+  void lay_out(const LaunchShape& shape, std::size_t clusters);
   void place_block(Block& block, std::size_t number);
   void reset_block(Block& block);
   void run_blocks();

@@ -60,6 +60,7 @@ struct SimtOptions {
   simt::Races races = simt::Races::ignore;
   int compute_capability = 80;                  // which kernels are chosen: 90 for those of sm_90a
   int multiprocessors = 2;                      // that persistent kernels fill
+  int clusters_at_once = 1;                     // of an ordinary launch, whose blocks mix then
   std::size_t shared_bytes_limit = 227 * 1024;  // per block (gpu_properties.h)
   simt::FrontEnd* front_end = nullptr;          // that outlives the device; none: compiled kernels
 };

@@ -363,28 +363,35 @@ TEST(AttentionOnGpu, ComputesNoTileThatTheMaskHides) {
   }
 }
 
-// One block's q, and the keys and values that it sees, tile by tile; out and log_sum_exp once.
+// Persistent blocks add to the counter of tiles once for each, spare ones included, once more each, and the
+// last one takes all off again: words of 4 bytes in one sector.
+constexpr std::uint64_t takes_of(std::uint64_t tiles) {
+  constexpr std::uint64_t blocks = 2;  // as SimtOptions has multiprocessors
+  return tiles + blocks + 1;
+}
+
+// A tile's q, and the keys and values that it sees, tile by tile; out and log_sum_exp once.
 TEST(AttentionOnGpu, WgmmaForwardMovesEachByteOnce) {
   struct Tile {
     std::int64_t head_dim;
     int queries;
-    std::uint64_t warps;  // of a block
   };
   constexpr int tiles = 2;
-  for (const auto& [head_dim, queries, warps] : {Tile{64, 192, 16}, Tile{128, 128, 12}}) {
+  constexpr std::uint64_t slots = tiles + 3, takes = takes_of(slots);
+  for (const auto& [head_dim, queries] : {Tile{64, 192}, Tile{128, 128}}) {
     SCOPED_TRACE(head_dim);
     const Case c{b16, 1, 1, head_dim, {tiles * queries}, {}, Mask::full};
     const std::uint64_t rows = tiles * queries, tensor = rows * head_dim * 2;
     const simt::Counters out = count(c, forward, 90);
     report_forward("attention_forward_sm90", c, out);
     EXPECT_EQ(out.tensor_load_bytes, tensor + 2 * tiles * tensor);
-    EXPECT_EQ(out.stores.bytes, tensor + 4 * rows);
+    EXPECT_EQ(out.stores.bytes, tensor + 4 * rows + 4 * takes);
     // A lane stores two neighbouring sums, so that a request has 16 bytes of each of eight rows: half of
     // every sector, whose other half the next request brings to the same lines of L1 and L2. DRAM sees it once.
-    EXPECT_EQ(out.stores.sectors, 2 * tensor / 32 + 4 * rows / 32);
-    EXPECT_EQ(out.dram.written_bytes, tensor + 4 * rows);
-    // Offsets alone, by each warp of each block, spare ones included.
-    EXPECT_LE(out.loads.sectors, 6 * warps * 5);
+    EXPECT_EQ(out.stores.sectors, 2 * tensor / 32 + 4 * rows / 32 + takes);
+    EXPECT_EQ(out.dram.written_bytes, tensor + 4 * rows + 32);
+    // Offsets alone, by one warp, and the counter.
+    EXPECT_LE(out.loads.sectors, 6 * slots + takes);
     // Nothing but wgmma reads shared memory, and nothing but the mbarriers' first states is stored there.
     EXPECT_EQ(out.shared_loads.requests, 0u);
     EXPECT_LE(out.shared_stores.bytes, 512u);
@@ -438,12 +445,13 @@ TEST(AttentionOnGpu, WgmmaBackwardMovesEachByteOnceInFullSectors) {
     const simt::Counters gradients = count(c, backward, 90);
     report_backward("attention_backward_sm90", c, gradients);
     EXPECT_EQ(gradients.tensor_load_bytes, 2 * (2 * tensor + 2 * tiles * tensor));
-    EXPECT_EQ(gradients.stores.bytes, 3 * tensor + 4 * rows);
+    constexpr std::uint64_t slots = 2 * (tiles + 3), takes = takes_of(slots);
+    EXPECT_EQ(gradients.stores.bytes, 3 * tensor + 4 * rows + 4 * takes);
     // D: a warp writes those of four or two rows together.
-    EXPECT_EQ(gradients.stores.sectors, 3 * tensor / 32 + rows / (dim == 64 ? 4 : 2));
+    EXPECT_EQ(gradients.stores.sectors, 3 * tensor / 32 + rows / (dim == 64 ? 4 : 2) + takes);
     // D's kernel reads d_out and out. Then there are log_sum_exp and D, once for d_q and once a tile of
-    // keys, and up to six offsets for each of 12 warps of 2·5 blocks, spare ones included.
-    const std::uint64_t terms = 2 * rows * 4 / 32 * (1 + tiles), offsets = 6 * 12 * 10;
+    // keys, up to six offsets for each tile, and the counter.
+    const std::uint64_t terms = 2 * rows * 4 / 32 * (1 + tiles), offsets = 6 * slots + takes;
     EXPECT_LE(gradients.loads.sectors, 2 * tensor / 32 + terms + offsets);
   }
 }
