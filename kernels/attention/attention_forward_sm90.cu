@@ -199,7 +199,7 @@ __device__ void zero_tails(Storage<head_dim>& shared) {
 template <int head_dim>
 __device__ void consume_tile(Storage<head_dim>& shared, const Forward& op, int slot) {
   constexpr TileShape shape = tile_shape(head_dim);
-  using Turn = orchard::GPU_NAMESPACE::Turn<shape.stages>;
+  using KeyTurn = Turn<shape.stages>;
   const Problem& problem = op.problem;
   const Work& work = shared.work[slot];
   const int own_row = (warp() / (warpgroup / 32) - 1) * group_rows;
@@ -262,7 +262,7 @@ __device__ void consume_tile(Storage<head_dim>& shared, const Forward& op, int s
       mask_scores<1, tile_keys / 8>(scores, problem.mask, seen, keys);
     };
     float shrink[1][2];
-    const Turn first(turn);
+    const KeyTurn first(turn);
     mbarrier_wait(&shared.k_full[first.stage], first.parity);
     start_scores(first.stage);
     wgmma_wait<0>();
@@ -271,7 +271,7 @@ __device__ void consume_tile(Storage<head_dim>& shared, const Forward& op, int s
     online_softmax<1, tile_keys / 8>(scores, op.log2_scale, running, shrink);
     round_scores();
     for (++turn; turn != end; ++turn) {
-      const Turn at(turn), before(turn - 1);
+      const KeyTurn at(turn), before(turn - 1);
       mbarrier_wait(&shared.k_full[at.stage], at.parity);
       start_scores(at.stage);
       mbarrier_wait(&shared.v_full[before.stage], before.parity);
@@ -285,7 +285,7 @@ __device__ void consume_tile(Storage<head_dim>& shared, const Forward& op, int s
       rescale<1, head_dim / 8>(out, shrink);
       round_scores();
     }
-    const Turn last(turn - 1);
+    const KeyTurn last(turn - 1);
     mbarrier_wait(&shared.v_full[last.stage], last.parity);
     start_sums(last.stage);
     wgmma_wait<0>();
@@ -293,7 +293,7 @@ __device__ void consume_tile(Storage<head_dim>& shared, const Forward& op, int s
   }
   if constexpr (shape.groups > 2) {
     for (; turn != work.turn + static_cast<unsigned>(work.tiles); ++turn) {
-      const Turn at(turn);
+      const KeyTurn at(turn);
       mbarrier_wait(&shared.k_full[at.stage], at.parity);
       mbarrier_wait(&shared.v_full[at.stage], at.parity);
       __syncwarp();
