@@ -36,7 +36,8 @@ class ModelInTraining {
   // All values and masters of this rank, bit by bit.
   std::vector<std::byte> weights() {
     std::vector<ConstTensor> parts{store_.flat_values()};
-    for (const Parameter& p : store_.parameters()) parts.push_back(p.owned.master);
+    for (const Parameter& p : store_.parameters())
+      if (p.owned.master) parts.push_back(p.owned.master);  // other ranks may own all of it
     std::size_t size = 0;
     for (const ConstTensor& part : parts) size += part.size_bytes();
     std::vector<std::byte> bits(size);
