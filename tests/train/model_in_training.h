@@ -37,8 +37,10 @@ class ModelInTraining {
   // All values and masters of this rank, and its optimizer's state, bit by bit.
   std::vector<std::byte> state() {
     std::vector<ConstTensor> parts{store_.flat_values()};
-    for (const Parameter& p : store_.parameters()) parts.push_back(p.owned.master);
-    for (const Optimizer::NamedShard& s : optimizer_->state()) parts.push_back(s.tensor);
+    for (const Parameter& p : store_.parameters())
+      if (p.owned.master) parts.push_back(p.owned.master);  // other ranks may own all of it
+    for (const Optimizer::NamedShard& s : optimizer_->state())
+      if (s.tensor) parts.push_back(s.tensor);
     std::size_t size = 0;
     for (const ConstTensor& part : parts) size += part.size_bytes();
     std::vector<std::byte> bits(size);
