@@ -409,7 +409,7 @@ TEST_P(PassGraphsWithMessages, RanksReplayTogetherWithTheBitsOfPlainPasses) {
     move_memory_of_one();
     step(same, {.captured = 2}, "memory moved on one rank");
   }
-  twins_->expect_same_weights();
+  twins_->expect_same_state();
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -437,7 +437,7 @@ TEST_P(PassGraphsOfCounts, WhatTheHostReadsStaysPlain) {
   const std::vector<ToyShape> mixed{one, one, shorter}, alike{one, one, one};
   for (int i = 0; i < 2; ++i) expect_counts(counts_of_step({mixed, mixed}), {.plain = 2}, "mixed");
   expect_counts(counts_of_step({alike, alike}), {.plain = 1, .captured = 1}, "of one size");
-  twins_->expect_same_weights();
+  twins_->expect_same_state();
 }
 
 INSTANTIATE_TEST_SUITE_P(
