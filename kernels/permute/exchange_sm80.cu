@@ -128,14 +128,15 @@ void run_copy_runs(Stream& stream, const CopyRuns& op) {
   const std::int64_t mean = ceil_div(op.y.dim(0), runs);
   const auto blocks =
       static_cast<unsigned>(std::clamp<std::int64_t>(ceil_div(2 * mean, block_warps), 1, 256));
-  visit_unit<1>(row_bytes(op.y), {op.x.raw(), op.y.raw()}, [&]<class Unit>(Unit, std::int64_t units) {
-    launch(stream,
-           {.kernel = "copy_runs",
-            .grid = {blocks_for("copy_runs", runs, 1), blocks},
-            .block = {block_threads}},
-           copy_runs<Unit>, static_cast<const Unit*>(op.x.raw()), op.runs.data<std::int32_t>(),
-           static_cast<Unit*>(op.y.raw()), units);
-  });
+  visit_unit<1>(row_bytes(op.y), {op.x.raw(), op.y.raw()},
+                [&]<class Unit>(Unit, std::int64_t units) {
+                  launch(stream,
+                         {.kernel = "copy_runs",
+                          .grid = {blocks_for("copy_runs", runs, 1), blocks},
+                          .block = {block_threads}},
+                         copy_runs<Unit>, static_cast<const Unit*>(op.x.raw()),
+                         op.runs.data<std::int32_t>(), static_cast<Unit*>(op.y.raw()), units);
+                });
 }
 
 // ---- PackRows, UnpackRows ----------------------------------------------------------------------
