@@ -7,21 +7,22 @@ namespace {
 
 constexpr DType f32 = DType::f32, b16 = DType::bf16;
 
-// Operands once a tile of 32 rows that sees them, in whole sectors, and no lane of a pass over the
+// Operands once a tile that sees them, in whole sectors, and no lane of a pass over the
 // banks waits for another. (The emulator serves eight lanes that read 16 bytes in one pass, also where
 // all of a warp's read the same, so that its ideal of different words is out of reach.)
 TEST(AttentionFmaTraffic, IsEachByteOnceATileInFullSectorsWithoutBankConflicts) {
   const Environment environment("ORCHARD_GPU_ATTENTION", "fma");
-  constexpr std::uint64_t tiles = 2, rows = 32 * tiles, warps = 4, sector = 32;
-  // Sectors: each warp of each block, a spare one included, looks for its document. For d_q a warp asks
-  // for log_sum_exp and D of eight rows, two at a time; for d_k and d_v of 32 rows a tile of queries,
-  // 16 at a time.
-  constexpr std::uint64_t places = 9 * warps * (tiles + 1),
-                          terms = 2 * tiles * warps * (4 + tiles * 2 * 2);
+  constexpr std::uint64_t rows = 64, warps = 4, sector = 32;
   for (const DType dtype : {f32, b16}) {
     for (const std::int64_t head_dim : {64, 128, 256}) {
       const AttentionCase c{dtype, 1, 1, head_dim, {rows}, {}, Mask::full};
       SCOPED_TRACE(text_of(c));
+      const std::uint64_t side = head_dim > 128 ? 16 : 32, tiles = rows / side;
+      // Sectors: each warp of each block, a spare one included, looks for its document. For d_q a warp asks
+      // for log_sum_exp and D of a quarter of the tile's rows, two at a time; for d_k and d_v of all rows of
+      // a tile of queries, 16 at a time.
+      const std::uint64_t places = 9 * warps * (tiles + 1),
+                          terms = 2 * tiles * warps * (side / 8 + tiles * side / 16 * 2);
       const std::uint64_t tensor = AttentionSizes(c).queries;
       const simt::Counters out = count(c, forward), gradients = count(c, backward);
       EXPECT_LE(sector * out.loads.sectors, (1 + 2 * tiles) * tensor + sector * places);
