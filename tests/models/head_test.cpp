@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "kernels/gemm/peak.h"
 #include "models/tensor_parallel.h"
 #include "parallel/random.h"
 #include "tests/comm/ranks_test.h"
@@ -198,8 +199,11 @@ class HeadInChunks : public ::testing::TestWithParam<DType> {
     stream_->synchronize();
     EXPECT_TRUE(std::equal(losses.begin(), losses.end(), asked.losses.data<float>()))
         << "losses depend on whether gradients are wanted";
-    // The arena, now of one block, with the stream's workspace.
-    EXPECT_LT(device_->statistics().live_bytes - live, static_cast<std::int64_t>(logits));
+    // The arena, now of one block, with the stream's workspace. A CPU without products of bf16 has the table
+    // and tiles of logits there, too, widened to f32.
+    if (dtype() == DType::f32 || gemm_table(*device_).find("widened") == std::string::npos) {
+      EXPECT_LT(device_->statistics().live_bytes - live, static_cast<std::int64_t>(logits));
+    }
   }
 
   std::unique_ptr<Communicator> world_;
