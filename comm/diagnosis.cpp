@@ -55,6 +55,29 @@ const FlightOperation* blocked_in(const Observation& o, int rank) {
   return found == log.operations.end() ? nullptr : &*found;
 }
 
+// The nearest rank that is blocked: this one, or one that it may wait for in an operation that all have
+// begun. Hosts run ahead of their devices, and what they have begun may stand in line behind what is
+// blocked.
+std::optional<int> nearest_blocked(const Observation& o, int rank) {
+  std::vector<int> reached = {rank};
+  const auto reach = [&](int r) {
+    if (std::ranges::find(reached, r) == reached.end()) reached.push_back(r);
+  };
+  for (std::size_t i = 0; i < reached.size(); ++i) {
+    if (blocked_in(o, reached[i]) != nullptr) return reached[i];
+    const FlightLog& log = o.ranks[static_cast<std::size_t>(reached[i])].log;
+    for (const FlightOperation& operation : log.operations) {
+      if (!operation.is_under_way()) continue;
+      if (operation.op == CommOp::exchange) {
+        if (operation.peer >= 0) reach(operation.peer);
+      } else {
+        std::ranges::for_each(log.groups[static_cast<std::size_t>(operation.group)].members, reach);
+      }
+    }
+  }
+  return {};
+}
+
 // Follows who waits for whom from the observer to a rank that waits for nobody else; the last one
 // before ranks wait for each other in a circle.
 int root_of(const Observation& o) {
@@ -62,12 +85,11 @@ int root_of(const Observation& o) {
   int rank = o.observer;
   while (!seen[static_cast<std::size_t>(rank)]) {
     seen[static_cast<std::size_t>(rank)] = true;
-    const FlightOperation* const waits_in = blocked_in(o, rank);
-    if (waits_in == nullptr) break;
+    const std::optional<int> blocked = nearest_blocked(o, rank);
+    if (!blocked) break;
     const std::vector<int> next =
-        missing(o, o.ranks[static_cast<std::size_t>(rank)].log, *waits_in);
-    const auto idle =
-        std::ranges::find_if(next, [&](int r) { return blocked_in(o, r) == nullptr; });
+        missing(o, o.ranks[static_cast<std::size_t>(*blocked)].log, *blocked_in(o, *blocked));
+    const auto idle = std::ranges::find_if(next, [&](int r) { return !nearest_blocked(o, r); });
     rank = idle == next.end() ? next.front() : *idle;
   }
   return rank;

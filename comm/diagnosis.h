@@ -35,7 +35,9 @@ struct Observation {
 // has taken longer than the timeout.
 //
 // Ranks that are gone come first, then silent ones. If all are alive, it is those that have not
-// begun the operation that the observer waits for, and of these, one that waits for nothing itself.
+// begun the operation that the observer waits for, and of these, one that waits for nothing itself. Where
+// all have begun what the observer waits for, somebody among them waits for others: hosts run ahead of
+// their devices.
 std::optional<std::string> diagnose(const Observation& observation);
 
 }  // namespace orchard

@@ -293,6 +293,21 @@ TEST_F(Blame, FollowsTheChainToWhoWaitsForNobody) {
   EXPECT_THAT(text, HasSubstr("rank 0 has waited 2.0 s in all-reduce 0 of group dp"));
 }
 
+// Rank 2 stands before the pair's operation. Its neighbour's host has begun that, and dp's behind it, in
+// which rank 0 waits for the neighbour's device.
+TEST_F(Blame, LooksBehindHostsThatRunAheadOfTheirDevices) {
+  observed_[1].log.groups.push_back({.name = "tp", .members = {1, 2}});
+  observed_[2].log.groups.push_back({.name = "tp", .members = {1, 2}});
+  observed_[0].log.groups[0].members = observed_[1].log.groups[0].members = {0, 1};
+  begin(0, {.op = CommOp::graph, .dtype = DType::u8, .sequence = 0, .enqueued_ns = 5});
+  begin(1, {.op = CommOp::graph, .dtype = DType::u8, .group = 2, .sequence = 0, .enqueued_ns = 5});
+  begin(1, {.op = CommOp::graph, .dtype = DType::u8, .sequence = 0, .enqueued_ns = 6});
+  for (const int observer : {0, 1}) {
+    EXPECT_THAT(verdict(observer, 2'000'000'000).value(),
+                HasSubstr("rank 2 on node (process 102) keeps the others waiting"));
+  }
+}
+
 TEST_F(Blame, ACircleEnds) {
   begin(0, {.op = CommOp::exchange, .group = 1, .peer = 1, .sequence = 0, .enqueued_ns = 5});
   begin(1, {.op = CommOp::exchange, .group = 1, .peer = 0, .sequence = 0, .enqueued_ns = 5});
