@@ -71,11 +71,12 @@ class LibraryTest : public ::testing::TestWithParam<LibraryCase> {
   }
 };
 
-// A library or device with every combination of dtypes.
+// A library or device with every combination of dtypes that has a kernel of its own there: sm_90a computes
+// in fp32 with the kernels of sm_80.
 inline std::vector<LibraryCase> with_dtypes(std::initializer_list<const char*> libraries) {
   std::vector<LibraryCase> cases;
   for (const char* const library : libraries) {
-    cases.push_back({library, DType::f32, DType::f32});
+    if (library != std::string_view("simt90")) cases.push_back({library, DType::f32, DType::f32});
     cases.push_back({library, DType::bf16, DType::bf16});
     cases.push_back({library, DType::bf16, DType::f32});
   }

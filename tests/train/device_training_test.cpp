@@ -108,19 +108,24 @@ TEST_P(DeviceTraining, LossesAreThoseOfTheCpu) {
 constexpr Setting settings[] = {
     {.name = "dense", .sparse = false},
     {.name = "sparse"},
+    {.name = "sparse_bf16", .dtype = DType::bf16},
+};
+// In tests/run.sh --full.
+constexpr Setting more_settings[] = {
     {.name = "sparse_recomputed", .recompute = Recompute::blocks},
     {.name = "dense_bf16", .dtype = DType::bf16, .sparse = false},
-    {.name = "sparse_bf16", .dtype = DType::bf16},
 };
 
 // A GPU has the kernels that it has; the emulator those that it is asked for.
 constexpr Setting sm90_settings[] = {
+    {.name = "sm_90a_sparse_bf16", .dtype = DType::bf16, .simt_arch = GpuArch::sm_90a},
+};
+constexpr Setting more_sm90_settings[] = {
     {.name = "sm_90a_sparse", .simt_arch = GpuArch::sm_90a},
     {.name = "sm_90a_dense_bf16",
      .dtype = DType::bf16,
      .sparse = false,
      .simt_arch = GpuArch::sm_90a},
-    {.name = "sm_90a_sparse_bf16", .dtype = DType::bf16, .simt_arch = GpuArch::sm_90a},
 };
 
 std::string name_of_test(const ::testing::TestParamInfo<std::tuple<DeviceKind, Setting>>& test) {
@@ -130,9 +135,16 @@ std::string name_of_test(const ::testing::TestParamInfo<std::tuple<DeviceKind, S
 INSTANTIATE_TEST_SUITE_P(Toys, DeviceTraining,
                          ::testing::Combine(every_gpu(), ::testing::ValuesIn(settings)),
                          name_of_test);
+INSTANTIATE_TEST_SUITE_P(DISABLED_MoreToys, DeviceTraining,
+                         ::testing::Combine(every_gpu(), ::testing::ValuesIn(more_settings)),
+                         name_of_test);
 INSTANTIATE_TEST_SUITE_P(ToysOnSm90, DeviceTraining,
                          ::testing::Combine(::testing::Values(DeviceKind::simt),
                                             ::testing::ValuesIn(sm90_settings)),
+                         name_of_test);
+INSTANTIATE_TEST_SUITE_P(DISABLED_MoreToysOnSm90, DeviceTraining,
+                         ::testing::Combine(::testing::Values(DeviceKind::simt),
+                                            ::testing::ValuesIn(more_sm90_settings)),
                          name_of_test);
 
 }  // namespace

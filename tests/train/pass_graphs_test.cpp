@@ -207,13 +207,13 @@ constexpr Case cases[] = {
     {.name = "sparse_recomputed", .recompute = Recompute::blocks},
 };
 
-// Fewer, since the emulator takes its time, but also the kernels of sm_90a.
-constexpr Case emulated_cases[] = {
-    {.name = "sparse"},
-    {.name = "capacity_bf16_recomputed",
-     .dtype = DType::bf16,
-     .capacity = 1,
-     .recompute = Recompute::blocks},
+// Fewer, since the emulator takes its time; in tests/run.sh --full also with the kernels of sm_90a.
+constexpr Case emulated_cases[] = {{.name = "sparse"},
+                                   {.name = "capacity_bf16_recomputed",
+                                    .dtype = DType::bf16,
+                                    .capacity = 1,
+                                    .recompute = Recompute::blocks}};
+constexpr Case more_emulated_cases[] = {
     {.name = "sm_90a_sparse_bf16", .dtype = DType::bf16, .simt_arch = GpuArch::sm_90a}};
 
 std::string name_of_test(const ::testing::TestParamInfo<std::tuple<DeviceKind, Case>>& test) {
@@ -227,6 +227,10 @@ INSTANTIATE_TEST_SUITE_P(Toys, PassGraphsTest,
 INSTANTIATE_TEST_SUITE_P(ToysOnTheEmulator, PassGraphsTest,
                          ::testing::Combine(::testing::Values(DeviceKind::simt),
                                             ::testing::ValuesIn(emulated_cases)),
+                         name_of_test);
+INSTANTIATE_TEST_SUITE_P(DISABLED_MoreToysOnTheEmulator, PassGraphsTest,
+                         ::testing::Combine(::testing::Values(DeviceKind::simt),
+                                            ::testing::ValuesIn(more_emulated_cases)),
                          name_of_test);
 
 // ---- memory that moves, shapes that come and go --------------------------------------------

@@ -86,7 +86,7 @@ namespace orchard::testing {
 namespace {
 
 // Large enough that every tensor of rows x hidden passes large_block; on the emulator, which takes its
-// time and whose own memory is nobody's concern, smaller.
+// time and whose own memory is nobody's concern, smaller, with a picture of 4 tokens in place of 16.
 ModelConfig model_config(DeviceKind device) {
   ModelConfig config;
   config.vision = {.layers = 2, .width = 64, .heads = 2, .mlp_width = 128, .patch = 4, .side = 32};
@@ -102,9 +102,14 @@ ModelConfig model_config(DeviceKind device) {
                     .moe = {.experts = 4, .every = 2}};
   if (device != DeviceKind::cpu) {
     config.vision.layers = 1;
+    config.vision.side = 16;
+    config.connector.out_side = 2;
     config.decoder.layers = 2;
   }
   return config;
+}
+constexpr std::int64_t length_on(DeviceKind device) {
+  return device == DeviceKind::cpu ? 256 : 32;
 }
 
 // Two sequences of two documents, a picture at the head of each document, padding at the end. Its
@@ -194,7 +199,7 @@ class WarmStepTest : public ::testing::TestWithParam<std::tuple<DeviceKind, DTyp
   std::vector<MicroBatch> make_micro_batches(std::int64_t count, std::int64_t first_seed) const {
     std::vector<MicroBatch> batches;
     for (std::int64_t m = 0; m < count; ++m) {
-      batches.push_back(make_micro_batch(config_, on_cpu() ? 256 : 64,
+      batches.push_back(make_micro_batch(config_, length_on(std::get<0>(GetParam())),
                                          static_cast<std::uint64_t>(first_seed + m)));
     }
     return batches;
@@ -283,7 +288,8 @@ INSTANTIATE_TEST_SUITE_P(Devices, WarmStepTest,
 TEST(WarmStepOnRanks, AllocatesNothingWhateverTheRouting) {
   const auto world = session->world();
   if (world->size() != 2) GTEST_SKIP() << "needs two ranks";
-  constexpr std::int64_t batches = 3, steps = 3 * batches, length = 256;
+  constexpr std::int64_t batches = 3, steps = 3 * batches;
+  const std::int64_t length = length_on(DeviceKind::cpu);
   ModelConfig config = model_config(DeviceKind::cpu);
   for (const auto& [layout, capacity] : {std::pair{Layout{.expert = 2}, 0.0f},
                                          {Layout{.tensor = 2, .expert = 2}, 0.0f},
@@ -357,8 +363,9 @@ TEST(WarmStepOnRanks, WaitsForTheDeviceOnceWhereNoLayerIsCounted) {
     const auto waits = [&](std::size_t micro_batches) {
       std::vector<MicroBatch> mine;
       for (std::size_t m = 0; m < micro_batches; ++m)
-        mine.push_back(make_micro_batch(
-            config, 64, 2 * m + static_cast<std::size_t>(ranks.coordinates().data)));
+        mine.push_back(
+            make_micro_batch(config, length_on(DeviceKind::simt),
+                             2 * m + static_cast<std::size_t>(ranks.coordinates().data)));
       const std::int64_t before = device->statistics().host_waits;
       take_step(training, mine, 1e-3);
       return device->statistics().host_waits - before;
