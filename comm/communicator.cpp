@@ -51,7 +51,7 @@ Communicator::Communicator(Identity identity)
 
 Communicator::~Communicator() = default;
 
-std::unique_ptr<Graph> Communicator::capture(Stream&, std::function<void()>) {
+std::unique_ptr<Graph> Communicator::capture(Stream&, const std::function<void()>&) {
   fail("no graph holds operations of group {}: their data passes through host memory", name_);
 }
 

@@ -113,7 +113,7 @@ class Communicator {
   // together, and replay what they captured together, in the same order among the group's collectives;
   // none sends by a graph what another sends without. The log knows a replay, as one operation, not what
   // is in it. The group must outlive the graph. Throws Error where nothing is captured.
-  virtual std::unique_ptr<Graph> capture(Stream& stream, std::function<void()> work);
+  virtual std::unique_ptr<Graph> capture(Stream& stream, const std::function<void()>& work);
 
   // The last operation of this group, as messages name it: "all-reduce 17 of group dp".
   std::string last_operation() const;

@@ -181,7 +181,8 @@ Communicator::Started NcclCommunicator::end(NcclOperation& operation) {
 
 // ---- graphs ------------------------------------------------------------------------------------
 
-std::unique_ptr<Graph> NcclCommunicator::capture(Stream& stream, std::function<void()> work) {
+std::unique_ptr<Graph> NcclCommunicator::capture(Stream& stream,
+                                                 const std::function<void()>& work) {
   require(capture_->by == nullptr, "a capture inside a capture");
   capture_->by = this;
   begin_recording();
@@ -192,7 +193,7 @@ std::unique_ptr<Graph> NcclCommunicator::capture(Stream& stream, std::function<v
   };
   std::unique_ptr<Graph> graph;
   try {
-    graph = stream.capture(std::move(work));
+    graph = stream.capture(work);
   } catch (...) {
     end();
     throw;

@@ -42,7 +42,7 @@ class NcclCommunicator final : public MpiCommunicator {
 
   void progress() override;
   bool is_captured_on(const Device& device) const override { return &device == &context_.device; }
-  std::unique_ptr<Graph> capture(Stream& stream, std::function<void()> work) override;
+  std::unique_ptr<Graph> capture(Stream& stream, const std::function<void()>& work) override;
   // Queues a graph that capture() made, which holds operations that amount to `request`.
   void replay(Stream& stream, Graph& graph, const OperationLog::Request& request);
 

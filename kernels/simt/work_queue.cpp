@@ -1,7 +1,6 @@
 #include "kernels/simt/work_queue.h"
 
 #include <algorithm>
-#include <ranges>
 #include <thread>
 #include <utility>
 
@@ -17,10 +16,10 @@ using Kind = RecordedWork::Step::Kind;
 void require_joined(const RecordedWork& recorded) {
   std::vector<bool> is_covered(recorded.queues, false), is_awaited(recorded.points, false);
   is_covered[0] = true;
-  for (const RecordedWork::Step& step : recorded.steps | std::views::reverse) {
-    if (step.kind == Kind::point && is_awaited[step.point]) is_covered[step.queue] = true;
-    if (step.kind == Kind::wait && is_covered[step.queue]) is_awaited[step.point] = true;
-    require(step.kind != Kind::work || is_covered[step.queue],
+  for (auto step = recorded.steps.rbegin(); step != recorded.steps.rend(); ++step) {
+    if (step->kind == Kind::point && is_awaited[step->point]) is_covered[step->queue] = true;
+    if (step->kind == Kind::wait && is_covered[step->queue]) is_awaited[step->point] = true;
+    require(step->kind != Kind::work || is_covered[step->queue],
             "a capture ends before its stream has waited for all that other streams do in it");
   }
 }

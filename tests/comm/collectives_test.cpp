@@ -535,7 +535,7 @@ TEST_P(Collectives, GraphsSendAgain) {
     before = contribution(DType::f32, size, world_->rank(), 10 * salt);
     behind = contribution(DType::f32, size, world_->rank(), 100 * salt);
     for (std::int64_t i = 0; i < sent.size(); ++i)
-      sent.set(i, 1000 * salt + 100 * world_->rank() + static_cast<double>(i / 100));
+      sent.set(i, static_cast<double>(1000 * salt + 100 * world_->rank() + i / 100));
     for (OnDevice* const x : {&sum_d, &sent_d, &before_d, &behind_d}) x->upload();
     uploaded->record(stream());
     other->wait(*uploaded);

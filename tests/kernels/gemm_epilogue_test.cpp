@@ -259,7 +259,7 @@ TEST(EpiloguesEmulated, OfEveryKernelAndItsSlices) {
     const auto stream = device->make_stream();
     for (const EpilogueKind kind : kinds) {
       for (const simt::Tile tile : {simt::Tile::side_64, simt::Tile::side_128}) {
-        const auto product = [&](Stream& s, const Gemm& op) {
+        const auto product = [&, slices = slices](Stream& s, const Gemm& op) {
           simt::run_bf16(s, op, tile, slices);
         };
         check_epilogue(*stream, DType::bf16, kind, {136, 152, 200},
@@ -267,7 +267,7 @@ TEST(EpiloguesEmulated, OfEveryKernelAndItsSlices) {
         check_epilogue(*stream, DType::bf16, kind, {129, 127, 200}, {yes, no}, product);
       }
       for (const simt::WideTile tile : {simt::WideTile::n_128, simt::WideTile::n_256}) {
-        const auto product = [&](Stream& s, const Gemm& op) {
+        const auto product = [&, slices = slices](Stream& s, const Gemm& op) {
           simt::run_sm90(s, op, tile, slices);
         };
         check_epilogue(*stream, DType::bf16, kind, {264, 264, 200},

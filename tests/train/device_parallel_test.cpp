@@ -2,6 +2,7 @@
 // Run under mpirun.
 #include <cmath>
 #include <map>
+#include <span>
 
 #include "comm/nccl.h"
 #include "tests/comm/find_nccl.h"
@@ -137,22 +138,22 @@ TEST_P(DeviceRanks, LossesAreThoseOfOneRank) {
 }
 
 // Each layout with dense and sparse toys, which experts need, in all stages and on both architectures.
-// Optimizers and transports come once or twice among them. Here, every kind with some layout, and every
-// layout with some kind.
+// Optimizers and transports come once or twice among them. Here, every
+// layout with sparse toys.
 constexpr Setting settings[] = {
     {.name = "data_over_the_host", .layout = {}, .transport = Transport::host},
     {.name = "tensor", .layout = {.tensor = 2}, .optimizer = OptimizerKind::adafactor},
-    {.name = "tensor_dense", .layout = {.tensor = 2}, .toy = Toy::dense},
-    {.name = "expert_capacity", .layout = {.expert = 2}, .toy = Toy::limited},
     {.name = "expert_three_stages", .layout = {.expert = 2}, .stages = Stages::all_three},
     {.name = "pipeline", .layout = {.pipeline = 2}},
 };
-// The others, in tests/run.sh --full.
+// The others: on the emulator, which takes its time, in tests/run.sh --full.
 constexpr Setting more_settings[] = {
     {.name = "data", .layout = {}},
     {.name = "data_adafactor", .layout = {}, .optimizer = OptimizerKind::adafactor},
+    {.name = "tensor_dense", .layout = {.tensor = 2}, .toy = Toy::dense},
     {.name = "tensor_three_stages", .layout = {.tensor = 2}, .stages = Stages::all_three},
     {.name = "expert", .layout = {.expert = 2}},
+    {.name = "expert_capacity", .layout = {.expert = 2}, .toy = Toy::limited},
     {.name = "pipeline_three_stages", .layout = {.pipeline = 2}, .stages = Stages::all_three},
     {.name = "pipeline_dense", .layout = {.pipeline = 2}, .toy = Toy::dense},
 };
@@ -164,8 +165,8 @@ constexpr Setting on_sm90(const char* name, Layout layout, Toy toy) {
           .dtype = DType::bf16,
           .simt_arch = GpuArch::sm_90a};
 }
-constexpr Setting sm90_settings[] = {on_sm90("sm_90a_expert", {.expert = 2}, Toy::sparse)};
 constexpr Setting more_sm90_settings[] = {
+    on_sm90("sm_90a_expert", {.expert = 2}, Toy::sparse),
     on_sm90("sm_90a_tensor_dense", {.tensor = 2}, Toy::dense),
     on_sm90("sm_90a_pipeline", {.pipeline = 2}, Toy::sparse),
 };
@@ -178,17 +179,30 @@ INSTANTIATE_TEST_SUITE_P(Toys, DeviceRanks,
                          ::testing::Combine(every_gpu(), ::testing::ValuesIn(settings)),
                          name_of_test);
 INSTANTIATE_TEST_SUITE_P(DISABLED_MoreToys, DeviceRanks,
-                         ::testing::Combine(every_gpu(), ::testing::ValuesIn(more_settings)),
+                         ::testing::Combine(::testing::Values(DeviceKind::simt),
+                                            ::testing::ValuesIn(more_settings)),
+                         name_of_test);
+INSTANTIATE_TEST_SUITE_P(DISABLED_MoreToysOnSm90, DeviceRanks,
+                         ::testing::Combine(::testing::Values(DeviceKind::simt),
+                                            ::testing::ValuesIn(more_sm90_settings)),
                          name_of_test);
 #ifdef ORCHARD_HAS_CUDA
+INSTANTIATE_TEST_SUITE_P(MoreToys, DeviceRanks,
+                         ::testing::Combine(::testing::Values(DeviceKind::cuda),
+                                            ::testing::ValuesIn(more_settings)),
+                         name_of_test);
 // GPUs also without NCCL, and two ranks on one.
 std::vector<Setting> over_the_host() {
   std::vector<Setting> all;
-  for (Setting setting : settings) {
-    if (setting.transport == Transport::host) continue;  // among the others
-    setting.transport = Transport::host;
-    all.push_back(setting);
-  }
+  const auto add = [&](std::span<const Setting> some) {
+    for (Setting setting : some) {
+      if (setting.transport == Transport::host) continue;  // among the others
+      setting.transport = Transport::host;
+      all.push_back(setting);
+    }
+  };
+  add(settings);
+  add(more_settings);
   return all;
 }
 INSTANTIATE_TEST_SUITE_P(ToysOverTheHost, DeviceRanks,
@@ -196,14 +210,6 @@ INSTANTIATE_TEST_SUITE_P(ToysOverTheHost, DeviceRanks,
                                             ::testing::ValuesIn(over_the_host())),
                          name_of_test);
 #endif
-INSTANTIATE_TEST_SUITE_P(ToysOnSm90, DeviceRanks,
-                         ::testing::Combine(::testing::Values(DeviceKind::simt),
-                                            ::testing::ValuesIn(sm90_settings)),
-                         name_of_test);
-INSTANTIATE_TEST_SUITE_P(DISABLED_MoreToysOnSm90, DeviceRanks,
-                         ::testing::Combine(::testing::Values(DeviceKind::simt),
-                                            ::testing::ValuesIn(more_sm90_settings)),
-                         name_of_test);
 
 }  // namespace
 }  // namespace orchard::testing

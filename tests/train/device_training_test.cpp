@@ -110,7 +110,7 @@ constexpr Setting settings[] = {
     {.name = "sparse"},
     {.name = "sparse_bf16", .dtype = DType::bf16},
 };
-// In tests/run.sh --full.
+// On the emulator, which takes its time, in tests/run.sh --full.
 constexpr Setting more_settings[] = {
     {.name = "sparse_recomputed", .recompute = Recompute::blocks},
     {.name = "dense_bf16", .dtype = DType::bf16, .sparse = false},
@@ -136,8 +136,15 @@ INSTANTIATE_TEST_SUITE_P(Toys, DeviceTraining,
                          ::testing::Combine(every_gpu(), ::testing::ValuesIn(settings)),
                          name_of_test);
 INSTANTIATE_TEST_SUITE_P(DISABLED_MoreToys, DeviceTraining,
-                         ::testing::Combine(every_gpu(), ::testing::ValuesIn(more_settings)),
+                         ::testing::Combine(::testing::Values(DeviceKind::simt),
+                                            ::testing::ValuesIn(more_settings)),
                          name_of_test);
+#ifdef ORCHARD_HAS_CUDA
+INSTANTIATE_TEST_SUITE_P(MoreToys, DeviceTraining,
+                         ::testing::Combine(::testing::Values(DeviceKind::cuda),
+                                            ::testing::ValuesIn(more_settings)),
+                         name_of_test);
+#endif
 INSTANTIATE_TEST_SUITE_P(ToysOnSm90, DeviceTraining,
                          ::testing::Combine(::testing::Values(DeviceKind::simt),
                                             ::testing::ValuesIn(sm90_settings)),
