@@ -47,13 +47,23 @@ template <class T>
 inline constexpr bool one_access =
     std::is_trivially_copyable_v<T>&& std::has_single_bit(sizeof(T)) && sizeof(T) <= 16;
 
+template <std::size_t bytes>
+using Bits = std::tuple_element_t<
+    static_cast<std::size_t>(std::countr_zero(bytes)),
+    std::tuple<std::uint8_t, std::uint16_t, std::uint32_t, std::uint64_t, Bits128>>;
+
+// (Not std::bit_cast: its own line would be the place of a plain read of `value`.)
+template <class T>
+Bits<sizeof(T)> bits_of(const T& value) {
+  Bits<sizeof(T)> bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 template <class T>
 T load(const T* address, Where where = Where::current()) {
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
-  access(address, sizeof(T), Access::read, where);
-  T value;
-  std::memcpy(&value, address, sizeof(T));
-  return value;
+  return std::bit_cast<T>(load_bits<Bits<sizeof(T)>>(address, where));
 }
 
 template <class T>
@@ -64,8 +74,7 @@ T load_readonly(const T* address, Where where = Where::current()) {
 template <class T>
 void store(T* address, const std::type_identity_t<T>& value, Where where = Where::current()) {
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
-  access(address, sizeof(T), Access::write, where);
-  std::memcpy(address, &value, sizeof(T));
+  store_bits(address, bits_of(value), where);
 }
 
 // Atomic operations, on global or shared memory. Each returns what was there.
@@ -130,18 +139,14 @@ inline void __threadfence() {
 template <class T>
 T load_shared(const T* address, Where where = Where::current()) {
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
-  shared_access(address, sizeof(T), Access::read, where);
-  T value;
-  std::memcpy(&value, address, sizeof(T));
-  return value;
+  return std::bit_cast<T>(load_shared_bits<Bits<sizeof(T)>>(address, where));
 }
 
 template <class T>
 void store_shared(T* address, const std::type_identity_t<T>& value,
                   Where where = Where::current()) {
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
-  shared_access(address, sizeof(T), Access::write, where);
-  std::memcpy(address, &value, sizeof(T));
+  store_shared_bits(address, bits_of(value), where);
 }
 
 // The address of shared memory as instructions take it.
