@@ -321,6 +321,19 @@ inline int min(int a, int b) {
 inline int __popc(unsigned bits) {
   return std::popcount(bits);
 }
+// Without an FMA unit in what the compiler may assume of the CPU, the library's is a call. The product
+// is exact as a double; the sum, rounded to a double, goes on to the float that it is nearest to,
+// unless it has come to lie halfway between two. Outside the normal floats, halves lie elsewhere.
+inline float fmaf(float a, float b, float c) {
+  const double sum = double{a} * double{b} + double{c};
+  const auto bits = std::bit_cast<std::uint64_t>(sum);
+  constexpr std::uint64_t exponent_of_least = 1023 - 126, normal_exponents = 254;
+  constexpr std::uint64_t lost = (std::uint64_t{1} << 29) - 1, half = std::uint64_t{1} << 28;
+  const bool is_normal = (bits >> 52 & 0x7ff) - exponent_of_least < normal_exponents;
+  if (!is_normal || (bits & lost) == half) [[unlikely]]
+    return std::fma(a, b, c);
+  return static_cast<float>(sum);
+}
 // CUDA's has a maximum error of 2 units in the last place; this one is within 1.
 inline float rsqrtf(float value) {
   return 1.0f / std::sqrt(value);
