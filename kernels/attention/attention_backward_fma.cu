@@ -50,8 +50,8 @@ __device__ QueryTerms terms_of(const Backward<T>& op, std::int64_t query, int he
 
 // A pair's probability and d_score, both exactly 0 where the query does not see the key: its
 // log_sum_exp may be -inf.
-__device__ void softmax_backward(bool sees, float scale, const QueryTerms& terms, float& score,
-                                 float& d_probability) {
+__device__ __forceinline__ void softmax_backward(bool sees, float scale, const QueryTerms& terms,
+                                                 float& score, float& d_probability) {
   score = sees ? fast_exp2(score * scale - terms.log2_sum) : 0.0f;
   d_probability = sees ? score * (d_probability - terms.dot) : 0.0f;
 }

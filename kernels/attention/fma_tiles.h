@@ -40,6 +40,8 @@ struct FmaScores {
   float row[fma_tile(capacity)][fma_tile(capacity) + 16 / fma_thread_rows<capacity>];
 };
 
+// Functions that take sums are inlined by force, which keeps the sums in registers for the host's
+// compiler, too.
 template <int capacity>
 using FmaSums = float[fma_thread_rows<capacity>][capacity / 16];
 template <int capacity>
@@ -67,8 +69,8 @@ __device__ void load_rows(FmaRows<capacity>& tile, HeadRows<const T> from, std::
 }
 
 template <class T, int capacity>
-__device__ void store_rows(HeadRows<T> to, std::int64_t first, int count,
-                           const FmaSums<capacity>& sums, float factor) {
+__device__ __forceinline__ void store_rows(HeadRows<T> to, std::int64_t first, int count,
+                                           const FmaSums<capacity>& sums, float factor) {
   const bool quads =
       to.head_dim % 4 == 0 && reinterpret_cast<std::uintptr_t>(to.data) % (4 * sizeof(T)) == 0;
 #pragma unroll
@@ -100,9 +102,11 @@ __device__ inline float4 load_four(const float* shared) {
 
 // sums = a·bᵀ over the first `depth` columns, a multiple of 4.
 template <int capacity>
-__device__ void multiply_transposed(const FmaRows<capacity>& a, const FmaRows<capacity>& b,
-                                    int depth, FmaScoreSums<capacity>& sums) {
+__device__ __forceinline__ void multiply_transposed(const FmaRows<capacity>& a,
+                                                    const FmaRows<capacity>& b, int depth,
+                                                    FmaScoreSums<capacity>& sums) {
   constexpr int rows = fma_thread_rows<capacity>, columns = fma_thread_columns<capacity>;
+  const int first_row = fma_row<capacity>(), column = fma_column();
 #pragma unroll
   for (auto& row : sums) {
 #pragma unroll
@@ -113,11 +117,11 @@ __device__ void multiply_transposed(const FmaRows<capacity>& a, const FmaRows<ca
     float4 right[columns];
 #pragma unroll
     for (int j = 0; j < columns; ++j) {
-      right[j] = load_four(&b.row[fma_column() + 16 * j][e]);
+      right[j] = load_four(&b.row[column + 16 * j][e]);
     }
 #pragma unroll
     for (int i = 0; i < rows; ++i) {
-      const float4 left = load_four(&a.row[fma_row<capacity>() + i][e]);
+      const float4 left = load_four(&a.row[first_row + i][e]);
 #pragma unroll
       for (int j = 0; j < columns; ++j) {
         sums[i][j] = fmaf(left.x, right[j].x, sums[i][j]);
@@ -131,17 +135,19 @@ __device__ void multiply_transposed(const FmaRows<capacity>& a, const FmaRows<ca
 
 // sums += scores·b over the first `depth` rows of b.
 template <int capacity>
-__device__ void multiply_add(const FmaScores<capacity>& scores, const FmaRows<capacity>& b,
-                             int depth, FmaSums<capacity>& sums) {
+__device__ __forceinline__ void multiply_add(const FmaScores<capacity>& scores,
+                                             const FmaRows<capacity>& b, int depth,
+                                             FmaSums<capacity>& sums) {
   constexpr int rows = fma_thread_rows<capacity>;
+  const int first_row = fma_row<capacity>(), column = 4 * fma_column();
 #pragma unroll 4
   for (int k = 0; k < depth; ++k) {
     float left[rows];
 #pragma unroll
-    for (int i = 0; i < rows; ++i) left[i] = load_shared(&scores.row[fma_row<capacity>() + i][k]);
+    for (int i = 0; i < rows; ++i) left[i] = load_shared(&scores.row[first_row + i][k]);
 #pragma unroll
     for (int j = 0; j < capacity / 64; ++j) {
-      const float4 right = load_four(&b.row[k][4 * fma_column() + 64 * j]);
+      const float4 right = load_four(&b.row[k][column + 64 * j]);
 #pragma unroll
       for (int i = 0; i < rows; ++i) {
         sums[i][4 * j] = fmaf(left[i], right.x, sums[i][4 * j]);
@@ -155,7 +161,8 @@ __device__ void multiply_add(const FmaScores<capacity>& scores, const FmaRows<ca
 
 // Shares scores with the threads of the same rows. What was shared before is no longer read.
 template <int capacity>
-__device__ void share(FmaScores<capacity>& shared, const FmaScoreSums<capacity>& scores) {
+__device__ __forceinline__ void share(FmaScores<capacity>& shared,
+                                      const FmaScoreSums<capacity>& scores) {
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < fma_thread_rows<capacity>; ++i) {

@@ -22,7 +22,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
+#define __forceinline__ inline __attribute__((always_inline))
 #define __grid_constant__
 #define __launch_bounds__(...)
 
@@ -47,13 +47,23 @@ template <class T>
 inline constexpr bool one_access =
     std::is_trivially_copyable_v<T>&& std::has_single_bit(sizeof(T)) && sizeof(T) <= 16;
 
+template <std::size_t bytes>
+using Bits = std::tuple_element_t<
+    static_cast<std::size_t>(std::countr_zero(bytes)),
+    std::tuple<std::uint8_t, std::uint16_t, std::uint32_t, std::uint64_t, Bits128>>;
+
+// (Not std::bit_cast: its own line would be the place of a plain read of `value`.)
+template <class T>
+Bits<sizeof(T)> bits_of(const T& value) {
+  Bits<sizeof(T)> bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 template <class T>
 T load(const T* address, Where where = Where::current()) {
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
-  access(address, sizeof(T), Access::read, where);
-  T value;
-  std::memcpy(&value, address, sizeof(T));
-  return value;
+  return std::bit_cast<T>(load_bits<Bits<sizeof(T)>>(address, where));
 }
 
 template <class T>
@@ -64,8 +74,7 @@ T load_readonly(const T* address, Where where = Where::current()) {
 template <class T>
 void store(T* address, const std::type_identity_t<T>& value, Where where = Where::current()) {
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
-  access(address, sizeof(T), Access::write, where);
-  std::memcpy(address, &value, sizeof(T));
+  store_bits(address, bits_of(value), where);
 }
 
 // Atomic operations, on global or shared memory. Each returns what was there.
@@ -130,18 +139,14 @@ inline void __threadfence() {
 template <class T>
 T load_shared(const T* address, Where where = Where::current()) {
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
-  shared_access(address, sizeof(T), Access::read, where);
-  T value;
-  std::memcpy(&value, address, sizeof(T));
-  return value;
+  return std::bit_cast<T>(load_shared_bits<Bits<sizeof(T)>>(address, where));
 }
 
 template <class T>
 void store_shared(T* address, const std::type_identity_t<T>& value,
                   Where where = Where::current()) {
   static_assert(one_access<T>, "one instruction moves 1, 2, 4, 8 or 16 bytes");
-  shared_access(address, sizeof(T), Access::write, where);
-  std::memcpy(address, &value, sizeof(T));
+  store_shared_bits(address, bits_of(value), where);
 }
 
 // The address of shared memory as instructions take it.
@@ -315,6 +320,19 @@ inline int min(int a, int b) {
 }
 inline int __popc(unsigned bits) {
   return std::popcount(bits);
+}
+// Without an FMA unit in what the compiler may assume of the CPU, the library's is a call. The product
+// is exact as a double; the sum, rounded to a double, goes on to the float that it is nearest to,
+// unless it has come to lie halfway between two. Outside the normal floats, halves lie elsewhere.
+inline float fmaf(float a, float b, float c) {
+  const double sum = double{a} * double{b} + double{c};
+  const auto bits = std::bit_cast<std::uint64_t>(sum);
+  constexpr std::uint64_t exponent_of_least = 1023 - 126, normal_exponents = 254;
+  constexpr std::uint64_t lost = (std::uint64_t{1} << 29) - 1, half = std::uint64_t{1} << 28;
+  const bool is_normal = (bits >> 52 & 0x7ff) - exponent_of_least < normal_exponents;
+  if (!is_normal || (bits & lost) == half) [[unlikely]]
+    return std::fma(a, b, c);
+  return static_cast<float>(sum);
 }
 // CUDA's has a maximum error of 2 units in the last place; this one is within 1.
 inline float rsqrtf(float value) {

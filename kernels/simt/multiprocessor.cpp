@@ -14,9 +14,6 @@ constexpr unsigned all_registers = 64 * 1024;
 // fault.
 struct Unwinding {};
 
-// The multiprocessor whose kernel this host thread executes.
-thread_local constinit Multiprocessor* active = nullptr;
-
 // Registers of each thread, as nvcc gives them out to a kernel whose launch bounds are its block.
 unsigned registers_of(std::size_t threads) {
   constexpr unsigned most = 255;
@@ -25,12 +22,12 @@ unsigned registers_of(std::size_t threads) {
 
 }  // namespace
 
-Multiprocessor& running(std::string_view call) {
-  require(active != nullptr, "{} was called outside a kernel", call);
-  return *active;
-}
-
+thread_local constinit Multiprocessor* active = nullptr;
 thread_local constinit WatchedAddresses watched;
+
+void refuse_outside_kernel(std::string_view call) {
+  fail("{} was called outside a kernel", call);
+}
 
 std::string text(const Where& where) {
   return Site(where).text();
@@ -42,7 +39,8 @@ Multiprocessor::Multiprocessor(const SimtOptions& options, Heap& heap, Counters&
       counters_(counters),
       queue_(options.order, options.seed),
       random_(~options.seed),
-      races_(options.races == Races::find ? std::make_unique<RaceChecker>(heap) : nullptr) {}
+      races_(options.races == Races::find ? std::make_unique<RaceChecker>(heap) : nullptr),
+      is_observed_(races_ || options.counting != Counting::off) {}
 
 Multiprocessor::~Multiprocessor() = default;
 

@@ -67,6 +67,11 @@ class Multiprocessor {
   void shared_access(const void* address, std::size_t bytes, Access kind, Where where,
                      std::size_t used_bytes);
   void atomic_access(const void* address, std::size_t bytes, Where where);
+  // Most of both, whole; false: not this one.
+  bool usual_shared_access(const void* address, std::size_t bytes, Access kind,
+                           std::size_t alignment);
+  bool usual_global_access(const void* address, std::size_t bytes, Access kind,
+                           std::size_t alignment);
   // An access to a watched address that the compiler announces.
   void plain_access(const void* address, std::size_t bytes, Access kind,
                     const void* return_address);
@@ -163,7 +168,10 @@ class Multiprocessor {
                     AccessMode mode, Site site);
   void count_warp(Warp& warp);
   void count_dram(const void* global, std::size_t bytes, Access kind);
-  void log_access(const void* address, std::size_t bytes, Access kind, Space space, Where where);
+  void log_access(const void* address, std::size_t bytes, Access kind, Space space, Where where) {
+    if (options_.counting != Counting::off) count_access(address, bytes, kind, space, where);
+  }
+  void count_access(const void* address, std::size_t bytes, Access kind, Space space, Where where);
 
   // Copies (multiprocessor_copies.cpp).
   struct InitialisedBytes {
@@ -192,8 +200,8 @@ class Multiprocessor {
   auto naming(std::string_view call, Where where, const Action& action) -> decltype(action());
 
   // Messages.
-  [[noreturn]] void refuse(std::size_t bytes, Access kind, Site site,
-                           const std::string& reason) const;
+  [[noreturn, gnu::cold]] void refuse(std::size_t bytes, Access kind, Site site,
+                                      const std::string& reason) const;
   std::string place() const;  // "kernel k, block (0, 0, 0), thread (1, 0, 0)"
   std::string place_of(const Block& block) const;
   std::string place_of(const Thread& thread) const;
@@ -208,6 +216,7 @@ class Multiprocessor {
   StackPool stacks_;
   SharedMemories shared_;
   std::unique_ptr<RaceChecker> races_;  // nullptr: they are not looked for
+  const bool is_observed_;              // accesses are counted, or remembered for races
   FirstTouches first_touches_;
 
   // The launch.
@@ -238,8 +247,16 @@ class Multiprocessor {
   bool unwinding_ = false;  // after a fault, the threads that are left only unwind their stacks
 };
 
-// The one whose kernel this host thread executes; throws Error, naming the call, outside a kernel.
-Multiprocessor& running(std::string_view call);
+// The one whose kernel this host thread executes. (Of the model initial-exec: position-independent
+// code would call a function for its address.)
+[[gnu::tls_model("initial-exec")]] extern thread_local constinit Multiprocessor* active;
+[[noreturn, gnu::cold]] void refuse_outside_kernel(std::string_view call);
+// The same; throws Error, naming the call, outside a kernel.
+inline Multiprocessor& running(std::string_view call) {
+  if (!active) [[unlikely]]
+    refuse_outside_kernel(call);
+  return *active;
+}
 // The addresses of the device whose kernel this host thread executes, for a quick look: most plain
 // accesses are to a kernel's own variables.
 struct WatchedAddresses {
@@ -250,7 +267,7 @@ struct WatchedAddresses {
     return address - heap_begin < heap_bytes || address - shared_begin < shared_bytes;
   }
 };
-extern thread_local constinit WatchedAddresses watched;
+[[gnu::tls_model("initial-exec")]] extern thread_local constinit WatchedAddresses watched;
 
 // "file.cu:12"
 std::string text(const Where& where);

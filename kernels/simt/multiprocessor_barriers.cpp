@@ -257,7 +257,6 @@ void Multiprocessor::complete(Warp& warp, std::size_t index) {
   warp.collecting.erase(warp.collecting.begin() + static_cast<std::ptrdiff_t>(index));
   if ((collective.mask & warp.live) == warp.live) count_warp(warp);
   ++counters_.warp_collectives;
-  std::vector<Thread*> woken;
   std::vector<Participant*> participants;
   for (unsigned lanes = collective.arrived; lanes; lanes &= lanes - 1) {
     Thread* const thread = warp.lanes[static_cast<std::size_t>(std::countr_zero(lanes))];

@@ -23,6 +23,10 @@ AccessMode mode_of(Access kind) {
   return kind == Access::read ? AccessMode::read : AccessMode::write;
 }
 
+bool is_aligned(const void* address, std::size_t power_of_two) {
+  return (reinterpret_cast<std::uintptr_t>(address) & (power_of_two - 1)) == 0;
+}
+
 }  // namespace
 
 // ---- checks ----------------------------------------------------------------------------------
@@ -77,6 +81,41 @@ void Multiprocessor::check_initialised(const void* shared, std::size_t bytes, Si
 
 // ---- accesses --------------------------------------------------------------------------------
 
+// All of an access as nearly all are: in order, to shared memory of the block itself, and neither
+// counted nor remembered. False: it is another, and nothing has been done. On the way through there
+// is no call, so it costs a few instructions where it is inlined.
+inline bool Multiprocessor::usual_shared_access(const void* address, std::size_t bytes, Access kind,
+                                                std::size_t alignment) {
+  if (is_observed_ || !is_aligned(address, alignment)) return false;
+  const unsigned slot = current_->block->slot;
+  const std::size_t offset = shared_.offset_of(address) - slot * SharedMemories::window;
+  // Below the window it wraps around to far behind its end.
+  if (offset >= SharedMemories::window || offset + bytes > shape_->shared_bytes) return false;
+  if (kind == Access::write) {
+    shared_.initialised(slot).mark(offset, bytes);
+  } else if (sees_all_writes && !shared_.initialised(slot).covers(offset, bytes)) {
+    return false;
+  }
+  announced_ = {reinterpret_cast<std::uintptr_t>(address), bytes, mode_of(kind)};
+  return true;
+}
+
+// The same of global memory.
+inline bool Multiprocessor::usual_global_access(const void* address, std::size_t bytes, Access kind,
+                                                std::size_t alignment) {
+  if (is_observed_ || !is_aligned(address, alignment) || !heap_.contains(address, bytes)) {
+    return false;
+  }
+  const std::size_t offset = heap_.offset_of(address);
+  if (kind == Access::write) {
+    heap_.initialised().mark(offset, bytes);
+  } else if (!heap_.initialised().covers(offset, bytes)) {
+    return false;
+  }
+  announced_ = {reinterpret_cast<std::uintptr_t>(address), bytes, mode_of(kind)};
+  return true;
+}
+
 void Multiprocessor::access(const void* address, std::size_t bytes, Access kind, Where where) {
   if (memory_of(address) == Memory::shared)
     return shared_access(address, bytes, kind, where, bytes);
@@ -115,6 +154,10 @@ void Multiprocessor::plain_access(const void* address, std::size_t bytes, Access
   const auto begin = reinterpret_cast<std::uintptr_t>(address);
   if (begin - announced_.begin < announced_.bytes &&
       (announced_.mode == AccessMode::atomic || announced_.mode == mode_of(kind))) {
+    return;
+  }
+  if (usual_shared_access(address, bytes, kind, 1) ||
+      usual_global_access(address, bytes, kind, 1)) {
     return;
   }
   const Site site = Site::of_code(return_address);
@@ -178,9 +221,8 @@ unsigned Multiprocessor::shared_address_of(const void* pointer) const {
 
 // ---- counters --------------------------------------------------------------------------------
 
-void Multiprocessor::log_access(const void* address, std::size_t bytes, Access kind, Space space,
-                                Where where) {
-  if (options_.counting == Counting::off) return;
+void Multiprocessor::count_access(const void* address, std::size_t bytes, Access kind, Space space,
+                                  Where where) {
   if (space == Space::global) count_dram(address, bytes, kind);
   current_->log.push_back({reinterpret_cast<std::uintptr_t>(address),
                            static_cast<std::uint32_t>(bytes), kind, space,
@@ -287,5 +329,88 @@ void Multiprocessor::wait_wgmma(std::size_t pending_groups) {
   for (std::size_t i = 0; i < lanes.size(); ++i) lanes[i] = &warp.lanes[i]->knowledge;
   races_->end_groups(warp.products, pending_groups, lanes);
 }
+
+// ---- the calls of runtime.h: here, where the usual way can be inlined into them -----------------
+
+void access(const void* address, std::size_t bytes, Access kind, Where where) {
+  running(kind == Access::read ? "load()" : "store()").access(address, bytes, kind, where);
+}
+
+void shared_access(const void* address, std::size_t bytes, Access kind, Where where) {
+  Multiprocessor& self = running("an access to shared memory");
+  if (self.usual_shared_access(address, bytes, kind, bytes)) [[likely]]
+    return;
+  self.shared_access(address, bytes, kind, where, bytes);
+}
+
+void shared_access(const void* address, std::size_t bytes, Access kind, Where where,
+                   std::size_t used_bytes) {
+  running("an access to shared memory").shared_access(address, bytes, kind, where, used_bytes);
+}
+
+void atomic_access(const void* address, std::size_t bytes, Where where) {
+  running("an atomic operation").atomic_access(address, bytes, where);
+}
+
+template <class Bits>
+Bits load_bits(const void* address, Where where) {
+  Multiprocessor& self = running("load()");
+  if (!self.usual_global_access(address, sizeof(Bits), Access::read, sizeof(Bits))) [[unlikely]] {
+    self.access(address, sizeof(Bits), Access::read, where);
+  }
+  Bits bits;
+  std::memcpy(&bits, address, sizeof bits);
+  return bits;
+}
+
+template <class Bits>
+void store_bits(void* address, Bits bits, Where where) {
+  Multiprocessor& self = running("store()");
+  if (!self.usual_global_access(address, sizeof bits, Access::write, sizeof bits)) [[unlikely]] {
+    self.access(address, sizeof bits, Access::write, where);
+  }
+  std::memcpy(address, &bits, sizeof bits);
+}
+
+template <class Bits>
+Bits load_shared_bits(const void* address, Where where) {
+  Multiprocessor& self = running("an access to shared memory");
+  if (!self.usual_shared_access(address, sizeof(Bits), Access::read, sizeof(Bits))) [[unlikely]] {
+    self.shared_access(address, sizeof(Bits), Access::read, where, sizeof(Bits));
+  }
+  Bits bits;
+  std::memcpy(&bits, address, sizeof bits);
+  return bits;
+}
+
+template <class Bits>
+void store_shared_bits(void* address, Bits bits, Where where) {
+  Multiprocessor& self = running("an access to shared memory");
+  if (!self.usual_shared_access(address, sizeof bits, Access::write, sizeof bits)) [[unlikely]] {
+    self.shared_access(address, sizeof bits, Access::write, where, sizeof bits);
+  }
+  std::memcpy(address, &bits, sizeof bits);
+}
+
+template std::uint8_t load_bits(const void*, Where);
+template std::uint16_t load_bits(const void*, Where);
+template std::uint32_t load_bits(const void*, Where);
+template std::uint64_t load_bits(const void*, Where);
+template Bits128 load_bits(const void*, Where);
+template void store_bits(void*, std::uint8_t, Where);
+template void store_bits(void*, std::uint16_t, Where);
+template void store_bits(void*, std::uint32_t, Where);
+template void store_bits(void*, std::uint64_t, Where);
+template void store_bits(void*, Bits128, Where);
+template std::uint8_t load_shared_bits(const void*, Where);
+template std::uint16_t load_shared_bits(const void*, Where);
+template std::uint32_t load_shared_bits(const void*, Where);
+template std::uint64_t load_shared_bits(const void*, Where);
+template Bits128 load_shared_bits(const void*, Where);
+template void store_shared_bits(void*, std::uint8_t, Where);
+template void store_shared_bits(void*, std::uint16_t, Where);
+template void store_shared_bits(void*, std::uint32_t, Where);
+template void store_shared_bits(void*, std::uint64_t, Where);
+template void store_shared_bits(void*, Bits128, Where);
 
 }  // namespace orchard::simt

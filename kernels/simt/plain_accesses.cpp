@@ -16,9 +16,9 @@ using orchard::simt::Access;
 // destroy, so the error of a fault passes them all the same.
 inline void announce(const void* address, std::size_t bytes, Access kind,
                      const void* return_address) {
+  // Watched addresses are a kernel's that runs.
   if (orchard::simt::watched.contains(address)) {
-    orchard::simt::running("an access to memory")
-        .plain_access(address, bytes, kind, return_address);
+    orchard::simt::active->plain_access(address, bytes, kind, return_address);
   }
 }
 

@@ -31,7 +31,7 @@ class RunQueue {
     switch (order_) {
       case ThreadOrder::fifo: {
         Thread* const first = slot(0);
-        head_ = (head_ + 1) % ring_.size();
+        head_ = wrapped(head_ + 1);
         return first;
       }
       case ThreadOrder::random:
@@ -56,7 +56,9 @@ class RunQueue {
   }
 
  private:
-  Thread*& slot(std::size_t i) { return ring_[(head_ + i) % ring_.size()]; }
+  Thread*& slot(std::size_t i) { return ring_[wrapped(head_ + i)]; }
+  // Of less than twice around.
+  std::size_t wrapped(std::size_t i) const { return i < ring_.size() ? i : i - ring_.size(); }
   // Not std::uniform_int_distribution, which differs between libraries.
   std::size_t below(std::size_t n) { return random_() % n; }
 

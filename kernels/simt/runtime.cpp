@@ -4,6 +4,8 @@
 
 namespace orchard::simt {
 
+// Accesses to memory: multiprocessor_memory.cpp.
+
 void warp_collective(const WarpOperation& operation, unsigned mask, void* argument, Where where) {
   running(operation.name).warp_collective(operation, mask, argument, where);
 }
@@ -46,23 +48,6 @@ unsigned cluster_blocks() {
 
 void* map_to_rank(const void* address, unsigned rank, Where where) {
   return running("mapa").map_to_rank(address, rank, where);
-}
-
-void access(const void* address, std::size_t bytes, Access kind, Where where) {
-  running(kind == Access::read ? "load()" : "store()").access(address, bytes, kind, where);
-}
-
-void shared_access(const void* address, std::size_t bytes, Access kind, Where where) {
-  running("an access to shared memory").shared_access(address, bytes, kind, where, bytes);
-}
-
-void shared_access(const void* address, std::size_t bytes, Access kind, Where where,
-                   std::size_t used_bytes) {
-  running("an access to shared memory").shared_access(address, bytes, kind, where, used_bytes);
-}
-
-void atomic_access(const void* address, std::size_t bytes, Where where) {
-  running("an atomic operation").atomic_access(address, bytes, where);
 }
 
 void fence_memory() {

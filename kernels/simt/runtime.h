@@ -95,6 +95,21 @@ void shared_access(const void* address, std::size_t bytes, Access kind, Where wh
 void shared_access(const void* address, std::size_t bytes, Access kind, Where where,
                    std::size_t used_bytes);
 
+// What one instruction moves, in registers.
+struct Bits128 {
+  std::uint64_t low, high;
+};
+
+// The checked access and the movement itself, in one call: the movement needs no look of its own.
+template <class Bits>
+Bits load_bits(const void* address, Where where);
+template <class Bits>
+void store_bits(void* address, Bits bits, Where where);
+template <class Bits>
+Bits load_shared_bits(const void* address, Where where);
+template <class Bits>
+void store_shared_bits(void* address, Bits bits, Where where);
+
 // As access, by an atomic operation that reads and writes.
 void atomic_access(const void* address, std::size_t bytes, Where where);
 

@@ -23,11 +23,12 @@ struct alignas(16) float4 {
 };
 
 // The special registers of the thread that runs now. The multiprocessor writes them whenever it
-// switches threads; a kernel reads them as on a GPU.
-inline thread_local constinit uint3 threadIdx{};
-inline thread_local constinit uint3 blockIdx{};
-inline thread_local constinit dim3 blockDim{};
-inline thread_local constinit dim3 gridDim{};
+// switches threads; a kernel reads them as on a GPU. (Of the model initial-exec: position-independent
+// code would call a function for their addresses.)
+[[gnu::tls_model("initial-exec")]] inline thread_local constinit uint3 threadIdx{};
+[[gnu::tls_model("initial-exec")]] inline thread_local constinit uint3 blockIdx{};
+[[gnu::tls_model("initial-exec")]] inline thread_local constinit dim3 blockDim{};
+[[gnu::tls_model("initial-exec")]] inline thread_local constinit dim3 gridDim{};
 inline constexpr int warpSize = 32;
 
 }  // namespace orchard::simt
