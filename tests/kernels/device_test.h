@@ -150,12 +150,15 @@ class DeviceTest : public ::testing::TestWithParam<std::tuple<DeviceKind, Case>>
 };
 
 // The devices of this build.
-inline auto every_device() {
+inline std::vector<DeviceKind> device_kinds() {
 #ifdef ORCHARD_HAS_CUDA
-  return ::testing::Values(DeviceKind::cpu, DeviceKind::simt, DeviceKind::cuda);
+  return {DeviceKind::cpu, DeviceKind::simt, DeviceKind::cuda};
 #else
-  return ::testing::Values(DeviceKind::cpu, DeviceKind::simt);
+  return {DeviceKind::cpu, DeviceKind::simt};
 #endif
+}
+inline auto every_device() {
+  return ::testing::ValuesIn(device_kinds());
 }
 
 // Those that run the CUDA kernels.

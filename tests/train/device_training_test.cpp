@@ -43,7 +43,7 @@ RunConfig three_stages(const std::filesystem::path& set, const Setting& setting)
   add_later_stages(run, stage_steps);
   run.dtype = setting.dtype;
   // The attention of sm_90a is for heads of 64 and 128.
-  if (setting.simt_arch == GpuArch::sm_90a) run.model.decoder.head_dim = 128;
+  if (setting.simt_arch == GpuArch::sm_90a) run.model.decoder.head_dim = 64;
   run.model.recompute = setting.recompute;
   if (!setting.sparse) run.model.decoder.moe = {};
   return run;

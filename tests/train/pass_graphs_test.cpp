@@ -416,22 +416,34 @@ TEST_P(PassGraphsWithMessages, RanksReplayTogetherWithTheBitsOfPlainPasses) {
   twins_->expect_same_state();
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Toys, PassGraphsWithMessages,
-    ::testing::Combine(
-        every_gpu(), ::testing::Values(Messages{.name = "experts", .layout = {.expert = 2}},
-                                       Messages{.name = "parts_of_experts_bf16_recomputed",
-                                                .layout = {.expert_tensor = 2},
-                                                .capacity = 1.25,
-                                                .dtype = DType::bf16,
-                                                .recompute = Recompute::blocks},
-                                       Messages{.name = "layers",
-                                                .layout = {.tensor = 2, .tensor_chunks = 2},
-                                                .experts = 0},
-                                       Messages{.name = "layers_sparse", .layout = {.tensor = 2}})),
-    [](const auto& test) {
-      return fmt::format("{}_{}", name_of(std::get<0>(test.param)), std::get<1>(test.param).name);
-    });
+const Messages with_messages[] = {
+    {.name = "experts", .layout = {.expert = 2}},
+    {.name = "layers", .layout = {.tensor = 2, .tensor_chunks = 2}, .experts = 0}};
+// On the emulator, in tests/run.sh --full.
+const Messages more_with_messages[] = {{.name = "parts_of_experts_bf16_recomputed",
+                                        .layout = {.expert_tensor = 2},
+                                        .capacity = 1.25,
+                                        .dtype = DType::bf16,
+                                        .recompute = Recompute::blocks},
+                                       {.name = "layers_sparse", .layout = {.tensor = 2}}};
+
+std::string name_of_case(const ::testing::TestParamInfo<std::tuple<DeviceKind, Messages>>& test) {
+  return fmt::format("{}_{}", name_of(std::get<0>(test.param)), std::get<1>(test.param).name);
+}
+
+INSTANTIATE_TEST_SUITE_P(Toys, PassGraphsWithMessages,
+                         ::testing::Combine(every_gpu(), ::testing::ValuesIn(with_messages)),
+                         name_of_case);
+INSTANTIATE_TEST_SUITE_P(DISABLED_MoreToysOnTheEmulator, PassGraphsWithMessages,
+                         ::testing::Combine(::testing::Values(DeviceKind::simt),
+                                            ::testing::ValuesIn(more_with_messages)),
+                         name_of_case);
+#ifdef ORCHARD_HAS_CUDA
+INSTANTIATE_TEST_SUITE_P(MoreToys, PassGraphsWithMessages,
+                         ::testing::Combine(::testing::Values(DeviceKind::cuda),
+                                            ::testing::ValuesIn(more_with_messages)),
+                         name_of_case);
+#endif
 
 // Sequences of several lengths in a step: the counts are read, so no pass of such a step is a graph.
 using PassGraphsOfCounts = PassGraphsWithMessages;
