@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Sets up, builds everything and runs all tests.
+# Sets up, builds everything and runs the tests, which take ten minutes on two cores.
 #
 # usage: tests/run.sh [--full]
 #
 # --full (at most two hours) adds clang-format, clang-tidy on every source, the tests of kernels with the
-# emulator's race checker in every order of threads and copies, every layout, the tests under the address
-# and undefined-behaviour sanitizers, and the demo.
+# emulator's race checker in every order of threads and copies, every layout, and every toy on emulated GPUs,
+# the tests under the address and undefined-behaviour sanitizers, and the demo.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -87,7 +87,7 @@ inline int rank_tests_main(int argc, char** argv) {
   // mpirun would take another code than 0 for a failure, and ends the ranks that are not done.
   const bool is_alone = session->world()->size() == 1;
   session.reset();
-  return is_alone ? exit_code(result) : result;
+  return is_alone ? exit_code(result) : checked_result(result);
 }
 
 }  // namespace orchard::testing
