@@ -534,8 +534,10 @@ TEST_P(Collectives, GraphsSendAgain) {
     sum = contribution(DType::f32, size, world_->rank(), salt);
     before = contribution(DType::f32, size, world_->rank(), 10 * salt);
     behind = contribution(DType::f32, size, world_->rank(), 100 * salt);
-    for (std::int64_t i = 0; i < sent.size(); ++i)
-      sent.set(i, static_cast<double>(1000 * salt + 100 * world_->rank() + i / 100));
+    for (std::int64_t i = 0; i < sent.size(); ++i) {
+      const std::int64_t receiver = i / 100;
+      sent.set(i, static_cast<double>(1000 * salt + 100 * world_->rank() + receiver));
+    }
     for (OnDevice* const x : {&sum_d, &sent_d, &before_d, &behind_d}) x->upload();
     uploaded->record(stream());
     other->wait(*uploaded);
