@@ -65,8 +65,7 @@ void add_run(std::vector<RunOption>& options) {
   options.push_back(choice_option(
       {"run.graphs",
        "record micro-batches as graphs, by shape, and replay them; not with layout.pp, with "
-       "layout.ep "
-       "or layout.etp only where moe.capacity_factor is set"},
+       "layout.ep or layout.etp only where moe.capacity_factor is set and layout.tp is 1"},
       graph_choices, [](auto& r) -> auto& { return r.graphs; }));
   options.push_back(integer_option(
       {"run.seed", "of weights, mixing and packing"}, from_0,
