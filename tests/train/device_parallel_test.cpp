@@ -138,8 +138,7 @@ TEST_P(DeviceRanks, LossesAreThoseOfOneRank) {
 }
 
 // Each layout with dense and sparse toys, which experts need, in all stages and on both architectures.
-// Optimizers and transports come once or twice among them. Here, every
-// layout with sparse toys.
+// Optimizers and transports come once or twice among them. Here, every layout with sparse toys.
 constexpr Setting settings[] = {
     {.name = "data_over_the_host", .layout = {}, .transport = Transport::host},
     {.name = "tensor", .layout = {.tensor = 2}, .optimizer = OptimizerKind::adafactor},
