@@ -193,7 +193,7 @@ std::unique_ptr<Graph> NcclCommunicator::capture(Stream& stream,
   };
   std::unique_ptr<Graph> graph;
   try {
-    graph = stream.capture(work);
+    graph = stream.device().capture(stream, work);
   } catch (...) {
     end();
     throw;

@@ -43,7 +43,8 @@ CapturedPass::CapturedPass(const MultimodalModel& model, const Pass& pass, Commu
 
 void CapturedPass::replay(std::unique_ptr<Graph>& graph, std::function<void()> work) {
   if (!graph) {
-    graph = group_ ? group_->capture(pass_.stream, work) : pass_.stream.capture(std::move(work));
+    graph = group_ ? group_->capture(pass_.stream, work)
+                   : pass_.stream.device().capture(pass_.stream, std::move(work));
   }
   graph->replay(pass_.stream);
 }

@@ -8,7 +8,7 @@
 #include "kernels/activation/activation.h"
 #include "kernels/activation/activation_gpu.h"
 #include "kernels/core/visit.h"
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/columns.h"
 #include "kernels/gpu/math.h"
 #include "kernels/gpu/pieces.h"

@@ -25,8 +25,6 @@ namespace {
 
 using namespace backward_tiles;
 
-#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
 // A warpgroup: its 64 rows of a tile.
 template <int head_dim, Gradients wanted>
 __device__ __forceinline__ void consume_tile(Storage<head_dim>& shared, const Backward& op,
@@ -201,8 +199,6 @@ __device__ __forceinline__ void consume_tile(Storage<head_dim>& shared, const Ba
   }
 }
 
-#endif
-
 // Of q and d_out there are boxes for rows and for columns; of k and v these are the same.
 template <int head_dim>
 __global__ void __launch_bounds__(threads, 1)
@@ -213,7 +209,6 @@ __global__ void __launch_bounds__(threads, 1)
                              const __grid_constant__ TensorMap k,
                              const __grid_constant__ TensorMap v, Backward op, TileQueue queue,
                              unsigned key_tiles) {
-#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr Gradients d_q = Gradients::d_q, d_k_and_d_v = Gradients::d_k_and_d_v;
   auto& shared = shared_storage<Storage<head_dim>>();
   if (threadIdx.x == 0) {
@@ -251,7 +246,6 @@ __global__ void __launch_bounds__(threads, 1)
     for_each_tile(shared.ring_for_queries,
                   [&](const Work& work) { consume_tile<head_dim, d_q>(shared, op, work); });
   }
-#endif
 }
 
 template <int head_dim>

@@ -22,6 +22,7 @@
 #include "kernels/attention/tile_queue.h"
 #include "kernels/attention/wgmma_tiles.h"
 #include "kernels/gpu/gpu.h"
+#include "kernels/ptx/convert.h"
 
 namespace orchard::GPU_NAMESPACE {
 namespace {
@@ -80,8 +81,6 @@ struct Storage {
   std::uint64_t tail_full[stages];
 };
 static_assert(sizeof(Storage<64>) <= 227 * 1024 && sizeof(Storage<128>) <= 227 * 1024);
-
-#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 __device__ inline void release(std::uint64_t* empty) {
   if (threadIdx.x % 32 == 0) mbarrier_arrive(empty);
@@ -333,14 +332,11 @@ __device__ void consume(Storage<head_dim>& shared, const Forward& op) {
   }
 }
 
-#endif
-
 template <int head_dim>
 __global__ void __launch_bounds__(tile_shape(head_dim).threads(), 1)
     attention_forward_wgmma(const __grid_constant__ TensorMap q,
                             const __grid_constant__ TensorMap k,
                             const __grid_constant__ TensorMap v, Forward op, TileQueue queue) {
-#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   constexpr TileShape shape = tile_shape(head_dim);
   auto& shared = shared_storage<Storage<head_dim>>();
   if (threadIdx.x == 0) {
@@ -368,7 +364,6 @@ __global__ void __launch_bounds__(tile_shape(head_dim).threads(), 1)
     grow_registers<shape.consumer_registers>();
     consume(shared, op);
   }
-#endif
 }
 
 template <int head_dim>

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "kernels/attention/attention_gpu.h"
+#include "kernels/device/device.h"
 #include "kernels/gpu/gpu_properties.h"
 #include "kernels/gpu/register.h"
 

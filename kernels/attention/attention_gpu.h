@@ -5,7 +5,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/attention/document_tile.h"
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 
 namespace orchard::GPU_NAMESPACE {
 

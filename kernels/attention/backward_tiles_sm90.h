@@ -90,8 +90,6 @@ struct Storage {
 };
 static_assert(sizeof(Storage<64>) <= 227 * 1024 && sizeof(Storage<128>) <= 227 * 1024);
 
-#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
 template <Gradients wanted, int head_dim>
 __device__ auto& tiles_of(Storage<head_dim>& shared) {
   if constexpr (wanted == Gradients::d_q) {
@@ -354,7 +352,5 @@ __device__ void initialise(Ring<head_dim, wanted>& ring) {
     mbarrier_init(&ring.second_empty[stage], consumers);
   }
 }
-
-#endif
 
 }  // namespace orchard::GPU_NAMESPACE::backward_tiles

@@ -9,6 +9,7 @@
 #include "kernels/attention/attention_gpu.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/vector.h"
+#include "kernels/ptx/convert.h"
 #include "kernels/ptx/cp_async.h"
 #include "kernels/ptx/ldmatrix.h"
 #include "kernels/ptx/mma.h"

@@ -1,6 +1,6 @@
 // Bytes: d_out and out once, four per row. Bound: HBM bandwidth, at half a FLOP per byte in bf16.
 #include "kernels/attention/row_dots.h"
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/vector.h"
 #include "kernels/gpu/warp.h"
 

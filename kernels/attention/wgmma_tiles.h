@@ -7,6 +7,7 @@
 #include "kernels/attention/attention_gpu.h"
 #include "kernels/attention/mma_tiles.h"
 #include "kernels/gpu/gpu.h"
+#include "kernels/ptx/convert.h"
 #include "kernels/ptx/mbarrier.h"
 #include "kernels/ptx/tma.h"
 #include "kernels/ptx/wgmma.h"

@@ -12,7 +12,7 @@
 #include "kernels/convolution/convolution_gpu.h"
 #include "kernels/convolution/pixels.h"
 #include "kernels/core/visit.h"
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/grid.h"
 
 namespace orchard::GPU_NAMESPACE {

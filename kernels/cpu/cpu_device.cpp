@@ -37,9 +37,6 @@ class CpuStream final : public Stream {
  public:
   explicit CpuStream(Device& device) : Stream(device) {}
   void wait(Event&) override {}
-  std::unique_ptr<Graph> capture(std::function<void()> work) override {
-    return std::make_unique<CpuGraph>(std::move(work));
-  }
 
   void fill_zero(Tensor destination) override {
     if (destination.numel()) std::memset(destination.raw(), 0, destination.size_bytes());
@@ -69,6 +66,9 @@ class CpuDevice final : public Device {
   }
   std::unique_ptr<Stream> make_stream() override { return std::make_unique<CpuStream>(*this); }
   std::unique_ptr<Event> make_event() override { return std::make_unique<CpuEvent>(*this); }
+  std::unique_ptr<Graph> capture(Stream&, std::function<void()> work) override {
+    return std::make_unique<CpuGraph>(std::move(work));
+  }
 
  private:
   std::byte* allocate_bytes(std::size_t bytes) override {

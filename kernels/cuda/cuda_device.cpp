@@ -27,6 +27,9 @@ class CudaDevice final : public Device {
     return std::make_unique<CudaStream>(*this, streams_);
   }
   std::unique_ptr<Event> make_event() override { return std::make_unique<CudaEvent>(*this); }
+  std::unique_ptr<Graph> capture(Stream& stream, std::function<void()> work) override {
+    return static_cast<CudaStream&>(stream).capture(work);
+  }
 
  private:
   std::byte* allocate_bytes(std::size_t bytes) override { return pool_->allocate(bytes); }

@@ -91,7 +91,7 @@ void CudaStream::wait(Event& event) {
              static_cast<CudaEvent&>(event).handle(), 0u);
 }
 
-std::unique_ptr<Graph> CudaStream::capture(std::function<void()> work) {
+std::unique_ptr<Graph> CudaStream::capture(const std::function<void()>& work) {
   call_after(launches_, "cudaStreamBeginCapture", cudaStreamBeginCapture, handle_,
              cudaStreamCaptureModeThreadLocal);
   cudaGraph_t recorded = nullptr;

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/launch_shape.h"
 
 namespace orchard::cuda {

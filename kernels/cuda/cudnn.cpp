@@ -13,6 +13,7 @@
 
 #include "kernels/cuda/call.h"
 #include "kernels/cuda/cuda_stream.h"
+#include "kernels/device/device.h"
 
 namespace orchard::cuda {
 namespace {

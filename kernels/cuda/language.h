@@ -1,7 +1,6 @@
 // CUDA's side of kernels/gpu/gpu.h: what the language lacks, as thin wrappers.
 #pragma once
 
-#include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
 #include "kernels/core/dtype.h"
@@ -48,12 +47,6 @@ __device__ __forceinline__ void store_shared(T* address, const T& value) {
 // The address of shared memory as instructions take it.
 __device__ __forceinline__ unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
-
-// Two floats rounded to bf16 (to nearest even), `low` in the lower half.
-__device__ __forceinline__ unsigned pack_bf16x2(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const unsigned*>(&pair);
 }
 
 // Queues the kernel on a CUDA stream.

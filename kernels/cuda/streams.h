@@ -5,6 +5,7 @@
 
 #include "kernels/cuda/call.h"
 #include "kernels/cuda/cuda_stream.h"
+#include "kernels/device/device.h"
 
 namespace orchard::cuda {
 
@@ -30,7 +31,7 @@ class CudaStream final : public Stream {
 
   void fill_zero(Tensor destination) override;
   void wait(Event& event) override;
-  std::unique_ptr<Graph> capture(std::function<void()> work) override;
+  std::unique_ptr<Graph> capture(const std::function<void()>& work);
   void* native_handle() const override { return handle_; }
 
   cudaStream_t handle() const { return handle_; }

@@ -1,11 +1,8 @@
 // Devices, streams and the memory they own.
 //
-// A Device allocates memory, counts what it gave away and knows the functions of its backend. A
-// Stream is an in-order queue of work on one device. Nothing promises that work is done when a call
-// returns: only Stream::synchronize does. The CPU's stream happens to run each operation at once.
-//
-// Streams of one device go on beside each other. What one of them needs of another's work it waits
-// for by an Event. A Graph is work that was recorded once and is queued again as a whole.
+// A Device allocates memory, counts what it gave away and knows the functions of its backend. Its
+// streams (kernels/device/stream.h) go on beside each other. What one of them needs of another's work
+// it waits for by an Event. A Graph is work that was recorded once and is queued again as a whole.
 //
 // A device is driven by one host thread. Buffers, streams, events and graphs must not outlive it.
 #pragma once
@@ -20,13 +17,12 @@
 
 #include "kernels/core/tensor.h"
 #include "kernels/device/operation_table.h"
+#include "kernels/device/stream.h"
 
 namespace orchard {
 
-class Device;
 class Event;
 class Graph;
-class Stream;
 
 // What a test reads to prove that a warm training step allocates nothing, and does not wait.
 struct DeviceStatistics {
@@ -39,36 +35,6 @@ struct DeviceStatistics {
   // Times that the host waited: for a stream, for an event that had not been passed, or in a copy
   // that a GPU's driver may wait in, see Stream::copy.
   std::int64_t host_waits = 0;
-};
-
-// Owning block of device memory, aligned to 256 bytes. Contents start undefined. Movable, not
-// copyable.
-class Buffer {
- public:
-  Buffer() = default;
-  Buffer(Device& device, std::size_t bytes);
-  Buffer(Buffer&& other) noexcept { swap(other); }
-  Buffer& operator=(Buffer&& other) noexcept {
-    Buffer(std::move(other)).swap(*this);
-    return *this;
-  }
-  ~Buffer();
-
-  std::byte* data() const { return data_; }
-  std::size_t size_bytes() const { return bytes_; }
-  // A view of the first bytes; throws when the buffer is too small.
-  Tensor tensor(DType dtype, Shape shape) const;
-
-  void swap(Buffer& other) noexcept {
-    std::swap(device_, other.device_);
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-  }
-
- private:
-  Device* device_ = nullptr;
-  std::byte* data_ = nullptr;
-  std::size_t bytes_ = 0;
 };
 
 class Device {
@@ -87,6 +53,14 @@ class Device {
   bool is_page_locked(const void* address) const;
   virtual std::unique_ptr<Stream> make_stream() = 0;
   virtual std::unique_ptr<Event> make_event() = 0;
+
+  // Records, instead of running it, what `work` queues on `stream` and on streams that wait for its
+  // events, whose work `stream` must have waited for at its end. It has run before: the host waits for
+  // nothing in it, no stream for an event from outside, no workspace grows. Its events end with it.
+  // Replays have its addresses and numbers, the workspaces' too: the streams must outlive the graph,
+  // and their workspaces not grow. What it does on the host happens once on a GPU, and in every replay
+  // on the CPU, whose operations cannot be recorded: there must be nothing that matters.
+  virtual std::unique_ptr<Graph> capture(Stream& stream, std::function<void()> work) = 0;
 
   // Lets queued work go on, without waiting for it, where nothing but calls of the host moves it: on
   // an emulated device, whose host waits for other ranks. Does nothing elsewhere.
@@ -119,56 +93,6 @@ class Device {
   DeviceStatistics statistics_;
   OperationTable operations_;
   std::unordered_map<std::type_index, std::shared_ptr<void>> extensions_;
-};
-
-class Stream {
- public:
-  virtual ~Stream();
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-
-  Device& device() const { return device_; }
-
-  // Returns when everything queued so far has finished.
-  void synchronize();
-
-  // Copies between tensors of one dtype and size; throws Error for others. Host tensors must stay
-  // untouched until the next synchronize. Of host memory that is not Device::allocate_host's, CUDA's
-  // driver may wait for the stream in here (CUDA Runtime API, "API synchronization behavior").
-  void copy(Tensor destination, ConstTensor source);
-  virtual void fill_zero(Tensor destination) = 0;
-
-  // Work queued from now on begins after the point that `event` stands for now. An event that was
-  // never recorded holds nothing up.
-  virtual void wait(Event& event) = 0;
-
-  // Records, instead of running it, what `work` queues here and on streams that wait for its events,
-  // whose work this stream must have waited for at its end. It has run before: the host waits for
-  // nothing in it, no stream for an event from outside, no workspace grows. Its events end with it.
-  // Replays have its addresses and numbers, the workspaces' too: the streams must outlive the graph,
-  // and their workspaces not grow. What it does on the host happens once on a GPU, and in every replay
-  // on the CPU, whose operations cannot be recorded: there must be nothing that matters.
-  virtual std::unique_ptr<Graph> capture(std::function<void()> work) = 0;
-
-  // What libraries of the device take as its stream: a cudaStream_t. Null elsewhere.
-  virtual void* native_handle() const { return nullptr; }
-
-  // Scratch memory for one operation: valid, in stream order, until the next operation asks for its
-  // own. Grows to the largest request during warm-up and never shrinks. Aligned to 256 bytes.
-  std::byte* workspace(std::size_t bytes);
-
- protected:
-  explicit Stream(Device& device) : device_(device) {}
-
- private:
-  virtual void finish() = 0;
-  // Of at least one element.
-  virtual void queue_copy(Tensor destination, ConstTensor source) = 0;
-
-  friend unsigned* zero_words(Stream&);  // kernels/device/zero_words.h
-
-  Device& device_;
-  Buffer workspace_, zero_words_;
 };
 
 // A point in the work of a stream, for other streams of the device and for the host to wait for.

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "kernels/core/visit.h"
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gpu/columns.h"
 #include "kernels/gpu/pieces.h"

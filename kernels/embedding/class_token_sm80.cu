@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "kernels/core/visit.h"
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/embedding/embedding_gpu.h"
 #include "kernels/gpu/grid.h"

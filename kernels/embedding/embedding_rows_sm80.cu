@@ -12,8 +12,8 @@
 #include <bit>
 
 #include "kernels/core/visit.h"
-#include "kernels/device/device.h"
 #include "kernels/device/scratch.h"
+#include "kernels/device/stream.h"
 #include "kernels/embedding/embedding.h"
 #include "kernels/embedding/embedding_gpu.h"
 #include "kernels/gpu/copy_rows.h"
@@ -112,7 +112,7 @@ void scatter(Stream& stream, const char* name, const ConstTensor& x, const Const
              RowNames kind, const Tensor& y) {
   const std::int64_t rows = y.dim(0), count = names.dim(0);
   const Tensor inverse(stream.workspace(static_cast<std::size_t>(rows) * sizeof(std::int32_t)),
-                       DType::i32, {rows}, stream.device().kind());
+                       DType::i32, {rows}, y.device());
   stream.fill_zero(inverse);
   if (count > 0 && rows > 0) {
     launch(stream,

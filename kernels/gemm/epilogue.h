@@ -1,7 +1,11 @@
 // Where a GEMM kernel's sums go: rounded once, with bias, onto what was there before; or through one of
 // gemm.h's epilogues, which reads and writes up to three matrices instead of one. Sums that a kernel holds
-// in the layout of mma then change lanes through shared memory: accesses fill lines of 128 bytes, a few
-// are under way at once, and the function is compiled once for 32 columns, not for each quad.
+// in the layout of mma then change lanes through shared memory: accesses fill lines of 128 bytes, and a few
+// are under way at once. As do those of rows that are not whole quads, which no model has.
+//
+// What is written in more ways than one stands in a loop over a thread's sums that is not unrolled: unrolled,
+// it was nine tenths of a kernel's code and of the time to compile it. Registers have no index, so that the
+// loop's turns take theirs by branches that all lanes take alike (take_turn).
 #pragma once
 
 #include <cstdint>
@@ -11,6 +15,7 @@
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/math.h"
 #include "kernels/gpu/vector.h"
+#include "kernels/ptx/convert.h"
 
 namespace orchard::GPU_NAMESPACE {
 
@@ -99,18 +104,14 @@ __device__ Quad with_bias(const Epilogue<T>& out, int col, int n, Quad sums) {
   return sums;
 }
 
-// Writes four sums of one row of c [*, n], columns `col` on; those beyond n are dropped. `row_begin`
-// is the index of the row's first element. For EpilogueKind::none.
+// Writes four sums with bias to the `at`th element of c on. For EpilogueKind::none.
 template <class T>
-__device__ void write_sums(const Epilogue<T>& out, std::int64_t row_begin, int col, int n,
-                           Quad sums) {
-  if (col >= n) return;
-  sums = with_bias(out, col, n, sums);
-  const std::int64_t at = row_begin + col;
+__device__ void write_sums(const Epilogue<T>& out, std::int64_t at, bool vectors, int columns,
+                           const Quad& sums) {
   if (out.c_is_bf16) {
-    write_quad(static_cast<bf16*>(out.c) + at, out.add, out.vectors, n - col, sums);
+    write_quad(static_cast<bf16*>(out.c) + at, out.add, vectors, columns, sums);
   } else {
-    write_quad(static_cast<float*>(out.c) + at, out.add, out.vectors, n - col, sums);
+    write_quad(static_cast<float*>(out.c) + at, out.add, vectors, columns, sums);
   }
 }
 
@@ -145,17 +146,18 @@ __device__ Quad read_other(const Epilogue<T>& out, std::int64_t at, int columns)
 template <class T>
 __device__ void finish_quad(const Epilogue<T>& out, std::int64_t at, int columns, Quad sums,
                             const Quad& other) {
+  if (out.kind == EpilogueKind::none) return write_sums(out, at, out.vectors, columns, sums);
   for (float& v : sums.value) v = widen(narrow<T>(v));
   if (out.pre != nullptr) write_quad(out.pre + at, false, out.vectors, columns, sums);
   for (int i = 0; i < 4; ++i) sums.value[i] = finish(out.kind, sums.value[i], other.value[i]);
   write_quad(static_cast<T*>(out.c) + at, false, out.vectors, columns, sums);
 }
 
-// As write_sums, for every kind.
+// Four sums of one row of c [*, n], columns `col` on, through bias and epilogue; those beyond n are
+// dropped. `row_begin` is the index of the row's first element.
 template <class T>
 __device__ void finish_sums(const Epilogue<T>& out, std::int64_t row_begin, int col, int n,
                             const Quad& sums) {
-  if (out.kind == EpilogueKind::none) return write_sums(out, row_begin, col, n, sums);
   if (col >= n) return;
   const std::int64_t at = row_begin + col;
   finish_quad(out, at, n - col, with_bias(out, col, n, sums), read_other(out, at, n - col));
@@ -179,7 +181,7 @@ struct StageQuads {
   __device__ static int col() { return static_cast<int>(threadIdx.x) % lanes_in_row * 4; }
 };
 
-// The lane's quads of `other`, for finish_fragments at [row, col]: to be asked for in good time.
+// The lane's quads of `other`, for finish_stage at [row, col]: to be asked for in good time.
 template <class T>
 __device__ StageQuads read_others(const Epilogue<T>& out, const Work& work, int row, int col) {
   StageQuads others;
@@ -192,12 +194,17 @@ __device__ StageQuads read_others(const Epilogue<T>& out, const Work& work, int 
   return others;
 }
 
-// Writes four neighbouring mma tiles of a warp, [16, 8] each, whose first element is [row, col] of c,
-// through an epilogue that is not none. The stage is the warp's own.
-template <class T>
-__device__ void finish_fragments(const Epilogue<T>& out, const Work& work, WarpStage& stage,
-                                 const float (*tiles)[4], const StageQuads& others, int row,
-                                 int col) {
+// Calls body(i) with i = turn, known to the compiler, of [0, turns).
+template <int turns, class Body>
+__device__ void take_turn(int turn, const Body& body) {
+#pragma unroll
+  for (int i = 0; i < turns; ++i) {
+    if (i == turn) body(i);
+  }
+}
+
+// Fills the warp's stage with four neighbouring mma tiles of it, [16, 8] each.
+__device__ inline void fill_stage(WarpStage& stage, const float* tiles) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
   for (int tile = 0; tile < WarpStage::cols / 8; ++tile) {
@@ -205,9 +212,15 @@ __device__ void finish_fragments(const Epilogue<T>& out, const Work& work, WarpS
     for (int half = 0; half < 2; ++half) {
       store_shared(
           reinterpret_cast<float2*>(&stage.sums[lane / 4 + 8 * half][8 * tile + lane % 4 * 2]),
-          float2{tiles[tile][2 * half], tiles[tile][2 * half + 1]});
+          float2{tiles[4 * tile + 2 * half], tiles[4 * tile + 2 * half + 1]});
     }
   }
+}
+
+// Writes what the warp's stage holds, whose first element is [row, col] of c, through the epilogue.
+template <class T>
+__device__ void finish_stage(const Epilogue<T>& out, const Work& work, const WarpStage& stage,
+                             const StageQuads& others, int row, int col) {
   __syncwarp();
   const int own_col = col + StageQuads::col(), columns = work.n - own_col;
 #pragma unroll
@@ -221,9 +234,9 @@ __device__ void finish_fragments(const Epilogue<T>& out, const Work& work, WarpS
   __syncwarp();  // before the stage is filled again
 }
 
-// Writes two neighbouring mma tiles of a warp, [16, 8] each, whose first element is [row, col] of c. A
-// lane has two columns of either tile; lanes exchange them in pairs, so that each has four columns of
-// one: stores then fill whole 32-byte sectors.
+// Writes two neighbouring mma tiles of a warp, [16, 8] each, whose first element is [row, col] of c, where
+// rows are whole quads and there is no epilogue. A lane has two columns of either tile; lanes exchange them
+// in pairs, so that each has four columns of one: stores then fill whole 32-byte sectors.
 template <class T>
 __device__ void write_fragments(const Epilogue<T>& out, const Work& work, const float* left,
                                 const float* right, int row, int col) {
@@ -237,9 +250,10 @@ __device__ void write_fragments(const Epilogue<T>& out, const Work& work, const 
     const float x = __shfl_xor_sync(all_lanes, odd ? l[0] : r[0], 1);
     const float y = __shfl_xor_sync(all_lanes, odd ? l[1] : r[1], 1);
     const int own_row = row + lane / 4 + 8 * half;
-    if (own_row < work.m) {
-      write_sums(out, work.c + std::int64_t{own_row} * work.n, own_col, work.n,
-                 odd ? Quad{{x, y, r[0], r[1]}} : Quad{{l[0], l[1], x, y}});
+    if (own_row < work.m && own_col < work.n) {
+      const Quad sums = odd ? Quad{{x, y, r[0], r[1]}} : Quad{{l[0], l[1], x, y}};
+      write_sums(out, work.c + std::int64_t{own_row} * work.n + own_col, true, 4,
+                 with_bias(out, own_col, own_col + 4, sums));
     }
   }
 }

@@ -7,7 +7,7 @@
 // deep, since each step's loads must be in flight while the last step is summed.
 #include <type_traits>
 
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gemm/epilogue.h"
 #include "kernels/gemm/gemm_gpu.h"
 #include "kernels/gemm/schedule.h"
@@ -202,15 +202,19 @@ __global__ void __launch_bounds__(config_of(tile).threads(), config_of(tile).blo
     }
   }
 
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < rows; ++i) {
     const int row = work.row + first_row + i / 4 * next_row + i % 4;
-    if (row >= work.m) continue;
+    if (row >= work.m) break;
+    Quad quad[config.quads_n];
+    take_turn<rows>(i, [&](int turn) {
+#pragma unroll
+      for (int j = 0; j < cols; ++j) quad[j / 4].value[j % 4] = sums[turn][j];
+    });
     const std::int64_t row_begin = work.c + std::int64_t{row} * work.n;
 #pragma unroll
-    for (int j = 0; j < cols; j += 4) {
-      finish_sums(out, row_begin, work.col + first_col + j / 4 * next_col, work.n,
-                  Quad{{sums[i][j], sums[i][j + 1], sums[i][j + 2], sums[i][j + 3]}});
+    for (int j = 0; j < config.quads_n; ++j) {
+      finish_sums(out, row_begin, work.col + first_col + j * next_col, work.n, quad[j]);
     }
   }
 }

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <type_traits>
 
+#include "kernels/device/device.h"
 #include "kernels/gemm/gemm_gpu.h"
 #include "kernels/gemm/schedule.h"
 #include "kernels/gpu/gpu_properties.h"

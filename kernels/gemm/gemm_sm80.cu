@@ -7,7 +7,7 @@
 // clock and SM on an A100, half of what shared memory delivers; warps of 64 x 32 would read 96.
 // Four stages of 32 in k keep three steps in flight, and at 64 KB let two blocks share an SM, one
 // of which computes while the other waits at its barrier or writes its tile.
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gemm/gemm_gpu.h"
 #include "kernels/gemm/mma_tile.h"
 #include "kernels/gemm/split_k.h"

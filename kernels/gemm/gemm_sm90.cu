@@ -19,7 +19,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gemm/epilogue.h"
 #include "kernels/gemm/gather_sm90.h"
 #include "kernels/gemm/gemm_gpu.h"
@@ -77,17 +77,15 @@ struct Ring {
 static_assert(sizeof(Ring<WideTile::n_256>) <= 227 * 1024);
 static_assert(sizeof(Ring<WideTile::n_128>) <= 227 * 1024);
 
-// How sums get to c: by the copy engine, through shared memory; or each from the register that holds it,
-// where the copy engine does not take c; or through an epilogue that reads or writes more than c.
-enum class Writing : std::uint8_t { stored, direct, finished };
+// How sums get to c, from shared memory: by the copy engine; or by the threads, where it does not take c or
+// an epilogue reads or writes more than c.
+enum class Writing : std::uint8_t { stored, finished };
 
 // Where sums go, and how.
 struct Output {
   Epilogue<bf16> values;
   Writing writing;
 };
-
-#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 constexpr int producer_warps = warpgroup / 32;
 
@@ -236,30 +234,18 @@ __device__ void produce_gathered(Ring<tile>& ring, const TensorMap& a, const Ten
 template <int n, int boxes>
 __device__ void write_rows(const TensorMap& c, const Output& out, const Work& work,
                            BoxRing<boxes>& own, const float (&sums)[n / 2], int row) {
-  if (out.writing == Writing::direct) {
-#pragma unroll
-    for (int j = 0; j < n / 8; j += 2) {
-      write_fragments(out.values, work, sums + 4 * j, sums + 4 * j + 4, row, work.col + 8 * j);
-    }
-    return;
-  }
   if (out.writing == Writing::finished) {
     static_assert(sizeof(WarpStage) <= sizeof own.box);
     WarpStage& stage = reinterpret_cast<WarpStage&>(own.box);
+    constexpr int turns = n / WarpStage::cols;
     StageQuads ahead = read_others(out.values, work, row, work.col);
-#pragma unroll
-    for (int i = 0; i < n / WarpStage::cols; ++i) {
-      const int col = work.col + i * WarpStage::cols;
+#pragma unroll 1
+    for (int turn = 0; turn < turns; ++turn) {
+      const int col = work.col + turn * WarpStage::cols;
       const StageQuads others = ahead;
-      if ((i + 1) * WarpStage::cols < n) {
-        ahead = read_others(out.values, work, row, col + WarpStage::cols);
-      }
-      float tiles[WarpStage::cols / 8][4];
-#pragma unroll
-      for (int j = 0; j < WarpStage::cols / 2; ++j) {
-        tiles[j / 4][j % 4] = sums[i * WarpStage::cols / 2 + j];
-      }
-      finish_fragments(out.values, work, stage, tiles, others, row, col);
+      if (turn + 1 < turns) ahead = read_others(out.values, work, row, col + WarpStage::cols);
+      take_turn<turns>(turn, [&](int i) { fill_stage(stage, sums + i * WarpStage::cols / 2); });
+      finish_stage(out.values, work, stage, others, row, col);
     }
     return;
   }
@@ -330,13 +316,10 @@ __device__ void consume(Ring<tile>& ring, const TensorMap& c, const Output& out,
   wait_for_boxes();
 }
 
-#endif
-
 template <WideTile tile, Transposed a_transposed, Transposed b_transposed, class Schedule>
 __global__ void __launch_bounds__(threads, 1)
     gemm_wgmma(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
                const __grid_constant__ TensorMap c, Output out, Schedule schedule) {
-#if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
   using Shared = Ring<tile>;
   auto& ring = shared_storage<Shared>();
   if (threadIdx.x == 0) {
@@ -367,7 +350,6 @@ __global__ void __launch_bounds__(threads, 1)
     grow_registers<232>();
     consume<tile, a_transposed, b_transposed>(ring, c, out, schedule);
   }
-#endif
 }
 
 // An operand as the copy engine sees it: [mn, k], or [k, mn] when transposed; one, or a stack.
@@ -388,8 +370,8 @@ bool takes_store(const Tensor& c, bool add) {
 }
 
 Writing writing_of(const Tensor& c, const Epilogue<bf16>& values) {
-  if (values.kind != EpilogueKind::none) return Writing::finished;
-  return takes_store(c, values.add) ? Writing::stored : Writing::direct;
+  return values.kind == EpilogueKind::none && takes_store(c, values.add) ? Writing::stored
+                                                                         : Writing::finished;
 }
 
 // Rows begin on 16 bytes, and there are some.

@@ -215,27 +215,29 @@ __device__ void write_tile(GemmStages<tile>& shared, const Accumulators<tile>& s
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int row = work.row + warp / tile.warps_n * (tile.m / tile.warps_m);
   const int col = work.col + warp % tile.warps_n * (tile.n / tile.warps_n);
-  if (out.kind != EpilogueKind::none) {
-    static_assert(tile.threads() / 32 * sizeof(WarpStage) <= sizeof shared);
-    WarpStage& stage = reinterpret_cast<WarpStage*>(&shared)[warp];
-    __syncthreads();  // everybody is done with the operands
+  if (out.kind == EpilogueKind::none && out.vectors) {
 #pragma unroll
     for (int i = 0; i < Sums::rows; ++i) {
 #pragma unroll
-      for (int j = 0; j < Sums::cols; j += 4) {
-        const int own_row = row + 16 * i, own_col = col + 8 * j;
-        finish_fragments(out, work, stage, &sums.value[i][j],
-                         read_others(out, work, own_row, own_col), own_row, own_col);
+      for (int j = 0; j < Sums::cols; j += 2) {
+        write_fragments(out, work, sums.value[i][j], sums.value[i][j + 1], row + 16 * i,
+                        col + 8 * j);
       }
     }
     return;
   }
-#pragma unroll
-  for (int i = 0; i < Sums::rows; ++i) {
-#pragma unroll
-    for (int j = 0; j < Sums::cols; j += 2) {
-      write_fragments(out, work, sums.value[i][j], sums.value[i][j + 1], row + 16 * i, col + 8 * j);
-    }
+  static_assert(tile.threads() / 32 * sizeof(WarpStage) <= sizeof shared);
+  WarpStage& stage = reinterpret_cast<WarpStage*>(&shared)[warp];
+  __syncthreads();  // everybody is done with the operands
+  constexpr int in_row = Sums::cols / 4, turns = Sums::rows * in_row;
+#pragma unroll 1
+  for (int turn = 0; turn < turns; ++turn) {
+    const int own_row = row + turn / in_row * WarpStage::rows;
+    const int own_col = col + turn % in_row * WarpStage::cols;
+    const StageQuads others = read_others(out, work, own_row, own_col);
+    take_turn<turns>(turn,
+                     [&](int i) { fill_stage(stage, sums.value[i / in_row][i % in_row * 4]); });
+    finish_stage(out, work, stage, others, own_row, own_col);
   }
 }
 

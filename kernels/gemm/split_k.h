@@ -5,7 +5,7 @@
 // 8·slices·m·n, which L2 holds (choose_slices in gemm_gpu.h bounds it).
 #pragma once
 
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gemm/epilogue.h"
 #include "kernels/gemm/schedule.h"
 

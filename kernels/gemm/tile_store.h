@@ -17,6 +17,7 @@
 #include "kernels/gemm/schedule.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/ptx/bulk_copy.h"
+#include "kernels/ptx/convert.h"
 #include "kernels/ptx/elect.h"
 #include "kernels/ptx/fence.h"
 #include "kernels/ptx/stmatrix.h"

@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/values.h"
 

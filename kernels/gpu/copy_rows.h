@@ -7,7 +7,7 @@
 #include <cstdint>
 
 #include "kernels/core/tensor.h"
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/grid.h"
 

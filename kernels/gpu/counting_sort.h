@@ -17,7 +17,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/device/zero_words.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/grid.h"

@@ -9,7 +9,6 @@
 //   shared_storage<Storage>()                     the block's shared memory, instead of __shared__
 //   load(p), load_readonly(p), store(p, value)    global memory, one instruction of sizeof(T) bytes
 //   load_shared(p), store_shared(p, value)        the same for shared memory
-//   pack_bf16x2(low, high)                        two floats rounded into one register
 //   expf, logf, sqrtf, rsqrtf, fmaf, fmaxf, __fdividef, ...      as CUDA has them
 //
 // A kernel file puts everything into namespace orchard::GPU_NAMESPACE (cuda or simt), so that one

@@ -5,9 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/device/device.h"
-
 namespace orchard {
+
+class Stream;
 
 // What kernels are compiled for: those of sm_80 run on every GPU since, those of sm_90a on that alone.
 enum class GpuArch : std::uint8_t { sm_80, sm_90a };
@@ -23,8 +23,6 @@ struct GpuProperties {
   std::size_t shared_bytes = 0;  // that a block can have
 };
 
-inline const GpuProperties& gpu_properties(Stream& stream) {
-  return stream.device().extension<GpuProperties>();
-}
+const GpuProperties& gpu_properties(Stream&);  // of the device of the stream
 
 }  // namespace orchard

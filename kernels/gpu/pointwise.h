@@ -14,7 +14,7 @@
 
 #include <cstdint>
 
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/block.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/values.h"

@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 
 namespace orchard {
 

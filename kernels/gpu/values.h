@@ -7,6 +7,7 @@
 #include "kernels/core/dtype.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/vector.h"
+#include "kernels/ptx/convert.h"
 
 namespace orchard::GPU_NAMESPACE {
 

@@ -3,6 +3,7 @@
 
 #include "kernels/core/dtype.h"
 #include "kernels/gpu/gpu.h"
+#include "kernels/ptx/convert.h"
 
 namespace orchard::GPU_NAMESPACE {
 

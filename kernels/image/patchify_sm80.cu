@@ -10,7 +10,7 @@
 #include <cstdint>
 
 #include "kernels/core/visit.h"
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/grid.h"
 #include "kernels/gpu/vector.h"
 #include "kernels/image/image.h"

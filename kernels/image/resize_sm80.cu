@@ -12,8 +12,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/device/device.h"
 #include "kernels/device/scratch.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/grid.h"
 #include "kernels/image/bicubic.h"
 #include "kernels/image/image.h"

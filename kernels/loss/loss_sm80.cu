@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "kernels/core/visit.h"
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/number.h"
 #include "kernels/gpu/register.h"
 #include "kernels/loss/loss.h"

@@ -12,7 +12,7 @@
 #include <array>
 
 #include "kernels/core/visit.h"
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/values.h"
 #include "kernels/gpu/vector.h"

@@ -15,7 +15,7 @@
 #include <limits>
 
 #include "kernels/core/visit.h"
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/columns.h"
 #include "kernels/gpu/gpu.h"
 #include "kernels/gpu/pieces.h"

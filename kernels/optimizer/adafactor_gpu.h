@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/columns.h"
 #include "kernels/gpu/pointwise.h"
 #include "kernels/optimizer/gradient_scale_gpu.h"

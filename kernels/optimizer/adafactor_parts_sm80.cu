@@ -5,8 +5,8 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "kernels/device/device.h"
 #include "kernels/device/scratch.h"
+#include "kernels/device/stream.h"
 #include "kernels/optimizer/adafactor_gpu.h"
 #include "kernels/optimizer/optimizer.h"
 #include "kernels/optimizer/optimizer_gpu.h"

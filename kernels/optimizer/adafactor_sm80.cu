@@ -7,7 +7,7 @@
 // shape and added in a fixed order.
 #include <cstdint>
 
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/optimizer/adafactor_gpu.h"
 #include "kernels/optimizer/optimizer.h"
 #include "kernels/optimizer/optimizer_gpu.h"

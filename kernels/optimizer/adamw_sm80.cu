@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/pointwise.h"
 #include "kernels/optimizer/gradient_scale_gpu.h"
 #include "kernels/optimizer/optimizer.h"

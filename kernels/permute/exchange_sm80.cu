@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/copy_rows.h"
 #include "kernels/gpu/grid.h"
 #include "kernels/permute/exchange.h"

@@ -1,8 +1,8 @@
 // The plan of a permutation on GPUs, from sm_80 on: a stable counting sort of the choices by expert
 // (kernels/gpu/counting_sort.h). Bytes: 12 per choice, whose expert two launches read, and 4 per row of
 // the buffer, where the moves it plans touch a whole row each. Bound: the latency of its launches.
-#include "kernels/device/device.h"
 #include "kernels/device/scratch.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/counting_sort.h"
 #include "kernels/permute/permute.h"
 #include "kernels/permute/permute_gpu.h"

@@ -12,7 +12,7 @@
 #include <algorithm>
 
 #include "kernels/core/visit.h"
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/copy_rows.h"
 #include "kernels/gpu/pieces.h"
 #include "kernels/gpu/warp.h"

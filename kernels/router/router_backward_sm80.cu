@@ -4,7 +4,7 @@
 // With S the sum of the k chosen p plus 1e-9, g_j = p_j/S and G_j = d_gates of the kept choices:
 //   d_p[e] = balance_scale · E·f_e / (k'·real tokens) + [e = e_i chosen] · (G_i - Σ_j G_j·g_j) / S
 //   d_logits = p · (d_p - Σ_e p·d_p + 2·z_scale·log_sum_exp)
-#include "kernels/device/device.h"
+#include "kernels/device/stream.h"
 #include "kernels/gpu/grid.h"
 #include "kernels/gpu/number.h"
 #include "kernels/router/router.h"

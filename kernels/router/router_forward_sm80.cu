@@ -14,8 +14,8 @@
 // All sums have an order that the shapes fix; counts are integers. So a run repeats bit for bit.
 #include <limits>
 
-#include "kernels/device/device.h"
 #include "kernels/device/scratch.h"
+#include "kernels/device/stream.h"
 #include "kernels/device/zero_words.h"
 #include "kernels/gpu/grid.h"
 #include "kernels/gpu/register.h"

@@ -343,9 +343,6 @@ inline float rsqrtf(float value) {
 inline float __fdividef(float dividend, float divisor) {
   return dividend / divisor;
 }
-inline unsigned pack_bf16x2(float low, float high) {
-  return to_bf16(low).bits | static_cast<unsigned>(to_bf16(high).bits) << 16;
-}
 
 // ---- launch ----------------------------------------------------------------------------------
 

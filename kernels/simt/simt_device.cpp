@@ -46,7 +46,6 @@ class SimtStream final : public Stream {
         queue_(queues) {}
 
   void wait(Event& event) override;
-  std::unique_ptr<Graph> capture(std::function<void()> work) override;
 
   void fill_zero(Tensor destination) override {
     if (!destination.numel()) return;
@@ -148,10 +147,6 @@ void SimtStream::wait(Event& event) {
   if (point) queue_.add_wait(point);
 }
 
-std::unique_ptr<Graph> SimtStream::capture(std::function<void()> work) {
-  return std::make_unique<SimtGraph>(queues_, queue_.record(work));
-}
-
 }  // namespace
 
 void enqueue(Stream& stream, const LaunchShape& shape, KernelCall call) {
@@ -193,6 +188,11 @@ std::unique_ptr<Stream> SimtDevice::make_stream() {
 
 std::unique_ptr<Event> SimtDevice::make_event() {
   return std::make_unique<simt::SimtEvent>(*this, *queues_);
+}
+
+std::unique_ptr<Graph> SimtDevice::capture(Stream& stream, std::function<void()> work) {
+  return std::make_unique<simt::SimtGraph>(*queues_,
+                                           simt::queue_of(stream, "a graph").record(work));
 }
 
 void SimtDevice::advance() {

@@ -77,6 +77,7 @@ class SimtDevice final : public Device {
   ~SimtDevice() override;
   std::unique_ptr<Stream> make_stream() override;
   std::unique_ptr<Event> make_event() override;
+  std::unique_ptr<Graph> capture(Stream& stream, std::function<void()> work) override;
   void advance() override;
 
   // For what moves data to and from the device by itself, in queued work. Throws Error unless all of

@@ -32,9 +32,6 @@ class RecordingStream final : public Stream {
   explicit RecordingStream(Device& device) : Stream(device) {}
   void fill_zero(Tensor) override {}
   void wait(Event&) override {}
-  std::unique_ptr<Graph> capture(std::function<void()>) override {
-    fail("what is recorded cannot be captured");
-  }
 
  private:
   void finish() override {}
@@ -179,6 +176,9 @@ std::unique_ptr<Stream> RecordingDevice::make_stream() {
 }
 std::unique_ptr<Event> RecordingDevice::make_event() {
   return std::make_unique<RecordingEvent>(*this);
+}
+std::unique_ptr<Graph> RecordingDevice::capture(Stream&, std::function<void()>) {
+  fail("what is recorded cannot be captured");
 }
 
 std::byte* RecordingDevice::allocate_bytes(std::size_t bytes) {

@@ -27,6 +27,7 @@ class RecordingDevice final : public Device {
   RecordingDevice();
   std::unique_ptr<Stream> make_stream() override;
   std::unique_ptr<Event> make_event() override;
+  std::unique_ptr<Graph> capture(Stream&, std::function<void()>) override;
 
   // What was recorded since.
   std::vector<Recorded> take() { return std::exchange(recorded_, {}); }

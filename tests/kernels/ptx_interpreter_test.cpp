@@ -88,6 +88,11 @@ TEST(PtxInterpreter, IntegersWrapAndShiftsClamp) {
   EXPECT_EQ(apply("brev.b32", {0x00000003}), 0xc0000000);
   EXPECT_EQ(apply("bfind.shiftamt.u32", {0x00010000}), 15u);
   EXPECT_EQ(apply("bfind.shiftamt.u32", {0}), 0xffffffff);
+  // As wide as its name says, not as C++'s int.
+  EXPECT_EQ(run_probe("ld.global.u16 %rs1, [%rd0];\nmul.wide.u16 %r0, %rs1, %rs1;\n"
+                      "st.global.u32 [%rd0], %r0;",
+                      {0xffff}),
+            std::vector<std::uint32_t>{0xfffe0001});
 }
 
 TEST(PtxInterpreter, FloatsRoundAndTreatNaNs) {

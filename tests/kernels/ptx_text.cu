@@ -4,6 +4,7 @@
 #include "kernels/ptx/barrier.h"
 #include "kernels/ptx/bulk_copy.h"
 #include "kernels/ptx/cluster.h"
+#include "kernels/ptx/convert.h"
 #include "kernels/ptx/cp_async.h"
 #include "kernels/ptx/elect.h"
 #include "kernels/ptx/exp2.h"
@@ -90,6 +91,10 @@ __global__ void election(unsigned* memory) {
 
 __global__ void exponential(float* memory, float x) {
   memory[0] = fast_exp2(x);
+}
+
+__global__ void two_floats(unsigned* memory, float low, float high) {
+  memory[0] = pack_bf16x2(low, high);
 }
 
 __global__ void bulk_copies(void* shared, void* global, unsigned bytes, std::uint64_t* barrier) {

@@ -168,6 +168,11 @@ TEST(PtxText, Exp2) {
   EXPECT_EQ(inline_ptx("exponential"), (Lines{"ex2.approx.ftz.f32 m0, p1;"}));
 }
 
+TEST(PtxText, Convert) {
+  EXPECT_EQ(inline_ptx("two_floats"),
+            (Lines{"cvt.rn.bf16x2.f32 m0, p2, p1;"}));  // the upper half comes first
+}
+
 TEST(PtxText, BulkCopies) {
   EXPECT_EQ(inline_ptx("bulk_copies"),
             (Lines{"cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "

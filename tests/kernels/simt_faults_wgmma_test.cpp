@@ -1,4 +1,5 @@
 // wgmma on what the copy engine brings: rings of shared memory, mbarriers, and the two proxies.
+#include "kernels/ptx/convert.h"
 #include "kernels/ptx/mbarrier.h"
 #include "kernels/ptx/tma.h"
 #include "kernels/ptx/wgmma.h"

@@ -115,7 +115,8 @@ TEST_P(SortOfPairs, AGraphSortsWhatIsThereWhenItIsReplayed) {
   pairs.upload();
   queue_sort(stream(), pairs.sort(), pairs.scratch());
   stream().synchronize();
-  const auto graph = stream().capture([&] { queue_sort(stream(), pairs.sort(), pairs.scratch()); });
+  const auto graph = stream().device().capture(
+      stream(), [&] { queue_sort(stream(), pairs.sort(), pairs.scratch()); });
   for (const unsigned seed : {2u, 3u}) {
     pairs.fill(seed);
     pairs.upload();

@@ -82,7 +82,7 @@ TEST_P(Streams, AGraphRepeatsItsWork) {
   };
   work();  // the workspace has its size from now on
   stream().synchronize();
-  const auto graph = stream().capture(work);
+  const auto graph = device().capture(stream(), work);
   stream().synchronize();
   x.download();
   stream().synchronize();
@@ -115,7 +115,7 @@ TEST_P(Streams, AGraphHoldsWhatOtherStreamsDoForIt) {
     run(stream(), Scale{.x = x, .factor = 8});
   };
   stream().synchronize();
-  const auto graph = stream().capture(work);
+  const auto graph = device().capture(stream(), work);
   for (const double factor : {64., 4096.}) {
     graph->replay(stream());
     stream().copy(y, x.tensor());
@@ -157,7 +157,7 @@ TEST_P(Streams, ACaptureThatFailsLeavesTheStreamUsable) {
   OnDevice x = on_device(values);
   stream().synchronize();
   const auto graph_of = [&](const std::function<void()>& work) {
-    const auto graph = stream().capture(work);
+    const auto graph = device().capture(stream(), work);
     graph->replay(stream());  // the CPU runs it only here
   };
   EXPECT_EQ(message_of([&] { graph_of([] { fail("no such thing"); }); }), "no such thing");
@@ -226,11 +226,12 @@ TEST_F(EmulatedStreams, WhoWaitsForAStreamThatFailedIsTold) {
 
 TEST_F(EmulatedStreams, ACaptureNeitherWaitsNorGrows) {
   const auto in_capture = [&](const std::function<void()>& work) {
-    return message_of([&] { (void)stream_->capture(work); });
+    return message_of([&] { (void)device_->capture(*stream_, work); });
   };
   EXPECT_THAT(in_capture([&] { stream_->synchronize(); }), HasSubstr("inside a capture"));
   EXPECT_THAT(in_capture([&] { stream_->workspace(1 << 20); }), HasSubstr("inside a capture"));
-  EXPECT_THAT(in_capture([&] { (void)stream_->capture([] {}); }), HasSubstr("inside a capture"));
+  EXPECT_THAT(in_capture([&] { (void)device_->capture(*stream_, [] {}); }),
+              HasSubstr("inside a capture"));
   const auto event = device_->make_event();
   EXPECT_THAT(in_capture([&] {
                 event->record(*stream_);
@@ -242,7 +243,7 @@ TEST_F(EmulatedStreams, ACaptureNeitherWaitsNorGrows) {
 TEST_F(EmulatedStreams, ACaptureBeginsAndEndsWithItsStream) {
   const auto from = device_->make_event(), to = device_->make_event();
   const auto in_capture = [&](const std::function<void()>& work) {
-    return message_of([&] { (void)stream_->capture(work); });
+    return message_of([&] { (void)device_->capture(*stream_, work); });
   };
   from->record(*other_);
   EXPECT_THAT(in_capture([&] { stream_->wait(*from); }), HasSubstr("recorded outside"));
@@ -276,7 +277,7 @@ TEST_F(EmulatedStreams, ACaptureBeginsAndEndsWithItsStream) {
 TEST_F(EmulatedStreams, AGraphDoesNotWaitForWhatItsOtherStreamsHave) {
   Guarded values = random_normal(DType::f32, {1000}, 1), result(DType::f32, {1000});
   const auto from = device_->make_event(), to = device_->make_event();
-  const auto graph = stream_->capture([&] {
+  const auto graph = device_->capture(*stream_, [&] {
     from->record(*stream_);
     other_->wait(*from);
     other_->copy(result, x_);

@@ -79,6 +79,7 @@ void add_integer_arithmetic(Opcodes& to) {
   add_wrapping<uint64_t>(to, "u64");
   to.add("mul.wide.s32", [](int32_t a, int32_t b) { return int64_t{a} * b; });
   to.add("mul.wide.u32", [](uint32_t a, uint32_t b) { return uint64_t{a} * b; });
+  to.add("mul.wide.u16", [](uint16_t a, uint16_t b) { return uint32_t{a} * b; });
   to.add("mad.wide.s32", [](int32_t a, int32_t b, uint64_t c) {
     return static_cast<uint64_t>(int64_t{a} * b) + c;
   });
