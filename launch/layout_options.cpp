@@ -15,6 +15,9 @@ constexpr ChoiceNames<ExpertDispatch, 3> expert_dispatches{
      {"direct", ExpertDispatch::direct},
      {"by_node", ExpertDispatch::by_node}}};
 
+constexpr ChoiceNames<ExpertMessages, 2> expert_messages{
+    {{"fixed", ExpertMessages::fixed}, {"counted", ExpertMessages::counted}}};
+
 constexpr ChoiceNames<PipelineBalance, 2> pipeline_balances{
     {{"counted", PipelineBalance::counted}, {"measured", PipelineBalance::measured}}};
 
@@ -118,6 +121,11 @@ void add_layout(std::vector<RunOption>& options) {
   options.push_back(choice_option(
       {"layout.moe_dispatch", "how rows go to experts on other nodes: large messages direct"},
       expert_dispatches, [](auto& r) -> auto& { return r.experts.dispatch; }));
+  options.push_back(choice_option(
+      {"layout.moe_messages",
+       "to experts with a capacity: fixed in size, for which nobody waits; or counted rows, fewer "
+       "where a micro-batch has fewer sequences than layout.tp times layout.moe_chunks"},
+      expert_messages, [](auto& r) -> auto& { return r.experts.messages; }));
 }
 
 }  // namespace orchard

@@ -158,6 +158,9 @@ void check_graphs(const ResolvedRun& run, const RunConfig& config) {
               "the host reads how many rows experts on other ranks ({}) are sent, unless they have "
               "a capacity: {}",
               experts, rules.see("moe.capacity_factor"));
+  rules.check(!experts_apart || config.experts.messages == ExpertMessages::fixed, "run.graphs",
+              "the host reads how many rows experts on other ranks ({}) are sent: {}", experts,
+              rules.see("layout.moe_messages"));
   rules.check(config.device != DeviceKind::cpu && config.transport != DeviceTransport::host,
               "run.graphs", "messages that pass through host memory are no part of a graph: {}, {}",
               rules.see("run.device"), rules.see("run.transport"));

@@ -5,25 +5,9 @@
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/gemm/gemm.h"
 #include "kernels/permute/permute.h"
+#include "models/fixed_messages.h"
 
 namespace orchard {
-namespace {
-
-struct RowRange {
-  std::int64_t begin = 0, end = 0;
-  std::int64_t count() const { return end - begin; }
-};
-
-// Where messages of a fixed size had room for more than so many times what a micro-batch can keep, rows
-// are counted instead: the experts work on the zeros, too.
-constexpr std::int64_t most_room = 2;
-
-// One of `parts` parts, as equal as can be.
-RowRange part_of(RowRange rows, std::int64_t part, std::int64_t parts) {
-  return {rows.begin + rows.count() * part / parts, rows.begin + rows.count() * (part + 1) / parts};
-}
-
-}  // namespace
 
 // The rows that this rank sends to the experts: all of the micro-batch's, or its share among the
 // tensor ranks. Shares are equal but for the last ones.
@@ -33,20 +17,14 @@ class MixtureOfExperts::Share {
     if (!pass.parallel || (*pass.parallel)[MeshGroup::tensor].size() == 1) return;
     tensor_ = &(*pass.parallel)[MeshGroup::tensor];
     only_share_here_ = pass.parallel->place().sequence_parallel == SequenceParallel::yes;
-    whole_ = (rows_ + tensor_->size() - 1) / tensor_->size();
-    begin_ = begin_of(tensor_->rank());
-    count_ = begin_of(tensor_->rank() + 1) - begin_;
+    whole_ = of_rank(0).count();
+    begin_ = of_rank(tensor_->rank()).begin;
+    count_ = of_rank(tensor_->rank()).count();
   }
 
   std::int64_t count() const { return count_; }
-  // Rows of the micro-batch that each tensor rank sends.
-  std::vector<RowRange> of_all_ranks() const {
-    if (!tensor_) return {{0, rows_}};
-    std::vector<RowRange> shares(static_cast<std::size_t>(tensor_->size()));
-    for (int rank = 0; rank < tensor_->size(); ++rank)
-      shares[static_cast<std::size_t>(rank)] = {begin_of(rank), begin_of(rank + 1)};
-    return shares;
-  }
+  // Tensor ranks that send the micro-batch's rows together.
+  int ranks() const { return tensor_ ? tensor_->size() : 1; }
   // Rows of x: with sequence parallelism every rank has as many, the last ones with padding.
   std::int64_t rows_here() const { return only_share_here_ ? whole_ : rows_; }
 
@@ -71,7 +49,7 @@ class MixtureOfExperts::Share {
     if (!tensor_) return;
     std::vector<std::int64_t> counts(static_cast<std::size_t>(tensor_->size()));
     for (int rank = 0; rank < tensor_->size(); ++rank)
-      counts[static_cast<std::size_t>(rank)] = (begin_of(rank + 1) - begin_of(rank)) * x.dim(1);
+      counts[static_cast<std::size_t>(rank)] = of_rank(rank).count() * x.dim(1);
     tensor_->all_gather(pass.stream, x, of_all(x), counts).wait(pass.stream);
   }
   // Of x [rows here, hidden], of which this rank has written its share, the rest.
@@ -86,7 +64,7 @@ class MixtureOfExperts::Share {
   bool only_share_here() const { return only_share_here_; }
 
  private:
-  std::int64_t begin_of(int rank) const { return std::min(rank * whole_, rows_); }
+  RowRange of_rank(int rank) const { return share_of(rows_, rank, tensor_->size()); }
 
   Communicator* tensor_ = nullptr;  // null: no other rank has these rows
   bool only_share_here_ = false;
@@ -175,28 +153,20 @@ void MixtureOfExperts::plan(Pass& pass, const Share& share, ConstTensor x, Saved
       dispatcher.plan(pass.stream, pass.arena,
                       {.experts = experts_of_parts,
                        .row_bytes = x.dim(1) * static_cast<std::int64_t>(size_of(x.dtype())),
-                       .most_rows = most_rows(pass, share, chunks)});
+                       .most_rows = most_rows(pass, share, dispatcher.options())});
   for (std::size_t i = 0; i < routes.size(); ++i) saved.parts[i].routes = routes[i];
 }
 
 std::int64_t MixtureOfExperts::most_rows(const Pass& pass, const Share& share,
-                                         std::int64_t chunks) const {
+                                         const ExpertDispatchOptions& options) const {
   const DeviceBatch& batch = pass.batch;
-  if (config_.moe.capacity_factor == 0 || pass.sizes != MicroBatchSizes::alike || batch.rows == 0)
+  if (config_.moe.capacity_factor == 0 || options.messages == ExpertMessages::counted ||
+      pass.sizes != MicroBatchSizes::alike || batch.rows == 0)
     return 0;
   const CapacityRule rule{.factor = config_.moe.capacity_factor,
                           .experts = config_.moe.experts,
                           .length = batch.rows / batch.sequences};
-  std::int64_t most = 0, parts = 0;
-  for (const RowRange& rows : share.of_all_ranks()) {
-    for (std::int64_t i = 0; i < chunks; ++i, ++parts) {
-      const RowRange part = part_of(rows, i, chunks);
-      most = std::max(most, most_kept_choices(rule, part.begin, part.end));
-    }
-  }
-  // Each part of a sequence could have all that the sequence keeps, but not all of them can.
-  const std::int64_t of_all = most_kept_choices(rule, 0, batch.rows);
-  return parts * most <= most_room * of_all ? most : 0;
+  return fixed_messages(rule, batch.rows, share.ranks(), options.chunks).rows;
 }
 
 Tensor MixtureOfExperts::forward(Pass& pass, ConstTensor x, Saved& saved) const {

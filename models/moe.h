@@ -7,9 +7,8 @@
 // balance loss see whole sequences. The experts may be on other ranks (parallel/expert_dispatcher.h).
 // A rank's rows can be sent in several parts, the first of which its experts work on while the next
 // is under way. With a capacity, and micro-batches that are alike on all ranks, no rank can have more
-// rows for an expert than the capacity of the sequences that a part touches: messages have that size,
-// and nobody waits for counts. Unless tensor ranks and parts cut sequences so often that this would be
-// more than twice what the micro-batch can keep.
+// rows for an expert than the capacity of the sequences that a part touches: messages have that size
+// (models/fixed_messages.h), and nobody waits for counts.
 #pragma once
 
 #include "models/config.h"
@@ -61,9 +60,10 @@ class MixtureOfExperts {
   class Share;
   void route(Pass& pass, const Share& share, ConstTensor x, Saved& saved) const;
   void plan(Pass& pass, const Share& share, ConstTensor x, Saved& saved) const;
-  // Rows that any rank can have for an expert in one of `chunks` parts, the same number on all of
-  // them; 0: not known, or too many to send.
-  std::int64_t most_rows(const Pass& pass, const Share& share, std::int64_t chunks) const;
+  // Rows that any rank can have for an expert in one part, the same number on all of them; 0: not
+  // known, or not to be used.
+  std::int64_t most_rows(const Pass& pass, const Share& share,
+                         const ExpertDispatchOptions& options) const;
   // Gradient of what the router read, [rows that this rank sends, hidden], in `dtype`.
   Tensor router_backward(Pass& pass, const Share& share, ConstTensor d_gates, DType dtype,
                          Saved& saved) const;

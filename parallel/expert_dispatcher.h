@@ -99,6 +99,12 @@ enum class ExpertDispatch : std::uint8_t {
   by_node,
 };
 
+// What is sent to experts that have a capacity.
+enum class ExpertMessages : std::uint8_t {
+  fixed,    // as many rows as can be at most, zeros behind those that there are: nobody waits
+  counted,  // the rows that there are, as without a capacity: the host waits for their counts
+};
+
 struct ExpertDispatchOptions {
   ExpertDispatch dispatch = ExpertDispatch::automatic;
   // With `automatic`: the mean message from a rank to a rank of another node below which messages
@@ -107,6 +113,7 @@ struct ExpertDispatchOptions {
   std::int64_t small_message_bytes = 256 << 10;
   Overlap overlap = Overlap::yes;  // no: every message is waited for when it starts
   int chunks = 1;                  // parts in which a layer sends a rank's rows
+  ExpertMessages messages = ExpertMessages::fixed;
 };
 
 // What a layer's tokens want, in one or more parts.

@@ -61,8 +61,10 @@ Communicator* StepRunner::group_of_passes() const {
   require_that(ranks_.stages().ranks() == 1, "the messages of a pipeline", "");
   require_that(!layers_apart || !experts_apart,
                "the messages of tensor ranks and those of experts at once", "tp = 1, or ");
-  require_that(!experts_apart || model_.config().decoder.moe.capacity_factor > 0,
-               "messages of experts whose sizes the host reads", "capacity_factor > 0, or ");
+  require_that(!experts_apart || (model_.config().decoder.moe.capacity_factor > 0 &&
+                                  dispatcher_->options().messages == ExpertMessages::fixed),
+               "messages of experts whose sizes the host reads",
+               "capacity_factor > 0 with fixed messages, or ");
   if (!layers_apart && !experts_apart) return nullptr;
   Communicator& group = layers_apart ? tensor : ranks_[MeshGroup::expert_layer];
   require_that(group.is_captured_on(stream_.device()), "messages that pass through host memory",

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "data/atomic_file.h"
+#include "models/fixed_messages.h"
 #include "train/checkpoint.h"
 #include "train/checkpoint_folder.h"
 #include "train/layout_facts.h"
@@ -23,6 +24,9 @@ namespace orchard {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+// Messages to experts with room for more than so many times what is kept are told of.
+constexpr double most_room_untold = 1.25;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -65,12 +69,13 @@ void check_tokenizer(const RunConfig& run, const std::filesystem::path& checkpoi
 std::string setting_of(const RunConfig& run, const ModelConfig& model, const MicroBatch& batch) {
   Layout layout = run.layout;
   layout.pipeline = 1;
-  return fmt::format("{}, {} rows, moe-chunks {}, {}, {}; {} x {} rows, {} targets, {} tiles; {}",
-                     layout.to_string(),
-                     run.sequence_parallel == SequenceParallel::yes ? "shared" : "same",
-                     run.experts.chunks, name_of(run.dtype),
-                     model.recompute == Recompute::blocks ? "recomputed" : "kept", batch.sequences,
-                     batch.length, batch.target_count, batch.tiles, model_json(model));
+  return fmt::format(
+      "{}, {} rows, moe-chunks {}, {} rows to experts, {}, {}; {} x {} rows, {} targets, {} tiles; "
+      "{}",
+      layout.to_string(), run.sequence_parallel == SequenceParallel::yes ? "shared" : "same",
+      run.experts.chunks, run.experts.messages == ExpertMessages::fixed ? "fixed" : "counted",
+      name_of(run.dtype), model.recompute == Recompute::blocks ? "recomputed" : "kept",
+      batch.sequences, batch.length, batch.target_count, batch.tiles, model_json(model));
 }
 
 StageCut cut_of(const RunConfig& run, const StageConfig& stage, const ModelConfig& model,
@@ -154,6 +159,7 @@ class StageTrainer {
                                   stage_.number, micro_batches(), data_.micro_batch()));
     tell_pipeline();
     tell_graphs();
+    tell_messages();
     if (done_ == 0) validate_and_report();
     const std::int64_t first = done_,
                        last = budget ? std::min(stage_.steps, done_ + *budget) : stage_.steps;
@@ -199,6 +205,29 @@ class StageTrainer {
         "sent while it runs{}",
         stage_.number,
         micro_batches() == 1 ? ": here there is no other, so none is replayed" : ""));
+  }
+
+  void tell_messages() {
+    const ExpertDispatcher* const dispatcher = runner_->dispatcher();
+    const float factor = model_config_.decoder.moe.capacity_factor;
+    if (!dispatcher || dispatcher->placement().size() == 1 || factor == 0 ||
+        dispatcher->options().messages == ExpertMessages::counted)
+      return;
+    const CapacityRule rule{.factor = factor,
+                            .experts = model_config_.decoder.moe.experts,
+                            .length = stage_.sequence_length};
+    const int shares = ranks_[MeshGroup::tensor].size(), chunks = dispatcher->options().chunks;
+    const double room =
+        fixed_messages(rule, data_.micro_batch() * rule.length, shares, chunks).room;
+    if (room <= most_room_untold) return;
+    observer_.message(
+        fmt::format("stage {}: messages to experts have room for {:.1f} times what a micro-batch "
+                    "can keep, which "
+                    "experts work on: its {} sequences are cut into {} parts. More sequences, "
+                    "fewer tensor ranks "
+                    "or layout.moe_chunks avoid that, or layout.moe_messages = counted, for which "
+                    "the host waits",
+                    stage_.number, room, data_.micro_batch(), shares * chunks));
   }
 
   // Of a replica's step.

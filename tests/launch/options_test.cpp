@@ -282,6 +282,9 @@ TEST(Ranks, GraphsAreRefusedWhereTheHostTakesPartInMessages) {
     EXPECT_THAT(message({on_gpus, apart}, 2),
                 AllOf(HasSubstr("run.graphs = yes"), HasSubstr(fmt::format("{} = 2", option)),
                       HasSubstr("unless they have a capacity: moe.capacity_factor = 0")));
+    EXPECT_THAT(message({on_gpus, capacity, apart, given("layout.moe_messages", "counted")}, 2),
+                AllOf(HasSubstr("the host reads how many rows"),
+                      HasSubstr("layout.moe_messages = counted")));
     EXPECT_THAT(message({on_gpus, capacity, apart, given("layout.tp", "2")}, 2),
                 AllOf(HasSubstr("not both"), HasSubstr("layout.tp = 2"),
                       HasSubstr(fmt::format("{} = 2", option))));
@@ -416,9 +419,10 @@ TEST(Options, EachFillsItsOwnFieldOnly) {
     const std::string before = option.print(run);
     std::string value;
     for (const char* candidate :
-         {"3",           "4",      "0.25",  "simt",       "bf16",      "last",      "blocks",
-          "all_choices", "fixed",  "fit",   "separators", "assistant", "adafactor", "no",
-          "dp-tp-ep-pp", "direct", "gpipe", "measured",   "sm_90a",    "host",      "yes"}) {
+         {"3",         "4",           "0.25",        "simt",   "bf16",       "last",
+          "blocks",    "all_choices", "fixed",       "fit",    "separators", "assistant",
+          "adafactor", "no",          "dp-tp-ep-pp", "direct", "gpipe",      "measured",
+          "counted",   "sm_90a",      "host",        "yes"}) {
       if (candidate == before || !option.read(run, candidate)) continue;
       value = candidate;
       break;

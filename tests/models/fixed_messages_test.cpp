@@ -1,5 +1,7 @@
 // Messages of a fixed size between the ranks of experts, where a capacity bounds what they carry: they
 // bring what counted ones do, and nobody counts or waits. Run under mpirun.
+#include "models/fixed_messages.h"
+
 #include "comm/emulated_nccl.h"
 #include "comm/nccl.h"
 #include "kernels/gemm/peak.h"
@@ -144,20 +146,38 @@ TEST_F(FixedMessages, NothingIsCountedByNodeEither) {
   EXPECT_NE(bytes.at(true), bytes.at(false));
 }
 
-// Four sequences in eight halves could keep twice their capacity, in six parts more.
-TEST_F(FixedMessages, RowsAreCountedWhereMessagesWouldBeMostlyZeros) {
+// However many parts their sequences are cut into, unless rows are asked for.
+TEST_F(FixedMessages, CountNothingWhereSequencesAreCutEither) {
   const auto group = first_ranks(2);
   if (!group) return;
-  for (const auto& [chunks, gathers] : {std::pair{1, 0}, {4, 0}, {3, 1}}) {
-    const LayerCase c{.layout = layout_of(2, 2, 1),
-                      .ranks = 2,
-                      .micro_batches = alike_tokens(),
-                      .options = {.chunks = chunks},
-                      .sizes = MicroBatchSizes::alike,
-                      .capacity_factor = 1};
-    expect_same_as_alone(c);
-    EXPECT_EQ(costs_of(c, *group).all_gathers, gathers) << c.to_string();
+  for (const ExpertMessages messages : {ExpertMessages::fixed, ExpertMessages::counted}) {
+    for (const int chunks : {1, 4, 3}) {
+      const LayerCase c{.layout = layout_of(2, 2, 1),
+                        .ranks = 2,
+                        .micro_batches = alike_tokens(),
+                        .options = {.chunks = chunks, .messages = messages},
+                        .sizes = MicroBatchSizes::alike,
+                        .capacity_factor = 1};
+      expect_same_as_alone(c);
+      EXPECT_EQ(costs_of(c, *group).all_gathers, messages == ExpertMessages::fixed ? 0 : 1)
+          << c.to_string();
+    }
   }
+}
+
+// Of four sequences of 24 rows, which keep three of an expert each.
+TEST(RoomOfFixedMessages, IsWhatPartsOfSequencesCouldKeep) {
+  const CapacityRule rule{.factor = 1, .experts = 8, .length = 24};
+  const auto expect = [&](int ranks, int chunks, std::int64_t rows, double room) {
+    const auto messages = fixed_messages(rule, 96, ranks, chunks);
+    EXPECT_EQ(messages.rows, rows) << ranks << " ranks, " << chunks << " chunks";
+    EXPECT_DOUBLE_EQ(messages.room, room) << ranks << " ranks, " << chunks << " chunks";
+  };
+  expect(1, 1, 12, 1);
+  expect(4, 1, 3, 1);
+  expect(2, 4, 3, 2);   // halves of sequences
+  expect(2, 3, 6, 3);   // parts of 16 rows, some of which touch two
+  expect(96, 1, 1, 8);  // a row each
 }
 
 TEST_F(FixedMessages, NeedNoCountsAndNoWait) {

@@ -46,11 +46,12 @@ struct LayerCase {
   std::vector<std::int32_t> everyone_chooses = {};
 
   std::string to_string() const {
-    return fmt::format("{} ranks, {}, {}, {} chunks, dispatch {}, sizes {}, capacity {}, {}", ranks,
-                       layout.to_string(),
-                       sequence_parallel == SequenceParallel::yes ? "shared rows" : "same rows",
-                       options.chunks, static_cast<int>(options.dispatch), static_cast<int>(sizes),
-                       capacity_factor, name_of(dtype));
+    return fmt::format(
+        "{} ranks, {}, {}, {} chunks, dispatch {}, messages {}, sizes {}, capacity {}, {}", ranks,
+        layout.to_string(),
+        sequence_parallel == SequenceParallel::yes ? "shared rows" : "same rows", options.chunks,
+        static_cast<int>(options.dispatch), static_cast<int>(options.messages),
+        static_cast<int>(sizes), capacity_factor, name_of(dtype));
   }
 };
 

@@ -479,7 +479,7 @@ TEST(PassGraphsOnRanks, WhatNoGraphCanHoldIsRefused) {
   for (const Layout& layout : {Layout{.expert = 2}, Layout{.expert_tensor = 2}}) {
     EXPECT_THAT(refusal(*messages, layout, 0),
                 AllOf(HasSubstr("sizes the host reads"), HasSubstr(layout.to_string()),
-                      HasSubstr("capacity_factor > 0, or graphs = no")));
+                      HasSubstr("capacity_factor > 0 with fixed messages, or graphs = no")));
     EXPECT_THAT(refusal(*world, layout, 1),
                 AllOf(HasSubstr("through host memory"), HasSubstr("or graphs = no")));
     EXPECT_EQ(refusal(*messages, layout, 1), "");
